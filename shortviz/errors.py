@@ -1,0 +1,50 @@
+"""Problems a person can fix. Each message is one sentence: what happened, the offending value, what to do next.
+
+ShortvizError
+├── ModelError      a model that cannot be loaded or is not of a kind we can cut
+├── TextError       calibration or evaluation text that cannot be used
+├── PlanError       layers that do not exist, or that the stock config cannot do without
+├── NumericsError   NaN or Inf in weights or activations
+├── ResourceError   not enough memory or disk, or the network is down
+├── ExportError     a folder that cannot be written, or a checkpoint that failed its proof
+├── RunError        a run directory that cannot be read or does not fit the request
+└── Stopped         the person asked to stop before there was any result to keep
+
+The command line prints the message and exits with 2; the app shows it on the page. Anything else is our fault.
+"""
+
+
+class ShortvizError(Exception):
+    """A problem whose message may be shown to a person as it is."""
+
+
+class ModelError(ShortvizError):
+    """A model that cannot be loaded, or is not a causal language model we can cut."""
+
+
+class TextError(ShortvizError):
+    """Calibration or evaluation text that cannot be used."""
+
+
+class PlanError(ShortvizError):
+    """Layers that do not exist, or that the stock config cannot do without (the field is named)."""
+
+
+class NumericsError(ShortvizError):
+    """NaN or Inf in weights or activations; the layer is named."""
+
+
+class ResourceError(ShortvizError):
+    """Not enough memory or disk, or no network."""
+
+
+class ExportError(ShortvizError):
+    """A folder that cannot be written, or a checkpoint that failed its proof."""
+
+
+class RunError(ShortvizError):
+    """A run directory that cannot be read or does not fit the request."""
+
+
+class Stopped(ShortvizError):
+    """The work was stopped before there was any result to keep."""
