@@ -23,7 +23,7 @@ _HOME = {
     "best_blocks": "planning",
     "estimate": "loading",
     "evaluate": "losses",
-    "export": "export",
+    "export_checkpoint": "export",
     "load": "loading",
     "load_run": "runs",
     "make_windows": "texts",
@@ -39,7 +39,6 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'shortviz' has no attribute {name!r}")
-    # `export` is both a module and its function: import_module would bind the module, so bind the function after it.
     value = getattr(import_module(f"shortviz.{_HOME[name]}"), name)
     globals()[name] = value
     return value

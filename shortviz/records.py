@@ -338,7 +338,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the token-weighted mean NLL."""
+        """Exp of the token-weighted mean NLL."""
         return math.exp(self.nll) if self.nll < 700 else math.inf
 
     @property
