@@ -1,0 +1,61 @@
+"""What a criterion is, and the pairwise numbers that most of them are made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:  # a saved run is explored without torch
+    Tensor = Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Inner products of every pair of boundaries i < j, one row per token; float64, shape (tokens, pairs) each."""
+
+    dot: Tensor
+    """x^(i) . x^(j)."""
+    start_squared: Tensor
+    """|x^(i)|^2, i being the boundary where the block starts."""
+    end_squared: Tensor
+    """|x^(j)|^2."""
+
+    @property
+    def cosine(self) -> Tensor:
+        """Cosine of the angle between the boundaries, clamped to [-1, 1]."""
+        return (self.dot / (self.start_squared * self.end_squared).sqrt()).clamp(-1.0, 1.0)
+
+    @property
+    def difference(self) -> Tensor:
+        """Euclidean norm of x^(j) - x^(i)."""
+        return (self.start_squared + self.end_squared - 2.0 * self.dot).clamp(min=0.0).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Criterion:
+    """A rule that scores a block by what it does to the residual stream; low = redundant."""
+
+    name: str
+    label: str
+    """For screens, e.g. `angular, last token`."""
+    units: str
+    low: float
+    """Smallest possible value."""
+    high: float
+    """Largest possible value."""
+    tokens: Literal["last", "all"]
+    """`last`: the last token of a sequence. `all`: the mean over its tokens except position 0, the attention sink."""
+    source: str
+    """Paper and equation."""
+    explanation: str
+    """One line for people."""
+    score: Callable[[Tensor, Tensor], Tensor]
+    """(x^(start), x^(start+n)), shape (..., hidden), broadcast against each other -> one value per token, shape (...).
+
+    The reference, and the only thing that a criterion of your own needs.
+    """
+    from_pairs: Callable[[Pairs], Tensor] | None = None
+    """The same values from inner products, for all blocks at once; shape (tokens, pairs)."""
+    order: int = 99
+    """Place in lists."""
