@@ -4,7 +4,7 @@
 (a handle is read-only, so tests may share it). A new family is one line in FAMILIES: the contract tests find it.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -192,7 +192,7 @@ def tiny_handle(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, bo
     return handle_of(build_tiny(name, dtype, seed), f"tiny-{name}", bos)
 
 
-@lru_cache(maxsize=None)
+@cache
 def shared_handle(name: str) -> ModelHandle:
     """Return the float32 handle of a family that the whole test session shares."""
     return tiny_handle(name)
