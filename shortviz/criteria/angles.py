@@ -1,14 +1,8 @@
 """The angle between two residual streams, exact also where it is tiny."""
 
 import math
-from typing import TYPE_CHECKING, Any
 
-from shortviz.criteria.base import Pairs
-
-if TYPE_CHECKING:
-    from torch import Tensor
-else:  # a saved run is explored without torch
-    Tensor = Any
+from shortviz.criteria.base import Pairs, Tensor
 
 
 def angle(u: Tensor, v: Tensor) -> Tensor:
@@ -18,7 +12,8 @@ def angle(u: Tensor, v: Tensor) -> Tensor:
     """
     a, b = u.double(), v.double()
     a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
-    return 2.0 / math.pi * (a - b).norm(dim=-1).atan2((a + b).norm(dim=-1))
+    result: Tensor = 2.0 / math.pi * (a - b).norm(dim=-1).atan2((a + b).norm(dim=-1))
+    return result
 
 
 def angle_of_pairs(pairs: Pairs) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor as Tensor
 else:  # a saved run is explored without torch
     Tensor = Any
 
@@ -57,5 +57,7 @@ class Criterion:
     """
     from_pairs: Callable[[Pairs], Tensor] | None = None
     """The same values from inner products, for all blocks at once; shape (tokens, pairs)."""
+    undefined_at_zero: bool = True
+    """Whether a zero vector has no such value; it is then reported, not invented."""
     order: int = 99
     """Place in lists."""

@@ -1,20 +1,14 @@
 """Block influence, 1 - cosine (ShortGPT: Men et al. 2024, arXiv 2403.03853, eq. 1); the paper uses it with n = 1."""
 
-from typing import TYPE_CHECKING, Any
-
-from shortviz.criteria.base import Criterion, Pairs
-
-if TYPE_CHECKING:
-    from torch import Tensor
-else:  # a saved run is explored without torch
-    Tensor = Any
+from shortviz.criteria.base import Criterion, Pairs, Tensor
 
 
 def _influence(u: Tensor, v: Tensor) -> Tensor:
     a, b = u.double(), v.double()
     a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
     # |a - b|^2 / 2 is 1 - a.b without the cancellation near 0.
-    return (a - b).square().sum(-1) / 2.0
+    result: Tensor = (a - b).square().sum(-1) / 2.0
+    return result
 
 
 def _influence_of_pairs(pairs: Pairs) -> Tensor:

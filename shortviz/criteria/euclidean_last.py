@@ -1,17 +1,11 @@
 """Euclidean distance at the last token: how much the block adds to the residual stream, in the stream's own units."""
 
-from typing import TYPE_CHECKING, Any
-
-from shortviz.criteria.base import Criterion, Pairs
-
-if TYPE_CHECKING:
-    from torch import Tensor
-else:  # a saved run is explored without torch
-    Tensor = Any
+from shortviz.criteria.base import Criterion, Pairs, Tensor
 
 
 def _distance(u: Tensor, v: Tensor) -> Tensor:
-    return (v.double() - u.double()).norm(dim=-1)
+    result: Tensor = (v.double() - u.double()).norm(dim=-1)
+    return result
 
 
 def _distance_of_pairs(pairs: Pairs) -> Tensor:
@@ -29,5 +23,6 @@ CRITERION = Criterion(
     explanation="Length of what the block adds to the residual stream at the last token; grows with depth.",
     score=_distance,
     from_pairs=_distance_of_pairs,
+    undefined_at_zero=False,
     order=4,
 )

@@ -3,18 +3,12 @@
 An identity layer scores 0. (The seed library divides by the wrong norm.)
 """
 
-from typing import TYPE_CHECKING, Any
-
-from shortviz.criteria.base import Criterion, Pairs
-
-if TYPE_CHECKING:
-    from torch import Tensor
-else:  # a saved run is explored without torch
-    Tensor = Any
+from shortviz.criteria.base import Criterion, Pairs, Tensor
 
 
 def _magnitude(u: Tensor, v: Tensor) -> Tensor:
-    return (v.double() - u.double()).norm(dim=-1) / v.double().norm(dim=-1)
+    result: Tensor = (v.double() - u.double()).norm(dim=-1) / v.double().norm(dim=-1)
+    return result
 
 
 def _magnitude_of_pairs(pairs: Pairs) -> Tensor:

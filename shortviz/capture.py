@@ -1,0 +1,52 @@
+"""Reading the residual stream: forward pre-hooks that come and go with a context manager."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from shortviz.architectures import layer_stack
+from shortviz.errors import ModelError
+from shortviz.handle import ModelHandle
+
+
+def hidden_argument(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the residual stream among the arguments of a layer call, shape (batch, tokens, hidden)."""
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+        raise ModelError(
+            f"Layer {layer} does not take a (batch, tokens, hidden) residual stream; it cannot be measured."
+        )
+    return hidden
+
+
+def hidden_output(output: Any) -> Tensor:
+    """Return the residual stream that leaves a layer: most families return it bare, a few in a tuple."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, Tensor)
+    return hidden
+
+
+@contextmanager
+def residual_boundaries(handle: ModelHandle, keep: Callable[[int, Tensor], None]) -> Iterator[nn.Module]:
+    """Yield the decoder, without LM head; each forward pass of it calls `keep(i, x)` for every boundary i = 0..L.
+
+    x is the live residual stream, shape (batch, tokens, hidden): copy what you need, the model goes on with it.
+    Boundary L is the output of the last layer, before the final norm (the last entry of transformers' `hidden_states`
+    is after it). Hooks are global to a module: hold `handle.lock` around the whole context. They are removed on the
+    way out, whatever happens inside.
+    """
+    stack = layer_stack(handle.model)
+
+    def enters(index: int) -> Callable[..., None]:
+        return lambda _module, args, kwargs: keep(index, hidden_argument(index, args, kwargs))
+
+    with ExitStack() as hooks:
+        for index, layer in enumerate(stack.layers):
+            hooks.callback(layer.register_forward_pre_hook(enters(index), with_kwargs=True).remove)
+        last = len(stack.layers)
+        hooks.callback(
+            stack.layers[-1].register_forward_hook(lambda _m, _a, output: keep(last, hidden_output(output))).remove
+        )
+        yield stack.decoder

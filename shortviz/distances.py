@@ -1,0 +1,125 @@
+"""measure_distances: one streaming pass, all criteria, every block."""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shortviz import criteria as known
+from shortviz.capture import residual_boundaries
+from shortviz.checkpoint import load_checkpoint, save_checkpoint
+from shortviz.criteria import Criterion
+from shortviz.errors import ShortvizError, Stopped
+from shortviz.gram import BoundaryStates, sequence_scores
+from shortviz.handle import ModelHandle
+from shortviz.records import BlockDistances, BoundaryNorms, OnProgress, Progress, Tokens, TokenSet
+from shortviz.sums import Sums, pack, unpack
+
+CHECKPOINT_SECONDS = 2.0
+"""A checkpoint is written at most this often; at most this and one batch are lost by a kill."""
+
+
+def measure_distances(
+    handle: ModelHandle,
+    tokens: TokenSet,
+    *,
+    criteria: Sequence[str | Criterion] | None = None,
+    batch_size: int = 8,
+    checkpoint: Path | None = None,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> BlockDistances:
+    """Return every criterion for every block (start, n), averaged over the rows of `tokens`, with standard errors.
+
+    Rows are the samples: a criterion of all tokens is averaged within a row first. The LM head is not run. With a
+    `checkpoint` path, a run that was killed goes on from there, with bit-equal sums. When `stop` is set, the rows
+    measured so far are returned.
+    Raises Stopped when stopped before the first batch, NumericsError at NaN or Inf, RunError where the checkpoint
+    belongs to something else.
+    """
+    if batch_size < 1:
+        raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
+    chosen = [known.info(c) if isinstance(c, str) else c for c in criteria or known.names()]
+    batches = _batches(tokens, batch_size)
+    key = _key(handle, tokens, chosen, batch_size)
+    began, saved = time.monotonic(), time.monotonic()
+    sums, done, seconds_before = _resume(checkpoint, key, chosen, handle.info.num_layers)
+
+    def record() -> BlockDistances:
+        return _record(handle, tokens, chosen, sums, seconds_before + time.monotonic() - began)
+
+    states = BoundaryStates(handle.info.num_layers + 1)
+    for index in range(done, len(batches)):
+        if stop is not None and stop.is_set():
+            break
+        scores = _measure_batch(handle, states, batches[index], chosen)
+        sums = {name: s.add(scores[name]) for name, s in sums.items()}
+        last = index == len(batches) - 1
+        if checkpoint is not None and (last or time.monotonic() - saved > CHECKPOINT_SECONDS):
+            spent = seconds_before + time.monotonic() - began
+            arrays = pack(sums) | {"done": np.array(float(index + 1)), "seconds": np.array(spent)}
+            save_checkpoint(checkpoint, key, arrays)
+            saved = time.monotonic()
+        if on_progress is not None:
+            rows = sums[chosen[0].name].count
+            on_progress(Progress(stage="measure", done=rows, total=len(tokens.rows), unit="rows", snapshot=record))
+    if sums[chosen[0].name].count == 0:
+        raise Stopped("Stopped before the first batch was measured; there is nothing to keep.")
+    return record()
+
+
+def _batches(tokens: TokenSet, batch_size: int) -> list[list[Tokens]]:
+    """Return the rows by length, longest first: little padding, and memory peaks at the start, not at the end."""
+    order = sorted(range(len(tokens.rows)), key=lambda i: (-len(tokens.rows[i]), i))
+    return [[tokens.rows[i] for i in order[low : low + batch_size]] for low in range(0, len(order), batch_size)]
+
+
+def _measure_batch(
+    handle: ModelHandle, states: BoundaryStates, rows: Sequence[Tokens], criteria: Sequence[Criterion]
+) -> Mapping[str, np.ndarray]:
+    lengths = [len(row) for row in rows]
+    # Right padding and no mask: a causal model's real tokens never see what comes after them, and without a mask
+    # attention takes its fast path. (The contract suite checks this for every family.)
+    ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row)] = torch.from_numpy(row)
+    with handle.lock, torch.inference_mode(), residual_boundaries(handle, states.keep) as decoder:
+        decoder(input_ids=ids.to(handle.model.device), use_cache=False)
+    return sequence_scores(states, lengths, max(lengths), criteria)
+
+
+def _key(handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], batch_size: int) -> str:
+    """Return a fingerprint of everything the sums depend on."""
+    removed = handle.plan.removed if handle.plan else ()
+    facts: list[object] = [handle.info.id, handle.info.revision, handle.info.dtype, handle.info.parameters, removed]
+    facts += [tokens.info.fingerprint, [c.name for c in criteria], batch_size]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _resume(
+    checkpoint: Path | None, key: str, criteria: Sequence[Criterion], num_layers: int
+) -> tuple[dict[str, Sums], int, float]:
+    """Return (sums, batches done, seconds spent) of a checkpoint, or of nothing."""
+    arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
+    if arrays is not None:
+        return unpack(arrays), int(arrays["done"]), float(arrays["seconds"])
+    pairs = num_layers * (num_layers + 1) // 2
+    sums = {c.name: Sums.zeros(pairs) for c in criteria}
+    return sums | {name: Sums.zeros(num_layers + 1) for name in ("norm.first", "norm.rest")}, 0, 0.0
+
+
+def _record(
+    handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], sums: Mapping[str, Sums], seconds: float
+) -> BlockDistances:
+    return BlockDistances(
+        num_layers=handle.info.num_layers,
+        criteria={c.name: sums[c.name].grid(handle.info.num_layers) for c in criteria},
+        norms=BoundaryNorms(first=sums["norm.first"].mean, rest=sums["norm.rest"].mean),
+        text=tokens.info,
+        seconds=seconds,
+    )

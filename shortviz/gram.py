@@ -1,0 +1,144 @@
+"""From the boundary states of a batch to one number per sequence, criterion and block.
+
+All boundaries of one token give one small Gram matrix G = S S^T, S of shape (L+1, hidden); cosines, norms and
+differences of all L(L+1)/2 blocks come from it at once, for far less than one forward pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shortviz.criteria import Criterion, Pairs
+from shortviz.errors import NumericsError
+from shortviz.records import Floats
+
+CHUNK_TOKENS = 128
+"""Tokens whose states are upcast to float64 at once: 18 MB for the demo model."""
+
+
+class BoundaryStates:
+    """The boundary states of one batch, copied out of the forward pass: (L+1, hidden) for every token.
+
+    One buffer serves all batches, so that memory is that of the largest batch.
+    """
+
+    def __init__(self, num_boundaries: int) -> None:
+        self.num_boundaries = num_boundaries
+        self._buffer: Tensor | None = None
+
+    def keep(self, boundary: int, hidden: Tensor) -> None:
+        """Copy one boundary, shape (batch, tokens, hidden)."""
+        rows = hidden.shape[0] * hidden.shape[1]
+        if self._buffer is None or self._buffer.shape[0] < rows:
+            self._buffer = hidden.new_empty(rows, self.num_boundaries, hidden.shape[-1])
+        self._buffer[:rows, boundary].copy_(hidden.reshape(rows, -1))
+
+    def of_tokens(self, rows: Tensor) -> Tensor:
+        """Return the states of some tokens in float64, shape (len(rows), L+1, hidden); a row is b * tokens + t."""
+        assert self._buffer is not None
+        return self._buffer[rows.to(self._buffer.device)].double()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Weights:
+    """How the real tokens of a batch make up one value per sequence; matrices of shape (sequences, real tokens)."""
+
+    rows: Tensor
+    """Indices b * tokens + t of the real tokens."""
+    first: Tensor
+    last: Tensor
+    rest: Tensor
+    """The mean over positions 1.. of the sequence."""
+
+
+def _weights(lengths: Sequence[int], tokens: int) -> _Weights:
+    rows = torch.cat([torch.arange(length) + b * tokens for b, length in enumerate(lengths)])
+    first, last, rest = torch.zeros(3, len(lengths), len(rows), dtype=torch.float64)
+    offset = 0
+    for b, length in enumerate(lengths):
+        first[b, offset] = 1.0
+        last[b, offset + length - 1] = 1.0
+        rest[b, offset + 1 : offset + length] = 1.0 / (length - 1)
+        offset += length
+    return _Weights(rows=rows, first=first, last=last, rest=rest)
+
+
+def sequence_scores(
+    states: BoundaryStates, lengths: Sequence[int], tokens: int, criteria: Sequence[Criterion]
+) -> dict[str, Floats]:
+    """Return {criterion: (sequences, pairs)} and the norms `norm.first`, `norm.rest`: (sequences, L+1); float64.
+
+    `lengths` are the real tokens of each sequence of a right-padded batch of `tokens` columns. Pairs are those of
+    `np.triu_indices(L+1, 1)`. A criterion of the last token takes the last real one, a criterion of all tokens the
+    mean over positions 1.. of each sequence.
+    Raises NumericsError, naming the layer, at NaN or Inf, or where a zero vector would need an angle.
+    """
+    weights = _weights(lengths, tokens)
+    count = states.num_boundaries
+    pairs = count * (count - 1) // 2
+    sums = {c.name: torch.zeros(len(lengths), pairs, dtype=torch.float64) for c in criteria}
+    sums |= {name: torch.zeros(len(lengths), count, dtype=torch.float64) for name in ("norm.first", "norm.rest")}
+    for low in range(0, len(weights.rows), CHUNK_TOKENS):
+        part = slice(low, low + CHUNK_TOKENS)
+        chunk = states.of_tokens(weights.rows[part])
+        gram = torch.bmm(chunk, chunk.mT).cpu()
+        squared = torch.diagonal(gram, dim1=1, dim2=2)
+        _check_finite(squared)
+        sums["norm.first"] += weights.first[:, part] @ squared.sqrt()
+        sums["norm.rest"] += weights.rest[:, part] @ squared.sqrt()
+        for kind, share in (("last", weights.last[:, part]), ("all", weights.rest[:, part])):
+            here = (share != 0).any(0).nonzero()[:, 0]
+            chosen = [c for c in criteria if c.tokens == kind]
+            if chosen and len(here):
+                for name, values in _values(chosen, chunk, gram, here).items():
+                    sums[name] += share[:, here] @ values
+    return {name: value.numpy() for name, value in sums.items()}
+
+
+def _values(criteria: Sequence[Criterion], chunk: Tensor, gram: Tensor, here: Tensor) -> dict[str, Tensor]:
+    """Return {criterion: (len(here), pairs)} for some tokens of a chunk."""
+    start, end = torch.triu_indices(gram.shape[1], gram.shape[1], 1)
+    chosen = gram[here]
+    squared = torch.diagonal(chosen, dim1=1, dim2=2)
+    if any(c.undefined_at_zero for c in criteria):
+        _check_no_zero(squared)
+    pairs = Pairs(dot=chosen[:, start, end], start_squared=squared[:, start], end_squared=squared[:, end])
+    states = chunk[here.to(chunk.device)] if any(c.from_pairs is None for c in criteria) else chunk
+    return {c.name: c.from_pairs(pairs) if c.from_pairs else _score_pairs(c, states) for c in criteria}
+
+
+def _score_pairs(criterion: Criterion, states: Tensor) -> Tensor:
+    """Return a criterion's own score for every pair of boundaries, (tokens, pairs): the slow way, all it needs."""
+    count = states.shape[1]
+    columns = []
+    for i in range(count - 1):
+        end = states[:, i + 1 :]
+        values = criterion.score(states[:, i, None].expand_as(end), end)
+        if values.shape != end.shape[:-1]:
+            raise NumericsError(
+                f"The criterion {criterion.name!r} returned shape {tuple(values.shape)} for inputs of shape "
+                f"{tuple(end.shape)}; it must give one value per token, shape {tuple(end.shape[:-1])}."
+            )
+        if not bool(torch.isfinite(values).all()):
+            raise NumericsError(f"The criterion {criterion.name!r} returned NaN or Inf; mend it, or leave it out.")
+        columns.append(values.double().cpu())
+    return torch.cat(columns, dim=1)
+
+
+def _check_finite(squared: Tensor) -> None:
+    good = torch.isfinite(squared).all(0)
+    if not bool(good.all()):
+        boundary = int((~good).nonzero()[0, 0])
+        where = "The embeddings give" if boundary == 0 else f"Layer {boundary - 1} gives"
+        raise NumericsError(f"{where} NaN or Inf activations; try --dtype float32, or check the weights.")
+
+
+def _check_no_zero(squared: Tensor) -> None:
+    zero = (squared == 0).any(0)
+    if bool(zero.any()):
+        raise NumericsError(
+            f"A token's residual stream is exactly zero at boundary {int(zero.nonzero()[0, 0])}, and a zero vector "
+            "has no angle; leave that text out, or measure only euclidean_last."
+        )
