@@ -1,0 +1,79 @@
+"""Choosing what to remove: the best block of each size, the paper's simple strategy, scattered layers. No torch."""
+
+import re
+
+import numpy as np
+
+from shortviz.errors import PlanError
+from shortviz.records import Block, BlockDistances, Grid, ModelInfo, PrunePlan
+
+
+def best_start(grid: Grid, n: int, model: ModelInfo | None = None) -> int | None:
+    """Return the start of the lowest block of n layers, the first of equals; None where the row has no legal block.
+
+    With `model`, blocks that its stock config cannot express are passed over.
+    """
+    row = grid.row(n).copy()
+    for start in range(len(row)):
+        if model is not None and model.illegal_reason(Block(start=start, n=n)):
+            row[start] = np.nan
+    return None if np.isnan(row).all() else int(np.nanargmin(row))
+
+
+def best_blocks(distances: BlockDistances, criterion: str, model: ModelInfo | None = None) -> tuple[Block, ...]:
+    """Return the lowest block of each size n = 1 .. L-1 by a criterion (Gromov et al., eq. 8: argmin over start)."""
+    grid = distances.criteria[criterion]
+    starts = ((n, best_start(grid, n, model)) for n in range(1, distances.num_layers))
+    return tuple(Block(start=start, n=n) for n, start in starts if start is not None)
+
+
+def tied_starts(grid: Grid, n: int) -> tuple[int, ...]:
+    """Return the starts whose mean is within two standard errors of the lowest of the row, the lowest included.
+
+    The errors are added as if the cells were independent. They are not (the same rows of text stand behind both), so
+    this names more ties than there are, never fewer. Without errors (one sample) only the lowest itself.
+    """
+    start = best_start(grid, n)
+    if start is None:
+        return ()
+    row, error = grid.row(n), np.nan_to_num(grid.stderr[n - 1, : len(grid.row(n))])
+    margin = 2.0 * np.hypot(error, error[start])
+    return tuple(int(i) for i in np.flatnonzero(row - row[start] <= margin))
+
+
+def simple_plan(num_layers: int, n: int) -> PrunePlan:
+    """Return the paper's simple strategy: the deepest n layers except the final one, L-n-1 .. L-2.
+
+    Gromov et al. 2024, arXiv 2403.17887, section 4.4; it needs healing. (Other tools remove the final layer too.)
+    Raises PlanError where n does not leave the final layer and one more boundary.
+    """
+    if not 1 <= n <= num_layers - 1:
+        raise PlanError(f"n is {n}; the simple strategy removes 1 to {num_layers - 1} of {num_layers} layers.")
+    return PrunePlan.of_blocks(num_layers, Block(start=num_layers - n - 1, n=n))
+
+
+def scattered_plan(distances: BlockDistances, criterion: str, n: int) -> PrunePlan:
+    """Return the n layers that score lowest one by one, wherever they stand (ShortGPT, arXiv 2403.03853).
+
+    Raises PlanError where n is not 1 .. L-1.
+    """
+    if not 1 <= n <= distances.num_layers - 1:
+        raise PlanError(f"n is {n}; remove 1 to {distances.num_layers - 1} of {distances.num_layers} layers.")
+    order = np.argsort(distances.criteria[criterion].row(1), kind="stable")
+    return PrunePlan(num_layers=distances.num_layers, removed=tuple(sorted(int(i) for i in order[:n])))
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Return the layers named by a list such as `3,7,8` or `3-5,9`, ascending; raises PlanError naming the bad part."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise PlanError(f"{part.strip()!r} is not a layer; write layers as 3,7,8 or 3-5,9.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise PlanError(f"The range {part.strip()!r} runs backwards; write it as {last}-{first}.")
+        if last > 100_000:
+            raise PlanError(f"There is no layer {last}; write layers as 3,7,8 or 3-5,9.")
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))

@@ -1,0 +1,229 @@
+"""The run directory: everything measured for one (model, text), as run.json. Opened without torch."""
+
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shortviz.errors import ResourceError, RunError
+from shortviz.records import (
+    BlockDistances,
+    BoundaryNorms,
+    Evaluation,
+    Floats,
+    Grid,
+    ModelInfo,
+    Run,
+    Score,
+    TextInfo,
+)
+
+SCHEMA = 1
+FILE = "run.json"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the numbers depend on."""
+    packages = ("shortviz", "torch", "transformers", "numpy")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+def new_run(model: ModelInfo, text: TextInfo, name: str = "") -> Run:
+    """Return an empty run of a model and a calibration text, stamped with the time and versions of now."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return Run(model=model, text=text, versions=versions(), created=created, name=name)
+
+
+def run_json(run: Run) -> dict[str, Any]:
+    """Return the run in the shape of run.json; `mean[n-1][start]`, row n-1 has L-n+1 entries, NaN as null."""
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": run.name,
+        "created": run.created,
+        "model": _finite(asdict(run.model)),
+        "text": asdict(run.text),
+        "versions": dict(run.versions),
+    }
+    if run.distances is not None:
+        found["distances"] = {name: _grid_json(grid) for name, grid in run.distances.criteria.items()}
+        found["norms"] = {"first": _list(run.distances.norms.first), "rest": _list(run.distances.norms.rest)}
+        found["seconds"] = run.distances.seconds
+    found["evaluations"] = [evaluation_json(e) for e in run.evaluations]
+    return found
+
+
+def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation in the shape that `shortviz evaluate --json` prints; NaN as null."""
+    extra = {f.name: getattr(evaluation, f.name) for f in fields(evaluation) if f.name not in ("score", "text", "base")}
+    base = None if evaluation.base is None else _score_json(evaluation.base)
+    found = _score_json(evaluation.score) | {"base": base, "text": asdict(evaluation.text)} | extra
+    return dict(_finite(found | {"removed": list(evaluation.removed)}))
+
+
+def save_run(run: Run, folder: Path) -> None:
+    """Write the run into a folder, made if need be; a kill at any moment leaves the old run or the new one.
+
+    Raises RunError where the folder holds a run of another model or text, ResourceError where it cannot be written.
+    """
+    target = folder / FILE
+    if target.exists():
+        old = load_run(folder)
+        if (old.model.id, old.model.revision, old.text.fingerprint) != (
+            run.model.id,
+            run.model.revision,
+            run.text.fingerprint,
+        ):
+            raise RunError(
+                f"{folder} holds a run of {old.model.id} on {old.text.source}; choose another --out for this one."
+            )
+    temporary = folder / f".{FILE}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(run_json(run), allow_nan=False), encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ResourceError(
+            f"The run cannot be written to {folder} ({error.strerror}); choose another folder or free some space."
+        ) from error
+
+
+def load_run(folder: Path) -> Run:
+    """Return the run saved in a folder; raises RunError where there is none or it cannot be read."""
+    target = folder / FILE
+    try:
+        text = target.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"There is no run in {folder} ({error.strerror}); name a folder that holds {FILE}.") from error
+    return parse_run(text, str(target))
+
+
+def parse_run(text: str, where: str) -> Run:
+    """Return the run that a run.json text describes; raises RunError naming `where` and what is wrong."""
+    try:
+        found = json.loads(text)
+        if found["schema"] != SCHEMA:
+            raise RunError(f"{where} has schema {found['schema']}, this version reads {SCHEMA}; upgrade shortviz.")
+        model = ModelInfo(
+            **found["model"]
+            | {k: tuple(found["model"][k]) for k in ("layer_parameters", "layer_bytes", "layer_cache_bytes")}
+            | {"illegal": tuple((int(s), int(n), str(r)) for s, n, r in found["model"].get("illegal", ()))}
+        )
+        info = TextInfo(**found["text"])
+        return Run(
+            model=model,
+            text=info,
+            distances=_distances(found, model.num_layers, info),
+            evaluations=tuple(_evaluation(e) for e in found["evaluations"]),
+            versions=found["versions"],
+            created=found["created"],
+            name=found["name"],
+        )
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise RunError(f"{where} is not a run of shortviz ({type(error).__name__}: {error}).") from error
+
+
+def example_run() -> Run:
+    """Return the bundled run of the demo model, measured by this code."""
+    file = resources.files("shortviz") / "example_run" / FILE
+    return parse_run(file.read_text(encoding="utf-8"), "the bundled run")
+
+
+def list_runs(folder: Path) -> Iterator[tuple[Path, Run]]:
+    """Yield (folder, run) of every readable run below a folder, newest first; others are passed over."""
+    if not folder.is_dir():
+        return
+    for target in sorted(folder.glob(f"*/{FILE}"), key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            yield target.parent, load_run(target.parent)
+        except RunError:
+            continue
+
+
+def with_evaluation(run: Run, evaluation: Evaluation) -> Run:
+    """Return the run with an evaluation added; it takes the place of one of the same layers on the same text."""
+    key = (evaluation.removed, evaluation.text.fingerprint)
+    others = [e for e in run.evaluations if (e.removed, e.text.fingerprint) != key]
+    return replace(run, evaluations=(*others, evaluation))
+
+
+def folder_name(run: Run) -> str:
+    """Return a folder name for a run: model, text fingerprint, readable and safe on every system."""
+    model = re.sub(r"[^A-Za-z0-9.-]+", "-", run.model.id).strip("-.")[-60:] or "model"
+    return f"{model}-{run.text.fingerprint[:12]}"
+
+
+def _distances(found: Mapping[str, Any], num_layers: int, text: TextInfo) -> BlockDistances | None:
+    if not found.get("distances"):
+        return None
+    return BlockDistances(
+        num_layers=num_layers,
+        criteria={name: _grid(g, num_layers) for name, g in found["distances"].items()},
+        norms=BoundaryNorms(first=_array(found["norms"]["first"]), rest=_array(found["norms"]["rest"])),
+        text=text,
+        seconds=float(found["seconds"]),
+    )
+
+
+def _grid_json(grid: Grid) -> dict[str, Any]:
+    size = grid.num_layers
+    rows = {"mean": grid.mean, "stderr": grid.stderr}
+    return {"samples": grid.samples} | {
+        name: [_list(values[n - 1, : size - n + 1]) for n in range(1, size + 1)] for name, values in rows.items()
+    }
+
+
+def _grid(found: Mapping[str, Any], size: int) -> Grid:
+    mean, stderr = np.full((2, size, size), np.nan)
+    for n in range(1, size + 1):
+        mean[n - 1, : size - n + 1] = _array(found["mean"][n - 1])
+        stderr[n - 1, : size - n + 1] = _array(found["stderr"][n - 1])
+    return Grid(mean=mean, stderr=stderr, samples=int(found["samples"]))
+
+
+def _score_json(score: Score) -> dict[str, Any]:
+    found = {"perplexity": score.perplexity, "perplexity_stderr": score.perplexity_stderr} | asdict(score)
+    return dict(_finite(found))
+
+
+def _score(found: Mapping[str, Any]) -> Score:
+    values = {f.name: found[f.name] for f in fields(Score)}
+    return Score(**values | {"nll_stderr": _number(found["nll_stderr"])})
+
+
+def _evaluation(found: Mapping[str, Any]) -> Evaluation:
+    plain = ("nll_increase", "kl", "same_top1", "complete")
+    return Evaluation(
+        score=_score(found),
+        text=TextInfo(**found["text"]),
+        removed=tuple(found["removed"]),
+        base=None if found["base"] is None else _score(found["base"]),
+        nll_increase_stderr=None if found["base"] is None else _number(found["nll_increase_stderr"]),
+        kl_stderr=None if found["base"] is None else _number(found["kl_stderr"]),
+        **{name: found[name] for name in plain},
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _list(values: Floats) -> list[float | None]:
+    return [None if math.isnan(v) else float(v) for v in values]
+
+
+def _array(values: Sequence[float | None]) -> Floats:
+    return np.array([_number(v) for v in values], dtype=np.float64)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
