@@ -1,0 +1,147 @@
+"""The way from final hidden states to logits: the model's own head, run over a few tokens at a time.
+
+A whole (tokens, vocabulary) float32 array of one 512-token window is 100 MB for a 49k vocabulary and 500 MB for 256k.
+So the decoder runs up to the head's input, and the head is applied to chunks, with the scalings that the family puts
+behind it. Whether that gives the model's own logits is checked on a short input; where it does not, the whole forward
+pass is used.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shortviz.handle import ModelHandle
+
+CHUNK_BYTES = 32 * 2**20
+"""A float32 array of logits is never larger than this; at most three of them exist at a time."""
+CHECKED_TOKENS = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LogitHead:
+    """How a handle's logits are made: `split` is decoder then head in chunks; otherwise the whole forward pass."""
+
+    handle: ModelHandle
+    split: bool
+    chunk: int
+    """Tokens whose logits are made at once."""
+
+    @torch.inference_mode()
+    def states(self, tokens: Tensor) -> tuple[Tensor, float]:
+        """Return what the logits are made from, (tokens, hidden), and the seconds it took.
+
+        Without `split` these are the logits themselves, (tokens, vocabulary), in the model's dtype.
+        """
+        started = time.perf_counter()
+        with self.handle.lock:
+            found = head_input(self.handle.model, tokens) if self.split else whole_logits(self.handle.model, tokens)
+        synchronise(found)
+        return found, time.perf_counter() - started
+
+    @torch.inference_mode()
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits of a chunk of states, (tokens, vocabulary), a new tensor, float32 or wider."""
+        model = self.handle.model
+        with self.handle.lock:
+            made = apply_head(model, states.to(model.device)) if self.split else states.to(model.device, copy=True)
+        return made if made.dtype == torch.float64 else made.float()
+
+    def timed_logits(self, states: Tensor) -> tuple[Tensor, float]:
+        """Return the logits of a chunk of states and the seconds they took."""
+        started = time.perf_counter()
+        made = self.logits(states)
+        synchronise(made)
+        return made, time.perf_counter() - started
+
+
+def open_head(handle: ModelHandle, tokens: Tensor) -> LogitHead:
+    """Return how to make the logits of a handle, checked against its own forward pass on the first few tokens."""
+    chunk = max(1, CHUNK_BYTES // (4 * handle.info.vocab_size))
+    with handle.lock:
+        return LogitHead(handle=handle, split=_head_is_exact(handle.model, tokens[:CHECKED_TOKENS]), chunk=chunk)
+
+
+@torch.inference_mode()
+def _head_is_exact(model: Any, tokens: Tensor) -> bool:
+    if model.get_output_embeddings() is None:
+        return False
+    expected = whole_logits(model, tokens)
+    try:
+        made = apply_head(model, head_input(model, tokens))
+    except _HeadNotReachedError:
+        return False
+    if made.shape != expected.shape:
+        return False
+    # The same operations on the same shapes: equal but for rounding. NaN passes; it is for the caller to find.
+    margin = 8 * torch.finfo(made.dtype).eps * expected.abs().max()
+    return not bool(((made - expected).abs() > margin).any())
+
+
+def apply_head(model: Any, states: Tensor) -> Tensor:
+    """Return the model's own head, with the scalings behind it, on states (tokens, hidden): (tokens, vocabulary)."""
+    head = model.get_output_embeddings()
+    logits: Tensor = head(states.to(head.weight.dtype)[None])[0]
+    config = model.config.get_text_config(decoder=True)
+    # Recorded by config field name; a family that does something else fails the check of `open_head`.
+    for field in ("logit_scale", "lm_head_multiplier"):
+        factor = getattr(config, field, None)
+        logits = logits if not isinstance(factor, int | float) else logits.mul_(factor)
+    divisor = getattr(config, "logits_scaling", None)
+    logits = logits if divisor is None else logits.div_(divisor)
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap is not None:
+        logits.div_(cap).tanh_().mul_(cap)
+    return logits
+
+
+class _HeadReachedError(Exception):
+    """Ends a forward pass once the head's input is known."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.row: Tensor = states[0]
+
+
+class _HeadNotReachedError(Exception):
+    """The forward pass ended without calling the head."""
+
+
+@contextmanager
+def _stop_at_head(model: Any) -> Iterator[None]:
+    def raise_input(_module: Any, inputs: tuple[Tensor, ...]) -> None:
+        raise _HeadReachedError(inputs[0])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(raise_input)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def head_input(model: Any, tokens: Tensor) -> Tensor:
+    """Return what the model hands to its head for one row of tokens, (tokens, hidden); the head itself is not run."""
+    with _stop_at_head(model):
+        try:
+            model(input_ids=tokens.to(model.device)[None], use_cache=False)
+        except _HeadReachedError as reached:
+            return reached.row
+    raise _HeadNotReachedError
+
+
+def whole_logits(model: Any, tokens: Tensor) -> Tensor:
+    """Return the logits of one row of tokens by the model's plain forward pass, (tokens, vocabulary)."""
+    logits: Tensor = model(input_ids=tokens.to(model.device)[None], use_cache=False).logits[0]
+    return logits
+
+
+def synchronise(tensor: Tensor) -> None:
+    """Wait until an accelerator has really made the tensor, so that a clock may be read."""
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize(tensor.device)
+    elif tensor.device.type == "mps":
+        torch.mps.synchronize()

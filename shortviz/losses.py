@@ -1,0 +1,167 @@
+"""What a model really loses: perplexity on windows and, for a pruned model, what changed from the uncut one."""
+
+import hashlib
+import math
+import statistics
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from shortviz.errors import Stopped, TextError
+from shortviz.handle import ModelHandle
+from shortviz.logits import LogitHead, open_head
+from shortviz.records import Evaluation, OnProgress, Progress, Score, Tokens, WindowSet
+from shortviz.window_scores import BaseWindow, WindowChange, WindowScore, compare_window, score_base, score_window
+
+
+class BaseScores:
+    """The uncut model's results per window, kept so that the next block of the same model need not make them again.
+
+    Grows window by window, whatever window set they come from. One window of W tokens keeps W x hidden numbers in
+    the model's dtype (1.2 MB for 512 x 576 float32); beyond `limit_bytes` the window used longest ago is dropped.
+    """
+
+    def __init__(self, handle: ModelHandle, *, limit_bytes: int = 256 * 2**20) -> None:
+        self.handle = handle
+        self.limit_bytes = limit_bytes
+        self._windows: OrderedDict[bytes, BaseWindow] = OrderedDict()
+        self._head: LogitHead | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def windows(self) -> int:
+        """Windows kept now."""
+        return len(self._windows)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the kept states."""
+        with self._lock:
+            return sum(w.states.numel() * w.states.element_size() for w in self._windows.values())
+
+    def window(self, tokens: Tokens) -> BaseWindow:
+        """Return the uncut model on one window, from memory where it is known."""
+        key = hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest()
+        with self._lock:
+            if key not in self._windows:
+                if self._head is None:
+                    self._head = open_head(self.handle, torch.from_numpy(tokens))
+                self._windows[key] = score_base(self._head, tokens)
+                while len(self._windows) > 1 and self.bytes > self.limit_bytes:
+                    self._windows.popitem(last=False)
+            self._windows.move_to_end(key)
+            return self._windows[key]
+
+
+def evaluate(
+    handle: ModelHandle,
+    windows: WindowSet,
+    *,
+    base: ModelHandle | None = None,
+    base_scores: BaseScores | None = None,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> Evaluation:
+    """Return the loss of a model on windows, in nats per scored token; W-1 of a window's W tokens are scored.
+
+    With `base`, the uncut model, also what changed on the same windows: the NLL's increase with a paired standard
+    error, KL(uncut || pruned) per token, and the share of tokens with the same most likely next token. Standard errors
+    are over windows; with one window they are NaN. `base_scores` keeps the uncut model's share of the work between
+    calls. Partial results come by `Progress.snapshot`; a stop after at least one window returns what there is.
+
+    Raises TextError where a window does not fit the model, NumericsError for NaN or Inf (the layer is named), Stopped
+    before the first window.
+    """
+    check_windows(handle, windows)
+    cache = base_scores if base_scores is not None or base is None else BaseScores(base)
+    if cache is not None and base is not None and cache.handle is not base:
+        raise ValueError("base_scores belongs to another model than base")
+    head = open_head(handle, torch.from_numpy(windows.tokens[0]))
+    own: list[WindowScore] = []
+    before: list[WindowScore] = []
+    changes: list[WindowChange] = []
+
+    def partial() -> Evaluation:
+        done = _evaluation(handle, windows, own)
+        return done if cache is None else _with_base(done, cache.handle, before, changes)
+
+    for index, tokens in enumerate(windows.tokens):
+        if stop is not None and stop.is_set():
+            break
+        if cache is None:
+            own.append(score_window(head, tokens))
+        else:
+            uncut = cache.window(tokens)
+            score, change = compare_window(head, tokens, uncut)
+            own.append(score)
+            before.append(uncut.score)
+            changes.append(change)
+        if on_progress is not None:
+            on_progress(
+                Progress(stage="evaluate", done=index + 1, total=len(windows.tokens), unit="windows", snapshot=partial)
+            )
+    if not own:
+        raise Stopped("Stopped before the first window was scored; there is no result yet.")
+    return partial()
+
+
+def check_windows(handle: ModelHandle, windows: WindowSet) -> None:
+    """Raise TextError where the windows are too long for the model or hold tokens that it does not have."""
+    length, context = windows.tokens.shape[1], handle.info.context_length
+    if context is not None and length > context:
+        raise TextError(
+            f"A window of {length} tokens is longer than the model's context of {context}; choose a window of at "
+            f"most {context}."
+        )
+    highest = int(windows.tokens.max())
+    if highest >= handle.info.vocab_size:
+        raise TextError(
+            f"The windows hold token {highest}, but the model's vocabulary has {handle.info.vocab_size}; "
+            "make them with this model's tokenizer."
+        )
+
+
+def mean_and_stderr(samples: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of samples and its standard error, which is NaN with fewer than two."""
+    values = np.asarray(samples, dtype=np.float64)
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return float(values.mean()), error
+
+
+def _score(handle: ModelHandle, windows: Sequence[WindowScore]) -> Score:
+    nll, stderr = mean_and_stderr([w.nll for w in windows])
+    return Score(
+        nll=nll,
+        nll_stderr=stderr,
+        tokens=sum(w.tokens for w in windows),
+        windows=len(windows),
+        forward_seconds=statistics.median(w.seconds for w in windows),
+        parameters=handle.info.parameters,
+        bytes=handle.info.bytes,
+        cache_bytes_per_token=sum(handle.info.layer_cache_bytes),
+    )
+
+
+def _evaluation(handle: ModelHandle, windows: WindowSet, scores: Sequence[WindowScore]) -> Evaluation:
+    removed = () if handle.plan is None else handle.plan.removed
+    return Evaluation(score=_score(handle, scores), text=windows.info, removed=removed)
+
+
+def _with_base(
+    done: Evaluation, base: ModelHandle, before: Sequence[WindowScore], changes: Sequence[WindowChange]
+) -> Evaluation:
+    increase, increase_stderr = mean_and_stderr([c.increase for c in changes])
+    kl, kl_stderr = mean_and_stderr([c.kl for c in changes])
+    return replace(
+        done,
+        base=_score(base, before),
+        nll_increase=increase,
+        nll_increase_stderr=increase_stderr,
+        kl=kl,
+        kl_stderr=kl_stderr,
+        same_top1=mean_and_stderr([c.same_top1 for c in changes])[0],
+    )
