@@ -1,0 +1,117 @@
+"""What each cell of a map shows: its colour value, its place in the row, and the words of its tooltip."""
+
+import math
+from collections.abc import Iterable
+from html import escape
+from itertools import accumulate
+
+import numpy as np
+
+from shortviz import criteria
+from shortviz.records import Block, BlockDistances, Floats, Grid, ModelInfo
+
+
+def rescale_rows(grid: Grid) -> Floats:
+    """Return each row rescaled to 0 (lowest) .. 1 (highest), shape (L, L).
+
+    NaN outside the triangle, where nothing is measured, and in rows without a spread: 0/0 would say something there.
+    """
+    known = ~np.isnan(grid.mean)
+    low = np.min(grid.mean, axis=1, where=known, initial=np.inf, keepdims=True)
+    high = np.max(grid.mean, axis=1, where=known, initial=-np.inf, keepdims=True)
+    spread = np.where(high > low, high - low, np.nan)
+    return (grid.mean - np.where(np.isfinite(low), low, np.nan)) / spread
+
+
+def best_starts(grid: Grid) -> dict[int, int]:
+    """Return n -> start of the lowest block, for every row with a measured block."""
+    rows = ((n, grid.row(n)) for n in range(1, grid.num_layers + 1))
+    return {n: int(np.nanargmin(row)) for n, row in rows if not np.isnan(row).all()}
+
+
+def raw_range(grid: Grid, criterion: str) -> tuple[float, float]:
+    """Return the colour range of the raw scale: 0..1 for angles, else from 0 to the next round number."""
+    known = criteria.info(criterion)
+    measured = grid.mean[np.isfinite(grid.mean)]
+    if known.high <= 1.0 or measured.size == 0:
+        return known.low, min(known.high, 1.0)
+    top = float(measured.max())
+    if top <= 0:
+        return known.low, 1.0
+    decade = 10.0 ** math.floor(math.log10(top))
+    rounded = next(step * decade for step in (1, 2, 5, 10) if step * decade >= top)
+    return known.low, min(rounded, known.high)
+
+
+def with_error(value: float, stderr: float) -> str:
+    """Return `value ± standard error`, to two digits of the error; the value alone where there is no error."""
+    if math.isnan(value):
+        return "not measured yet"
+    if math.isnan(stderr) or stderr <= 0:
+        return f"{value:.4g}"
+    decimals = min(max(1 - math.floor(math.log10(stderr)), 0), 8)
+    return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
+
+
+def layer_words(start: int, n: int) -> str:
+    """Return `layer 21` or `layers 21-28`."""
+    return f"layer {start}" if n == 1 else f"layers {start}-{start + n - 1}"
+
+
+def cells(num_layers: int) -> Iterable[tuple[int, int]]:
+    """Yield (start, n) of every block, row by row from n = 1."""
+    return ((start, n) for n in range(1, num_layers + 1) for start in range(num_layers - n + 1))
+
+
+def hover_template(criterion: str, samples: int) -> str:
+    """Return the tooltip's fixed words; the rest of each cell's tooltip is in its `hover_rows`."""
+    return (
+        "<b>Removes %{customdata[2]}</b> (start %{customdata[0]}, n %{customdata[1]})<br>"
+        f"{escape(criteria.label(criterion))} %{{customdata[3]}}<br>%{{customdata[4]}}<br>%{{customdata[5]}}<br>"
+        f"over {samples:,} rows of text%{{customdata[6]}}<extra></extra>"
+    )
+
+
+def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> list[list[int | str]]:
+    """Return [start, n, layers, distance, place in its row, parameters, warnings] of every block, row by row."""
+    grid = distances.criteria[criterion]
+    scaled = rescale_rows(grid)
+    reasons = {(start, n): reason for start, n, reason in model.illegal}
+    sinks = distances.norms.sink_layers
+    parameters = [0, *accumulate(model.layer_parameters)]
+    ranks = {n: np.argsort(np.argsort(grid.row(n), kind="stable")) + 1 for n in range(1, grid.num_layers + 1)}
+    rows: list[list[int | str]] = []
+    for start, n in cells(grid.num_layers):
+        gone = parameters[start + n] - parameters[start]
+        rows.append(
+            [
+                start,
+                n,
+                layer_words(start, n),
+                with_error(*grid.at(Block(start=start, n=n))),
+                _place(float(scaled[n - 1, start]), int(ranks[n][start]), grid.num_layers - n + 1),
+                f"{gone / 1e6:,.1f} M parameters ({100 * gone / model.parameters:.1f} %)",
+                _warnings(start, n, grid.num_layers, sinks, reasons.get((start, n))),
+            ]
+        )
+    return rows
+
+
+def _place(scaled: float, rank: int, blocks: int) -> str:
+    if blocks == 1:
+        return "the only block of its size"
+    if math.isnan(scaled):
+        return f"nothing to tell the {blocks} blocks of this size apart"
+    return f"rank {rank} of {blocks} in its row, {scaled:.2f} from best (0) to worst (1)"
+
+
+def _warnings(start: int, n: int, layers: int, sinks: tuple[int, ...], reason: str | None) -> str:
+    lines = []
+    if n == layers:
+        lines.append("/ removes every layer: nothing would be left to run")
+    if reason is not None:
+        lines.append(f"/ cannot be exported: {escape(reason)}")
+    written = [str(sink) for sink in sinks if start <= sink < start + n]
+    if written:
+        lines.append(f"~ removes layer {', '.join(written)}, which writes the attention sink")
+    return "".join(f"<br>{line}" for line in lines)

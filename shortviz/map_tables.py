@@ -1,0 +1,98 @@
+"""What a map says, in words and in tables: for people who do not see it, and for the keyboard."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shortviz import criteria
+from shortviz.map_cells import best_starts, layer_words, with_error
+from shortviz.records import Block, BlockDistances, Grid, ModelInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def map_alt(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
+    """Return the map's finding in one or two sentences: the best blocks of a few sizes, and the sink layers."""
+    grid = distances.criteria[criterion]
+    best = best_starts(grid)
+    label = criteria.label(criterion)
+    if not best:
+        return f"Map of {label}: nothing is measured yet."
+    layers = grid.num_layers
+    sizes = [n for n in dict.fromkeys([1, max(1, layers // 8), max(1, layers // 4)]) if n in best]
+    found = [f"{layer_words(best[n], n)} for n {n} ({with_error(*grid.at(Block(start=best[n], n=n)))})" for n in sizes]
+    sinks = distances.norms.sink_layers
+    sink = f" Layer {', '.join(map(str, sinks))} writes the attention sink." if sinks else ""
+    return (
+        f"By {label} over {grid.samples:,} rows of text, the blocks that change {model.id} ({layers} layers) least are "
+        f"{', '.join(found)}.{sink}"
+    )
+
+
+def map_table(distances: BlockDistances, criterion: str) -> "pd.DataFrame":
+    """Return the raw map as a table: one row per n (the index, from 1), one column per start layer ("0", "1", ...)."""
+    import pandas as pd
+
+    grid = distances.criteria[criterion]
+    layers = grid.num_layers
+    index = pd.RangeIndex(1, layers + 1, name="n")
+    return pd.DataFrame(grid.mean.copy(), index=index, columns=[str(start) for start in range(layers)])
+
+
+def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> "pd.DataFrame":
+    """Return the best block of every n = 1..L-1, one row each.
+
+    Columns: n, start, layers ("21-28"), distance, stderr, gap (to the second best; NaN with one block), tied (whether
+    another block is within one standard error of the difference), ties (the starts of those blocks), note.
+    """
+    import pandas as pd
+
+    grid = distances.criteria[criterion]
+    best = {n: start for n, start in best_starts(grid).items() if n < grid.num_layers}
+    rows = [_best_row(distances, grid, model, Block(start=start, n=n)) for n, start in best.items()]
+    columns = ["n", "start", "layers", "distance", "stderr", "gap", "tied", "ties", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _best_row(
+    distances: BlockDistances, grid: Grid, model: ModelInfo, block: Block
+) -> tuple[int, int, str, float, float, float, bool, str, str]:
+    row = grid.row(block.n)
+    value, stderr = grid.at(block)
+    gaps = np.delete(row, block.start) - value
+    gaps = gaps[~np.isnan(gaps)]
+    ties = _ties(grid, block)
+    last = block.start + block.n - 1
+    return (
+        block.n,
+        block.start,
+        str(block.start) if block.n == 1 else f"{block.start}-{last}",
+        value,
+        stderr,
+        float(gaps.min()) if gaps.size else math.nan,
+        bool(ties),
+        ", ".join(map(str, ties)),
+        _note(distances, model, block),
+    )
+
+
+def _ties(grid: Grid, best: Block) -> list[int]:
+    """Return the other starts whose distance is not told apart from the best one's.
+
+    Both errors are added as if independent. The same rows stand behind both, so this errs on the side of a tie.
+    """
+    row = grid.row(best.n)
+    errors = np.nan_to_num(grid.stderr[best.n - 1, : row.size], nan=0.0)
+    within = row - row[best.start] <= np.hypot(errors, errors[best.start])
+    return [int(start) for start in np.flatnonzero(within) if start != best.start]
+
+
+def _note(distances: BlockDistances, model: ModelInfo, block: Block) -> str:
+    reason = model.illegal_reason(block)
+    sinks = distances.sink_layers_in(block)
+    notes = [f"cannot be exported: {reason}"] if reason else []
+    if sinks:
+        notes.append(f"removes layer {', '.join(map(str, sinks))}, which writes the attention sink")
+    return "; ".join(notes)
