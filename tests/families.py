@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from shortviz.handle import ModelHandle
+from shortviz.model_info import model_info
 from shortviz.records import ModelRef
 
 NUM_LAYERS = 6
@@ -146,15 +147,15 @@ def build_tiny(
     """Return a tiny random model in eval mode without gradients; the same arguments give the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config or tiny_config(name), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config or tiny_config(name), dtype=dtype)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
             if parameter.ndim == 1:  # biases and norms would be equal in all layers, and a mixed-up layer not show
-                parameter.add_(0.05 * torch.randn(parameter.shape))
+                parameter.add_(0.05 * torch.randn(parameter.shape, dtype=dtype))
     size = model.num_parameters()
     assert size <= MAX_PARAMETERS, f"the tiny {name} has {size} parameters"
     assert config is not None or model.config.get_text_config().num_hidden_layers == NUM_LAYERS
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 @lru_cache(maxsize=2)
@@ -181,8 +182,6 @@ def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 def handle_of(model: PreTrainedModel, name: str = "tiny", bos: bool = False) -> ModelHandle:
     """Return a handle on any model of these families."""
-    from shortviz.model_info import model_info
-
     info = model_info(model, id=name, revision=None, reason="a tiny random model for tests")
     return ModelHandle(model=model, tokenizer=tiny_tokenizer(bos), info=info, ref=ModelRef(id=name))
 

@@ -1,0 +1,181 @@
+"""Where a model keeps its layers, what its config says about each, and how their weights are named.
+
+Everything goes by structure and field names, not by family: see `config_fields` for the table.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from shortviz.config_fields import refusal_checks, rewrite
+from shortviz.errors import ModelError, PlanError
+from shortviz.records import PrunePlan
+
+_TEXT_CONFIGS = ("text_config", "decoder", "generator")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerStack:
+    """The decoder layers of a live model."""
+
+    decoder: nn.Module
+    """The module that turns token ids into final hidden states: everything but the LM head."""
+    layers: nn.ModuleList
+    path: str
+    """Name of `layers` in the model, e.g. `model.layers`."""
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the part of the config that describes the decoder: itself, or the text part of a composite config."""
+    return config.get_text_config(decoder=True)
+
+
+def num_layers(config: PreTrainedConfig) -> int:
+    """Return the number of decoder layers the config states; raises ModelError where it states none."""
+    count = getattr(text_config(config), "num_hidden_layers", None)
+    if not isinstance(count, int):
+        raise ModelError(f"The config of model type {config.model_type!r} states no number of layers; choose another.")
+    return count
+
+
+def refuse_unsupported(config: PreTrainedConfig) -> None:
+    """Raise ModelError unless the config describes a causal language model of at least two layers."""
+    named = ", ".join(getattr(config, "architectures", None) or []) or config.model_type
+    advice = "choose a causal (decoder-only) language model"
+    if config.is_encoder_decoder:
+        raise ModelError(f"{named} is an encoder-decoder model; {advice}.")
+    kind = config.model_type
+    encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text_config(config), "is_decoder", False)
+    if encoder and not _names_causal_class(config):
+        raise ModelError(f"{named} is an encoder-only model; {advice}.")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ModelError(f"{named} (model type {kind!r}) is not a causal language model; {advice}.")
+    if num_layers(config) < 2:
+        raise ModelError(f"{named} has {num_layers(config)} layer; choose a model of at least 2.")
+
+
+def _names_causal_class(config: PreTrainedConfig) -> bool:
+    return False
+
+
+def layer_stack(model: PreTrainedModel) -> LayerStack:
+    """Return the decoder layers of a model: the one outermost ModuleList of as many modules as the config has layers.
+
+    Raises:
+        ModelError: there is no such list, or more than one.
+    """
+    count = num_layers(model.config)
+    decoder = model.get_decoder()
+    root = decoder if isinstance(decoder, nn.Module) else model
+    found = _outermost_lists(root, count) or _outermost_lists(model, count)
+    name = type(model).__name__
+    if not found:
+        raise ModelError(f"{name} has no list of {count} layers; its decoder cannot be cut by this version.")
+    if len(found) > 1:
+        raise ModelError(f"{name} has {len(found)} lists of {count} modules; which holds its layers is unclear.")
+    path = next(path for path, module in model.named_modules() if module is found[0])
+    parent = model.get_submodule(path.rpartition(".")[0])
+    return LayerStack(decoder=parent, layers=found[0], path=path)
+
+
+def _outermost_lists(root: nn.Module, count: int) -> list[nn.ModuleList]:
+    """Return the ModuleLists of `count` modules that are not inside another one (experts of one layer are)."""
+    lists = {name: m for name, m in root.named_modules() if isinstance(m, nn.ModuleList)}
+    sized = {name: m for name, m in lists.items() if len(m) == count}
+    return [m for name, m in sized.items() if not any(name.startswith(f"{outer}.") for outer in lists)]
+
+
+def pruned_config(config: PreTrainedConfig, plan: PrunePlan) -> PreTrainedConfig:
+    """Return a new config that describes exactly the kept layers; an empty plan gives an equal copy.
+
+    Raises:
+        PlanError: the plan is for another number of layers, or the stock config cannot express it (field named).
+    """
+    text = text_config(config)
+    if plan.num_layers != num_layers(config):
+        raise PlanError(
+            f"The plan is for {plan.num_layers} layers, the model has {num_layers(config)}; make a new one."
+        )
+    if not plan.removed:
+        return copy.deepcopy(config)
+    fields = text.to_dict()
+    changes = rewrite(fields, plan.num_layers, plan.kept)
+    changes[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(plan.kept)
+    pruned = _from_fields(text, fields | changes)
+    _check_written(pruned, changes, len(plan.kept))
+    if text is config:
+        return pruned
+    whole = copy.deepcopy(config)
+    part = next((name for name in _TEXT_CONFIGS if getattr(config, name, None) is text), None)
+    if part is None:
+        raise PlanError(f"The text part of a {config.model_type} config cannot be written back; choose another model.")
+    setattr(whole, part, pruned)
+    return whole
+
+
+def _from_fields(like: PreTrainedConfig, fields: dict[str, Any]) -> PreTrainedConfig:
+    try:
+        pruned = type(like).from_dict(fields)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise PlanError(f"The {like.model_type} config cannot describe the layers that stay: {error}") from error
+    pruned._attn_implementation = like._attn_implementation
+    return pruned
+
+
+def _check_written(pruned: PreTrainedConfig, changes: dict[str, Any], count: int) -> None:
+    """Refuse where the config class derives a field anew and so undoes what we wrote."""
+    written = pruned.to_dict()
+    for name, value in changes.items():
+        if written.get(name, value) != value:
+            raise PlanError(f"These layers cannot be removed: the config class overwrites field {name}; choose others.")
+    if pruned.num_hidden_layers != count:
+        raise PlanError(f"The config still says {pruned.num_hidden_layers} layers where {count} stay; choose others.")
+
+
+def illegal_reason(config: PreTrainedConfig, removed: Iterable[int]) -> str | None:
+    """Return why the stock config cannot do without these layers, the field named; None where it can."""
+    count, gone = num_layers(config), set(removed)
+    kept = tuple(i for i in range(count) if i not in gone)
+    checks = refusal_checks(text_config(config).to_dict(), count)
+    return next((why for check in checks if kept and (why := check(kept)) is not None), None)
+
+
+def illegal_blocks(config: PreTrainedConfig) -> tuple[tuple[int, int, str], ...]:
+    """Return (start, n, reason) of every block, short of all layers, that the stock config cannot express."""
+    count = num_layers(config)
+    checks = refusal_checks(text_config(config).to_dict(), count)
+    if not checks:
+        return ()
+    found: list[tuple[int, int, str]] = []
+    every = tuple(range(count))
+    for n in range(1, count):
+        for start in range(count - n + 1):
+            kept = every[:start] + every[start + n :]
+            reason = next((why for check in checks if (why := check(kept)) is not None), None)
+            if reason is not None:
+                found.append((start, n, reason))
+    return tuple(found)
+
+
+def rename_state(names: Iterable[str], plan: PrunePlan, path: str) -> dict[str, str]:
+    """Return {new name: old name} of the weights that stay, with the layers under `path` renumbered."""
+    new_number = {old: new for new, old in enumerate(plan.kept)}
+    renamed: dict[str, str] = {}
+    for name in names:
+        if not name.startswith(f"{path}."):
+            renamed[name] = name
+            continue
+        number, dot, rest = name[len(path) + 1 :].partition(".")
+        if int(number) in new_number:
+            renamed[f"{path}.{new_number[int(number)]}{dot}{rest}"] = name
+    return renamed

@@ -1,0 +1,142 @@
+"""prune: a new, smaller model that shares the tensors of the one it comes from; and the proof that it is right.
+
+The pruned model is built from its own config, exactly as `from_pretrained` will build it from the exported checkpoint,
+so that what is previewed is what is exported. The original model is never edited.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from shortviz.architectures import illegal_blocks, layer_stack, pruned_config, rename_state
+from shortviz.errors import PlanError
+from shortviz.handle import ModelHandle
+from shortviz.model_info import weight_size
+from shortviz.records import ModelInfo, PrunePlan
+
+
+def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
+    """Return a handle on a new model without the plan's layers, sharing every tensor that stays.
+
+    The plan numbers layers as `handle` has them; the new handle's `plan` numbers them as the model that was loaded had
+    them. The original handle is untouched, and both together take the memory of one.
+
+    Raises:
+        PlanError: the plan is for another number of layers, or the stock config cannot express it (field named).
+    """
+    original = handle.model
+    config = pruned_config(original.config, plan)
+    path = layer_stack(original).path
+    model = _empty_model(original, config)
+    state = original.state_dict()
+    names = rename_state(state, plan, path)
+    model.load_state_dict({new: state[old] for new, old in names.items()}, strict=True, assign=True)
+    model.tie_weights()
+    _share_computed_buffers(original, model, plan, path)
+    model.generation_config = copy.deepcopy(original.generation_config)
+    model.requires_grad_(False).eval()
+    info = _pruned_info(handle.info, model, plan)
+    return ModelHandle(
+        model=model, tokenizer=handle.tokenizer, info=info, ref=handle.ref, plan=_composed(handle.plan, plan)
+    )
+
+
+def _empty_model(like: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a model of the same class with nothing in it: every tensor on meta.
+
+    The device context is this thread's own; accelerate's init_empty_weights patches torch for all threads, and two
+    jobs that build at once would leave it patched. For the same reason the default dtype is not touched.
+    """
+    with torch.device("meta"):
+        model = type(like)._from_config(config, dtype=None, attn_implementation=like.config._attn_implementation)
+    model.config.dtype = like.config.dtype
+    for part in config.sub_configs:
+        if getattr(config, part, None) is not None:
+            getattr(model.config, part).dtype = getattr(like.config, part).dtype
+    return model
+
+
+def _share_computed_buffers(original: nn.Module, model: nn.Module, plan: PrunePlan, path: str) -> None:
+    """Give the new model the original's buffers that no state dict holds, e.g. rotary frequencies."""
+    computed = dict(original.named_buffers())
+    for new, old in rename_state(computed, plan, path).items():
+        parent, _, leaf = new.rpartition(".")
+        owner = model.get_submodule(parent)
+        if leaf in owner._non_persistent_buffers_set:
+            owner._buffers[leaf] = computed[old]
+    empty = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    assert not empty, f"nothing was put in {empty[:3]}"
+
+
+def _pruned_info(info: ModelInfo, model: PreTrainedModel, plan: PrunePlan) -> ModelInfo:
+    parameters, num_bytes = weight_size(model)
+    return dataclasses.replace(
+        info,
+        num_layers=len(plan.kept),
+        parameters=parameters,
+        bytes=num_bytes,
+        layer_parameters=tuple(info.layer_parameters[i] for i in plan.kept),
+        layer_bytes=tuple(info.layer_bytes[i] for i in plan.kept),
+        layer_cache_bytes=tuple(info.layer_cache_bytes[i] for i in plan.kept),
+        illegal=illegal_blocks(model.config) if plan.removed else info.illegal,
+    )
+
+
+def _composed(before: PrunePlan | None, plan: PrunePlan) -> PrunePlan:
+    """Return both removals as one plan in the numbers of the loaded model."""
+    if before is None:
+        return plan
+    removed = {*before.removed, *(before.kept[i] for i in plan.removed)}
+    return PrunePlan(num_layers=before.num_layers, removed=tuple(sorted(removed)))
+
+
+@contextmanager
+def bypassed(handle: ModelHandle, plan: PrunePlan) -> Iterator[None]:
+    """Let each layer of the plan return its input while the context lasts, and hold the handle's lock for as long.
+
+    What pruning must equal. The plan numbers layers as `handle` has them; every hook is gone afterwards.
+    """
+    if plan.num_layers != handle.info.num_layers:
+        raise PlanError(f"The plan is for {plan.num_layers} layers, the model has {handle.info.num_layers}.")
+    with handle.lock:
+        layers = layer_stack(handle.model).layers
+        hooks = [layers[i].register_forward_hook(_return_input, with_kwargs=True) for i in plan.removed]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _return_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    entering = args[0] if args else kwargs["hidden_states"]
+    return (entering, *output[1:]) if isinstance(output, tuple) else entering
+
+
+@torch.no_grad()
+def verify_prune(handle: ModelHandle, pruned: ModelHandle, tokens: NDArray[np.int64]) -> float:
+    """Return the largest absolute difference of logits, the pruned model against `handle` with the layers bypassed.
+
+    `pruned` was made from `handle` by one or several prunes; `tokens` has shape (batch, length), without padding.
+    0.0 is bit-equal; NaN in either model gives NaN.
+    """
+    before = handle.plan or PrunePlan(num_layers=handle.info.num_layers, removed=())
+    after = pruned.plan or before
+    stay = set(after.kept)
+    plan = PrunePlan(
+        num_layers=handle.info.num_layers, removed=tuple(i for i, old in enumerate(before.kept) if old not in stay)
+    )
+    ids = torch.as_tensor(tokens, device=handle.model.device)
+    with bypassed(handle, plan):
+        expected = handle.model(input_ids=ids, use_cache=False).logits
+    with pruned.lock:
+        actual = pruned.model(input_ids=ids, use_cache=False).logits
+    return float((actual.double() - expected.double()).abs().max())
