@@ -1,0 +1,166 @@
+"""The folder a checkpoint is written to: checked first, filled beside its final name, renamed when proved. No torch."""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from shortviz.errors import ExportError, ResourceError, ShortvizError, Stopped
+from shortviz.records import OnProgress, Progress
+
+_CHUNK = 4 * 1024 * 1024
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def check_target(folder: Path) -> Path:
+    """Return the absolute path of a folder a checkpoint may be written to: absent, or empty.
+
+    Raises ExportError where something is there already, or where the folder cannot be replaced.
+    """
+    target = Path(os.path.abspath(folder.expanduser()))
+    if target.is_dir():
+        if any(target.iterdir()):
+            raise ExportError(f"The folder {target} is not empty; choose another name, or empty it first.")
+        if os.path.ismount(target):
+            raise ExportError(f"{target} is a mount point and cannot be replaced; choose a new folder inside it.")
+    elif target.exists() or target.is_symlink():
+        raise ExportError(f"{target} exists and is not a folder; choose another name.")
+    return target
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Raise ResourceError where the disk of a folder (or of its nearest parent) has fewer bytes free than needed."""
+    parent = next(p for p in (folder, *folder.parents) if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise ResourceError(
+            f"The checkpoint needs {size_text(needed_bytes)} and the disk of {parent} has {size_text(free)} free; "
+            "free some space or choose a folder on another disk."
+        )
+
+
+@contextmanager
+def filled_beside(target: Path) -> Iterator[Path]:
+    """Give a new temporary folder beside `target`; whatever happens, nothing of it stays.
+
+    What is to stay is moved out of it (`move_into_place`). Parents that had to be made go again when nothing came of
+    it. Raises ExportError where the place cannot be written to.
+    """
+    made = [parent for parent in target.parents if not parent.exists()]
+    room: Path | None = None
+    try:
+        room = _make_room(target)
+        yield room
+    finally:
+        if room is not None:
+            shutil.rmtree(room, ignore_errors=True)
+        for parent in made:  # nearest first; a parent that holds the checkpoint is not empty and stays
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _make_room(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise ExportError(
+            f"Nothing can be written to {target.parent} ({error.strerror}); choose a folder you may write to."
+        ) from error
+
+
+def move_into_place(folder: Path, target: Path) -> None:
+    """Give a finished folder its final name in one step; raises ExportError where something came there meanwhile."""
+    target = target.resolve()
+    try:
+        if target.is_dir():
+            target.rmdir()
+        os.replace(folder, target)
+    except OSError as error:
+        raise ExportError(
+            f"The finished checkpoint could not be named {target} ({error.strerror}); choose another name."
+        ) from error
+
+
+def write_error(error: Exception, target: Path, needed_bytes: int) -> ShortvizError:
+    """Return what a failed write means for a person: a full disk, or a place that cannot be written."""
+    found = re.search(r"os error (\d+)", str(error))  # the way safetensors words it
+    number = error.errno if isinstance(error, OSError) else int(found.group(1)) if found else None
+    reason = os.strerror(number) if number is not None else str(error)
+    if number in _FULL:
+        return ResourceError(
+            f"The disk of {target.parent} is full ({reason}): the checkpoint needs {size_text(needed_bytes)}; "
+            "nothing was left behind, so free some space and export again."
+        )
+    return ExportError(f"The checkpoint could not be written to {target.parent} ({reason}); nothing was left behind.")
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder, by its name relative to the folder, sorted."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def size_text(num_bytes: float) -> str:
+    """Return a size for people, in decimal units: `541 MB`."""
+    for unit in ("bytes", "KB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" or num_bytes >= 10 else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
+def zip_checkpoint(
+    folder: Path, target: Path, *, on_progress: OnProgress | None = None, stop: threading.Event | None = None
+) -> Path:
+    """Return `target`, a zip file of an exported folder: streamed, and stored, for weights do not compress.
+
+    The files lie in a folder of the checkpoint's name. Raises ExportError where `target` exists or cannot be written,
+    ResourceError where the disk is full, Stopped when asked to stop; then no file is left.
+    """
+    target = Path(os.path.abspath(target))
+    if target.exists():
+        raise ExportError(f"{target} exists; choose another name.")
+    total = folder_bytes(folder)
+    check_space(target.parent, total)
+    with filled_beside(target) as room:
+        try:
+            _write_zip(folder, room / target.name, total, on_progress, stop)
+            os.replace(room / target.name, target)
+        except OSError as error:
+            raise write_error(error, target, total) from error
+    return target
+
+
+def _write_zip(
+    folder: Path, archive: Path, total: int, on_progress: OnProgress | None, stop: threading.Event | None
+) -> None:
+    done = 0
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            member = zipfile.ZipInfo.from_file(path, f"{folder.name}/{path.relative_to(folder).as_posix()}")
+            with path.open("rb") as source, packed.open(member, "w") as sink:
+                while chunk := source.read(_CHUNK):
+                    if stop is not None and stop.is_set():
+                        raise Stopped("The zip file was stopped; nothing was left behind.")
+                    sink.write(chunk)
+                    done += len(chunk)
+                    if on_progress is not None:
+                        on_progress(
+                            Progress(stage="zip", done=done, total=total, unit="bytes", detail=path.name),
+                        )

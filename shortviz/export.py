@@ -1,0 +1,201 @@
+"""Export: write a checkpoint, reload it in a fresh process, prove it equal, and only then give it its name."""
+
+import copy
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from shortviz.checkpoint_folder import (
+    check_space,
+    check_target,
+    filled_beside,
+    fingerprints,
+    folder_bytes,
+    move_into_place,
+    write_error,
+    zip_checkpoint,
+)
+from shortviz.errors import Stopped
+from shortviz.generation_defaults import savable
+from shortviz.handle import ModelHandle
+from shortviz.model_card import CardFacts, model_card, shortviz_json
+from shortviz.proving import fresh_process, proof_prompts, prove_checkpoint
+from shortviz.recipes import loading_python, mergekit_yaml, prune_json, reproduce_command, reproduce_python
+from shortviz.records import Evaluation, ExportReport, ModelInfo, OnProgress, Progress, PrunePlan, TextInfo
+
+__all__ = [
+    "export_checkpoint",
+    "loading_python",
+    "mergekit_yaml",
+    "prune_json",
+    "reproduce_command",
+    "reproduce_python",
+    "write_checkpoint",
+    "zip_checkpoint",
+]
+
+SHARD_BYTES = 2_000_000_000
+"""Largest shard: a stop or an interrupted upload costs at most this much."""
+_TEXT_FILES_BYTES = 32 * 1024 * 1024
+"""Room for the tokenizer, configs and the card; the largest tokenizers take about 30 MB."""
+_LEFTOVERS = ("quantization_config", "gguf_file", "transformers_weights", "_commit_hash")
+_POLL_SECONDS = 0.1
+
+
+def export_checkpoint(
+    pruned: ModelHandle,
+    folder: Path,
+    *,
+    base_info: ModelInfo,
+    text: TextInfo | None = None,
+    evaluation: Evaluation | None = None,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> ExportReport:
+    """Return the report of a checkpoint that stock transformers loads, proved equal to the model in memory.
+
+    `base_info` describes the uncut model, `text` the calibration text, `evaluation` the numbers for the model card. The
+    report's `bytes` are those of the weights. Progress stages: `write`, `reload`, `prove logits`, `prove generation`.
+    Whatever goes wrong, nothing stays behind.
+
+    Raises ExportError where the folder is taken or cannot be written or the proof fails, ResourceError where the disk
+    or the memory is too small, Stopped when asked to stop.
+    """
+    started = time.perf_counter()
+    target = check_target(Path(folder))
+    needed = needed_bytes(pruned)
+    check_space(target, needed)
+    plan = pruned.plan or PrunePlan(num_layers=base_info.num_layers, removed=())
+    with filled_beside(target) as room:
+        checkpoint = room / "checkpoint"
+        try:
+            with fresh_process(room) as child:
+                notes = write_checkpoint(pruned, checkpoint, on_progress=on_progress, stop=stop)
+                proof = prove_checkpoint(child, pruned, checkpoint, room, on_progress=on_progress, stop=stop)
+            facts = CardFacts(
+                name=target.name,
+                base=base_info,
+                pruned=pruned.info,
+                plan=plan,
+                text=text,
+                evaluation=evaluation,
+                proof=asdict(proof) | {"generation_equal": True},
+                notes=notes,
+            )
+            _write_card(checkpoint, facts)
+            files = fingerprints(checkpoint)
+        except (OSError, SafetensorError) as error:
+            raise write_error(error, target, needed) from error
+        _check_stop(stop)
+        move_into_place(checkpoint, target)
+    return ExportReport(
+        folder=str(target),
+        removed=plan.removed,
+        kept=plan.kept,
+        parameters=pruned.info.parameters,
+        bytes=pruned.info.bytes,
+        files=files,
+        max_logit_diff=proof.max_logit_diff,
+        generation_equal=True,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def needed_bytes(pruned: ModelHandle) -> int:
+    """Return the disk space an export takes while it runs: weights, text files, and the logits of the proof."""
+    tokens = sum(len(prompt) for prompt in proof_prompts(pruned))
+    logits = tokens * pruned.info.vocab_size * int(pruned.model.dtype.itemsize)
+    return pruned.info.bytes + logits + _TEXT_FILES_BYTES
+
+
+def write_checkpoint(
+    pruned: ModelHandle,
+    folder: Path,
+    *,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> tuple[str, ...]:
+    """Write weights, configs and tokenizer into a new folder; return sentences about what had to be changed.
+
+    The model itself is not touched. Raises Stopped, OSError or SafetensorError, and then leaves no folder.
+    """
+    twin, notes = _twin(pruned.model)
+    total = pruned.info.bytes
+    with ThreadPoolExecutor(max_workers=1) as writer, _no_progress_bars():
+        work = writer.submit(twin.save_pretrained, folder, max_shard_size=SHARD_BYTES)
+        try:
+            _watch(work, folder, total, on_progress, stop)
+            work.result()
+            pruned.tokenizer.save_pretrained(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # a writer between two shards fails on the next, and ends
+            raise
+    if on_progress is not None:
+        on_progress(Progress(stage="write", done=total, total=total, unit="bytes"))
+    return notes
+
+
+def _watch(
+    work: Future[Any], folder: Path, total: int, on_progress: OnProgress | None, stop: threading.Event | None
+) -> None:
+    """Report how much is written until the writer is done; callbacks stay on the calling thread."""
+    while True:
+        _check_stop(stop)
+        if on_progress is not None:
+            written = folder_bytes(folder) if folder.is_dir() else 0
+            on_progress(Progress(stage="write", done=min(written, total), total=total, unit="bytes"))
+        if wait([work], timeout=_POLL_SECONDS).done:
+            return
+
+
+def _twin(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Return a shallow copy with its own configs, for save_pretrained writes to the configs of what it saves."""
+    twin = copy.copy(model)
+    twin.config = _stock_config(model.config)
+    notes: tuple[str, ...] = ()
+    if model.generation_config is not None:
+        twin.generation_config, notes = savable(model.generation_config)
+    return twin, notes
+
+
+def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy without what belongs to the file the model came from (quantisation, GGUF)."""
+    stock = copy.deepcopy(config)
+    for name in _LEFTOVERS:
+        if name in stock.__dict__:
+            delattr(stock, name)
+    return stock
+
+
+def _write_card(checkpoint: Path, facts: CardFacts) -> None:
+    record = json.dumps(shortviz_json(facts), indent=2, allow_nan=False) + "\n"
+    recipe = mergekit_yaml(facts.base.id, facts.plan, facts.pruned.dtype)
+    for name, text in (("README.md", model_card(facts)), ("shortviz.json", record), ("mergekit.yml", recipe)):
+        (checkpoint / name).write_text(text, encoding="utf-8")
+
+
+def _check_stop(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise Stopped("The export was stopped; nothing was left behind.")
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
