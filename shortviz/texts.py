@@ -24,6 +24,7 @@ __all__ = [
     "make_windows",
     "read_rows",
     "tokenize",
+    "tokenize_rows",
 ]
 
 DEFAULT_CALIBRATION = TextSpec(kind="builtin", value="python-reference", limit=64, max_length=256)
@@ -41,8 +42,16 @@ def tokenize(spec: TextSpec, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
         TextError: the text cannot be read, every row is too short, or the BOS policy does not fit the tokenizer.
         ResourceError: a data set cannot be reached.
     """
+    return tokenize_rows(read_rows(spec), spec, tokenizer)
+
+
+def tokenize_rows(text: TextRows, spec: TextSpec, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
+    """Return rows that are already in memory as `tokenize` returns those it reads; of `spec`, the length and BOS count.
+
+    Raises:
+        TextError: every row is too short, or the BOS policy does not fit the tokenizer.
+    """
     prefix, meaning = _bos_prefix(spec.bos, tokenizer)
-    text = read_rows(spec)
     room = spec.max_length - len(prefix)
     if room < 1:
         raise TextError(
