@@ -2,13 +2,29 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from html import escape
 from itertools import accumulate
 
 import numpy as np
 
 from shortviz import criteria
+from shortviz.errors import RunError
+from shortviz.planning import best_start
 from shortviz.records import Block, BlockDistances, Floats, Grid, ModelInfo
+
+
+def grid_of(distances: BlockDistances, criterion: str) -> Grid:
+    """Return the grid of a criterion.
+
+    Raises:
+        RunError: it was not measured; the message names those that were.
+    """
+    try:
+        return distances.criteria[criterion]
+    except KeyError:
+        measured = ", ".join(distances.criteria)
+        raise RunError(f"Criterion {criterion!r} was not measured in this run; choose from {measured}.") from None
 
 
 def rescale_rows(grid: Grid) -> Floats:
@@ -23,24 +39,31 @@ def rescale_rows(grid: Grid) -> Floats:
     return (grid.mean - np.where(np.isfinite(low), low, np.nan)) / spread
 
 
-def best_starts(grid: Grid) -> dict[int, int]:
-    """Return n -> start of the lowest block, for every row with a measured block."""
-    rows = ((n, grid.row(n)) for n in range(1, grid.num_layers + 1))
-    return {n: int(np.nanargmin(row)) for n, row in rows if not np.isnan(row).all()}
+def exportable(grid: Grid, model: ModelInfo) -> Grid:
+    """Return the grid without the blocks that the stock config cannot express: NaN there."""
+    mean = grid.mean.copy()
+    for start, n, _ in model.illegal:
+        mean[n - 1, start] = np.nan
+    return replace(grid, mean=mean)
+
+
+def best_starts(grid: Grid, model: ModelInfo) -> dict[int, int]:
+    """Return n -> start of the lowest block that can be exported, for every row n = 1..L that has one."""
+    possible = exportable(grid, model)
+    best = {n: best_start(possible, n) for n in range(1, grid.num_layers + 1)}
+    return {n: start for n, start in best.items() if start is not None}
 
 
 def raw_range(grid: Grid, criterion: str) -> tuple[float, float]:
-    """Return the colour range of the raw scale: 0..1 for angles, else from 0 to the next round number."""
-    known = criteria.info(criterion)
+    """Return the colour range of the raw scale: 0..1 for angles, else from the lowest to the next round number."""
+    known = criteria.info(criterion) if criterion in criteria.names() else None
+    low, high = (known.low, known.high) if known is not None else (0.0, math.inf)
     measured = grid.mean[np.isfinite(grid.mean)]
-    if known.high <= 1.0 or measured.size == 0:
-        return known.low, min(known.high, 1.0)
-    top = float(measured.max())
-    if top <= 0:
-        return known.low, 1.0
+    top = float(measured.max()) if measured.size else 0.0
+    if high <= 1.0 or top <= 0:
+        return low, min(high, 1.0)
     decade = 10.0 ** math.floor(math.log10(top))
-    rounded = next(step * decade for step in (1, 2, 5, 10) if step * decade >= top)
-    return known.low, min(rounded, known.high)
+    return low, min(next(step * decade for step in (1, 2, 5, 10) if step * decade >= top), high)
 
 
 def with_error(value: float, stderr: float) -> str:
@@ -74,7 +97,7 @@ def hover_template(criterion: str, samples: int) -> str:
 
 def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> list[list[int | str]]:
     """Return [start, n, layers, distance, place in its row, parameters, warnings] of every block, row by row."""
-    grid = distances.criteria[criterion]
+    grid = grid_of(distances, criterion)
     scaled = rescale_rows(grid)
     reasons = {(start, n): reason for start, n, reason in model.illegal}
     sinks = distances.norms.sink_layers

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from shortviz import criteria
-from shortviz.map_cells import best_starts, cells, hover_rows, hover_template, raw_range, rescale_rows
+from shortviz.map_cells import best_starts, cells, grid_of, hover_rows, hover_template, raw_range, rescale_rows
 from shortviz.records import Block, BlockDistances, Floats, Grid, ModelInfo
 
 NEUTRAL = "#9e9e9e"
@@ -40,9 +40,9 @@ def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, vi
     `customdata` rows [start, n, words ...] as Python lists (an array comes back from the browser as an object).
 
     Raises:
-        ShortvizError: the criterion is unknown.
+        RunError: the criterion was not measured.
     """
-    grid = distances.criteria[criterion]
+    grid = grid_of(distances, criterion)
     layers = grid.num_layers
     scaled = rescale_rows(grid)
     low, high = (0.0, 1.0) if view.scale == "per_n" else raw_range(grid, criterion)
@@ -53,9 +53,9 @@ def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, vi
         [
             _heatmap(layers, colour, _PALETTES[view.palette], (low, high), _bar(criterion, grid, view, (low, high))),
             _heatmap(layers, flat, [[0.0, NEUTRAL], [1.0, NEUTRAL]], (0.0, 1.0), None),
-            _best_rings(grid),
+            _best_rings(grid, model),
             _cannot_marks(model, layers, shade),
-            _sink_marks(distances, grid, shade),
+            _sink_marks(distances, grid, model, shade),
             _hit_targets(distances, criterion, model),
         ]
     )
@@ -89,8 +89,8 @@ def _heatmap(layers: int, z: Floats, scale: Any, limits: tuple[float, float], ba
 
 def _bar(criterion: str, grid: Grid, view: MapView, limits: tuple[float, float]) -> dict[str, Any]:
     label = criteria.label(criterion)
-    units = criteria.info(criterion).units
-    words = f", {units}, {limits[0]:g} to {limits[1]:g}" if view.scale == "raw" else ", rescaled per n: 0 = best"
+    units = f", {criteria.info(criterion).units}" if criterion in criteria.names() else ""
+    words = f"{units}, {limits[0]:g} to {limits[1]:g}" if view.scale == "raw" else ", rescaled per n: 0 = best"
     return {"title": {"text": label + words, "side": "right"}, "thickness": 12, "len": 1.0, "x": 1.01, "xpad": 0}
 
 
@@ -98,8 +98,8 @@ def _size(layers: int, smallest: float, largest: float) -> float:
     return min(max(280.0 / layers, smallest), largest)
 
 
-def _best_rings(grid: Grid) -> go.Scatter:
-    best = best_starts(grid)
+def _best_rings(grid: Grid, model: ModelInfo) -> go.Scatter:
+    best = best_starts(grid, model)
     return go.Scatter(
         mode="markers",
         x=list(best.values()),
@@ -140,10 +140,10 @@ def _cannot_marks(model: ModelInfo, layers: int, shade: Floats) -> go.Scatter:
     )
 
 
-def _sink_marks(distances: BlockDistances, grid: Grid, shade: Floats) -> go.Scatter:
+def _sink_marks(distances: BlockDistances, grid: Grid, model: ModelInfo, shade: Floats) -> go.Scatter:
     sinks = distances.norms.sink_layers
     step = math.ceil(grid.num_layers / 60)  # thousands of letters would make a deep model's map slow to draw
-    best = best_starts(grid)
+    best = best_starts(grid, model)
     places = [
         (start, n)
         for start, n in cells(grid.num_layers)
@@ -163,7 +163,7 @@ def _sink_marks(distances: BlockDistances, grid: Grid, shade: Floats) -> go.Scat
 
 
 def _hit_targets(distances: BlockDistances, criterion: str, model: ModelInfo) -> go.Scatter:
-    grid = distances.criteria[criterion]
+    grid = grid_of(distances, criterion)
     customdata = hover_rows(distances, criterion, model)
     invisible = {"marker": {"opacity": 0}}
     return go.Scatter(

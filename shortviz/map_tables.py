@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shortviz import criteria
-from shortviz.map_cells import best_starts, layer_words, with_error
+from shortviz.map_cells import best_starts, exportable, grid_of, layer_words, with_error
+from shortviz.planning import tied_starts
 from shortviz.records import Block, BlockDistances, Grid, ModelInfo
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 def map_alt(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
     """Return the map's finding in one or two sentences: the best blocks of a few sizes, and the sink layers."""
-    grid = distances.criteria[criterion]
-    best = best_starts(grid)
+    grid = grid_of(distances, criterion)
+    best = best_starts(grid, model)
     label = criteria.label(criterion)
     if not best:
         return f"Map of {label}: nothing is measured yet."
@@ -35,35 +36,37 @@ def map_table(distances: BlockDistances, criterion: str) -> "pd.DataFrame":
     """Return the raw map as a table: one row per n (the index, from 1), one column per start layer ("0", "1", ...)."""
     import pandas as pd
 
-    grid = distances.criteria[criterion]
+    grid = grid_of(distances, criterion)
     layers = grid.num_layers
     index = pd.RangeIndex(1, layers + 1, name="n")
     return pd.DataFrame(grid.mean.copy(), index=index, columns=[str(start) for start in range(layers)])
 
 
 def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> "pd.DataFrame":
-    """Return the best block of every n = 1..L-1, one row each.
+    """Return the lowest block that can be exported of every n = 1..L-1, one row each.
 
     Columns: n, start, layers ("21-28"), distance, stderr, gap (to the second best; NaN with one block), tied (whether
-    another block is within one standard error of the difference), ties (the starts of those blocks), note.
+    another block is within the error of it, `planning.tied_starts`), ties (the starts of those blocks), note.
     """
     import pandas as pd
 
-    grid = distances.criteria[criterion]
-    best = {n: start for n, start in best_starts(grid).items() if n < grid.num_layers}
-    rows = [_best_row(distances, grid, model, Block(start=start, n=n)) for n, start in best.items()]
+    grid = grid_of(distances, criterion)
+    best = {n: start for n, start in best_starts(grid, model).items() if n < grid.num_layers}
+    possible = exportable(grid, model)
+    rows = [_best_row(distances, possible, Block(start=start, n=n)) for n, start in best.items()]
     columns = ["n", "start", "layers", "distance", "stderr", "gap", "tied", "ties", "note"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _best_row(
-    distances: BlockDistances, grid: Grid, model: ModelInfo, block: Block
+    distances: BlockDistances, grid: Grid, block: Block
 ) -> tuple[int, int, str, float, float, float, bool, str, str]:
     row = grid.row(block.n)
     value, stderr = grid.at(block)
     gaps = np.delete(row, block.start) - value
     gaps = gaps[~np.isnan(gaps)]
-    ties = _ties(grid, block)
+    ties = [start for start in tied_starts(grid, block.n) if start != block.start]
+    sinks = distances.sink_layers_in(block)
     last = block.start + block.n - 1
     return (
         block.n,
@@ -74,25 +77,5 @@ def _best_row(
         float(gaps.min()) if gaps.size else math.nan,
         bool(ties),
         ", ".join(map(str, ties)),
-        _note(distances, model, block),
+        f"removes layer {', '.join(map(str, sinks))}, which writes the attention sink" if sinks else "",
     )
-
-
-def _ties(grid: Grid, best: Block) -> list[int]:
-    """Return the other starts whose distance is not told apart from the best one's.
-
-    Both errors are added as if independent. The same rows stand behind both, so this errs on the side of a tie.
-    """
-    row = grid.row(best.n)
-    errors = np.nan_to_num(grid.stderr[best.n - 1, : row.size], nan=0.0)
-    within = row - row[best.start] <= np.hypot(errors, errors[best.start])
-    return [int(start) for start in np.flatnonzero(within) if start != best.start]
-
-
-def _note(distances: BlockDistances, model: ModelInfo, block: Block) -> str:
-    reason = model.illegal_reason(block)
-    sinks = distances.sink_layers_in(block)
-    notes = [f"cannot be exported: {reason}"] if reason else []
-    if sinks:
-        notes.append(f"removes layer {', '.join(map(str, sinks))}, which writes the attention sink")
-    return "; ".join(notes)
