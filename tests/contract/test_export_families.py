@@ -1,0 +1,65 @@
+"""Every family: an exported block reloads in stock transformers with the same logits, and caches without a fault."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from shortviz.export import export_checkpoint, write_checkpoint
+from shortviz.handle import ModelHandle
+from shortviz.proving import FreshProcess, fresh_process, prove_checkpoint
+from shortviz.pruning import prune
+from shortviz.records import PrunePlan
+from tests.families import FAMILIES, NUM_LAYERS, tiny_handle
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshProcess]:
+    """One fresh process for all families: starting one costs seconds of imports."""
+    with fresh_process(tmp_path_factory.mktemp("proof")) as process:
+        yield process
+
+
+def plan_for(handle: ModelHandle) -> PrunePlan:
+    """Return a cut the family can express: an odd number of layers off any period, else the first legal block."""
+    wanted = PrunePlan(num_layers=NUM_LAYERS, removed=(1, 2, 4))
+    illegal = {(start, n) for start, n, _ in handle.info.illegal}
+    if not illegal:
+        return wanted
+    start, n = next((s, n) for n in (3, 2, 1) for s in range(NUM_LAYERS - n + 1) if (s, n) not in illegal)
+    return PrunePlan(num_layers=NUM_LAYERS, removed=tuple(range(start, start + n)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_exported_cut_reloads_with_the_same_logits_and_generates_alike_with_and_without_a_cache(
+    family: str, child: FreshProcess, tmp_path: Path
+) -> None:
+    handle = tiny_handle(family)
+    pruned = prune(handle, plan_for(handle))
+    configs = pruned.model.config.to_dict(), handle.model.config.to_dict()
+    write_checkpoint(pruned, tmp_path / "checkpoint")
+    proof = prove_checkpoint(child, pruned, tmp_path / "checkpoint", tmp_path)
+    assert proof.max_logit_diff == 0.0
+    assert len(proof.prompt_lengths) == 4
+    assert (pruned.model.config.to_dict(), handle.model.config.to_dict()) == configs
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
+def test_half_precision_checkpoints_keep_their_dtype_and_are_equal(
+    family: str, dtype: torch.dtype, child: FreshProcess, tmp_path: Path
+) -> None:
+    pruned = prune(tiny_handle(family, dtype), PrunePlan(num_layers=NUM_LAYERS, removed=(0, 3)))
+    write_checkpoint(pruned, tmp_path / "checkpoint")
+    assert prove_checkpoint(child, pruned, tmp_path / "checkpoint", tmp_path).max_logit_diff == 0.0
+
+
+@pytest.mark.parametrize("family", ["qwen2", "falcon"])
+def test_the_whole_export_of_a_family_is_proved(family: str, tmp_path: Path) -> None:
+    handle = tiny_handle(family)
+    pruned = prune(handle, PrunePlan(num_layers=NUM_LAYERS, removed=(5,)))
+    report = export_checkpoint(pruned, tmp_path / "out", base_info=handle.info)
+    assert report.max_logit_diff == 0.0
+    assert report.generation_equal
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
