@@ -1,0 +1,46 @@
+"""The program that turns one GGUF file into a checkpoint folder; gguf_cache runs it in a process of its own.
+
+Its own process, because half a minute of Python would make the app's page stutter, and because it can then be stopped
+at once and gives all its memory back. It imports nothing of shortviz. Usage: dequantise.py FILE.gguf FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+
+def main(gguf: Path, folder: Path) -> None:
+    """Write config, tokenizer (with its chat template) and float32 safetensors of `gguf` into the existing folder."""
+    _say(0)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    _say(1)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        sys.exit(f"{len(wrong)} tensors do not fit the model its metadata describes, such as {wrong[0]}")
+    _say(2)
+    length = getattr(model.config, "max_position_embeddings", None)
+    if length and tokenizer.model_max_length > length:  # GGUF files do not state it
+        tokenizer.model_max_length = length
+    if hasattr(model.config, "_model_name_or_path"):  # the GGUF's title, which transformers takes for a path
+        del model.config._model_name_or_path
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="4GB")
+
+
+def _say(step: int) -> None:
+    """Tell gguf_cache the number of the step that begins."""
+    print(step, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute(), Path(sys.argv[2]))

@@ -1,0 +1,179 @@
+"""De-quantised copies of GGUF files, kept as safetensors in the user's cache: made once, atomically, by one process."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from shortviz.checkpoint_folder import size_text
+from shortviz.errors import ModelError, ResourceError, Stopped
+from shortviz.model_files import INDEX, WEIGHTS
+from shortviz.records import OnProgress, Progress
+from shortviz.settings import settings
+from shortviz.weight_files import GgufHeader, safetensors_parameters
+
+_FORMAT = 1
+"""Raise it where the copies are written differently: older ones are then made anew."""
+_STEPS = ("reading the tokenizer", "de-quantising the weights", "writing the copy")
+_NO_DISK = ("No space left", "Disk quota exceeded", "File too large", "os error 28", "os error 27")
+_NO_MEMORY = ("MemoryError", "not enough memory", "Cannot allocate memory")
+_POLL_SECONDS = 0.1
+
+
+def copy_folder(gguf: Path) -> Path:
+    """Return where the copy of this GGUF file is kept, whether it is there yet or not; it depends on content alone."""
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", gguf.stem)[:60].lstrip(".")
+    return settings().cache_dir.absolute() / "gguf" / f"{stem}-{digest[:20]}-{_FORMAT}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a complete copy is in the folder."""
+    weights = [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else sorted(folder.glob("model-*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        return False
+    try:
+        for path in weights:
+            safetensors_parameters(path)
+    except ModelError:
+        return False
+    return len(weights) == 1 or (folder / INDEX).is_file()
+
+
+def make_copy(
+    gguf: Path, folder: Path, header: GgufHeader, on_progress: OnProgress | None, stop: threading.Event | None
+) -> Path:
+    """De-quantise the GGUF file into the folder and return it; where another process is at it, wait for that one.
+
+    Raises:
+        ModelError: Where transformers cannot read the file.
+        ResourceError: Where the disk or the memory is too small, or the cache folder cannot be written to.
+        Stopped: Where `stop` was set; nothing is left behind.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    lock = FileLock(f"{folder}.lock")
+    _acquire(lock, folder, on_progress, stop)
+    try:
+        if not is_whole(folder):
+            _remove_leftovers(folder)
+            check_disk(folder.parent, header.parameters * 4 + 50_000_000, "The de-quantised copy")
+            _fill(gguf, folder, on_progress, stop)
+    finally:
+        lock.release()
+    return folder
+
+
+def check_disk(folder: Path, needed: int, what: str) -> None:
+    """Raise ResourceError where the disk of the folder, or of its nearest parent, has less than `needed` bytes free."""
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ResourceError(
+            f"{what} needs {size_text(needed)} of disk, and the disk of {parent} has {size_text(free)} free; free some "
+            "space, or choose a smaller model."
+        )
+
+
+def _acquire(lock: FileLock, folder: Path, on_progress: OnProgress | None, stop: threading.Event | None) -> None:
+    while True:
+        _check_stop(stop)
+        try:
+            lock.acquire(timeout=_POLL_SECONDS)
+        except Timeout:
+            _report(on_progress, 0, "waiting for another process that de-quantises the same file")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        else:
+            return
+
+
+def _fill(gguf: Path, folder: Path, on_progress: OnProgress | None, stop: threading.Event | None) -> None:
+    """Run dequantise.py into a temporary folder and rename that."""
+    try:
+        room = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        checkpoint = room / "checkpoint"
+        checkpoint.mkdir()
+        _run(gguf, checkpoint, room, on_progress, stop)
+        shutil.rmtree(folder, ignore_errors=True)  # a broken copy, or nothing
+        os.replace(checkpoint, folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _run(gguf: Path, into: Path, room: Path, on_progress: OnProgress | None, stop: threading.Event | None) -> None:
+    script = Path(__file__).with_name("dequantise.py")
+    said, errors = room / "said.txt", room / "errors.txt"
+    with said.open("wb") as out, errors.open("wb") as err:
+        # -P: the folder of the script, which is this package, must not become importable piece by piece.
+        child = subprocess.Popen(
+            [sys.executable, "-P", str(script), str(gguf), str(into)], stdin=subprocess.DEVNULL, stdout=out, stderr=err
+        )
+        try:
+            while not _ended(child):
+                _check_stop(stop)
+                step = len(said.read_text().split()) - 1
+                _report(on_progress, max(step, 0), _STEPS[step] if step >= 0 else "starting")
+        finally:
+            child.kill()
+            child.wait()
+    if child.returncode != 0:
+        raise _failure(gguf, into, child.returncode, errors.read_text(errors="replace"))
+
+
+def _ended(child: subprocess.Popen[bytes]) -> bool:
+    try:
+        child.wait(timeout=_POLL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _failure(gguf: Path, folder: Path, code: int, errors: str) -> ModelError | ResourceError:
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    last = lines[-1].rstrip(".") if lines else f"exit code {code}"
+    if any(sign in errors for sign in _NO_DISK):
+        return ResourceError(
+            f"The disk of {folder.parent.parent} is full: {gguf.name} was not de-quantised; free some."
+        )
+    if code < 0 or any(sign in last for sign in _NO_MEMORY):
+        return ResourceError(f"There was not enough memory to de-quantise {gguf.name}; close something, or load less.")
+    return ModelError(f"The GGUF file {gguf} cannot be de-quantised ({last}); choose another file.")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left; the lock is held, so nobody is working there."""
+    for path in folder.parent.glob(f"{folder.name}.partial-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"The cache folder {folder.parent} cannot be written to ({error.strerror}); "
+        "set SHORTVIZ_CACHE_DIR to another folder."
+    )
+
+
+def _check_stop(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise Stopped("De-quantising was stopped; nothing was left behind.")
+
+
+def _report(on_progress: OnProgress | None, step: int, detail: str) -> None:
+    if on_progress is not None:
+        on_progress(Progress(stage="de-quantise", done=step, total=len(_STEPS), unit="steps", detail=detail))

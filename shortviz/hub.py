@@ -1,0 +1,189 @@
+"""Model repositories on the Hugging Face hub: commit, file list, headers, download; refusals in words for people."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils import validate_repo_id
+from tqdm import tqdm
+
+from shortviz.errors import ModelError, ResourceError, Stopped
+from shortviz.records import OnProgress, Progress
+
+_UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubModel:
+    """A model repository at one commit."""
+
+    repo: str
+    commit: str
+    sizes: Mapping[str, int]
+    """Bytes of every file of the repository, by name."""
+
+
+def look_up(repo: str, revision: str | None) -> HubModel:
+    """Return the repository at the commit that the revision means now.
+
+    Raises:
+        ModelError: Where there is no such repository or revision, or access to it is refused.
+        ResourceError: Where the hub does not answer.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ModelError(
+            f"{repo!r} is neither a file or folder here nor a model id of the hub; check the spelling."
+        ) from error
+    with hub_errors(repo, revision):
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    files = info.siblings or []
+    return HubModel(repo=repo, commit=str(info.sha), sizes={file.rfilename: file.size or 0 for file in files})
+
+
+def cached_commit(repo: str, revision: str | None) -> str | None:
+    """Return the commit of the copy that an earlier download left in the hub's cache, or None."""
+    path = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
+def cached_folder(repo: str, commit: str) -> Path:
+    """Return the folder of the hub's cache that holds this commit."""
+    path = try_to_load_from_cache(repo, "config.json", revision=commit)
+    if not isinstance(path, str):
+        raise ModelError(f"The model {repo} is not in the local cache of the hub; load it once with a network.")
+    return Path(path).parent
+
+
+def missing_bytes(model: HubModel, names: tuple[str, ...]) -> int:
+    """Return the bytes of these files that are not in the hub's cache yet."""
+    absent = (n for n in names if not isinstance(try_to_load_from_cache(model.repo, n, revision=model.commit), str))
+    return sum(model.sizes.get(name, 0) for name in absent)
+
+
+def read_json(model: HubModel, name: str) -> Any:
+    """Return a small JSON file of the repository, parsed."""
+    with hub_errors(model.repo, model.commit):
+        path = hf_hub_download(model.repo, name, revision=model.commit)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"The file {name} of {model.repo} is not valid JSON ({error}).") from error
+
+
+def safetensors_parameters(model: HubModel, names: tuple[str, ...]) -> int:
+    """Return the number of parameters in these safetensors files, from their headers alone."""
+    api = HfApi()
+
+    def count(name: str) -> int:
+        header = api.parse_safetensors_file_metadata(model.repo, name, revision=model.commit)
+        return sum(header.parameter_count.values())
+
+    with hub_errors(model.repo, model.commit), ThreadPoolExecutor(max_workers=8) as pool:
+        return sum(pool.map(count, names))
+
+
+def download(
+    model: HubModel, names: tuple[str, ...], on_progress: OnProgress | None, stop: threading.Event | None
+) -> Path:
+    """Download these files and return the folder they lie in; what is in the hub's cache is not fetched again.
+
+    Progress is counted in bytes; `stop` is looked at with every chunk, and a stopped download can be resumed.
+    """
+    total = missing_bytes(model, names)
+    counted = _counting_bar(total, on_progress, stop)
+    for name in names:
+        if stop is not None and stop.is_set():
+            raise Stopped(f"The download of {model.repo} was stopped; what has arrived is kept.")
+        with hub_errors(model.repo, model.commit):
+            hf_hub_download(model.repo, name, revision=model.commit, tqdm_class=counted)
+    return cached_folder(model.repo, model.commit)
+
+
+def _counting_bar(total: int, on_progress: OnProgress | None, stop: threading.Event | None) -> type[Any]:
+    """Return a progress bar class that draws nothing and counts the bytes of all its bars together."""
+    lock = threading.Lock()
+    done = 0
+
+    class CountingBar(tqdm):  # type: ignore[type-arg]  # generic in its stub only
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            nonlocal done
+            with lock:
+                done += int(n or 0)
+                now = min(done, total)
+            if on_progress is not None:
+                on_progress(Progress(stage="download", done=now, total=total, unit="bytes"))
+            if stop is not None and stop.is_set():
+                raise Stopped("The download was stopped; what has arrived is kept.")
+            return None
+
+    return CountingBar
+
+
+@contextmanager
+def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn the hub's errors into ModelError (this model) or ResourceError (network, disk)."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise ModelError(
+            f"The model {repo} is gated: accept its conditions at {constants.ENDPOINT}/{repo} and log in with "
+            "`hf auth login`, or choose another model."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"There is no model {repo} on the hub, or it is private: check the spelling, or log in with "
+            "`hf auth login` (it is not a file or folder here either)."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"The model {repo} has no revision {revision!r}; name a branch, tag or commit.") from error
+    except _UNREACHABLE as error:
+        raise ResourceError(
+            f"The hub at {constants.ENDPOINT} could not be reached, and the model {repo} is not complete in the local "
+            "cache; check the network, or load a local folder or `demo`."
+        ) from error
+    except EntryNotFoundError as error:
+        raise ModelError(f"The model {repo} lacks a file it needs ({_first_line(error)}); choose another.") from error
+    except HfHubHTTPError as error:
+        raise _http_error(repo, error) from error
+    except SafetensorsParsingError as error:
+        raise ModelError(f"A safetensors file of {repo} has a corrupt header; choose another model.") from error
+    except OSError as error:
+        raise ResourceError(f"Downloading {repo} failed: {_first_line(error)}; try again.") from error
+
+
+def _http_error(repo: str, error: HfHubHTTPError) -> ModelError | ResourceError:
+    code = error.response.status_code
+    if code in (401, 403):
+        return ModelError(
+            f"The hub refuses access to {repo} (HTTP {code}); log in with `hf auth login` as someone who may read it."
+        )
+    if code == 429:
+        return ResourceError(f"The hub is receiving too many requests (HTTP 429 for {repo}); wait a few minutes.")
+    return ResourceError(f"The hub answered with an error (HTTP {code} for {repo}); try again later.")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)

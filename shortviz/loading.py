@@ -1,0 +1,209 @@
+"""load and estimate: ModelRef -> ModelHandle, from a hub id, a checkpoint folder, a .gguf file or `demo`."""
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from shortviz import gguf_cache, hub
+from shortviz.architectures import layer_stack
+from shortviz.errors import ModelError, NumericsError, ResourceError, Stopped
+from shortviz.handle import ModelHandle
+from shortviz.model_files import ModelFiles, find_files, read_config, read_local_json, refuse_remote_code, wanted_names
+from shortviz.model_info import model_info
+from shortviz.placement import Placement, choose_placement
+from shortviz.records import ModelEstimate, ModelRef, OnProgress, Progress
+from shortviz.sizes import estimate_files, parse_config, refuse_too_large, settle_gguf
+from shortviz.weight_files import read_gguf_header
+
+_TOKENIZER_FILES = re.compile(
+    r"tokenizer\.(json|model)|vocab\.(json|txt)|.*\.(tiktoken|spm)|spiece\.model|tekken\.json"
+)
+_OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
+"""Constants that old versions of transformers saved among the weights; models compute them now."""
+
+
+def estimate(ref: ModelRef) -> ModelEstimate:
+    """Return what loading the model would cost, from its config and weight headers alone.
+
+    Raises:
+        ModelError: Where there is no such model, or it is of a kind that is refused.
+        ResourceError: Where the hub is needed and does not answer.
+    """
+    placement = choose_placement(ref)
+    return estimate_files(settle_gguf(find_files(ref)), placement)
+
+
+def load(ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threading.Event | None = None) -> ModelHandle:
+    """Return the loaded model, in eval mode and without gradients, with its tokenizer.
+
+    Progress has the stages `download` (bytes), `de-quantise` (steps) and `load` (bytes). `stop` is looked at between
+    files and stages.
+
+    Raises:
+        ModelError: Where there is no such model, it is of a kind that is refused, or its files are broken.
+        NumericsError: Where a weight is NaN or infinite.
+        ResourceError: Where memory or disk is too small, or the hub does not answer.
+        Stopped: Where `stop` was set.
+    """
+    placement = choose_placement(ref)
+    files = settle_gguf(find_files(ref))
+    expected = estimate_files(files, placement)
+    refuse_too_large(expected)
+    _check_stop(stop)
+    folder = _fetch(files, expected, on_progress, stop)
+    _check_stop(stop)
+    total = expected.memory_bytes
+    _report(on_progress, 0, total, "reading the weights")
+    tokenizer = _read_tokenizer(files.name, folder)
+    with _no_memory_left(expected):
+        model = _read_model(files.name, folder, placement)
+        refuse_not_finite(model)
+    refuse_larger_vocabulary(files.name, tokenizer, model)
+    _check_stop(stop)
+    info = model_info(model, id=files.name, revision=files.revision, reason=expected.reason)
+    _report(on_progress, total, total, "")
+    return ModelHandle(model=model, tokenizer=tokenizer, info=info, ref=ref)
+
+
+def _fetch(
+    files: ModelFiles, expected: ModelEstimate, on_progress: OnProgress | None, stop: threading.Event | None
+) -> Path:
+    """Return a local folder with the checkpoint: downloaded, de-quantised, or the one that was given."""
+    if files.hub is not None:
+        gguf_cache.check_disk(Path(constants.HF_HUB_CACHE), expected.download_bytes, f"Downloading {files.name}")
+        return hub.download(files.hub, wanted_names(files), on_progress, stop)
+    if files.gguf is not None:
+        folder = gguf_cache.copy_folder(files.gguf)
+        return gguf_cache.make_copy(files.gguf, folder, read_gguf_header(files.gguf), on_progress, stop)
+    assert files.folder is not None
+    return files.folder
+
+
+def _read_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+    names = [path.name for path in folder.iterdir()]
+    if not any(_TOKENIZER_FILES.fullmatch(file) for file in names):
+        raise ModelError(
+            f"The model {name} has no tokenizer (such as tokenizer.json); put its files beside the weights."
+        )
+    if "tokenizer_config.json" in names:
+        options = read_local_json(folder / "tokenizer_config.json")
+        refuse_remote_code(name, "tokenizer_config.json", options if isinstance(options, dict) else {})
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise ModelError(f"The tokenizer of {name} cannot be read ({_first_line(error)}); fetch it again.") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def _read_model(name: str, folder: Path, placement: Placement) -> PreTrainedModel:
+    config = parse_config(name, read_config(ModelFiles(name=name, folder=folder)))
+    on_cpu = placement.device.type == "cpu"
+    try:
+        with _quiet_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=placement.dtype,
+                device_map=None if on_cpu else {"": placement.device},
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # told by the loading info, and refused below by name
+                output_loading_info=True,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"transformers cannot load {name} ({_first_line(error)}); choose another model.") from error
+    _refuse_disagreement(name, info)
+    assert isinstance(model, PreTrainedModel)
+    return model.eval().requires_grad_(False)
+
+
+def _refuse_disagreement(name: str, info: dict[str, Any]) -> None:
+    """Raise ModelError where the weights are not exactly the ones that the config describes."""
+    unexpected = sorted(key for key in info["unexpected_keys"] if not _OLD_BUFFERS.search(key))
+    kinds = (
+        ("lack", sorted(info["missing_keys"]), "which it describes"),
+        ("hold", unexpected, "which it does not describe"),
+        ("have another shape of", sorted(entry[0] for entry in info["mismatched_keys"]), "than it describes"),
+    )
+    found = next(((verb, keys, what) for verb, keys, what in kinds if keys), None)
+    if found:
+        verb, keys, what = found
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        raise ModelError(
+            f"The weights of {name} do not fit its config.json: they {verb} {keys[0]}{more}, {what}; "
+            "get both from the same place."
+        )
+
+
+def refuse_not_finite(model: PreTrainedModel) -> None:
+    """Raise NumericsError where a weight is NaN or infinite, naming the layer and the tensor."""
+    path = layer_stack(model).path
+    for name, weight in model.named_parameters():
+        # One cheap pass first: a sum is finite unless a term is not, or it overflows.
+        if bool(torch.isfinite(weight.sum())) or bool(torch.isfinite(weight).all()):
+            continue
+        found = re.match(rf"{re.escape(path)}\.(\d+)\.", name)
+        where = f"Layer {found.group(1)}" if found else "A part outside the layers"
+        raise NumericsError(f"{where} has NaN or Inf among its weights ({name}); get a sound copy of the model.")
+
+
+def refuse_larger_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise ModelError where the tokenizer has ids for which the model has no embedding."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise ModelError(
+            f"The tokenizer of {name} has token ids up to {highest} and the model embeddings for 0-{rows - 1}; "
+            "get both from the same place."
+        )
+
+
+@contextmanager
+def _no_memory_left(expected: ModelEstimate) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(
+            f"The memory of {expected.device} ran out while {expected.id} was being loaded in {expected.dtype}; close "
+            "something, or choose a smaller model or dtype."
+        ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep progress bars and load reports off stderr: refusals say what matters."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _check_stop(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise Stopped("Loading was stopped.")
+
+
+def _report(on_progress: OnProgress | None, done: float, total: float, detail: str) -> None:
+    if on_progress is not None:
+        on_progress(Progress(stage="load", done=done, total=total, unit="bytes", detail=detail))

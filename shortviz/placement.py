@@ -1,0 +1,103 @@
+"""Which dtype and device a model is loaded in, why, and how much memory is free there."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from shortviz.errors import ModelError
+from shortviz.records import ModelRef
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where a model goes and in what dtype."""
+
+    dtype: torch.dtype
+    device: torch.device
+    reason: str
+    """One sentence, for people."""
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype without `torch.`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def choose_placement(ref: ModelRef) -> Placement:
+    """Return the device and dtype for a model, with the reason.
+
+    Raises:
+        ModelError: For a name that is unknown, or a device that this machine does not have.
+    """
+    device = _device(ref.device)
+    where = "the CPU" if device.type == "cpu" else str(device)
+    if ref.dtype != "auto":
+        dtype = _dtype(ref.dtype, device)
+        return Placement(dtype=dtype, device=device, reason=f"{ref.dtype} on {where}, as asked for.")
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Placement(
+            dtype=torch.bfloat16, device=device, reason=f"bfloat16 on {where}: this GPU computes in it natively."
+        )
+    why = {
+        "cpu": "CPUs are slow in half precision, which also blurs small distances",
+        "cuda": "this GPU does not compute in bfloat16 natively",
+        "mps": "half precision blurs small distances",
+    }[device.type]
+    no_gpu = "no GPU was found, and " if ref.device == "auto" and device.type == "cpu" else ""
+    return Placement(dtype=torch.float32, device=device, reason=f"float32 on {where}: {no_gpu}{why}.")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name not in DTYPES:
+        raise ModelError(f"There is no dtype {name!r}; choose one of auto, {', '.join(DTYPES)}.")
+    if device.type == "mps" and name == "float64":
+        raise ModelError("The device mps cannot compute in float64; choose float32, or the device cpu.")
+    return DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdecimal())):
+        raise ModelError(f"There is no device {name!r}; choose one of auto, cpu, cuda, cuda:0, mps.")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has_mps = torch.backends.mps.is_available()
+    if kind == "auto":
+        kind = "cuda" if gpus else "mps" if has_mps else "cpu"
+    if kind == "cuda" and int(index or 0) >= gpus:
+        found = f"{gpus} CUDA device(s), numbered from 0" if gpus else "no CUDA device that PyTorch can use"
+        raise ModelError(f"The device {name} was asked for, but this machine has {found}; choose auto or cpu.")
+    if kind == "mps" and not has_mps:
+        raise ModelError("The device mps was asked for, but this machine has none; choose auto or cpu.")
+    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that are free on the device now; on the CPU, within this container's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(int(psutil.virtual_memory().available), _free_in_container())
+
+
+def _free_in_container() -> int:
+    """Return what the control group (version 2) still allows, or a huge number where there is no limit."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 1 << 62
+    if not limit.isdecimal():
+        return 1 << 62
+    # The page cache of files counts as used, but is given back when memory is short.
+    return max(int(limit) - used + int(stat.get("inactive_file", 0)), 0)
