@@ -56,16 +56,12 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
         raise ModelError(f"{named} is an encoder-decoder model; {advice}.")
     kind = config.model_type
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text_config(config), "is_decoder", False)
-    if encoder and not _names_causal_class(config):
+    if encoder:
         raise ModelError(f"{named} is an encoder-only model; {advice}.")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ModelError(f"{named} (model type {kind!r}) is not a causal language model; {advice}.")
     if num_layers(config) < 2:
         raise ModelError(f"{named} has {num_layers(config)} layer; choose a model of at least 2.")
-
-
-def _names_causal_class(config: PreTrainedConfig) -> bool:
-    return False
 
 
 def layer_stack(model: PreTrainedModel) -> LayerStack:
@@ -125,10 +121,12 @@ def pruned_config(config: PreTrainedConfig, plan: PrunePlan) -> PreTrainedConfig
 
 def _from_fields(like: PreTrainedConfig, fields: dict[str, Any]) -> PreTrainedConfig:
     try:
-        pruned = type(like).from_dict(fields)
+        # A copy: some config classes change the lists they are given.
+        pruned = type(like).from_dict(copy.deepcopy(fields))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise PlanError(f"The {like.model_type} config cannot describe the layers that stay: {error}") from error
     pruned._attn_implementation = like._attn_implementation
+    pruned._experts_implementation = like._experts_implementation
     return pruned
 
 
