@@ -62,16 +62,16 @@ def _open(spec: TextSpec) -> Any:
 
 
 def _library_errors() -> tuple[type[Exception], ...]:
-    import httpx2
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported on demand, for any of its versions
 
-    return (DatasetsError, httpx2.HTTPError, OSError, ValueError, RuntimeError, KeyError)
+    return (DatasetsError, httpx.HTTPError, OSError, ValueError, RuntimeError, KeyError)
 
 
 def _problem(spec: TextSpec, error: Exception) -> ShortvizError:
     """Return the library's error as one sentence for people."""
-    import httpx2
     from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported on demand, for any of its versions
 
     name = spec.value
     text = " ".join(str(error).split()).rstrip(".")
@@ -84,7 +84,7 @@ def _problem(spec: TextSpec, error: Exception) -> ShortvizError:
         )
     if isinstance(error, DatasetNotFoundError):
         return TextError(f"There is no data set {name} on the hub, or it is private; check its id.")
-    if any(isinstance(e, ConnectionError | TimeoutError | httpx2.TransportError) for e in chain):
+    if any(isinstance(e, ConnectionError | TimeoutError | httpx.TransportError) for e in chain):
         return ResourceError(
             f"The hub cannot be reached for data set {name}; check the network or use a built-in text."
         )

@@ -92,7 +92,7 @@ def _builtin_rows(name: str) -> tuple[str, ...]:
         return tuple(passage for turn in turns for passage in turn)
     if name in builtin_names():
         return _passages(name.removeprefix("passages/"))
-    near = difflib.get_close_matches(name, builtin_names(), n=1, cutoff=0.3)
+    near = difflib.get_close_matches(name, builtin_names(), n=1)
     hint = f"did you mean {near[0]!r}? There are" if near else "there are"
     raise TextError(f"There is no built-in text {name!r}; {hint}: {', '.join(builtin_names())}.")
 
@@ -114,11 +114,12 @@ def _reference_rows() -> Iterator[str]:
     seen: set[str] = set()
     row: list[str] = []
     for name in sorted(topics):
-        for paragraph in topics[name].split("\n\n"):
+        for part in topics[name].split("\n\n"):
+            paragraph = part.strip("\n")
             if not paragraph.strip() or paragraph in seen:
                 continue
             seen.add(paragraph)
-            row.append(paragraph.strip("\n"))
+            row.append(paragraph)
             if sum(map(len, row)) >= _REFERENCE_ROW_CHARACTERS:
                 yield "\n\n".join(row)
                 row = []
