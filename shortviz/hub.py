@@ -22,11 +22,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     SafetensorsParsingError,
 )
-from huggingface_hub.utils import validate_repo_id
-from tqdm import tqdm
 
+from shortviz.download_progress import counting_bar
 from shortviz.errors import ModelError, ResourceError, Stopped
-from shortviz.records import OnProgress, Progress
+from shortviz.records import OnProgress
 
 _UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 
@@ -48,12 +47,6 @@ def look_up(repo: str, revision: str | None) -> HubModel:
         ModelError: Where there is no such repository or revision, or access to it is refused.
         ResourceError: Where the hub does not answer.
     """
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ModelError(
-            f"{repo!r} is neither a file or folder here nor a model id of the hub; check the spelling."
-        ) from error
     with hub_errors(repo, revision):
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     files = info.siblings or []
@@ -110,7 +103,7 @@ def download(
     Progress is counted in bytes; `stop` is looked at with every chunk, and a stopped download can be resumed.
     """
     total = missing_bytes(model, names)
-    counted = _counting_bar(total, on_progress, stop)
+    counted = counting_bar(total, on_progress, stop)
     for name in names:
         if stop is not None and stop.is_set():
             raise Stopped(f"The download of {model.repo} was stopped; what has arrived is kept.")
@@ -119,34 +112,15 @@ def download(
     return cached_folder(model.repo, model.commit)
 
 
-def _counting_bar(total: int, on_progress: OnProgress | None, stop: threading.Event | None) -> type[Any]:
-    """Return a progress bar class that draws nothing and counts the bytes of all its bars together."""
-    lock = threading.Lock()
-    done = 0
-
-    class CountingBar(tqdm):  # type: ignore[type-arg]  # generic in its stub only
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})
-
-        def update(self, n: float | None = 1) -> bool | None:
-            nonlocal done
-            with lock:
-                done += int(n or 0)
-                now = min(done, total)
-            if on_progress is not None:
-                on_progress(Progress(stage="download", done=now, total=total, unit="bytes"))
-            if stop is not None and stop.is_set():
-                raise Stopped("The download was stopped; what has arrived is kept.")
-            return None
-
-    return CountingBar
-
-
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     """Turn the hub's errors into ModelError (this model) or ResourceError (network, disk)."""
     try:
         yield
+    except HFValidationError as error:
+        raise ModelError(
+            f"{repo!r} is neither a file or folder here nor a model id of the hub; check the spelling."
+        ) from error
     except GatedRepoError as error:
         raise ModelError(
             f"The model {repo} is gated: accept its conditions at {constants.ENDPOINT}/{repo} and log in with "
