@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from shortviz.config_fields import refusal_checks, rewrite
+from shortviz.config_fields import Check, refusal_checks, rewrite
 from shortviz.errors import ModelError, PlanError
 from shortviz.records import PrunePlan
 
@@ -104,6 +104,9 @@ def pruned_config(config: PreTrainedConfig, plan: PrunePlan) -> PreTrainedConfig
         )
     if not plan.removed:
         return copy.deepcopy(config)
+    reason = illegal_reason(config, plan.removed)
+    if reason is not None:
+        raise PlanError(reason)
     fields = text.to_dict()
     changes = rewrite(fields, plan.num_layers, plan.kept)
     changes[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(plan.kept)
@@ -140,18 +143,24 @@ def _check_written(pruned: PreTrainedConfig, changes: dict[str, Any], count: int
         raise PlanError(f"The config still says {pruned.num_hidden_layers} layers where {count} stay; choose others.")
 
 
+def _refusal_checks(config: PreTrainedConfig) -> list[Check]:
+    text = text_config(config)
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    return refusal_checks(text.to_dict(), num_layers(config), kinds)
+
+
 def illegal_reason(config: PreTrainedConfig, removed: Iterable[int]) -> str | None:
     """Return why the stock config cannot do without these layers, the field named; None where it can."""
     count, gone = num_layers(config), set(removed)
     kept = tuple(i for i in range(count) if i not in gone)
-    checks = refusal_checks(text_config(config).to_dict(), count)
+    checks = _refusal_checks(config)
     return next((why for check in checks if kept and (why := check(kept)) is not None), None)
 
 
 def illegal_blocks(config: PreTrainedConfig) -> tuple[tuple[int, int, str], ...]:
     """Return (start, n, reason) of every block, short of all layers, that the stock config cannot express."""
     count = num_layers(config)
-    checks = refusal_checks(text_config(config).to_dict(), count)
+    checks = _refusal_checks(config)
     if not checks:
         return ()
     found: list[tuple[int, int, str]] = []

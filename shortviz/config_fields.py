@@ -6,7 +6,7 @@ guessed; a drift test runs `unknown_fields` over every causal language model of 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shortviz import field_rules as rules
@@ -80,6 +80,7 @@ FAMILY_RULES: dict[str, tuple[str, Rule]] = {
     "embedding_gemma2": ("layer_types", rules.last_is_full),
     "gemma4_text": ("layer_types", rules.last_is_full),
     "gemma4_unified_text": ("layer_types", rules.last_is_full),
+    "gpt_neox_japanese": ("layer_number", rules.last_stays),
     "hrm_text": ("num_layers_per_stack", rules.never("runs two stacks of layers in cycles")),
     "longcat_flash": ("num_layers", rules.never("counts layers that each hold two attentions")),
     "olmo_hybrid": ("layer_types", rules.both_kinds),
@@ -117,22 +118,24 @@ Check = Callable[[tuple[int, ...]], str | None]
 def rewrite(fields: Mapping[str, Any], num_layers: int, kept: tuple[int, ...]) -> dict[str, Any]:
     """Return the new values of all fields that a rule covers, for the kept layers; the depth itself is not among them.
 
-    Raises:
-        PlanError: the stock config cannot express the cut, or a field is not known; the field is named.
+    Only for a cut that every one of `refusal_checks` lets pass.
     """
-    reason = next((why for check in refusal_checks(fields, num_layers) if (why := check(kept))), None)
-    if reason is not None:
-        raise PlanError(reason)
     cut = Cut(fields=fields, num_layers=num_layers, kept=kept)
     table = RULES | REFUSING_RULES
     return {name: table[name](cut, name, value) for name, value in fields.items() if name in table}
 
 
-def refusal_checks(fields: Mapping[str, Any], num_layers: int) -> list[Check]:
-    """Return the checks that can refuse a cut of this config; most configs have none, and every block is legal."""
+def refusal_checks(fields: Mapping[str, Any], num_layers: int, kinds: Sequence[str]) -> list[Check]:
+    """Return the checks that can refuse a cut of this config; most configs have none, and every block is legal.
+
+    `kinds` is the type of each layer, e.g. `linear_attention`; empty where the config does not tell them apart.
+    """
     entries = [(name, rule, fields[name]) for name, rule in REFUSING_RULES.items() if fields.get(name)]
     if family := FAMILY_RULES.get(fields.get("model_type", "")):
         entries.insert(0, (*family, True))
+    # minimax has a cache of its own, which counts tokens without attention too.
+    if len({kind in rules.WITHOUT_ATTENTION for kind in kinds}) == 2 and fields.get("model_type") != "minimax":
+        entries.append(("layer_types", rules.attention_stays(kinds), True))
     unknown = rules.never("is not known to this version and may hold per-layer data")
     entries += [(name, unknown, True) for name in unknown_fields(fields, num_layers)]
     return [_check(fields, num_layers, *entry) for entry in entries]

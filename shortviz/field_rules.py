@@ -25,6 +25,9 @@ class Cut:
 Rule = Callable[[Cut, str, Any], Any]
 """Maps (cut, field name, value) to the new value; raises PlanError where the stock config cannot express the cut."""
 
+WITHOUT_ATTENTION = frozenset({"conv", "linear_attention", "mamba", "mlp", "moe", "recurrent"})
+"""Layer types that keep no keys and values."""
+
 
 def _refuse(field: str, because: str, advice: str = "choose other layers, or fewer of them") -> PlanError:
     return PlanError(f"These layers cannot be removed: config field {field} {because}; {advice}.")
@@ -117,7 +120,8 @@ def _shifted(cut: Cut, period_field: str, offset_field: str) -> int:
     """Return the offset with which every kept layer stays what it was (i % period == offset), or raise PlanError."""
     period, offset = int(cut.fields[period_field]), int(cut.fields[offset_field])
     marked = [old % period == offset for old in cut.kept]
-    for candidate in [offset, *range(period)]:
+    candidates: list[int] = [offset, *range(period)]
+    for candidate in candidates:
         if all((new % period == candidate) == mark for new, mark in enumerate(marked)):
             return candidate
     raise _refuse(period_field, f"repeats every {period} layers, and the layers that stay break that rhythm")
@@ -214,6 +218,24 @@ def last_is_full(cut: Cut, field: str, value: Any) -> Any:
     if cut.fields["layer_types"][cut.kept[-1]] != "full_attention":
         raise _refuse(field, "must end with full_attention")
     return value
+
+
+def last_stays(cut: Cut, field: str, value: Any) -> Any:
+    """Refuse a cut of the last layer, which has weights that no other has."""
+    if cut.kept[-1] != cut.num_layers - 1:
+        raise _refuse(field, "gives the last layer a bias that no other layer has", "keep the last layer")
+    return value
+
+
+def attention_stays(kinds: Sequence[str]) -> Rule:
+    """Return a rule that refuses to leave a hybrid model without attention: its cache counts tokens there."""
+
+    def check(cut: Cut, field: str, value: Any) -> Any:
+        if all(kinds[i] in WITHOUT_ATTENTION for i in cut.kept):
+            raise _refuse(field, "would name no attention layer, and generating with a cache needs one")
+        return value
+
+    return check
 
 
 def both_kinds(cut: Cut, field: str, value: Any) -> Any:

@@ -38,7 +38,7 @@ def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
     model = _empty_model(original, config)
     state = original.state_dict()
     names = rename_state(state, plan, path)
-    model.load_state_dict({new: state[old] for new, old in names.items()}, strict=True, assign=True)
+    _fill(model, {new: state[old] for new, old in names.items()})
     model.tie_weights()
     _share_computed_buffers(original, model, plan, path)
     model.generation_config = copy.deepcopy(original.generation_config)
@@ -62,6 +62,17 @@ def _empty_model(like: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedM
         if getattr(config, part, None) is not None:
             getattr(model.config, part).dtype = getattr(like.config, part).dtype
     return model
+
+
+def _fill(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+    """Put these very tensors into the model; all that it has, and nothing else."""
+    has, given = model.state_dict().keys(), weights.keys()
+    if odd := sorted(has ^ given):
+        raise PlanError(
+            f"These layers cannot be removed: layers of this model do not have the same weights everywhere "
+            f"({odd[0]} is {'missing' if odd[0] in has else 'left over'}); choose other layers."
+        )
+    model.load_state_dict(weights, strict=True, assign=True)
 
 
 def _share_computed_buffers(original: nn.Module, model: nn.Module, plan: PrunePlan, path: str) -> None:
