@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from shortviz import criteria, pruning, texts
 from shortviz.distances import measure_distances
 from shortviz.errors import ModelError, PlanError, ShortvizError
+from shortviz.generation_defaults import savable
 from shortviz.handle import ModelHandle
 from shortviz.loading import load
 from shortviz.model_info import model_info
@@ -180,6 +181,10 @@ class ShortTransformer:
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
         """Write a stock checkpoint, as the model's own class does, and the tokenizer beside it."""
+        # What transformers loads with a warning it refuses to write, e.g. a temperature beside do_sample=False.
+        model: Any = self
+        if model.generation_config is not None:
+            model.generation_config, _ = savable(model.generation_config)
         super().save_pretrained(save_directory, **options)  # type: ignore[misc]  # the stock class is the next base
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)

@@ -1,0 +1,206 @@
+"""The command line: `shortviz measure | evaluate | prune | show | app`. Heavy imports wait inside the commands.
+
+Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stopped with Ctrl-C (what there is, is saved).
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shortviz import __version__
+from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, PlanOptions, TextOptions, with_options
+from shortviz.cli_session import INTERRUPTED, load_model, run_command, working
+from shortviz.errors import PlanError, ShortvizError
+
+if TYPE_CHECKING:
+    from shortviz.records import Run, TextSpec
+
+app = typer.Typer(
+    name="shortviz",
+    help="See which layers of a language model are redundant, prove it, and cut them out.",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run_command(app, sys.argv[1:] if arguments is None else arguments))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"shortviz {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error; works anywhere.")] = False,
+) -> None:
+    """Options that belong to no command. `run_command` has already taken --debug out of the arguments."""
+
+
+@app.command()
+@with_options
+def measure(
+    model: ModelArgument,
+    load: LoadOptions,
+    text: TextOptions,
+    criteria: Annotated[str, typer.Option(help="Criteria, separated by commas, or all.")] = "all",
+    out: Annotated[Path | None, typer.Option(help="Run directory; a measurement cut short goes on from there.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the distance map: every criterion, every block."""
+    from shortviz import criteria as known
+    from shortviz import runs, texts
+    from shortviz.cli_output import distances_text
+
+    chosen = known.names() if criteria == "all" else tuple(dict.fromkeys(c.strip() for c in criteria.split(",")))
+    for name in chosen:
+        known.info(name)
+    spec = _readable(text.spec(texts.DEFAULT_CALIBRATION))
+    with working() as (on_progress, stop):
+        from shortviz.distances import measure_distances
+
+        handle = load_model(load.ref(model), on_progress, stop)
+        tokens = texts.tokenize(spec, handle.tokenizer)
+        run = runs.new_run(handle.info, tokens.info)
+        checkpoint = None
+        if out is not None:
+            run, checkpoint = _claim(run, out), out / "checkpoint.npz"
+        distances = measure_distances(
+            handle,
+            tokens,
+            criteria=chosen,
+            batch_size=text.batch_size,
+            checkpoint=checkpoint,
+            on_progress=on_progress,
+            stop=stop,
+        )
+        run = replace(run, distances=distances)
+        if out is not None:
+            runs.save_run(run, out)
+    _print(runs.run_json(run) if as_json else distances_text(distances))
+    if distances.samples < len(tokens.rows):
+        advice = "run the same command again to go on" if out is not None else "with --out it could go on from there"
+        print(f"Stopped after {distances.samples} of {len(tokens.rows)} rows; {advice}.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+
+
+def _readable(spec: "TextSpec") -> "TextSpec":
+    """Return the text, after reading a local one: a bad file is told before minutes are spent on loading a model."""
+    from shortviz import texts
+
+    if spec.kind != "dataset":
+        texts.read_rows(spec)
+    return spec
+
+
+def _claim(run: "Run", out: Path) -> "Run":
+    """Return the run, saved before the long work starts, with the evaluations that the folder's run already has.
+
+    Raises RunError where the folder holds something else, ResourceError where it cannot be written.
+    """
+    from shortviz import runs
+
+    old = runs.load_run(out) if (out / runs.FILE).exists() else run
+    runs.save_run(replace(run, distances=old.distances, evaluations=old.evaluations), out)
+    return replace(run, evaluations=old.evaluations)
+
+
+@app.command()
+@with_options
+def evaluate(
+    model: ModelArgument, plan: PlanOptions, load: LoadOptions, text: TextOptions, as_json: JsonOption = False
+) -> None:
+    """Measure perplexity, of the model or with layers removed.
+
+    With layers to remove, the uncut model is measured on the same windows for comparison.
+    """
+    from shortviz import runs, texts
+    from shortviz.cli_output import evaluation_text
+
+    chosen = plan.chosen()
+    spec = _readable(text.spec(texts.DEFAULT_EVALUATION))
+    windows = text.window_spec()
+    with working() as (on_progress, stop):
+        from shortviz import losses, pruning
+
+        handle = load_model(load.ref(model), on_progress, stop, removes=chosen)
+        window_set = texts.make_windows(spec, windows, handle.tokenizer)
+        if chosen is None:
+            evaluation = losses.evaluate(handle, window_set, on_progress=on_progress, stop=stop)
+        else:
+            pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
+            evaluation = losses.evaluate(pruned, window_set, base=handle, on_progress=on_progress, stop=stop)
+    _print(runs.evaluation_json(evaluation) if as_json else evaluation_text(evaluation))
+    if not evaluation.complete:
+        print(f"Stopped after {evaluation.score.windows} of {len(window_set.tokens)} windows.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+@with_options
+def prune(
+    model: ModelArgument,
+    plan: PlanOptions,
+    load: LoadOptions,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write; must be new or empty.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Remove layers, write a checkpoint, prove it equal."""
+    from shortviz.checkpoint_folder import check_target
+    from shortviz.cli_output import export_text
+    from shortviz.recipes import prune_json
+
+    check_target(out)
+    chosen = plan.chosen()
+    if chosen is None:
+        raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
+    with working() as (on_progress, stop):
+        from shortviz import export, pruning
+
+        handle = load_model(load.ref(model), on_progress, stop, removes=chosen)
+        pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
+        report = export.export_checkpoint(pruned, out, base_info=handle.info, on_progress=on_progress, stop=stop)
+    _print(prune_json(report) if as_json else export_text(report))
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], as_json: JsonOption = False
+) -> None:
+    """Print a saved run: best blocks, sink layers, evaluations."""
+    from shortviz import runs
+    from shortviz.cli_output import run_text
+
+    found = runs.load_run(run)
+    _print(runs.run_json(found) if as_json else run_text(found))
+
+
+@app.command("app")
+def start_app(port: Annotated[int, typer.Option(help="Port of the app on localhost.")] = 8501) -> None:
+    """Start the app at http://localhost:8501."""
+    import subprocess
+
+    page = Path(__file__).resolve().parents[1] / "app.py"
+    if not page.is_file():
+        raise ShortvizError(f"The app's files are not at {page.parent}; run this from a checkout (see the README).")
+    command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port)]
+    raise typer.Exit(subprocess.run([*command, "--server.headless", "true"], cwd=page.parent, check=False).returncode)
+
+
+def _print(found: str | dict[str, Any]) -> None:
+    """Print text, or one JSON object, on the real stdout."""
+    print(found if isinstance(found, str) else json.dumps(found, allow_nan=False), flush=True)

@@ -1,0 +1,189 @@
+"""What the commands accept: groups of options as records, and how they become a ModelRef, a TextSpec and a plan."""
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from shortviz.errors import PlanError, TextError
+from shortviz.planning import parse_layers
+from shortviz.records import Block, Bos, ModelRef, PrunePlan, TextSpec, WindowSpec
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A hub id, a checkpoint folder, a .gguf file, or demo.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How the model is loaded and run."""
+
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto"
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
+
+    def ref(self, model: str) -> ModelRef:
+        """Return what is to be loaded."""
+        return ModelRef(id=model, revision=self.revision, dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """Where the text comes from and how it is cut."""
+
+    text: Annotated[Path | None, typer.Option(help="A .txt (one row), .jsonl, .csv or .parquet file.")] = None
+    key: Annotated[str | None, typer.Option(help="Column that holds the text.  [default: text]")] = None
+    dataset: Annotated[str | None, typer.Option(help="A data set of the hub, streamed.")] = None
+    subset: Annotated[str | None, typer.Option(help="Subset (configuration) of the data set.")] = None
+    split: Annotated[str | None, typer.Option(help="Split of the data set.  [default: train]")] = None
+    builtin: Annotated[
+        str | None, typer.Option(help="A built-in text: passages, passages/prose, python-reference.")
+    ] = None
+    limit: Annotated[int | None, typer.Option(help="At most this many rows.")] = None
+    max_length: Annotated[
+        int | None, typer.Option(help="measure: tokens a row is truncated to; losses join the rows.  [default: 256]")
+    ] = None
+    window: Annotated[int, typer.Option(help="evaluate: tokens in a window.")] = 512
+    windows: Annotated[int, typer.Option(help="evaluate: at most this many windows.")] = 16
+    bos: Annotated[str, typer.Option(help="auto (what the tokenizer itself does), always or never.")] = "auto"
+    batch_size: Annotated[int, typer.Option(help="measure: rows in a batch.")] = 8
+    seed: Annotated[int, typer.Option(help="Random seed; no command that takes it is random yet.")] = 0
+
+    def spec(self, default: TextSpec) -> TextSpec:
+        """Return the text that the options name; without --text, --dataset and --builtin it is `default`.
+
+        Raises TextError where two texts are named, or an option has nothing to apply to.
+        """
+        named = {"--text": self.text, "--dataset": self.dataset, "--builtin": self.builtin}
+        given = [name for name, value in named.items() if value is not None]
+        if len(given) > 1:
+            raise TextError(f"{given[0]} and {given[1]} both name a text; give one of them.")
+        if self.dataset is None and (self.subset is not None or self.split is not None):
+            raise TextError("--subset and --split belong to a data set of the hub; give --dataset too.")
+        if self.text is None and self.dataset is None and self.key is not None:
+            raise TextError(f"--key {self.key} names a column of a file or a data set; give --text or --dataset too.")
+        changes: dict[str, Any] = {"bos": bos_policy(self.bos)}
+        if self.text is not None:
+            changes |= {"kind": "file", "value": str(self.text)}
+        elif self.dataset is not None:
+            changes |= {"kind": "dataset", "value": self.dataset, "subset": self.subset, "split": self.split or "train"}
+        elif self.builtin is not None:
+            changes |= {"kind": "builtin", "value": self.builtin}
+        optional: dict[str, Any] = {"key": self.key, "limit": self.limit, "max_length": self.max_length}
+        return replace(default, **changes, **{name: value for name, value in optional.items() if value is not None})
+
+    def window_spec(self) -> WindowSpec:
+        """Return how evaluation text is cut."""
+        return WindowSpec(window=self.window, windows=self.windows)
+
+
+def bos_policy(text: str) -> Bos:
+    """Return the BOS policy of that name; raises TextError naming the three."""
+    for policy in ("auto", "always", "never"):
+        if text == policy:
+            return policy
+    raise TextError(f"--bos is {text!r}; it must be auto, always or never.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What a person asked to remove, before the model is known."""
+
+    block: Block | None = None
+    layers: tuple[int, ...] = ()
+
+    def of(self, num_layers: int) -> PrunePlan:
+        """Return the plan for a model of `num_layers` layers; raises PlanError where it does not fit."""
+        if self.block is not None:
+            return PrunePlan.of_blocks(num_layers, self.block)
+        return PrunePlan(num_layers=num_layers, removed=self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Which layers to remove: one block, or a list."""
+
+    start: Annotated[int | None, typer.Option(help="First layer of the block, from 0; with --n.")] = None
+    n: Annotated[int | None, typer.Option(help="Number of layers of the block; with --start.")] = None
+    remove: Annotated[str | None, typer.Option(help="Layers to remove, e.g. 3,7,8 or 3-5,9.")] = None
+    plan: Annotated[
+        Path | None, typer.Option(help='A JSON file: a list of layers, or an object with "removed" (shortviz.json).')
+    ] = None
+
+    def chosen(self) -> Removal | None:
+        """Return what the options say, None without any; needs no model.
+
+        Raises PlanError where two options contradict, half a block is given, or the plan file cannot be used.
+        """
+        block = self.start is not None or self.n is not None
+        given = [name for name, value in (("--remove", self.remove), ("--plan", self.plan)) if value is not None]
+        given = ["--start/--n", *given] if block else given
+        if len(given) > 1:
+            raise PlanError(f"{given[0]} and {given[1]} both say what to remove; give one of them.")
+        if self.plan is not None:
+            return Removal(layers=plan_file(self.plan))
+        if self.remove is not None:
+            return Removal(layers=parse_layers(self.remove))
+        if self.start is not None and self.n is not None:
+            return Removal(block=Block(start=self.start, n=self.n))
+        if block:
+            missing = "--n" if self.n is None else "--start"
+            raise PlanError(f"A block needs --start and --n; {missing} is missing.")
+        return None
+
+
+def plan_file(path: Path) -> tuple[int, ...]:
+    """Return the layers a plan file removes; raises PlanError where it is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"The plan file {path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise PlanError(f"The plan file {path} is not JSON ({error}).") from error
+    layers = content
+    while isinstance(layers, dict):
+        layers = layers.get("removed", layers.get("plan"))
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise PlanError(f'The plan file {path} holds neither a list of layer numbers nor an object with "removed".')
+    return tuple(layers)
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with each parameter that is an options record opened into that record's options.
+
+    So the help lists every option, and the body gets checked records instead of twenty arguments.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if hint in (LoadOptions, TextOptions, PlanOptions)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name not in groups:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name]))
+            continue
+        group = groups[parameter.name]
+        group_hints = get_type_hints(group, include_extras=True)
+        for option in fields(group):
+            assert option.default is not MISSING
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(
+                inspect.Parameter(option.name, kind, default=option.default, annotation=group_hints[option.name])
+            )
+
+    @wraps(command)
+    def opened(**arguments: Any) -> None:
+        records = {
+            name: group(**{option.name: arguments.pop(option.name) for option in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**arguments, **records)
+
+    del opened.__wrapped__  # typer would read the options of the function inside
+    opened.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # how inspect is told
+    opened.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return opened

@@ -1,0 +1,184 @@
+"""What the commands print: results as plain text, progress with rate and ETA on stderr."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from shortviz import criteria
+from shortviz.planning import best_start, tied_starts
+from shortviz.records import Block, BlockDistances, Evaluation, ExportReport, ModelEstimate, Progress, Run, Score
+from shortviz.ui.words import duration, size
+
+PLAIN_SECONDS = 2.0
+"""Where stderr is no terminal, a progress line at most this often."""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows under their head, columns aligned right but for the last."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    cells = [
+        [c.rjust(w) if i < len(head) - 1 else c for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def estimate_line(estimate: ModelEstimate) -> str:
+    """Return what loading will cost."""
+    download = f", {size(estimate.download_bytes)} to download" if estimate.download_bytes else ""
+    return (
+        f"{estimate.id}: {estimate.architecture}, {estimate.num_layers} layers, "
+        f"{estimate.parameters / 1e6:,.1f} million parameters, "
+        f"{size(estimate.memory_bytes)} as {estimate.dtype} on {estimate.device}{download}"
+    )
+
+
+def best_table(distances: BlockDistances, criterion: str) -> str:
+    """Return the best block of each n by a criterion, with its ties inside the error and the sink it may contain."""
+    grid = distances.criteria[criterion]
+    rows = []
+    for n in range(1, distances.num_layers):
+        start = best_start(grid, n)
+        if start is None:
+            continue
+        block = Block(start=start, n=n)
+        mean, stderr = grid.at(block)
+        ties = [str(s) for s in tied_starts(grid, n) if s != start]
+        shown = ", ".join(ties[:6]) + (f" and {len(ties) - 6} more" if len(ties) > 6 else "")
+        sink = "removes the layer that writes the attention sink" if distances.sink_layers_in(block) else ""
+        notes = "; ".join(part for part in (f"tied with start {shown}" if ties else "", sink) if part)
+        layers = f"{start}" if n == 1 else f"{start}-{start + n - 1}"
+        rows.append([str(n), layers, f"{mean:.5f}", "-" if stderr != stderr else f"{stderr:.5f}", notes])
+    return table(["n", "layers", "distance", "+-", ""], rows)
+
+
+def distances_text(distances: BlockDistances) -> str:
+    """Return the best blocks by every criterion measured, and what stands behind the numbers."""
+    text = distances.text
+    sinks = ", ".join(map(str, distances.norms.sink_layers)) or "none found"
+    lines = [
+        f"Text: {text.source}; {distances.samples} rows of at most {text.max_length} tokens; BOS {text.bos}.",
+        f"Layers that write the attention sink: {sinks}.",
+    ]
+    for name in distances.criteria:
+        lines += ["", f"Best block of each size by {criteria.label(name)} ({name})", best_table(distances, name)]
+    return "\n".join(lines)
+
+
+def evaluation_text(evaluation: Evaluation) -> str:
+    """Return an evaluation in words, each number with its error and what it is taken over."""
+    score, base, text = evaluation.score, evaluation.base, evaluation.text
+    lines = [_score_line("perplexity", score)]
+    if base is not None:
+        lines += [
+            _score_line("uncut model", base),
+            f"NLL increase      {evaluation.nll_increase:+.4f} +- {evaluation.nll_increase_stderr:.4f} nats (paired)",
+            f"KL(uncut || cut)  {evaluation.kl:.4f} +- {evaluation.kl_stderr:.4f} nats a token",
+            f"same top token    {100 * (evaluation.same_top1 or 0):.1f} %",
+            f"removed           layers {', '.join(map(str, evaluation.removed))}: {_saved(base, score)}",
+            f"forward pass      {score.forward_seconds:.3f} s a window, uncut {base.forward_seconds:.3f} s",
+        ]
+    lines.append(
+        f"Over {score.tokens} scored tokens in {score.windows} windows of {text.max_length}; {text.source}; "
+        f"BOS {text.bos}."
+    )
+    return "\n".join(lines)
+
+
+def _score_line(label: str, score: Score) -> str:
+    return (
+        f"{label:<18}{score.perplexity:.3f} +- {score.perplexity_stderr:.3f}   "
+        f"NLL {score.nll:.4f} +- {score.nll_stderr:.4f} nats a token"
+    )
+
+
+def _saved(base: Score, score: Score) -> str:
+    parameters, saved = base.parameters - score.parameters, base.bytes - score.bytes
+    cache = base.cache_bytes_per_token - score.cache_bytes_per_token
+    return (
+        f"{parameters:,} parameters ({100 * parameters / base.parameters:.1f} %), {size(saved)}, "
+        f"{size(cache)} of KV cache a token"
+    )
+
+
+def export_text(report: ExportReport) -> str:
+    """Return what was written and proved."""
+    layers = ", ".join(map(str, report.removed)) or "none"
+    return (
+        f"Wrote {report.folder}: {len(report.kept)} layers, {report.parameters:,} parameters, "
+        f"{size(report.bytes)}; removed layers {layers}.\n"
+        f"Proved in a fresh process: largest logit difference {report.max_logit_diff:g}, cached generation "
+        f"{'equal' if report.generation_equal else 'NOT equal'} to uncached ({report.seconds:.1f} s)."
+    )
+
+
+def run_text(run: Run) -> str:
+    """Return a saved run: the model, its best blocks and its evaluations."""
+    model = run.model
+    lines = [
+        f"{model.id} ({model.architecture}, {model.num_layers} layers, {model.parameters:,} parameters, "
+        f"{model.dtype}), measured {run.created}"
+    ]
+    lines.append(distances_text(run.distances) if run.distances is not None else "No distances measured.")
+    for evaluation in run.evaluations:
+        layers = ", ".join(map(str, evaluation.removed)) or "none"
+        lines += ["", f"Evaluated with layers removed: {layers}", evaluation_text(evaluation)]
+    return "\n".join(lines)
+
+
+@contextmanager
+def progress(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None]]:
+    """Yield the `on_progress` that draws a bar on a terminal and prints a line now and then elsewhere."""
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield PlainProgress(stream)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    with Bars(*columns, console=Console(file=stream), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+        plain = PlainProgress(stream)
+
+        def show(step: Progress) -> None:
+            if step.stage not in tasks:
+                tasks[step.stage] = bars.add_task(step.stage, total=step.total, state="")
+            bars.update(tasks[step.stage], completed=step.done, total=step.total or None, state=plain.state(step))
+
+        yield show
+
+
+class PlainProgress:
+    """Progress as lines of text with rate and ETA, one at most every two seconds and one when a stage is done."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._stage = ""
+        self._began = self._printed = 0.0
+        self._first = 0.0
+
+    def state(self, step: Progress) -> str:
+        """Return where the stage stands, e.g. `24/64 rows, 12.1 rows/s, 3 s left`."""
+        now = time.monotonic()
+        if step.stage != self._stage:
+            self._stage, self._began, self._first, self._printed = step.stage, now, step.done, now
+        spent = now - self._began
+        rate = (step.done - self._first) / spent if spent > 0 else 0.0
+        if step.unit == "bytes":
+            text, speed = f"{size(step.done)} of {size(step.total)}", f", {size(rate)}/s"
+        else:
+            text, speed = f"{step.done:g}/{step.total:g} {step.unit}", f", {rate:.3g} {step.unit}/s"
+        left = f", {duration((step.total - step.done) / rate)} left" if rate > 0 and step.done < step.total else ""
+        return text + (speed if rate > 0 else "") + left + (f" ({step.detail})" if step.detail else "")
+
+    def __call__(self, step: Progress) -> None:
+        """Print the state where it is time to."""
+        text, now = self.state(step), time.monotonic()
+        if now - self._printed >= PLAIN_SECONDS or step.done >= step.total > 0:
+            print(f"{step.stage}: {text}", file=self._stream, flush=True)
+            self._printed = now

@@ -1,0 +1,112 @@
+"""What surrounds a command: exit codes, one sentence for an error, Ctrl-C, a quiet stdout, loading the model."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from shortviz.errors import ShortvizError, Stopped
+
+if TYPE_CHECKING:
+    from shortviz.cli_options import Removal
+    from shortviz.handle import ModelHandle
+    from shortviz.records import ModelRef, OnProgress
+
+INTERRUPTED = 130
+"""What a shell expects of a program that Ctrl-C stopped."""
+
+
+def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Return the exit code of a command line: 0 done, 2 bad input, 1 our fault, 130 stopped with Ctrl-C."""
+    debug = "--debug" in arguments
+    if not debug:
+        _quiet()
+    command = typer.main.get_command(app)
+    rest = [a for a in arguments if a != "--debug"] or ["--help"]
+    try:
+        code = command.main(rest, prog_name="shortviz", standalone_mode=False)
+    except Stopped as error:
+        return _refuse(str(error), debug, INTERRUPTED)
+    except ShortvizError as error:
+        return _refuse(str(error), debug, 2)
+    except typer.TyperException as error:  # an unknown option, a missing argument, a value of the wrong type
+        return _refuse(f"{error.format_message().rstrip('.')}; see shortviz --help.", debug, error.exit_code)
+    except MemoryError:
+        return _refuse("There is not enough memory; choose a smaller model, batch or window.", debug, 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _refuse("Stopped at once; what was not saved before is lost.", debug, INTERRUPTED)
+    except Exception as error:  # the boundary: whatever comes here is a fault of ours, told in one sentence
+        report = "please report this with what the same command prints with --debug"
+        return _refuse(f"shortviz failed ({type(error).__name__}: {_first_line(error)}); {report}.", debug, 1)
+    return code if isinstance(code, int) else 0
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _refuse(message: str, debug: bool, code: int) -> int:
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return code
+
+
+def _quiet() -> None:
+    """Keep other libraries' warnings and bars off stderr; must run before they are imported."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextmanager
+def working() -> Iterator[tuple["OnProgress", threading.Event]]:
+    """Yield (on_progress, stop) for long work: progress on stderr, nothing of others' on stdout, Ctrl-C sets `stop`.
+
+    A second Ctrl-C raises KeyboardInterrupt at once.
+    """
+    from shortviz.cli_output import progress
+
+    stop = threading.Event()
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, interrupt) if in_main else None
+    try:
+        with redirect_stdout(sys.stderr), progress() as on_progress:
+            yield on_progress, stop
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, before)
+
+
+def load_model(
+    ref: "ModelRef", on_progress: "OnProgress", stop: threading.Event, *, removes: "Removal | None" = None
+) -> "ModelHandle":
+    """Return the loaded model; its size, and whether the layers to remove exist, are known before its weights are read.
+
+    Raises what `estimate` and `load` raise, and PlanError.
+    """
+    from shortviz.cli_output import estimate_line
+    from shortviz.loading import estimate, load
+
+    size = estimate(ref)
+    print(estimate_line(size), file=sys.stderr)
+    if removes is not None:
+        removes.of(size.num_layers)
+    return load(ref, on_progress=on_progress, stop=stop)
