@@ -57,10 +57,12 @@ def continue_text(
     config.update(
         do_sample=False,
         num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        repetition_penalty=None,
+        # Neutral values: None would be filled from the model's own sampling settings.
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         max_length=None,
         max_new_tokens=min(max_new_tokens, room),
         use_cache=use_cache,

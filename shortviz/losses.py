@@ -49,7 +49,7 @@ class BaseScores:
         with self._lock:
             if key not in self._windows:
                 if self._head is None:
-                    self._head = open_head(self.handle, torch.from_numpy(tokens))
+                    self._head = open_head(self.handle, torch.tensor(tokens))
                 self._windows[key] = score_base(self._head, tokens)
                 while len(self._windows) > 1 and self.bytes > self.limit_bytes:
                     self._windows.popitem(last=False)
@@ -80,7 +80,7 @@ def evaluate(
     cache = base_scores if base_scores is not None or base is None else BaseScores(base)
     if cache is not None and base is not None and cache.handle is not base:
         raise ValueError("base_scores belongs to another model than base")
-    head = open_head(handle, torch.from_numpy(windows.tokens[0]))
+    head = open_head(handle, torch.tensor(windows.tokens[0]))
     own: list[WindowScore] = []
     before: list[WindowScore] = []
     changes: list[WindowChange] = []
@@ -148,7 +148,8 @@ def _score(handle: ModelHandle, windows: Sequence[WindowScore]) -> Score:
 
 def _evaluation(handle: ModelHandle, windows: WindowSet, scores: Sequence[WindowScore]) -> Evaluation:
     removed = () if handle.plan is None else handle.plan.removed
-    return Evaluation(score=_score(handle, scores), text=windows.info, removed=removed)
+    complete = len(scores) == len(windows.tokens)
+    return Evaluation(score=_score(handle, scores), text=windows.info, removed=removed, complete=complete)
 
 
 def _with_base(

@@ -65,7 +65,7 @@ class _Chunk:
 @torch.inference_mode()
 def _chunks(head: LogitHead, tokens: Tokens) -> Iterator[_Chunk]:
     """Run a window and yield its scored tokens, a few at a time; the first chunk has the decoder's seconds too."""
-    ids = torch.from_numpy(tokens)
+    ids = torch.tensor(tokens)
     states, seconds = head.states(ids)
     targets = ids[1:].to(states.device)
     for at in range(0, len(targets), head.chunk):
