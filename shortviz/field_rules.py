@@ -220,11 +220,15 @@ def last_is_full(cut: Cut, field: str, value: Any) -> Any:
     return value
 
 
-def last_stays(cut: Cut, field: str, value: Any) -> Any:
-    """Refuse a cut of the last layer, which has weights that no other has."""
-    if cut.kept[-1] != cut.num_layers - 1:
-        raise _refuse(field, "gives the last layer a bias that no other layer has", "keep the last layer")
-    return value
+def end_stays(position: int, what: str) -> Rule:
+    """Return a rule that keeps the first (0) or last (-1) layer, whose weights are not those of the others."""
+
+    def check(cut: Cut, field: str, value: Any) -> Any:
+        if cut.kept[position] != range(cut.num_layers)[position]:
+            raise _refuse(field, what, f"keep the {'last' if position else 'first'} layer")
+        return value
+
+    return check
 
 
 def attention_stays(kinds: Sequence[str]) -> Rule:

@@ -129,7 +129,7 @@ def bypassed(handle: ModelHandle, plan: PrunePlan) -> Iterator[None]:
 
 def _return_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     entering = args[0] if args else kwargs["hidden_states"]
-    return (entering, *output[1:]) if isinstance(output, tuple) else entering
+    return type(output)((entering, *output[1:])) if isinstance(output, tuple | list) else entering
 
 
 @torch.no_grad()
