@@ -1,13 +1,14 @@
 """Checkpoints of a long measurement: one .npz beside the run, replaced atomically, tied to what is being measured."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from shortviz.errors import ResourceError, RunError
+from shortviz.atomic import write_atomically
+from shortviz.errors import RunError
 from shortviz.records import Floats
 
 
@@ -16,17 +17,8 @@ def save_checkpoint(path: Path, key: str, arrays: Mapping[str, Floats]) -> None:
 
     Raises ResourceError where the disk will not take it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, __key__=np.array(key), **dict(arrays))  # type: ignore[arg-type]  # numpy's stub takes allow_pickle from **kwds
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ResourceError(
-            f"The checkpoint {path} cannot be written ({error.strerror}); free some space or choose another --out."
-        ) from error
+    named: dict[str, Any] = dict(arrays) | {"__key__": np.array(key)}
+    write_atomically(path, lambda file: np.savez(file, **named))
 
 
 def load_checkpoint(path: Path, key: str) -> dict[str, Floats] | None:
@@ -37,7 +29,7 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Floats] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
         raise RunError(f"The checkpoint {path} cannot be read ({error}); delete it to start again.") from error

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from shortviz.errors import ResourceError, RunError
+from shortviz.atomic import write_atomically
+from shortviz.errors import RunError
 from shortviz.records import (
     BlockDistances,
     BoundaryNorms,
@@ -85,16 +85,8 @@ def save_run(run: Run, folder: Path) -> None:
             raise RunError(
                 f"{folder} holds a run of {old.model.id} on {old.text.source}; choose another --out for this one."
             )
-    temporary = folder / f".{FILE}.{os.getpid()}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(run_json(run), allow_nan=False), encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ResourceError(
-            f"The run cannot be written to {folder} ({error.strerror}); choose another folder or free some space."
-        ) from error
+    content = json.dumps(run_json(run), allow_nan=False).encode()
+    write_atomically(target, lambda file: file.write(content))
 
 
 def load_run(folder: Path) -> Run:

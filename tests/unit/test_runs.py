@@ -1,0 +1,111 @@
+"""The run directory: what is written, what comes back, what is refused."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from shortviz.errors import RunError
+from shortviz.runs import (
+    evaluation_json,
+    folder_name,
+    list_runs,
+    load_run,
+    new_run,
+    run_json,
+    save_run,
+    with_evaluation,
+)
+from tests.records_fixture import fixture_run
+
+
+def test_a_run_comes_back_as_it_was_saved(tmp_path):
+    run = fixture_run(num_layers=6)
+    save_run(run, tmp_path / "run")
+    back = load_run(tmp_path / "run")
+    assert (back.model, back.text, back.created, back.name) == (run.model, run.text, run.created, run.name)
+    for name, grid in run.distances.criteria.items():
+        np.testing.assert_array_equal(back.distances.criteria[name].mean, grid.mean)
+        np.testing.assert_array_equal(back.distances.criteria[name].stderr, grid.stderr)
+        assert back.distances.criteria[name].samples == grid.samples
+    np.testing.assert_array_equal(back.distances.norms.first, run.distances.norms.first)
+    assert back.evaluations == run.evaluations
+
+
+def test_run_json_has_the_shape_of_the_design():
+    found = json.loads(json.dumps(run_json(fixture_run(num_layers=6)), allow_nan=False))
+    assert found["schema"] == 1
+    assert {"id", "revision", "architecture", "num_layers", "parameters", "dtype"} <= found["model"].keys()
+    assert {"source", "rows", "tokens", "fingerprint"} <= found["text"].keys()
+    grid = found["distances"]["angular_last"]
+    assert grid.keys() == {"samples", "mean", "stderr"}
+    assert [len(row) for row in grid["mean"]] == [6, 5, 4, 3, 2, 1]
+    assert "shortviz" in new_run(fixture_run(num_layers=6).model, fixture_run(num_layers=6).text).versions
+
+
+def test_evaluation_json_has_the_shape_of_the_design_and_no_nan():
+    evaluation = fixture_run(num_layers=6).evaluations[0]
+    one_window = replace(evaluation, score=replace(evaluation.score, nll_stderr=math.nan), nll_increase_stderr=math.nan)
+    found = json.loads(json.dumps(evaluation_json(one_window), allow_nan=False))
+    assert {"perplexity", "nll", "nll_stderr", "tokens", "windows", "base", "removed", "parameters", "bytes"} <= set(
+        found
+    )
+    assert found["nll_stderr"] is None
+    assert found["perplexity"] == pytest.approx(math.exp(found["nll"]))
+
+
+def test_an_evaluation_replaces_the_one_of_the_same_layers_and_text():
+    run = fixture_run(num_layers=6)
+    first = run.evaluations[0]
+    more = replace(first, score=replace(first.score, tokens=first.score.tokens + 1))
+    other = replace(first, removed=(0,))
+    again = with_evaluation(with_evaluation(run, more), other)
+    assert again.evaluation_of(first.removed) == more
+    assert again.evaluation_of((0,)) == other
+    assert again.evaluation_of((5,)) is None
+    assert len(again.evaluations) == len(run.evaluations) + 1
+
+
+def test_a_run_of_another_text_is_not_overwritten(tmp_path):
+    run = fixture_run(num_layers=6)
+    save_run(run, tmp_path)
+    save_run(replace(run, name="again"), tmp_path)
+    with pytest.raises(RunError, match="holds a run of .* choose another --out"):
+        save_run(replace(run, text=replace(run.text, fingerprint="other")), tmp_path)
+    assert load_run(tmp_path).name == "again"
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a run of shortviz"),
+        ("{}", "KeyError: 'schema'"),
+        ('{"schema": 99}', "has schema 99, this version reads 1"),
+        ("[1]", "is not a run"),
+        ('{"schema": 1, "model": {"id": 3}}', "is not a run"),
+    ],
+)
+def test_broken_runs_are_refused_with_the_reason(tmp_path, text, message):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text(text)
+    with pytest.raises(RunError, match=message):
+        load_run(tmp_path / "broken")
+    assert list(list_runs(tmp_path)) == []
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="There is no run in"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_runs_are_listed_and_named_safely(tmp_path):
+    run = fixture_run(num_layers=6)
+    odd = replace(run, model=replace(run.model, id="../../a b/c\u00e9"))
+    assert "/" not in folder_name(odd)
+    assert not folder_name(odd).startswith(".")
+    save_run(odd, tmp_path / folder_name(odd))
+    assert [r.model.id for _, r in list_runs(tmp_path)] == ["../../a b/c\u00e9"]
+    assert list(list_runs(tmp_path / "absent")) == []
