@@ -46,7 +46,8 @@ class Checkpoint:
             self.model.set_attn_implementation(attention)
         if experts is not None and self.model.config._experts_implementation != experts:
             self.model.set_experts_implementation(experts)
-        self.model.to(device).eval()
+        # torch folds a batched product by requires_grad, even under no_grad: other sums, other last bits (mamba).
+        self.model.to(device).eval().requires_grad_(False)
         keys = {name: sorted(map(str, info[f"{name}_keys"])) for name in ("missing", "unexpected", "mismatched")}
         return keys | {"dtype": str(self.model.dtype).removeprefix("torch.")}
 

@@ -7,7 +7,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from shortviz import proof
-from shortviz.errors import ExportError, ResourceError, Stopped
+from shortviz.errors import ExportError, NumericsError, ResourceError, Stopped
 from shortviz.handle import ModelHandle
 from shortviz.records import OnProgress, Progress
 
@@ -139,13 +139,17 @@ def proof_prompts(pruned: ModelHandle) -> list[list[int]]:
 def reference_logits(
     pruned: ModelHandle, prompts: Sequence[Sequence[int]], stop: threading.Event | None = None
 ) -> list[torch.Tensor]:
-    """Return the logits of the model in memory for each prompt, shape (tokens, vocabulary)."""
+    """Return the logits of the model in memory for each prompt, shape (tokens, vocabulary); NaN raises NumericsError."""
     found = []
     for prompt in prompts:
         if stop is not None and stop.is_set():
             raise Stopped("The export was stopped; nothing was left behind.")
         with pruned.lock, torch.no_grad():
             found.append(proof.next_logits(pruned.model, prompt))
+        if torch.isnan(found[-1]).any():
+            raise NumericsError(
+                "The model's logits are NaN, so no checkpoint can be proved equal; choose other layers."
+            )
     return found
 
 
@@ -178,7 +182,8 @@ def prove_checkpoint(
         )
     tell(Progress(stage="prove logits", done=1, total=1, unit="steps"))
     tell(Progress(stage="prove generation", done=0, total=1, unit="steps", detail=f"{NEW_TOKENS} tokens a prompt"))
-    dtype = _equal_generation(child, prompts, stop)
+    written = [prompts[len(prompts) // 2 - 1], prompts[-1]]  # a short random one, and the sentence
+    dtype = check_generation(written, child.ask(stop, do="generate", prompts=written, new_tokens=NEW_TOKENS))
     tell(Progress(stage="prove generation", done=1, total=1, unit="steps"))
     return Proof(
         max_logit_diff=difference,
@@ -249,8 +254,8 @@ def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return math.inf if math.isnan(found) else found
 
 
-def _equal_generation(child: FreshProcess, prompts: Sequence[Sequence[int]], stop: threading.Event | None) -> str:
-    found = child.ask(stop, do="generate", prompts=prompts, new_tokens=NEW_TOKENS)
+def check_generation(prompts: Sequence[Sequence[int]], found: Mapping[str, Any]) -> str:
+    """Return the dtype in which generation is equal with and without a cache; raise ExportError where it is in none."""
     for prompt, cached, uncached in zip(prompts, found["cached"], found["uncached"], strict=True):
         if cached != uncached:
             at = next(i for i, (a, b) in enumerate(zip(cached, uncached, strict=True)) if a != b)
