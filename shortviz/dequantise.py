@@ -4,6 +4,7 @@ Its own process, because half a minute of Python would make the app's page stutt
 at once and gives all its memory back. It imports nothing of shortviz. Usage: dequantise.py FILE.gguf FOLDER
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -34,7 +35,15 @@ def main(gguf: Path, folder: Path) -> None:
     if hasattr(model.config, "_model_name_or_path"):  # the GGUF's title, which transformers takes for a path
         del model.config._model_name_or_path
     tokenizer.save_pretrained(folder)
+    _drop_invented_tokens(folder / "tokenizer.json", model.get_input_embeddings().weight.shape[0])
     model.save_pretrained(folder, max_shard_size="4GB")
+
+
+def _drop_invented_tokens(path: Path, rows: int) -> None:
+    """Take out tokens without an embedding: transformers 5.23 adds <|endoftext|> to every byte-level vocabulary."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields["added_tokens"] = [token for token in fields["added_tokens"] if token["id"] < rows]
+    path.write_text(json.dumps(fields, ensure_ascii=False), encoding="utf-8")
 
 
 def _say(step: int) -> None:
