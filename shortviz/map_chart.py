@@ -91,7 +91,9 @@ def _bar(criterion: str, grid: Grid, view: MapView, limits: tuple[float, float])
     label = criteria.label(criterion)
     units = f", {criteria.info(criterion).units}" if criterion in criteria.names() else ""
     words = f"{units}, {limits[0]:g} to {limits[1]:g}" if view.scale == "raw" else ", rescaled per n: 0 = best"
-    return {"title": {"text": label + words, "side": "right"}, "thickness": 12, "len": 1.0, "x": 1.01, "xpad": 0}
+    # It ends below the corner where Streamlit lays its toolbar over the chart.
+    place = {"x": 1.01, "xpad": 0, "y": 0, "yanchor": "bottom", "ypad": 0, "len": 0.93, "thickness": 12}
+    return {"title": {"text": label + words, "side": "right"}, **place}
 
 
 def _size(layers: int, smallest: float, largest: float) -> float:

@@ -1,0 +1,40 @@
+"""The map's click recipe by itself, in a real Chromium."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.app_server import PATIENCE_MS, AppServer
+from tests.browser.map_mouse import TOOLTIP, cell_point, click_cell, random_cells, wait_for_map, wait_for_outline
+
+pytestmark = pytest.mark.browser
+SCRIPT = Path(__file__).with_name("recipe_app.py")
+
+
+@pytest.fixture(scope="module")
+def server(start_app: Callable[[Path], AppServer]) -> AppServer:
+    return start_app(SCRIPT)
+
+
+@pytest.mark.parametrize("layers", [30, 4])
+def test_clicks_off_the_centre_of_a_cell_all_choose_that_cell(page: Page, server: AppServer, layers: int) -> None:
+    page.goto(f"{server.url}/?layers={layers}")
+    wait_for_map(page)
+    for start, n, off in random_cells(layers, 20 if layers == 30 else 8, seed=layers):
+        click_cell(page, layers, start, n, off)
+        expect(page.get_by_text(f"chosen start {start} n {n}", exact=True)).to_be_visible(timeout=PATIENCE_MS)
+        wait_for_outline(page, start, n)
+
+
+def test_the_tooltip_names_the_layers_under_the_mouse(page: Page, server: AppServer) -> None:
+    page.goto(server.url)
+    wait_for_map(page)
+    x, y = cell_point(page, 30, 21, 8)
+    page.mouse.move(x - 2, y)
+    page.mouse.move(x, y)
+    tip = page.locator(TOOLTIP)
+    expect(tip).to_contain_text("Removes layers 21-28 (start 21, n 8)", timeout=PATIENCE_MS)
+    expect(tip).to_contain_text("28.3 M parameters (21.1 %)")
+    expect(tip).to_contain_text("over 64 rows of text")
