@@ -120,12 +120,12 @@ def compare_window(head: LogitHead, tokens: Tokens, base: BaseWindow) -> tuple[W
 def kl_sum(before: Tensor, log_z_before: Tensor, after: Tensor, log_z_after: Tensor) -> Tensor:
     """Return the sum over tokens of KL(before || after), float64, from logits (tokens, vocabulary).
 
-    Overwrites `before` and `after`. Per token: sum p (z - z') - log Z + log Z', which is exactly 0 for equal logits.
+    Overwrites `before` and `after`. Exactly 0 for equal logits.
     """
-    difference = torch.sub(before, after, out=after)
-    probability = before.sub_(log_z_before[:, None]).exp_()
-    cross = torch.einsum("tv,tv->t", probability, difference)
-    return (cross.double() - log_z_before.double() + log_z_after.double()).sum()
+    log_p = before.sub_(log_z_before[:, None])
+    difference = torch.sub(log_p, after.sub_(log_z_after[:, None]), out=after)
+    # A pairwise sum: a dot product (einsum) adds up 49k small terms in a row and was 2e-4 off on the demo model.
+    return log_p.exp_().mul_(difference).sum(-1).double().sum()
 
 
 def where_not_finite(handle: ModelHandle, tokens: Tensor) -> str:
