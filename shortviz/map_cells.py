@@ -55,25 +55,33 @@ def best_starts(grid: Grid, model: ModelInfo) -> dict[int, int]:
 
 
 def raw_range(grid: Grid, criterion: str) -> tuple[float, float]:
-    """Return the colour range of the raw scale: 0..1 for angles, else from the lowest to the next round number."""
+    """Return the colour range of the raw scale: from the lowest possible value to the next round number (1, 2, 5).
+
+    Steps that wide keep the colours still while the map fills in, and show more of it than all of an angle's 0..1.
+    """
     known = criteria.info(criterion) if criterion in criteria.names() else None
     low, high = (known.low, known.high) if known is not None else (0.0, math.inf)
     measured = grid.mean[np.isfinite(grid.mean)]
     top = float(measured.max()) if measured.size else 0.0
-    if high <= 1.0 or top <= 0:
+    if top <= 0:
         return low, min(high, 1.0)
     decade = 10.0 ** math.floor(math.log10(top))
     return low, min(next(step * decade for step in (1, 2, 5, 10) if step * decade >= top), high)
 
 
 def with_error(value: float, stderr: float) -> str:
-    """Return `value ± standard error`, to two digits of the error; the value alone where there is no error."""
+    """Return `0.148 ± 0.002`: three digits of the value, more where the error would round to nothing."""
     if math.isnan(value):
         return "not measured yet"
+    places = _places(value, 3)
     if math.isnan(stderr) or stderr <= 0:
-        return f"{value:.4g}"
-    decimals = min(max(1 - math.floor(math.log10(stderr)), 0), 8)
-    return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
+        return f"{value:.{places}f}"
+    places = max(places, _places(stderr, 1))
+    return f"{value:.{places}f} ± {stderr:.{places}f}"
+
+
+def _places(value: float, digits: int) -> int:
+    return digits - 1 if value == 0 else min(max(digits - 1 - math.floor(math.log10(abs(value))), 0), 12)
 
 
 def layer_words(start: int, n: int) -> str:
@@ -102,7 +110,8 @@ def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> l
     reasons = {(start, n): reason for start, n, reason in model.illegal}
     sinks = distances.norms.sink_layers
     parameters = [0, *accumulate(model.layer_parameters)]
-    ranks = {n: np.argsort(np.argsort(grid.row(n), kind="stable")) + 1 for n in range(1, grid.num_layers + 1)}
+    # As Grid.rank, a row at a time: one more than the blocks below.
+    ranks = {n: np.searchsorted(np.sort(grid.row(n)), grid.row(n)) + 1 for n in range(1, grid.num_layers + 1)}
     rows: list[list[int | str]] = []
     for start, n in cells(grid.num_layers):
         gone = parameters[start + n] - parameters[start]

@@ -10,6 +10,7 @@ import pytest
 
 from shortviz.charts import MapView, distance_map, norms_figure
 from shortviz.errors import RunError
+from shortviz.map_cells import with_error
 from shortviz.records import Block, BlockDistances, Grid
 from tests.records_fixture import CRITERIA, fixture_distances, fixture_grid, fixture_model, fixture_norms, fixture_text
 
@@ -78,8 +79,9 @@ def test_each_row_is_rescaled_to_its_own_best_and_worst() -> None:
 
 def test_the_raw_scale_says_its_range_and_units() -> None:
     angles = spec(fixture_distances(10), scale="raw")["data"][0]
-    assert (angles["zmin"], angles["zmax"]) == (0, 1)
-    assert angles["colorbar"]["title"]["text"] == "angular, last token, half-turns, 0 to 1"
+    assert np.nanmax(fixture_distances(10).criteria["angular_last"].mean) == pytest.approx(0.36, abs=0.05)
+    assert (angles["zmin"], angles["zmax"]) == (0, 0.5)
+    assert angles["colorbar"]["title"]["text"] == "angular, last token, half-turns, 0 to 0.5"
     lengths = spec(fixture_distances(10), "euclidean_last", scale="raw")["data"][0]
     largest = np.nanmax(fixture_distances(10).criteria["euclidean_last"].mean)
     assert largest <= lengths["zmax"] <= 2.5 * largest
@@ -161,13 +163,33 @@ def test_the_tooltip_names_layers_distance_with_error_rank_and_savings() -> None
     mean, stderr = distances.criteria["angular_last"].at(Block(start=21, n=8))
     rank = distances.criteria["angular_last"].rank(Block(start=21, n=8))
     assert row[2] == "layers 21-28"
-    value, error = (float(part) for part in row[3].split(" ± "))
-    assert value == pytest.approx(mean, abs=stderr / 10)
-    assert error == pytest.approx(stderr, rel=0.1)
+    assert row[3] == f"{mean:.4f} ± {stderr:.4f}"
     assert row[4].startswith(f"rank {rank} of 23 in its row, ")
     assert row[5] == "28.3 M parameters (21.1 %)"
     assert "over 64 rows of text" in hits["hovertemplate"]
     assert "angular, last token" in hits["hovertemplate"]
+
+
+def test_blocks_that_measure_the_same_share_a_rank() -> None:
+    distances = with_mean(np.array([[0.3, 0.1, 0.1], [0.1, 0.3, np.nan], [0.4, np.nan, np.nan]]))
+    places = {(row[0], row[1]): row[4] for row in spec(distances)["data"][-1]["customdata"]}
+    for start in range(3):
+        rank = distances.criteria["angular_last"].rank(Block(start=start, n=1))
+        assert places[(start, 1)].startswith(f"rank {rank} of 3")
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "words"),
+    [
+        (0.1484, 0.0021, "0.148 ± 0.002"),
+        (150.3, 0.02, "150.30 ± 0.02"),
+        (0.0, 0.0, "0.00"),
+        (0.25, float("nan"), "0.250"),
+        (float("nan"), float("nan"), "not measured yet"),
+    ],
+)
+def test_numbers_show_three_digits_and_at_least_one_of_the_error(value: float, stderr: float, words: str) -> None:
+    assert with_error(value, stderr) == words
 
 
 def test_one_row_of_text_has_no_error_and_none_is_shown() -> None:
