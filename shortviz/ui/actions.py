@@ -1,0 +1,250 @@
+"""The app's work: each function puts one job on the bench and returns its id.
+
+The work runs in a background thread that may not call streamlit. Everything that needs torch is imported in there.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from shortviz.job_state import JobControl
+from shortviz.records import (
+    Block,
+    Evaluation,
+    ExportReport,
+    ModelEstimate,
+    ModelInfo,
+    ModelRef,
+    Progress,
+    PrunePlan,
+    TextSpec,
+    WindowSpec,
+)
+from shortviz.runs import new_run
+from shortviz.ui.resources import Bench, JobContext
+from shortviz.ui.shelves import Inspection
+
+if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
+    from shortviz.losses import BaseScores
+
+APP_WINDOWS: Final = WindowSpec(window=256, windows=32)
+"""Small windows: the first numbers come soon, and there are enough of them for an error bar."""
+
+NEW_TOKENS: Final = 32
+
+
+def start_estimate(bench: Bench, ref: ModelRef) -> str:
+    """Work out what loading would cost; the result is a ModelEstimate."""
+
+    def work(control: JobControl) -> ModelEstimate:
+        from shortviz.loading import estimate
+
+        return estimate(ref)
+
+    return bench.submit(JobContext(kind="estimate", ref=ref), f"Size of {ref.id}", work, lane="inspect")
+
+
+def start_load(bench: Bench, ref: ModelRef) -> str:
+    """Load the model; the result is its ModelInfo."""
+
+    def work(control: JobControl) -> ModelInfo:
+        return bench.models.load(ref, control).info
+
+    return bench.submit(JobContext(kind="load", ref=ref), f"Load {ref.id}", work)
+
+
+def start_measure(bench: Bench, ref: ModelRef, spec: TextSpec, key: str) -> str:
+    """Measure the distance map into run `key`; partial BlockDistances stream out, the result is the key."""
+
+    def work(control: JobControl) -> str:
+        handle = bench.models.load(ref, control)
+        from shortviz.distances import measure_distances
+        from shortviz.texts import tokenize
+
+        control.on_progress(Progress(stage="read text", done=0, total=1, unit="steps"))
+        tokens = tokenize(spec, handle.tokenizer)
+        checkpoint = bench.runs.path(key) / f"measure-{tokens.info.fingerprint[:12]}.npz"
+        distances = measure_distances(
+            handle, tokens, checkpoint=checkpoint, on_progress=control.on_progress, stop=control.stop
+        )
+        old = bench.runs.get(key)
+        run = new_run(handle.info, tokens.info) if old is None else old
+        bench.runs.put(key, replace(run, distances=distances))
+        if distances.samples == len(tokens.rows):
+            checkpoint.unlink(missing_ok=True)
+        return key
+
+    context = JobContext(kind="measure", ref=ref, run_key=key, calibration=spec)
+    return bench.submit(context, f"Distances of {ref.id}", work)
+
+
+def start_inspect(
+    bench: Bench, ref: ModelRef, block: Block, spec: TextSpec, *, prompt: str, key: str | None, text_first: bool = False
+) -> str:
+    """Measure what removing a block does: loss by windows, then both continuations; Inspection records stream out."""
+
+    def work(control: JobControl) -> Inspection:
+        handle = bench.models.load(ref, control)
+        from shortviz.pruning import prune
+
+        pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
+        found = _Found(bench, ref, block, spec, prompt, control)
+        if text_first:
+            found.write(handle, pruned)
+        found.score(handle, pruned, key)
+        if not text_first:
+            found.write(handle, pruned)
+        return found.inspection
+
+    context = JobContext(kind="inspect", ref=ref, run_key=key, evaluation=spec, block=block)
+    return bench.submit(context, f"Removing {block}", work, lane="inspect")
+
+
+class _Found:
+    """One block's inspection as it grows; every step that is known already is taken from the bench."""
+
+    def __init__(
+        self, bench: Bench, ref: ModelRef, block: Block, spec: TextSpec, prompt: str, control: JobControl
+    ) -> None:
+        self.bench, self.ref, self.block, self.spec, self.control = bench, ref, block, spec, control
+        self.inspection = Inspection(prompt=prompt, evaluation=measured(bench, ref, spec, block))
+
+    def score(self, handle: "ModelHandle", pruned: "ModelHandle", key: str | None) -> None:
+        if (self.inspection.evaluation and self.inspection.evaluation.complete) or self.control.stop.is_set():
+            return
+        from shortviz.losses import evaluate
+        from shortviz.texts import make_windows
+
+        windows = self.bench.windows.get((self.ref, self.spec)) or self.bench.windows.put(
+            (self.ref, self.spec), make_windows(self.spec, APP_WINDOWS, handle.tokenizer)
+        )
+        kept = _kept(self.bench, key, self.block, windows.info.fingerprint)
+        if kept is not None:
+            self._keep(kept)
+            return
+        done = evaluate(
+            pruned,
+            windows,
+            base=handle,
+            base_scores=base_scores(self.bench, self.ref, handle),
+            on_progress=self._evaluating,
+            stop=self.control.stop,
+        )
+        self._keep(done)
+        if done.complete and key is not None:
+            self.bench.runs.add_evaluation(key, done)
+
+    def write(self, handle: "ModelHandle", pruned: "ModelHandle") -> None:
+        prompt = self.inspection.prompt
+        if not prompt.strip():
+            return
+        for name, model, removed in (("uncut", handle, ()), ("cut", pruned, self.block.layers)):
+            if self.control.stop.is_set():
+                return
+            text = self.bench.continuations.get((self.ref, removed, prompt))
+            if text is None:
+                text = self._continue(name, model, prompt)
+                if not self.control.stop.is_set():
+                    self.bench.continuations.put((self.ref, removed, prompt), text)
+            self._show_text(name, text, NEW_TOKENS)
+
+    def _continue(self, name: str, model: "ModelHandle", prompt: str) -> str:
+        from shortviz.generation import continue_text
+
+        written: list[str] = []
+
+        def on_text(piece: str) -> None:
+            written.append(piece)
+            self._show_text(name, "".join(written), len(written))
+
+        return continue_text(model, prompt, max_new_tokens=NEW_TOKENS, on_text=on_text, stop=self.control.stop)
+
+    def _show_text(self, name: str, text: str, tokens: int) -> None:
+        self.inspection = (
+            replace(self.inspection, uncut=text) if name == "uncut" else replace(self.inspection, cut=text)
+        )
+        shown = self.inspection
+        self.control.on_progress(
+            Progress(stage=f"write, {name}", done=tokens, total=NEW_TOKENS, unit="tokens", snapshot=lambda: shown)
+        )
+
+    def _evaluating(self, progress: Progress) -> None:
+        def snapshot() -> Inspection:
+            if progress.snapshot is not None:
+                self._keep(progress.snapshot())
+            return self.inspection
+
+        self.control.on_progress(replace(progress, snapshot=snapshot))
+
+    def _keep(self, done: Evaluation) -> None:
+        """Keep the evaluation that rests on most text."""
+        old = self.inspection.evaluation
+        if old is None or done.score.tokens >= old.score.tokens:
+            self.inspection = replace(self.inspection, evaluation=done)
+            self.bench.measured.put((self.ref, self.spec, self.block.layers), done)
+
+
+def _kept(bench: Bench, key: str | None, block: Block, fingerprint: str) -> Evaluation | None:
+    """Return the finished evaluation of exactly these windows that the run holds, or None."""
+    run = bench.runs.get(key) if key is not None else None
+    found = run.evaluations if run is not None else ()
+    same = (block.layers, fingerprint, True)
+    return next((e for e in found if (e.removed, e.text.fingerprint, e.complete) == same), None)
+
+
+def measured(bench: Bench, ref: ModelRef, spec: TextSpec, block: Block) -> Evaluation | None:
+    """Return what was measured for a block on this text in this process, complete or not."""
+    return bench.measured.get((ref, spec, block.layers))
+
+
+def base_scores(bench: Bench, ref: ModelRef, handle: "ModelHandle") -> "BaseScores":
+    """Return the uncut model's kept results, which every block of the model shares."""
+    from shortviz.losses import BaseScores
+
+    kept = bench.base_scores.get(ref)
+    if kept is None or kept.handle is not handle:
+        kept = bench.base_scores.put(ref, BaseScores(handle))
+    return kept
+
+
+def start_export(bench: Bench, ref: ModelRef, block: Block, folder: Path, *, key: str | None, spec: TextSpec) -> str:
+    """Write the cut model into a folder and prove it; the result is an ExportReport."""
+
+    def work(control: JobControl) -> ExportReport:
+        handle = bench.models.load(ref, control)
+        from shortviz.export import export_checkpoint
+        from shortviz.pruning import prune
+
+        pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
+        run = bench.runs.get(key) if key is not None else None
+        evaluation = measured(bench, ref, spec, block) or (run.evaluation_of(block.layers) if run else None)
+        return export_checkpoint(
+            pruned,
+            folder,
+            base_info=handle.info,
+            text=run.text if run is not None else None,
+            evaluation=evaluation,
+            on_progress=control.on_progress,
+            stop=control.stop,
+        )
+
+    context = JobContext(kind="export", ref=ref, run_key=key, block=block)
+    return bench.submit(context, f"Export without {block}", work)
+
+
+def start_preview(bench: Bench, ref: ModelRef, spec: TextSpec) -> str:
+    """Read the first row of a text and cut it into the model's tokens; the result is a tuple of token strings."""
+
+    def work(control: JobControl) -> tuple[str, ...]:
+        from shortviz.texts import tokenize
+
+        tokens = tokenize(replace(spec, limit=1), bench.models.load(ref, control).tokenizer)
+        return first_row_tokens(tokens.rows[0].tolist(), bench.models.load(ref, control))
+
+    return bench.submit(JobContext(kind="preview", ref=ref, calibration=spec), "First row", work, lane="inspect")
+
+
+def first_row_tokens(ids: list[int], handle: "ModelHandle") -> tuple[str, ...]:
+    """Return each token as the text it stands for."""
+    return tuple(handle.tokenizer.decode([token]) for token in ids)

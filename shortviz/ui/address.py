@@ -1,0 +1,102 @@
+"""The address bar: what a link carries. Opening one prefills; it never starts work.
+
+The block, criterion, scale, palette and view are widgets bound to the address. Model, run and job are written here,
+on every page, because a page link drops parameters that no widget holds.
+"""
+
+import re
+from collections.abc import Mapping
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import streamlit as st
+
+from shortviz.errors import RunError
+from shortviz.records import ModelRef
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LONG_KINDS = ("load", "measure", "export")
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
+_MOST_CHARACTERS = 300
+_VIEW_KEYS = (s.CRITERION, s.SCALE, s.PALETTE, s.VIEW)
+
+
+def read_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) -> None:
+    """Prefill a new session from the address: a job to attach to, else a run, else a model."""
+    context = bench.context(parameters.get("job", ""))
+    if context is not None:
+        s.set_model(state, context.ref)
+        if context.calibration is not None:
+            s.set_calibration(state, context.calibration)
+        s.set_job(state, context.kind, parameters["job"])
+    elif parameters.get("model"):
+        ref = read_ref(parameters)
+        if ref is not None:
+            s.set_model(state, ref)
+    key = parameters.get("run")
+    if key and context is None and _readable(bench, key):
+        s.open_run(state, key)
+
+
+def read_ref(parameters: Mapping[str, str]) -> ModelRef | None:
+    """Return the model that the address names; None where it could not be one."""
+    name, revision = parameters.get("model", "").strip(), parameters.get("rev", "").strip()
+    if not name or max(len(name), len(revision)) > _MOST_CHARACTERS or not name.isprintable():
+        return None
+    dtype, device = parameters.get("dtype", "auto"), parameters.get("device", "auto")
+    return ModelRef(
+        id=name,
+        revision=revision or None,
+        dtype=dtype if dtype in DTYPES else "auto",
+        device=device if _DEVICE.fullmatch(device) else "auto",
+    )
+
+
+def write_address(bench: Bench, state: s.State) -> None:
+    """Put model, run and running job into the address."""
+    wanted = address(bench, state)
+    for key in ("model", "rev", "dtype", "device", "run", "job"):
+        value = wanted.get(key)
+        if value is None:
+            if key in st.query_params:
+                del st.query_params[key]
+        elif st.query_params.get(key) != value:
+            st.query_params[key] = value
+
+
+def address(bench: Bench, state: s.State) -> dict[str, str]:
+    """Return the parameters that name this session's model, run and running job."""
+    found: dict[str, str] = {}
+    ref = s.ref(state)
+    if ref is not None:
+        found["model"] = ref.id
+        if ref.revision:
+            found["rev"] = ref.revision
+        found |= {k: v for k, v in (("dtype", ref.dtype), ("device", ref.device)) if v != "auto"}
+    run = s.run_key(state)
+    if run is not None:
+        found["run"] = run
+    job = bench.state(s.newest_job(state, LONG_KINDS))
+    if job is not None and job.live:
+        found["job"] = job.id
+    return found
+
+
+def link(bench: Bench, state: s.State) -> str:
+    """Return an address of the map that restores this view for somebody else; it carries no running job."""
+    parts = urlsplit(st.context.url or "http://localhost:8501/")
+    parameters = {k: v for k, v in address(bench, state).items() if k != "job"}
+    chosen = s.block(state)
+    if chosen is not None:
+        parameters |= {"start": str(chosen.start), "n": str(chosen.n)}
+    parameters |= {k: str(state[k]) for k in _VIEW_KEYS if state.get(k)}
+    return urlunsplit((parts.scheme, parts.netloc, "/", urlencode(parameters), ""))
+
+
+def _readable(bench: Bench, key: str) -> bool:
+    try:
+        return bench.runs.get(key) is not None
+    except RunError:
+        return False

@@ -1,0 +1,89 @@
+"""What is around every page: a session is prefilled from the address, the status line, and the address again."""
+
+import streamlit as st
+
+from shortviz.job_state import JobState
+from shortviz.ui import actions, notes
+from shortviz.ui import state as s
+from shortviz.ui.address import read_address, write_address
+from shortviz.ui.resources import Bench, bench
+from shortviz.ui.shown import Shown, look, ref_of
+from shortviz.ui.words import plain
+
+TICK_SECONDS = 0.5
+
+
+def open_session() -> None:
+    """Prefill a new session from the address it was opened with."""
+    state = s.session()
+    if not s.begun(state):
+        s.begin(state)
+        read_address(bench(), state, {key: st.query_params[key] for key in st.query_params})
+
+
+def status_line() -> None:
+    """Say which model is in memory; where none is, say what is shown instead and offer to load its model."""
+    tools, state = bench(), s.session()
+    shown = look(tools, state)
+    load_id = s.job(state, "load")
+    loading = tools.state(load_id)
+    live = loading is not None and loading.live
+
+    @st.fragment(run_every=TICK_SECONDS if live else None)
+    def line() -> None:
+        job = tools.state(load_id)
+        if live and (job is None or not job.live):
+            st.rerun()
+        if job is not None and job.live:
+            _loading(tools, job)
+        elif shown.handle is not None:
+            st.markdown(f":material/check_circle: {notes.model_words(shown.handle.info)}")
+        else:
+            notes.job_error(job)
+            _offer(tools, shown)
+
+    line()
+
+
+def close_page() -> None:
+    """Write what a link must carry into the address."""
+    write_address(bench(), s.session())
+
+
+def _loading(tools: Bench, job: JobState) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.progress(job.fraction, text=f"{plain(job.title)}: {notes.progress_words(job)}")
+        st.button("Cancel", icon=":material/close:", on_click=tools.jobs.cancel, args=(job.id,), key="cancel_load")
+
+
+def _offer(tools: Bench, shown: Shown) -> None:
+    ref = ref_of(shown)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.markdown(f":material/info: {_unloaded(shown)}", width="content")
+        if ref is not None:
+            st.button(
+                plain(f"Load {ref.id}"),
+                icon=":material/memory:",
+                on_click=_load,
+                args=(tools, shown),
+                key="load_shown",
+            )
+        st.page_link("pages/model.py", label="Choose another model", icon=":material/deployed_code:")
+
+
+def _unloaded(shown: Shown) -> str:
+    if shown.bundled and shown.model is not None:
+        return f"No model loaded: this is the **bundled run** of the {plain(shown.model.id)} model. Load it to measure."
+    if shown.run is not None and shown.model is not None:
+        return f"No model loaded: this is a **saved run** of {plain(shown.model.id)}. Load it to measure more."
+    return "No model loaded." if shown.ref is None else f"No model loaded; {plain(shown.ref.id)} is chosen."
+
+
+def _load(tools: Bench, shown: Shown) -> None:
+    """Load the model of what is shown; its chosen block is measured when it is there."""
+    ref = ref_of(shown)
+    if ref is not None:
+        state = s.session()
+        s.load_for_run(state, ref)
+        s.want(state, "numbers")
+        s.set_job(state, "load", actions.start_load(tools, ref))

@@ -1,0 +1,239 @@
+"""The right side of the Map page: what removing the chosen block means, predicted and measured."""
+
+import streamlit as st
+
+from shortviz import criteria
+from shortviz.job_state import JobState
+from shortviz.records import Block, BlockDistances, Evaluation, ModelInfo
+from shortviz.ui import actions
+from shortviz.ui import state as s
+from shortviz.ui.map_view import criterion_of
+from shortviz.ui.notes import job_error
+from shortviz.ui.resources import Bench
+from shortviz.ui.shelves import Inspection
+from shortviz.ui.shown import Shown
+from shortviz.ui.words import count, plain, share, size, with_error
+
+
+def block_inputs(num_layers: int, block: Block | None) -> None:
+    """Say which block is chosen, beside two numbers that choose it: the keyboard's way to what a click does."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.markdown(f"#### Removes {block}" if block is not None else "#### No block chosen", width="stretch")
+        st.number_input(
+            "start",
+            0,
+            num_layers - 1,
+            value=None,
+            key=s.START,
+            bind="query-params",
+            on_change=_typed,
+            width=130,
+        )
+        st.number_input(
+            "n",
+            1,
+            num_layers,
+            value=None,
+            key=s.N,
+            bind="query-params",
+            on_change=_typed,
+            width=130,
+        )
+
+
+def _typed() -> None:
+    s.want(s.session(), "numbers")
+
+
+def draw(bench: Bench, shown: Shown, model: ModelInfo, block: Block, job: JobState | None) -> None:
+    """Draw everything that is known about the block."""
+    state = s.session()
+    found = inspection(bench, state, shown, block, job)
+    about = bench.context(job.id) if job is not None else None
+    running = job is not None and job.live and about is not None and about.block == block
+    warnings(shown.distances, model, block)
+    if shown.distances is not None:
+        predicted(shown.distances, block, criterion_of(state, shown.distances))
+    if found.evaluation is not None:
+        measured(found.evaluation, refining=running and not found.evaluation.complete)
+    elif running:
+        st.caption(":material/autorenew: Measuring …")
+    elif block.n < model.num_layers:
+        _not_measured(shown)
+    if about is not None and about.block == block:
+        job_error(job)
+    saves(model, block, found.evaluation)
+    continuations(bench, shown, found, running=running)
+
+
+def _not_measured(shown: Shown) -> None:
+    if shown.handle is None:
+        st.caption("Not measured yet. Load the model to see what removing this block really does.")
+    else:
+        st.button(
+            "Measure this block", icon=":material/play_arrow:", on_click=_typed, key="measure_block", type="primary"
+        )
+
+
+def predicted(distances: BlockDistances, block: Block, criterion: str) -> None:
+    """Show what every criterion says about the block, the chosen criterion first."""
+    names = [criterion, *(name for name in distances.criteria if name != criterion)]
+    lines = [_predicted_line(distances, block, name, strong=name == criterion) for name in names]
+    st.markdown("  \n".join([lines[0], f":small[{' · '.join(lines[1:])}]"]))
+
+
+def _predicted_line(distances: BlockDistances, block: Block, name: str, *, strong: bool) -> str:
+    grid = distances.criteria[name]
+    number = with_error(*grid.at(block))
+    blocks = grid.num_layers - block.n + 1
+    if strong:
+        return f"{plain(criteria.label(name))} **{number}** · rank {grid.rank(block)} of {blocks} with n {block.n}"
+    return f"{plain(criteria.label(name))} {number} (rank {grid.rank(block)})"
+
+
+def measured(evaluation: Evaluation, *, refining: bool) -> None:
+    """Show perplexity before and after, what changed, and how much text stands behind it."""
+    score, base = evaluation.score, evaluation.base
+    with st.container(horizontal=True, gap="medium"):
+        after = with_error(score.perplexity, score.perplexity_stderr)
+        before = f"{with_error(base.perplexity, float('nan'))} → " if base is not None else ""
+        st.metric("Perplexity, uncut → cut", before + after, width="content")
+        if evaluation.nll_increase is not None and evaluation.nll_increase_stderr is not None:
+            rise = with_error(evaluation.nll_increase, evaluation.nll_increase_stderr)
+            st.metric(
+                "NLL increase, nats",
+                f"+{rise}" if evaluation.nll_increase >= 0 else rise,
+                width="content",
+                help="Per token, on the same windows; the error is paired.",
+            )
+        if evaluation.kl is not None:
+            st.metric("KL, nats", with_error(evaluation.kl, float("nan")), width="content", help=_KL_HELP)
+        if evaluation.same_top1 is not None:
+            st.metric("Same next token", share(evaluation.same_top1), width="content", help=_TOP1_HELP)
+    state = ":material/autorenew: still refining" if refining else "steady"
+    st.caption(
+        f"{score.tokens:,} tokens scored of {plain(evaluation.text.source)}, {score.windows} windows of "
+        f"{evaluation.text.max_length} · {state}"
+    )
+
+
+_KL_HELP = "KL(uncut ‖ cut) per token: how far the cut model's predictions have moved from the uncut model's."
+_TOP1_HELP = "Share of tokens where both models think the same next token most likely."
+
+
+def saves(model: ModelInfo, block: Block, evaluation: Evaluation | None) -> None:
+    """Show what the cut saves: parameters, bytes, cache, time."""
+    parameters = sum(model.layer_parameters[i] for i in block.layers)
+    words = [
+        f"Saves {count(parameters)} parameters ({share(parameters / model.parameters)})",
+        size(sum(model.layer_bytes[i] for i in block.layers)),
+        f"{size(sum(model.layer_cache_bytes[i] for i in block.layers))} of cache per token",
+    ]
+    if evaluation is not None and evaluation.base is not None and evaluation.score.forward_seconds > 0:
+        words.append(f"{evaluation.base.forward_seconds / evaluation.score.forward_seconds:.2f}× forward speed")
+    st.caption(" · ".join(words))
+
+
+def warnings(distances: BlockDistances | None, model: ModelInfo, block: Block) -> None:
+    """Say what speaks against the block: it cannot be exported, or it takes the attention sink away."""
+    if block.n >= model.num_layers:
+        st.warning("This removes every layer; nothing would be left to run.", icon=":material/block:")
+        return
+    reason = model.illegal_reason(block)
+    if reason is not None:
+        st.warning(f"Cannot be exported: {plain(reason)}", icon=":material/block:")
+    sinks = distances.norms.sink_layers if distances is not None else ()
+    gone = [i for i in sinks if i in block.layers]
+    if gone:
+        st.markdown(
+            f":orange[:material/warning: Removes layer {_list(gone)}, which writes the attention sink: "
+            "expect a higher loss than the distance says.]"
+        )
+    elif sinks:
+        st.caption(f"Keeps layer {_list(sinks)}, which writes the attention sink.")
+
+
+def continuations(bench: Bench, shown: Shown, found: Inspection | None, *, running: bool) -> None:
+    """Draw the prompt and what both models make of it."""
+    state = s.session()
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.text_input(
+            "Prompt, continued by both models",
+            key=s.PROMPT,
+            max_chars=2000,
+            persist_state="session",
+            on_change=_prompted,
+            disabled=shown.handle is None,
+        )
+        st.button(
+            "Run",
+            icon=":material/play_arrow:",
+            disabled=shown.handle is None,
+            on_click=_prompted,
+            help="Load a model first." if shown.handle is None else "Let both models continue the prompt.",
+            key="run_prompt",
+        )
+    if shown.handle is None:
+        return
+    prompt = str(state.get(s.PROMPT, ""))
+    same = found is not None and found.prompt == prompt
+    left, right = st.columns(2, gap="small")
+    for column, title, text in (
+        (left, "Uncut", found.uncut if found is not None and same else ""),
+        (right, "Cut", found.cut if found is not None and same else ""),
+    ):
+        with column, st.container(height=96, border=True, gap=None):
+            st.caption(title)
+            st.text(text.strip() or ("…" if running else "–"))
+
+
+def _prompted() -> None:
+    s.want(s.session(), "text")
+
+
+def _list(layers: list[int] | tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def start_wanted(bench: Bench, shown: Shown, block: Block | None, job: JobState | None) -> None:
+    """Start the measurement that the person's choice asked for; one that was begun for another block is cancelled."""
+    state = s.session()
+    wanted = s.wanted(state)
+    if not wanted or shown.handle is None or shown.ref is None or block is None:
+        return
+    s.want(state, "")
+    if job is not None and job.live:
+        bench.jobs.cancel(job.id)
+    if shown.model is None or block.n >= shown.model.num_layers or shown.model.illegal_reason(block):
+        return
+    job_id = actions.start_inspect(
+        bench,
+        shown.ref,
+        block,
+        s.evaluation(state),
+        prompt=str(state.get(s.PROMPT, "")),
+        key=shown.key,
+        text_first=wanted == "text",
+    )
+    s.set_job(state, "inspect", job_id)
+
+
+def inspection(bench: Bench, state: s.State, shown: Shown, block: Block, job: JobState | None) -> Inspection:
+    """Return what is known about the block: from the running job, from this process, or from the run."""
+    spec = s.evaluation(state)
+    prompt = str(state.get(s.PROMPT, ""))
+    found = Inspection(prompt=prompt)
+    context = bench.context(job.id) if job is not None else None
+    about = (context.block, context.ref, context.evaluation) if context is not None else None
+    if job is not None and isinstance(job.record, Inspection) and about == (block, shown.ref, spec):
+        found = job.record
+    evaluation = found.evaluation
+    if evaluation is None and shown.ref is not None:
+        evaluation = actions.measured(bench, shown.ref, spec, block)
+    if evaluation is None and shown.run is not None:
+        evaluation = shown.run.evaluation_of(block.layers)
+    return (
+        found
+        if evaluation is found.evaluation
+        else Inspection(evaluation=evaluation, prompt=found.prompt, uncut=found.uncut, cut=found.cut)
+    )

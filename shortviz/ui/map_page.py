@@ -1,0 +1,104 @@
+"""The Map page: toolbar, map on the left, inspector on the right; both sides follow their job while it runs."""
+
+import streamlit as st
+
+from shortviz.errors import PlanError, ShortvizError
+from shortviz.records import Block, ModelInfo
+from shortviz.ui import inspector, map_view, notes, share
+from shortviz.ui import state as s
+from shortviz.ui.resources import bench
+from shortviz.ui.shown import Shown, live_map, look, measure_job, settle_block
+
+TICK_SECONDS = 0.5
+INSPECT_TICK_SECONDS = 0.3
+
+
+def draw() -> None:
+    """Draw the page."""
+    tools, state = bench(), s.session()
+    shown = look(tools, state)
+    measuring = measure_job(tools, state, shown)
+    if shown.error:
+        notes.problem(shown.error)
+    map_view.toolbar(tools, shown, measuring)
+    left, right = st.columns([1.15, 1], gap="medium")
+    distances = live_map(tools, shown, measuring)
+    if shown.model is not None:
+        settle_block(state, distances, shown.model.num_layers)
+    with left:
+        _left(shown)
+    with right:
+        if shown.model is not None:
+            _right(shown, shown.model)
+        else:
+            st.caption("The inspector opens when there is a map.")
+
+
+def _left(shown: Shown) -> None:
+    tools, state = bench(), s.session()
+    job = measure_job(tools, state, shown)
+    live = job is not None and job.live
+
+    @st.fragment(run_every=TICK_SECONDS if live else None)
+    def left() -> None:
+        now = measure_job(tools, state, shown)
+        if live and (now is None or not now.live):
+            st.rerun()
+        distances = live_map(tools, shown, now)
+        map_view.facts(shown, distances, now)
+        notes.job_error(now)
+        if distances is not None and shown.model is not None:
+            map_view.views(distances, shown.model, _chosen(state, shown.model))
+        else:
+            _nothing_yet(shown, live)
+
+    left()
+    if shown.distances is not None or live:
+        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            map_view.view_switch()
+            share.downloads(shown)
+
+
+def _nothing_yet(shown: Shown, live: bool) -> None:
+    with st.container(height=map_view.CHART_HEIGHT, border=True, vertical_alignment="center"):
+        if live:
+            st.caption("The map appears with the first batch.", text_alignment="center")
+        elif shown.handle is not None:
+            st.caption("No distances of this model on this text yet: press Measure.", text_alignment="center")
+        else:
+            st.caption("No model is loaded and no run is open: choose a model first.", text_alignment="center")
+
+
+def _chosen(state: s.State, model: ModelInfo) -> Block | None:
+    block = s.block(state)
+    try:
+        return block.check(model.num_layers) if block is not None else None
+    except PlanError:
+        return None
+
+
+def _right(shown: Shown, model: ModelInfo) -> None:
+    tools, state = bench(), s.session()
+    block = s.block(state)
+    inspector.block_inputs(model.num_layers, block)
+    if block is None:
+        st.caption("Click a cell of the map, or type a start layer and n.")
+        return
+    try:
+        block.check(model.num_layers)
+    except ShortvizError as error:
+        notes.problem(str(error))
+        return
+    inspector.start_wanted(tools, shown, block, tools.state(s.job(state, "inspect")))
+    job = tools.state(s.job(state, "inspect"))
+    live = job is not None and job.live
+
+    @st.fragment(run_every=INSPECT_TICK_SECONDS if live else None)
+    def right() -> None:
+        now = tools.state(s.job(state, "inspect"))
+        if live and (now is None or not now.live):
+            st.rerun()
+        inspector.draw(tools, shown, model, block, now)
+
+    right()
+    share.buttons(tools, shown, block)

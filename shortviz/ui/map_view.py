@@ -1,0 +1,221 @@
+"""The left side of the Map page: toolbar, progress, and the three views of one criterion."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import streamlit as st
+
+from shortviz import charts, criteria
+from shortviz.job_state import JobState
+from shortviz.records import Block, BlockDistances, ModelInfo
+from shortviz.ui import actions
+from shortviz.ui import state as s
+from shortviz.ui.notes import job_progress
+from shortviz.ui.resources import Bench
+from shortviz.ui.selection import parse_cell, parse_row, parse_selection
+from shortviz.ui.shelves import run_key
+from shortviz.ui.shown import Shown
+from shortviz.ui.words import count, duration, plain
+
+SCALES = {"per_n": "Scale per n", "raw": "Raw"}
+PALETTES = ("cividis", "viridis")
+VIEWS = {"map": "Map", "table": "Table (keyboard)", "best": "Best per n"}
+CHART_HEIGHT = 440
+FONT = '"Source Sans", "Source Sans Pro", sans-serif'
+
+
+def toolbar(bench: Bench, shown: Shown, job: JobState | None) -> None:
+    """Draw the choices above the map, and the two buttons that start and stop a measurement."""
+    names = list(shown.distances.criteria) if shown.distances is not None else list(criteria.names())
+    live = job is not None and job.live
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.selectbox(
+            "Criterion",
+            names,
+            format_func=lambda name: f"Criterion: {criteria.label(name)}",
+            key=s.CRITERION,
+            bind="query-params",
+            label_visibility="collapsed",
+            width=250,
+        )
+        st.segmented_control(
+            "Scale",
+            list(SCALES),
+            format_func=lambda scale: SCALES[scale],
+            label_visibility="collapsed",
+            default="per_n",
+            required=True,
+            key=s.SCALE,
+            bind="query-params",
+        )
+        st.selectbox(
+            "Palette",
+            PALETTES,
+            format_func=lambda palette: f"Palette: {palette}",
+            key=s.PALETTE,
+            bind="query-params",
+            label_visibility="collapsed",
+            width=160,
+        )
+        st.space("stretch")
+        st.button(
+            "Measure",
+            icon=":material/play_arrow:",
+            type="primary" if shown.distances is None or shown.bundled else "secondary",
+            disabled=shown.handle is None or live,
+            help=_measure_help(shown, live),
+            on_click=_measure,
+            args=(bench, shown),
+            key="measure_button",
+        )
+        st.button(
+            "Stop",
+            icon=":material/stop:",
+            disabled=not live or (job is not None and job.stopping),
+            help="Stops after this batch; what is measured so far is kept.",
+            on_click=_stop,
+            args=(bench, job.id if job is not None else ""),
+            key="stop_button",
+        )
+
+
+def facts(shown: Shown, distances: BlockDistances | None, job: JobState | None) -> None:
+    """Say what text stands behind the map; while it grows, how far it is."""
+    if job is not None and job.live:
+        job_progress(job)
+    elif distances is not None:
+        text = distances.text
+        words = f"{distances.samples} of {text.rows} rows" if distances.samples < text.rows else f"{text.rows} rows"
+        time = f", measured in {duration(distances.seconds)}" if distances.seconds else ""
+        st.caption(
+            f"Averaged over {words} of {plain(text.source)}, {count(text.tokens)} tokens, {plain(text.bos)}{time}."
+        )
+
+
+def views(distances: BlockDistances, model: ModelInfo, chosen: Block | None) -> None:
+    """Draw the map, the table or the list of best blocks: choosing in any of them chooses the same block."""
+    state = s.session()
+    criterion = criterion_of(state, distances)
+    view = state.get(s.VIEW, "map")
+    if view == "table":
+        _table(distances, criterion)
+    elif view == "best":
+        _best(distances, criterion, model)
+    else:
+        _map(distances, criterion, model, chosen)
+
+
+def view_switch() -> None:
+    """Draw the switch between the views."""
+    st.segmented_control(
+        "View",
+        list(VIEWS),
+        format_func=lambda view: VIEWS[view],
+        default="map",
+        required=True,
+        key=s.VIEW,
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+
+
+def criterion_of(state: s.State, distances: BlockDistances) -> str:
+    """Return the criterion to draw: the chosen one where it was measured."""
+    chosen = str(state.get(s.CRITERION, ""))
+    return chosen if chosen in distances.criteria else next(iter(distances.criteria))
+
+
+def _map(distances: BlockDistances, criterion: str, model: ModelInfo, chosen: Block | None) -> None:
+    state = s.session()
+    view = charts.MapView(
+        scale="raw" if state.get(s.SCALE) == "raw" else "per_n",
+        palette="viridis" if state.get(s.PALETTE) == "viridis" else "cividis",
+        selected=chosen,
+        dark=st.context.theme.type == "dark",
+    )
+    figure = charts.distance_map(distances, criterion, model, view)
+    figure.update_layout(height=max(CHART_HEIGHT, 12 * distances.num_layers), font={"family": FONT, "size": 11})
+    st.plotly_chart(
+        figure,
+        theme=None,
+        key="map",
+        on_select=partial(_clicked, distances.num_layers),
+        selection_mode="points",
+        config={"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": "shortviz-map"}},
+        alt=charts.map_alt(distances, criterion, model),
+    )
+
+
+def _table(distances: BlockDistances, criterion: str) -> None:
+    table = charts.map_table(distances, criterion)
+    st.dataframe(
+        table.style.format(precision=4, na_rep=""),
+        key="map_table",
+        height=CHART_HEIGHT,
+        on_select=partial(_cell_chosen, distances.num_layers),
+        selection_mode="single-cell",
+        alt=f"{criteria.label(criterion)} of every block: one row per n, one column per start layer",
+    )
+
+
+def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> None:
+    table = charts.best_table(distances, criterion, model)
+    blocks = [Block(start=int(start), n=int(n)) for start, n in zip(table["start"], table["n"], strict=True)]
+    st.dataframe(
+        table,
+        key="best_table",
+        height=CHART_HEIGHT,
+        hide_index=True,
+        on_select=partial(_row_chosen, blocks),
+        selection_mode="single-row",
+        column_config={
+            "n": st.column_config.NumberColumn("n", width="small"),
+            "distance": st.column_config.NumberColumn(criteria.label(criterion), format="%.4f"),
+            "stderr": st.column_config.NumberColumn("± error", format="%.4f"),
+            "gap": st.column_config.NumberColumn("gap to second", format="%.4f"),
+            "tied": st.column_config.CheckboxColumn("tied"),
+        },
+        alt="The lowest block of every size n",
+    )
+
+
+def choose(block: Block | None) -> None:
+    """Choose a block because a person did; its measurement is wanted."""
+    if block is not None:
+        s.set_block(s.session(), block)
+        s.want(s.session(), "numbers")
+        st.rerun()
+
+
+def _clicked(num_layers: int) -> None:
+    choose(parse_selection(s.session().get("map"), num_layers))
+
+
+def _cell_chosen(num_layers: int) -> None:
+    choose(parse_cell(s.session().get("map_table"), num_layers, range(1, num_layers + 1)))
+
+
+def _row_chosen(blocks: Sequence[Block]) -> None:
+    choose(parse_row(s.session().get("best_table"), blocks))
+
+
+def _measure_help(shown: Shown, live: bool) -> str:
+    if live:
+        return "A measurement is running."
+    if shown.handle is None:
+        return "Load a model first."
+    return "Streams the calibration text through the model and fills the map in."
+
+
+def _measure(bench: Bench, shown: Shown) -> None:
+    state = s.session()
+    ref = shown.ref
+    if ref is None:
+        return
+    spec = s.calibration(state)
+    s.leave_run(state)
+    s.set_job(state, "measure", actions.start_measure(bench, ref, spec, run_key(ref, spec)))
+
+
+def _stop(bench: Bench, job_id: str) -> None:
+    bench.jobs.cancel(job_id)

@@ -1,0 +1,66 @@
+"""What every page shows: the status line, a job's progress, and errors as sentences."""
+
+import streamlit as st
+
+from shortviz.job_state import JobState
+from shortviz.records import ModelInfo
+from shortviz.ui.resources import Bench
+from shortviz.ui.words import duration, plain
+
+
+def model_words(info: ModelInfo) -> str:
+    """Return `demo · 30 layers · float32 · cpu`."""
+    return f"**{plain(info.id)}** · {info.num_layers} layers · {plain(info.dtype)} · {plain(info.device)}"
+
+
+def progress_words(job: JobState) -> str:
+    """Return `measure: 412 of 640 rows · 38 rows/s · 6 s left`."""
+    if job.state == "queued":
+        return f"waiting, number {job.position} in the queue"
+    if job.stopping:
+        return "stopping after this batch …"
+    words = [job.stage or "starting"]
+    if job.total > 1 and job.unit:
+        words.append(f"{_amount(job.done, job.unit)} of {_amount(job.total, job.unit)} {_unit(job.unit)}")
+    if job.rate > 0 and job.total > 1:
+        words.append(f"{_amount(job.rate, job.unit)} {_unit(job.unit)}/s")
+    if job.eta_seconds is not None and job.total > 1:
+        words.append(f"{duration(job.eta_seconds)} left")
+    if job.detail:
+        words.append(plain(job.detail))
+    return " · ".join(words)
+
+
+def job_progress(job: JobState) -> None:
+    """Show how far a job is, with its rate and the time left."""
+    st.progress(job.fraction, text=progress_words(job))
+
+
+def job_error(job: JobState | None) -> None:
+    """Show why a job failed; a traceback only where the fault is ours, folded away."""
+    if job is None or job.state != "failed":
+        return
+    problem(job.error)
+    if job.error_is_ours and job.traceback:
+        with st.expander("Details for a bug report", icon=":material/bug_report:"):
+            st.code(job.traceback, language="python")
+
+
+def problem(text: str) -> None:
+    """Show what went wrong and what to do, exactly as written."""
+    st.error(plain(text), icon=":material/error:")
+
+
+def cancel(bench: Bench, job_id: str) -> None:
+    """Stop a job; what it has so far is kept."""
+    bench.jobs.cancel(job_id)
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return f"{value / 1e6:,.1f}"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def _unit(unit: str) -> str:
+    return "MB" if unit == "bytes" else plain(unit)

@@ -1,0 +1,152 @@
+"""What the app keeps for the whole process: loaded models, runs, and numbers measured for clicked blocks."""
+
+import gc
+import hashlib
+import re
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from shortviz.errors import RunError
+from shortviz.job_state import JobControl
+from shortviz.records import Evaluation, ModelRef, Progress, Run, TextSpec
+from shortviz.runs import example_run, load_run, save_run, with_evaluation
+
+if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
+
+EXAMPLE = "example"
+"""Key of the bundled run."""
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_V = TypeVar("_V")
+
+
+class Shelf(Generic[_V]):
+    """A small store for every thread: the entry used longest ago goes first."""
+
+    def __init__(self, limit: int) -> None:
+        """Keep at most `limit` entries."""
+        self._limit = limit
+        self._items: OrderedDict[Hashable, _V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> _V | None:
+        """Return the entry, or None."""
+        with self._lock:
+            if key not in self._items:
+                return None
+            self._items.move_to_end(key)
+            return self._items[key]
+
+    def put(self, key: Hashable, value: _V) -> _V:
+        """Keep the entry, and return it."""
+        with self._lock:
+            self._items[key] = value
+            self._items.move_to_end(key)
+            while len(self._items) > self._limit:
+                self._items.popitem(last=False)
+        return value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._items.clear()
+
+
+class ModelShelf:
+    """Loaded models, shared by all sessions and never changed; at most two are kept."""
+
+    def __init__(self, limit: int = 2) -> None:
+        """Keep at most `limit` models in memory."""
+        self._handles: Shelf[ModelHandle] = Shelf(limit)
+        self._loading = threading.Lock()
+
+    def get(self, ref: ModelRef) -> "ModelHandle | None":
+        """Return the model where it is loaded; starts nothing."""
+        return self._handles.get(ref)
+
+    def load(self, ref: ModelRef, control: JobControl) -> "ModelHandle":
+        """Return the model, loading it where needed; for background jobs only (torch is imported here)."""
+        with self._loading:
+            found = self._handles.get(ref)
+            if found is not None:
+                return found
+            control.on_progress(Progress(stage="start", done=0, total=1, unit="steps", detail="starting the engine"))
+            from shortviz.loading import load
+
+            return self._handles.put(ref, load(ref, on_progress=control.on_progress, stop=control.stop))
+
+    def clear(self) -> None:
+        """Let go of all models and give a GPU's memory back."""
+        self._handles.clear()
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class RunShelf:
+    """Runs by key: the bundled one, and the run directories of the app."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read and write run directories in `folder`."""
+        self.folder = folder
+        self._runs: Shelf[Run] = Shelf(16)
+        self._lock = threading.Lock()
+
+    def path(self, key: str) -> Path:
+        """Return the run directory of a key; raises RunError where the key could not be one of ours."""
+        if not _KEY.fullmatch(key) or ".." in key:
+            raise RunError(f"There is no run {key!r}; choose one from the Runs page.")
+        return self.folder / key
+
+    def get(self, key: str) -> Run | None:
+        """Return the run, or None where there is none of that key; raises RunError where it cannot be read."""
+        found = self._runs.get(key)
+        if found is not None:
+            return found
+        if key == EXAMPLE:
+            return self._runs.put(key, example_run())
+        path = self.path(key)
+        return self._runs.put(key, load_run(path)) if (path / "run.json").is_file() else None
+
+    def put(self, key: str, run: Run) -> None:
+        """Keep the run, in memory and (the bundled one excepted) on disk."""
+        with self._lock:
+            if key != EXAMPLE:
+                save_run(run, self.path(key))
+            self._runs.put(key, run)
+
+    def add_evaluation(self, key: str, evaluation: Evaluation) -> None:
+        """Keep a measured block with its run; the best one per block and text stays."""
+        run = self.get(key)
+        if run is None:
+            return
+        self.put(key, with_evaluation(run, evaluation))
+
+
+def run_key(ref: ModelRef, spec: TextSpec) -> str:
+    """Return the name of the run directory for a model and a calibration text."""
+    name = re.sub(r"[^a-z0-9]+", "-", Path(ref.id).name.lower()).strip("-")[:40] or "model"
+    facts: list[object] = [ref, spec]
+    if spec.kind == "file" and Path(spec.value).is_file():  # changed text is another run
+        stat = Path(spec.value).stat()
+        facts += [stat.st_size, stat.st_mtime_ns]
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:10]
+    return f"{name}-{digest}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What is known about a clicked block so far."""
+
+    evaluation: Evaluation | None = None
+    prompt: str = ""
+    uncut: str = ""
+    """The uncut model's continuation of the prompt, as far as it is written."""
+    cut: str = ""

@@ -1,0 +1,128 @@
+"""What a session looks at now: which run, which model, and whether the model is in memory."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from shortviz.errors import ShortvizError
+from shortviz.job_state import JobState
+from shortviz.planning import best_blocks
+from shortviz.records import Block, BlockDistances, ModelInfo, ModelRef, Run
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from shortviz.ui.selection import checked_block
+from shortviz.ui.shelves import EXAMPLE, run_key
+
+if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Shown:
+    """One look at the bench through a session's eyes."""
+
+    ref: ModelRef | None
+    """The model of this session; None before one was chosen."""
+    handle: "ModelHandle | None"
+    """The live model where it is loaded and belongs to what is shown."""
+    key: str | None
+    """Run that measured numbers are kept with."""
+    run: Run | None
+    model: ModelInfo | None
+    """None where a model was chosen that was neither loaded nor measured before."""
+    error: str = ""
+    """Why the run could not be read."""
+
+    @property
+    def bundled(self) -> bool:
+        """Whether this is the run that comes with shortviz."""
+        return self.key == EXAMPLE
+
+    @property
+    def distances(self) -> BlockDistances | None:
+        """The finished or stopped map, where there is one."""
+        return self.run.distances if self.run is not None else None
+
+
+def look(bench: Bench, state: s.State) -> Shown:
+    """Return what this session looks at."""
+    ref = s.ref(state)
+    handle = bench.models.get(ref) if ref is not None else None
+    try:
+        key, run = _find_run(bench, state, ref)
+        error = ""
+    except ShortvizError as problem:
+        key, run, error = None, None, str(problem)
+    if ref is not None and run is not None and run.model.id != ref.id:  # a run of another model was opened
+        ref, handle = None, None
+    model = run.model if run is not None else (handle.info if handle is not None else None)
+    if handle is not None and model is not None and not _same_model(handle.info, model):
+        handle = None
+    return Shown(ref=ref, handle=handle, key=key, run=run, model=model, error=error)
+
+
+def _find_run(bench: Bench, state: s.State, ref: ModelRef | None) -> tuple[str | None, Run | None]:
+    opened = s.run_key(state)
+    if opened is not None:
+        return opened, bench.runs.get(opened)
+    if ref is None:
+        return EXAMPLE, bench.runs.get(EXAMPLE)
+    own = run_key(ref, s.calibration(state))
+    found = bench.runs.get(own)
+    if found is not None:
+        return own, found
+    example = bench.runs.get(EXAMPLE)
+    if example is not None and example.model.id == ref.id:
+        return EXAMPLE, example
+    return own, None
+
+
+def _same_model(one: ModelInfo, other: ModelInfo) -> bool:
+    return (one.id, one.num_layers, one.parameters) == (other.id, other.num_layers, other.parameters)
+
+
+def ref_of(shown: Shown) -> ModelRef | None:
+    """Return what to load in order to measure on what is shown."""
+    if shown.ref is not None:
+        return shown.ref
+    if shown.model is None:
+        return None
+    return ModelRef(id=shown.model.id, revision=shown.model.revision)
+
+
+def live_map(bench: Bench, shown: Shown, job: JobState | None) -> BlockDistances | None:
+    """Return the map to draw: the newest partial one while a measurement of this run goes on, else the saved one."""
+    if job is not None and job.live and isinstance(job.partial, BlockDistances):
+        return job.partial
+    return shown.distances
+
+
+def with_distances(shown: Shown, distances: BlockDistances | None) -> Run | None:
+    """Return the run with the map that is on the screen, for downloads."""
+    return None if shown.run is None else replace(shown.run, distances=distances)
+
+
+def measure_job(bench: Bench, state: s.State, shown: Shown) -> JobState | None:
+    """Return the newest measurement of this session, where it is of the model that is shown."""
+    job_id = s.job(state, "measure")
+    context = bench.context(job_id or "")
+    if context is None or context.ref != shown.ref:
+        return None
+    return bench.state(job_id)
+
+
+def first_block(distances: BlockDistances) -> Block:
+    """Return the block that is chosen before a person chooses one: the best of an eighth of the layers."""
+    name = "angular_last" if "angular_last" in distances.criteria else next(iter(distances.criteria))
+    blocks = best_blocks(distances, name)
+    n = max(1, distances.num_layers // 8)
+    return next((b for b in blocks if b.n == n), Block(start=0, n=1))
+
+
+def settle_block(state: s.State, distances: BlockDistances | None, num_layers: int) -> None:
+    """Give the block inputs a first value, before they are drawn and unless the address has one."""
+    chosen = s.block(state)
+    if chosen is None and distances is not None:
+        s.set_block(state, first_block(distances))
+    elif chosen is not None and (chosen.start >= num_layers or chosen.n > num_layers):
+        kept = checked_block(min(chosen.start, num_layers - 1), 1, num_layers)
+        s.set_block(state, kept or Block(start=0, n=1))

@@ -1,0 +1,121 @@
+"""The Python lines and the command that reproduce what the app shows."""
+
+import shlex
+
+from shortviz.records import Block, ModelRef, TextSpec, WindowSpec
+
+
+def measure_python(ref: ModelRef, spec: TextSpec) -> str:
+    """Return Python that measures the distance map."""
+    return (
+        "from shortviz import ModelRef, TextSpec, best_blocks, load, measure_distances, tokenize\n\n"
+        f"model = load({_ref(ref)})\n"
+        f"text = {_spec(spec)}\n"
+        "distances = measure_distances(model, tokenize(text, model.tokenizer))\n"
+        'print(best_blocks(distances, "angular_last"))\n'
+    )
+
+
+def measure_command(ref: ModelRef, spec: TextSpec) -> str:
+    """Return the command that measures the distance map."""
+    words = ["shortviz", "measure", ref.id, *_model_options(ref), *_text_options(spec), "--out", "RUN"]
+    return _command(words, spec)
+
+
+def evaluate_python(ref: ModelRef, block: Block, spec: TextSpec, windows: WindowSpec) -> str:
+    """Return Python that measures what removing the block costs."""
+    return (
+        "from shortviz import Block, ModelRef, PrunePlan, TextSpec, WindowSpec\n"
+        "from shortviz import evaluate, load, make_windows, prune\n\n"
+        f"model = load({_ref(ref)})\n"
+        f"{_plan(block)}"
+        f"text = {_spec(spec)}\n"
+        f"size = WindowSpec(window={windows.window}, windows={windows.windows})\n"
+        "windows = make_windows(text, size, model.tokenizer)\n"
+        "print(evaluate(prune(model, plan), windows, base=model))\n"
+    )
+
+
+def evaluate_command(ref: ModelRef, block: Block, spec: TextSpec, windows: WindowSpec) -> str:
+    """Return the command that measures what removing the block costs."""
+    words = ["shortviz", "evaluate", ref.id, *_model_options(ref), *_block(block), *_text_options(spec)]
+    words += ["--window", str(windows.window), "--windows", str(windows.windows)]
+    return _command(words, spec)
+
+
+def export_python(ref: ModelRef, block: Block, folder: str) -> str:
+    """Return Python that writes the cut model and proves it."""
+    return (
+        "from pathlib import Path\n"
+        "from shortviz import Block, ModelRef, PrunePlan, export_checkpoint, load, prune\n\n"
+        f"model = load({_ref(ref)})\n"
+        f"{_plan(block)}"
+        f"report = export_checkpoint(prune(model, plan), Path({folder!r}), base_info=model.info)\n"
+        "print(report)\n"
+    )
+
+
+def export_command(ref: ModelRef, block: Block, folder: str) -> str:
+    """Return the command that writes the cut model and proves it."""
+    return shlex.join(["shortviz", "prune", ref.id, *_model_options(ref), *_block(block), "--out", folder])
+
+
+def load_python(folder: str) -> str:
+    """Return Python that loads an exported checkpoint: plain transformers."""
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"folder = {folder!r}\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        'inputs = tokenizer("The capital of France is", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))\n"
+    )
+
+
+def _plan(block: Block) -> str:
+    return f"plan = PrunePlan.of_blocks(model.info.num_layers, Block(start={block.start}, n={block.n}))\n"
+
+
+def _ref(ref: ModelRef) -> str:
+    words = [f"id={ref.id!r}"]
+    words += [f"revision={ref.revision!r}"] if ref.revision else []
+    words += [f"{k}={v!r}" for k, v in (("dtype", ref.dtype), ("device", ref.device)) if v != "auto"]
+    return f"ModelRef({', '.join(words)})"
+
+
+def _spec(spec: TextSpec) -> str:
+    words = [f"kind={spec.kind!r}", f"value={spec.value!r}"]
+    words += [f"key={spec.key!r}"] if spec.key != "text" else []
+    words += [f"subset={spec.subset!r}"] if spec.subset else []
+    words += [f"split={spec.split!r}"] if spec.split != "train" else []
+    words += [f"limit={spec.limit}"] if spec.limit is not None else []
+    words += [f"max_length={spec.max_length}"] if spec.max_length != 256 else []
+    words += [f"bos={spec.bos!r}"] if spec.bos != "auto" else []
+    return f"TextSpec({', '.join(words)})"
+
+
+def _model_options(ref: ModelRef) -> list[str]:
+    words = ["--revision", ref.revision] if ref.revision else []
+    for option, value in (("--dtype", ref.dtype), ("--device", ref.device)):
+        words += [option, value] if value != "auto" else []
+    return words
+
+
+def _block(block: Block) -> list[str]:
+    return ["--start", str(block.start), "--n", str(block.n)]
+
+
+def _text_options(spec: TextSpec) -> list[str]:
+    option = {"builtin": "--builtin", "file": "--text", "dataset": "--dataset", "paste": "--text"}[spec.kind]
+    words = [option, "pasted.txt" if spec.kind == "paste" else spec.value]
+    words += ["--key", spec.key] if spec.key != "text" else []
+    words += ["--subset", spec.subset] if spec.subset else []
+    words += ["--split", spec.split] if spec.split != "train" else []
+    words += ["--limit", str(spec.limit)] if spec.limit is not None else []
+    words += ["--max-length", str(spec.max_length)] if spec.max_length != 256 else []
+    return words + (["--bos", spec.bos] if spec.bos != "auto" else [])
+
+
+def _command(words: list[str], spec: TextSpec) -> str:
+    note = "# save the pasted text as pasted.txt first\n" if spec.kind == "paste" else ""
+    return note + shlex.join(words)

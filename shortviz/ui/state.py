@@ -1,0 +1,170 @@
+"""Everything a session remembers: the only place that names session keys.
+
+| setter          | sets          | clears what depends on it            |
+|-----------------|---------------|--------------------------------------|
+| set_model       | ref           | run, start, n, wanted, previewed     |
+| set_calibration | calibration   | run                                  |
+| set_evaluation  | evaluation    | (measured numbers are kept per text) |
+| set_block       | start, n      |                                      |
+| open_run        | run           | start, n, wanted                     |
+| leave_run       |               | run                                  |
+
+`CLEARS` is that table for the program; a test walks it. Nothing here is shared between sessions; what is worth more
+than a session lives in `resources.Bench` or on disk.
+"""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, Literal
+
+import streamlit as st
+
+from shortviz.records import Block, ModelRef, TextSpec
+from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
+
+State = MutableMapping[Any, Any]
+Wanted = Literal["", "numbers", "text"]
+
+BEGUN: Final = "begun"
+REF: Final = "ref"
+RUN: Final = "run"
+CALIBRATION: Final = "calibration"
+EVALUATION: Final = "evaluation"
+JOBS: Final = "jobs"
+WANTED: Final = "wanted"
+PREVIEWED: Final = "previewed"
+START: Final = "start"
+N: Final = "n"
+CRITERION: Final = "criterion"
+SCALE: Final = "scale"
+PALETTE: Final = "palette"
+VIEW: Final = "view"
+PROMPT: Final = "prompt"
+
+FIRST_PROMPT: Final = "The capital of France is"
+
+CLEARS: Final[Mapping[str, tuple[str, ...]]] = {
+    "set_model": (RUN, START, N, WANTED, PREVIEWED),
+    "set_calibration": (RUN,),
+    "set_evaluation": (),
+    "set_block": (),
+    "open_run": (START, N, WANTED),
+    "leave_run": (RUN,),
+}
+
+
+def begin(state: State) -> None:
+    """Give a new session its first values."""
+    state[BEGUN] = True
+    state.setdefault(PROMPT, FIRST_PROMPT)
+
+
+def begun(state: State) -> bool:
+    """Return whether the session has been through `begin`."""
+    return BEGUN in state
+
+
+def set_model(state: State, ref: ModelRef) -> None:
+    """Work with this model from now on."""
+    _set("set_model", state, {REF: ref})
+
+
+def set_calibration(state: State, spec: TextSpec) -> None:
+    """Average the distances over this text from now on."""
+    _set("set_calibration", state, {CALIBRATION: spec})
+
+
+def set_evaluation(state: State, spec: TextSpec) -> None:
+    """Score the loss on this text from now on."""
+    _set("set_evaluation", state, {EVALUATION: spec})
+
+
+def set_block(state: State, block: Block) -> None:
+    """Choose this block, on every page and in the address."""
+    _set("set_block", state, {START: block.start, N: block.n})
+
+
+def open_run(state: State, key: str) -> None:
+    """Show this saved run."""
+    _set("open_run", state, {RUN: key})
+
+
+def leave_run(state: State) -> None:
+    """Show the run that follows from model and text."""
+    _set("leave_run", state, {})
+
+
+def load_for_run(state: State, ref: ModelRef) -> None:
+    """Work with this model, and go on looking at the same run."""
+    state[REF] = ref
+
+
+def want(state: State, what: Wanted) -> None:
+    """Remember what the person asked to see of the chosen block: by a choice, never by following a link."""
+    state[WANTED] = what
+
+
+def wanted(state: State) -> Wanted:
+    """Return what should be measured as soon as it can be: the numbers first, the texts first, or nothing."""
+    found = state.get(WANTED)
+    return found if found in ("numbers", "text") else ""
+
+
+def ref(state: State) -> ModelRef | None:
+    """Return the model of this session, loaded or not; None before one was chosen."""
+    found = state.get(REF)
+    return found if isinstance(found, ModelRef) else None
+
+
+def run_key(state: State) -> str | None:
+    """Return the key of a run opened by name; None where the run follows from model and text."""
+    found = state.get(RUN)
+    return found if isinstance(found, str) else None
+
+
+def calibration(state: State) -> TextSpec:
+    """Return the text that distances are averaged over."""
+    found = state.get(CALIBRATION)
+    return found if isinstance(found, TextSpec) else DEFAULT_CALIBRATION
+
+
+def evaluation(state: State) -> TextSpec:
+    """Return the text that losses are scored on."""
+    found = state.get(EVALUATION)
+    return found if isinstance(found, TextSpec) else DEFAULT_EVALUATION
+
+
+def block(state: State) -> Block | None:
+    """Return the chosen block as typed, not checked against any model."""
+    start, n = state.get(START), state.get(N)
+    return Block(start=start, n=n) if isinstance(start, int) and isinstance(n, int) else None
+
+
+def set_job(state: State, kind: str, job_id: str) -> None:
+    """Remember the newest job of a kind, and put the newest one in the address."""
+    jobs = dict(state.get(JOBS, {}))
+    jobs.pop(kind, None)
+    jobs[kind] = job_id
+    state[JOBS] = jobs
+
+
+def job(state: State, kind: str) -> str | None:
+    """Return the newest job of a kind that this session started or attached to."""
+    found = state.get(JOBS, {}).get(kind)
+    return found if isinstance(found, str) else None
+
+
+def newest_job(state: State, kinds: tuple[str, ...]) -> str | None:
+    """Return the job of these kinds that this session started last."""
+    found = [job_id for kind, job_id in state.get(JOBS, {}).items() if kind in kinds]
+    return found[-1] if found else None
+
+
+def session() -> State:
+    """Return this session's state."""
+    return st.session_state
+
+
+def _set(setter: str, state: State, values: Mapping[str, Any]) -> None:
+    for key in CLEARS[setter]:
+        state.pop(key, None)
+    state.update(values)
