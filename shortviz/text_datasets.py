@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from shortviz.errors import ResourceError, ShortvizError, TextError
@@ -29,8 +30,7 @@ def read_dataset(spec: TextSpec) -> tuple[tuple[str, ...], str]:
 
 
 def _values(spec: TextSpec) -> Iterator[Any]:
-    stream = _open(spec)
-    rows = iter(stream)
+    rows = iter(_open(spec))
     while True:
         try:
             row = next(rows, None)
@@ -44,12 +44,12 @@ def _values(spec: TextSpec) -> Iterator[Any]:
 
 
 def _open(spec: TextSpec) -> Any:
-    if not spec.value.strip():
-        raise TextError("No data set was named; give a hub id such as allenai/c4.")
+    """Return the stream of rows, of the wanted column alone where the columns are known beforehand."""
+    place = spec.value if Path(spec.value).is_dir() else _look_up(spec)
     import datasets
 
     try:
-        stream = datasets.load_dataset(spec.value, spec.subset, split=spec.split, streaming=True)
+        stream = datasets.load_dataset(place, spec.subset, split=spec.split, streaming=True)
     except _library_errors() as error:
         raise _problem(spec, error) from error
     columns = stream.column_names
@@ -61,43 +61,78 @@ def _open(spec: TextSpec) -> Any:
     return stream.select_columns([spec.key])
 
 
-def _library_errors() -> tuple[type[Exception], ...]:
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported on demand, for any of its versions
+def _look_up(spec: TextSpec) -> str:
+    """Return the full id of a hub data set.
 
-    return (DatasetsError, httpx.HTTPError, OSError, ValueError, RuntimeError, KeyError)
+    Asking first gives a plain error at once; `load_dataset` (datasets 5.2) tries for half a minute when the network is
+    down, and takes the name of a file format ("csv") for the folder it was started in.
+    """
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+    from huggingface_hub import HfApi
+
+    if not spec.value.strip():
+        raise TextError("No data set was named; give a hub id such as allenai/c4.")
+    if spec.value in _PACKAGED_DATASETS_MODULES:
+        raise TextError(f"{spec.value!r} is a file format, not a data set; give a hub id, or a local file instead.")
+    try:
+        return str(HfApi().dataset_info(spec.value).id)
+    except _library_errors() as error:
+        raise _problem(spec, error) from error
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    import httpx2
+    from datasets.exceptions import DatasetsError
+
+    return (DatasetsError, httpx2.HTTPError, OSError, ValueError, RuntimeError, KeyError)
 
 
 def _problem(spec: TextSpec, error: Exception) -> ShortvizError:
     """Return the library's error as one sentence for people."""
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported on demand, for any of its versions
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     name = spec.value
     text = " ".join(str(error).split()).rstrip(".")
-    chain = (error, error.__cause__, error.__context__)
-    if "gated" in text:
+    if isinstance(error, GatedRepoError) or "is a gated dataset" in text:
         return TextError(f"Data set {name} is gated; accept its terms on the hub and log in with `hf auth login`.")
+    if isinstance(error, RepositoryNotFoundError | DatasetNotFoundError):
+        return TextError(f"There is no data set {name} on the hub, or it is private; check its id.")
+    if isinstance(error, HFValidationError):
+        return TextError(f"{name!r} is neither a folder here nor a data set id of the hub; check the spelling.")
     if "scripts are no longer supported" in text:
         return TextError(
             f"Data set {name} needs code of its own, which is never run; choose one with plain data files."
         )
-    if isinstance(error, DatasetNotFoundError):
-        return TextError(f"There is no data set {name} on the hub, or it is private; check its id.")
-    if any(isinstance(e, ConnectionError | TimeoutError | httpx.TransportError) for e in chain):
-        return ResourceError(
-            f"The hub cannot be reached for data set {name}; check the network or use a built-in text."
-        )
-    if "Config name is missing" in text or ("BuilderConfig" in text and "not found" in text):
+    if "Config name is missing" in text:
+        return TextError(f"Data set {name} has several subsets; choose one with --subset ({_available(text)}).")
+    if "BuilderConfig" in text and "not found" in text:
         return TextError(
             f"Data set {name} has no subset {spec.subset!r}; choose one with --subset ({_available(text)})."
         )
     if "Bad split" in text:
         return TextError(f"Data set {name} has no split {spec.split!r}; choose one with --split ({_available(text)}).")
-    return TextError(f"Data set {name} cannot be read: {text[:300]}; try another one.")
+    return _network_problem(name, error) or TextError(
+        f"Data set {name} cannot be read ({text[:300] or type(error).__name__}); try another one."
+    )
+
+
+def _network_problem(name: str, error: Exception) -> ResourceError | None:
+    """Return the error for a hub that does not answer, or answers with a failure of its own."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    chain = [e for e in (error, error.__cause__, error.__context__) if e is not None]
+    codes = [e.response.status_code for e in chain if isinstance(e, HfHubHTTPError | httpx2.HTTPStatusError)]
+    if codes:
+        return ResourceError(f"The hub answered with an error (HTTP {codes[0]}) for data set {name}; try again later.")
+    if any(isinstance(e, ConnectionError | TimeoutError | httpx2.TransportError) for e in chain):
+        return ResourceError(
+            f"The hub cannot be reached for data set {name}; check the network or use a built-in text."
+        )
+    return None
 
 
 def _available(text: str) -> str:
     """Return the list that the library's message holds, without its brackets."""
-    _, _, rest = text.partition("[")
-    return "there are: " + rest.partition("]")[0].replace("'", "")
+    return "there are: " + text.rpartition("[")[2].partition("]")[0].replace("'", "")
