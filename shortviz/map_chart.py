@@ -222,7 +222,7 @@ def _add_key(figure: go.Figure, view: MapView, *, sinks: bool) -> None:
     """Say in the empty half what the marks mean; words and signs, because a legend would copy one cell's ink."""
     lines = ["○  best start of its row", "□  chosen block", "∕  cannot be exported"]
     if sinks:
-        lines.append("~  removes a layer that writes the attention sink")
+        lines.append("~  removes a sink layer")
     figure.add_annotation(
         text="<br>".join(lines),
         x=1,

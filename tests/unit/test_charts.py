@@ -152,7 +152,7 @@ def test_blocks_that_remove_a_sink_layer_carry_a_tilde_and_say_which() -> None:
     warnings = {(row[0], row[1]): row[6] for row in figure["data"][-1]["customdata"]}
     assert warnings[(10, 1)] == "<br>~ removes layer 10, which writes the attention sink"
     key = figure["layout"]["annotations"][0]["text"]
-    assert "~  removes a layer that writes the attention sink" in key
+    assert "~  removes a sink layer" in key
     assert "cannot be exported" in key
 
 
