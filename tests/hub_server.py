@@ -99,6 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def end_headers(self) -> None:
+        self.send_header("Connection", "close")  # so that a stopped server is silent at once
+        self.close_connection = True
+        super().end_headers()
+
     def log_message(self, format: str, *args: Any) -> None:
         return
 
