@@ -89,7 +89,7 @@ def measure(
         run = replace(run, distances=distances)
         if out is not None:
             runs.save_run(run, out)
-    _print(runs.run_json(run) if as_json else distances_text(distances))
+    _print(runs.run_json(run) if as_json else distances_text(distances, run.model))
     if distances.samples < len(tokens.rows):
         advice = "run the same command again to go on" if out is not None else "with --out it could go on from there"
         print(f"Stopped after {distances.samples} of {len(tokens.rows)} rows; {advice}.", file=sys.stderr)

@@ -45,7 +45,10 @@ class TextOptions:
     builtin: Annotated[
         str | None, typer.Option(help="A built-in text: passages, passages/prose, python-reference.")
     ] = None
-    limit: Annotated[int | None, typer.Option(help="At most this many rows.")] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(help="At most this many rows.  [default: all; 64 of the default text, 640 of a data set]"),
+    ] = None
     max_length: Annotated[
         int | None, typer.Option(help="measure: tokens a row is truncated to; losses join the rows.  [default: 256]")
     ] = None
@@ -68,7 +71,8 @@ class TextOptions:
             raise TextError("--subset and --split belong to a data set of the hub; give --dataset too.")
         if self.text is None and self.dataset is None and self.key is not None:
             raise TextError(f"--key {self.key} names a column of a file or a data set; give --text or --dataset too.")
-        changes: dict[str, Any] = {"bos": bos_policy(self.bos)}
+        # A text that was named is used whole; the default's own limit belongs to the default text.
+        changes: dict[str, Any] = {"bos": bos_policy(self.bos)} | ({"limit": None} if given else {})
         if self.text is not None:
             changes |= {"kind": "file", "value": str(self.text)}
         elif self.dataset is not None:
@@ -76,7 +80,8 @@ class TextOptions:
         elif self.builtin is not None:
             changes |= {"kind": "builtin", "value": self.builtin}
         optional: dict[str, Any] = {"key": self.key, "limit": self.limit, "max_length": self.max_length}
-        return replace(default, **changes, **{name: value for name, value in optional.items() if value is not None})
+        changes |= {name: value for name, value in optional.items() if value is not None}
+        return replace(default, **changes)
 
     def window_spec(self) -> WindowSpec:
         """Return how evaluation text is cut."""

@@ -8,7 +8,17 @@ from typing import Any, TextIO
 
 from shortviz import criteria
 from shortviz.planning import best_start, tied_starts
-from shortviz.records import Block, BlockDistances, Evaluation, ExportReport, ModelEstimate, Progress, Run, Score
+from shortviz.records import (
+    Block,
+    BlockDistances,
+    Evaluation,
+    ExportReport,
+    ModelEstimate,
+    ModelInfo,
+    Progress,
+    Run,
+    Score,
+)
 from shortviz.ui.words import duration, size
 
 PLAIN_SECONDS = 2.0
@@ -36,12 +46,12 @@ def estimate_line(estimate: ModelEstimate) -> str:
     )
 
 
-def best_table(distances: BlockDistances, criterion: str) -> str:
-    """Return the best block of each n by a criterion, with its ties inside the error and the sink it may contain."""
+def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
+    """Return the best block of each n that can be exported, with its ties inside the error and the sink it removes."""
     grid = distances.criteria[criterion]
     rows = []
     for n in range(1, distances.num_layers):
-        start = best_start(grid, n)
+        start = best_start(grid, n, model)
         if start is None:
             continue
         block = Block(start=start, n=n)
@@ -55,7 +65,7 @@ def best_table(distances: BlockDistances, criterion: str) -> str:
     return table(["n", "layers", "distance", "+-", ""], rows)
 
 
-def distances_text(distances: BlockDistances) -> str:
+def distances_text(distances: BlockDistances, model: ModelInfo) -> str:
     """Return the best blocks by every criterion measured, and what stands behind the numbers."""
     text = distances.text
     sinks = ", ".join(map(str, distances.norms.sink_layers)) or "none found"
@@ -64,7 +74,7 @@ def distances_text(distances: BlockDistances) -> str:
         f"Layers that write the attention sink: {sinks}.",
     ]
     for name in distances.criteria:
-        lines += ["", f"Best block of each size by {criteria.label(name)} ({name})", best_table(distances, name)]
+        lines += ["", f"Best block of each size by {criteria.label(name)} ({name})", best_table(distances, name, model)]
     return "\n".join(lines)
 
 
@@ -122,7 +132,7 @@ def run_text(run: Run) -> str:
         f"{model.id} ({model.architecture}, {model.num_layers} layers, {model.parameters:,} parameters, "
         f"{model.dtype}), measured {run.created}"
     ]
-    lines.append(distances_text(run.distances) if run.distances is not None else "No distances measured.")
+    lines.append(distances_text(run.distances, model) if run.distances is not None else "No distances measured.")
     for evaluation in run.evaluations:
         layers = ", ".join(map(str, evaluation.removed)) or "none"
         lines += ["", f"Evaluated with layers removed: {layers}", evaluation_text(evaluation)]
@@ -154,19 +164,18 @@ def progress(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None
 
 
 class PlainProgress:
-    """Progress as lines of text with rate and ETA, one at most every two seconds and one when a stage is done."""
+    """Progress as lines of text with rate and ETA: a stage's first and last step, and one every two seconds between."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._stage = ""
-        self._began = self._printed = 0.0
-        self._first = 0.0
+        self._began = self._first = self._printed = 0.0
 
     def state(self, step: Progress) -> str:
         """Return where the stage stands, e.g. `24/64 rows, 12.1 rows/s, 3 s left`."""
         now = time.monotonic()
         if step.stage != self._stage:
-            self._stage, self._began, self._first, self._printed = step.stage, now, step.done, now
+            self._stage, self._began, self._first, self._printed = step.stage, now, step.done, -PLAIN_SECONDS
         spent = now - self._began
         rate = (step.done - self._first) / spent if spent > 0 else 0.0
         if step.unit == "bytes":

@@ -13,6 +13,7 @@ from shortviz.records import Floats
 
 SCALE = "Viridis_r"
 """Yellow is low = redundant."""
+WITH_CHROME = (".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 
 
 def draw_diagram(
@@ -20,7 +21,7 @@ def draw_diagram(
 ) -> go.Figure:
     """Return the triangular map as a figure, after writing it to a file: .png, .html or .json.
 
-    Other image files (.svg, .pdf, .jpg, .webp) need the package kaleido and a Chrome or Chromium. `normalized` rescales
+    The other image files (WITH_CHROME) need the package kaleido and a Chrome or Chromium. `normalized` rescales
     each row to 0-1 over all its cells; a row of equal cells is drawn as 0.
     Raises ShortvizError where the file cannot be written.
     """
@@ -51,6 +52,8 @@ def triangle(results: Floats, normalized: bool) -> Floats:
 
 def _write(figure: go.Figure, shown: Floats, path: Path, title: str) -> None:
     kind = path.suffix.lower()
+    if kind not in (".png", ".html", ".json", *WITH_CHROME):
+        raise ShortvizError(f"{path.name!r} is no name for a diagram; choose one that ends in .png or .html.")
     try:
         if kind == ".png":
             _picture(shown, title).save(path)
@@ -63,9 +66,9 @@ def _write(figure: go.Figure, shown: Floats, path: Path, title: str) -> None:
     except OSError as error:
         raise ShortvizError(f"The diagram cannot be written to {path} ({error.strerror or error}).") from error
     except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ShortvizError(
-            f"A diagram named {path.name} needs the package kaleido and a Chrome, or a known kind of file "
-            f"({str(error).strip().splitlines()[0]}); choose a name that ends in .png or .html."
+            f"A {kind} diagram needs the package kaleido and a Chrome ({reason}); choose a name that ends in .png."
         ) from error
 
 

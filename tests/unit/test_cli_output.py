@@ -1,0 +1,79 @@
+"""What the commands print, from formula-made records."""
+
+import io
+
+import pytest
+
+from shortviz.cli_output import PlainProgress, best_table, progress, run_text, table
+from shortviz.records import Progress
+from tests.records_fixture import fixture_distances, fixture_model, fixture_run
+
+
+def test_a_table_aligns_its_columns_and_leaves_no_trailing_blanks():
+    text = table(["n", "layers", "note"], [["1", "10", ""], ["12", "3-14", "tied"]])
+    assert text == " n  layers  note\n 1      10\n12    3-14  tied"
+
+
+def test_the_best_table_has_a_line_for_every_size_and_marks_the_sink():
+    lines = best_table(fixture_distances(12), "angular_last", fixture_model(12)).splitlines()
+    assert len(lines) == 1 + 11
+    assert [line.split()[0] for line in lines[1:]] == [str(n) for n in range(1, 12)]
+    assert "removes the layer that writes the attention sink" in lines[-1]
+
+
+def test_a_block_that_cannot_be_exported_is_not_the_best():
+    distances = fixture_distances(12)
+    first = best_table(distances, "angular_last", fixture_model(12)).splitlines()[1].split()[1]
+    other = fixture_model(12, illegal=((int(first), 1, "the config needs it"),))
+    assert best_table(distances, "angular_last", other).splitlines()[1].split()[1] != first
+
+
+def test_one_row_gives_no_error_and_no_ties():
+    lines = best_table(fixture_distances(6, samples=1), "angular_last", fixture_model(6)).splitlines()
+    assert [line.split()[3] for line in lines[1:]] == ["-"] * 5
+    assert "tied" not in "".join(lines)
+
+
+def test_a_run_is_shown_with_its_sink_its_text_and_its_evaluations():
+    text = run_text(fixture_run())
+    assert "Layers that write the attention sink: 10." in text
+    assert "built-in python-reference; 64 rows of at most 256 tokens; BOS auto: no BOS." in text
+    assert "angular_last" in text
+    assert "Evaluated with layers removed:" in text
+    assert "nats (paired)" in text
+
+
+def test_progress_without_a_terminal_is_lines_for_the_first_and_the_last_step():
+    stream = io.StringIO()
+    with progress(stream) as on_progress:
+        for done in range(8, 65, 8):
+            on_progress(Progress(stage="measure", done=done, total=64, unit="rows"))
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "measure: 8/64 rows"
+    assert len(lines) == 2
+    assert lines[1].startswith("measure: 64/64 rows, ")
+    assert lines[1].endswith(" rows/s")
+
+
+def test_progress_says_the_rate_and_the_time_that_is_left():
+    plain = PlainProgress(io.StringIO())
+    plain.state(Progress(stage="download", done=0, total=2e12, unit="bytes"))
+    text = plain.state(Progress(stage="download", done=1e6, total=2e12, unit="bytes", detail="model.safetensors"))
+    assert text.startswith("1.0 MB of 2.0 TB, ")
+    assert text.endswith(" left (model.safetensors)")
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("total", [64, 0])
+def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing_behind(total):
+    stream = Terminal()
+    with progress(stream) as on_progress:
+        on_progress(Progress(stage="measure", done=8, total=total, unit="rows"))
+        on_progress(Progress(stage="prove", done=1, total=1, unit="steps"))
+    assert "measure" in stream.getvalue()
