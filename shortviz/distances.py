@@ -87,7 +87,7 @@ def _measure_batch(
     # attention takes its fast path. (The contract suite checks this for every family.)
     ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
     for line, row in zip(ids, rows, strict=True):
-        line[: len(row)] = torch.from_numpy(row)
+        line[: len(row)] = torch.tensor(row)
     with handle.lock, torch.inference_mode(), residual_boundaries(handle, states.keep) as decoder:
         decoder(input_ids=ids.to(handle.model.device), use_cache=False)
     return sequence_scores(states, lengths, max(lengths), criteria)

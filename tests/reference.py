@@ -30,7 +30,7 @@ def boundaries(model: torch.nn.Module, layers: torch.nn.ModuleList, ids: Array) 
     hooks.append(layers[-1].register_forward_hook(last))
     try:
         with torch.no_grad():
-            model(input_ids=torch.from_numpy(ids)[None], use_cache=False)
+            model(input_ids=torch.tensor(ids)[None], use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
