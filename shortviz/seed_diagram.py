@@ -22,7 +22,7 @@ def draw_diagram(
     """Return the triangular map as a figure, after writing it to a file: .png, .html or .json.
 
     The other image files (WITH_CHROME) need the package kaleido and a Chrome or Chromium. `normalized` rescales
-    each row to 0-1 over all its cells; a row of equal cells is drawn as 0.
+    each row to 0-1 over all its cells; a row of one cell or of equal cells is drawn neutral, as 0.5.
     Raises ShortvizError where the file cannot be written.
     """
     shown = triangle(results, normalized)
@@ -46,7 +46,8 @@ def triangle(results: Floats, normalized: bool) -> Floats:
     for n in range(1, size + 1):
         row = results[n - 1, : size - n + 1]
         span = row.max() - row.min()
-        shown[n - 1, : len(row)] = (row - row.min()) / (span if span > 0 else 1.0) if normalized else row
+        rescaled = (row - row.min()) / span if span > 0 else np.full(len(row), 0.5)
+        shown[n - 1, : len(row)] = rescaled if normalized else row
     return shown
 
 
