@@ -50,6 +50,8 @@ SHARD_BYTES = 2_000_000_000
 _TEXT_FILES_BYTES = 32 * 1024 * 1024
 """Room for the tokenizer, configs and the card; the largest tokenizers take about 30 MB."""
 _LEFTOVERS = ("quantization_config", "gguf_file", "transformers_weights", "_commit_hash")
+_LOADING_ARGUMENTS = ("gguf_file", "is_local", "local_files_only", "name_or_path")
+"""How our own tokenizer was loaded; transformers writes it into tokenizer_config.json."""
 _POLL_SECONDS = 0.1
 
 
@@ -123,6 +125,7 @@ def write_checkpoint(
     pruned: ModelHandle,
     folder: Path,
     *,
+    shard_bytes: int = SHARD_BYTES,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
 ) -> tuple[str, ...]:
@@ -133,17 +136,25 @@ def write_checkpoint(
     twin, notes = _twin(pruned.model)
     total = pruned.info.bytes
     with ThreadPoolExecutor(max_workers=1) as writer, _no_progress_bars():
-        work = writer.submit(twin.save_pretrained, folder, max_shard_size=SHARD_BYTES)
+        work = writer.submit(twin.save_pretrained, folder, max_shard_size=shard_bytes)
         try:
             _watch(work, folder, total, on_progress, stop)
             work.result()
-            pruned.tokenizer.save_pretrained(folder)
+            _save_tokenizer(pruned, folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # a writer between two shards fails on the next, and ends
             raise
     if on_progress is not None:
         on_progress(Progress(stage="write", done=total, total=total, unit="bytes"))
     return notes
+
+
+def _save_tokenizer(pruned: ModelHandle, folder: Path) -> None:
+    pruned.tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in config.items() if name not in _LOADING_ARGUMENTS}
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _watch(
@@ -183,6 +194,9 @@ def _write_card(checkpoint: Path, facts: CardFacts) -> None:
     recipe = mergekit_yaml(facts.base.id, facts.plan, facts.pruned.dtype)
     for name, text in (("README.md", model_card(facts)), ("shortviz.json", record), ("mergekit.yml", recipe)):
         (checkpoint / name).write_text(text, encoding="utf-8")
+    mode = (checkpoint / "README.md").stat().st_mode
+    for path in checkpoint.iterdir():
+        path.chmod(mode)  # safetensors makes its files readable by their owner alone, whatever the umask says
 
 
 def _check_stop(stop: threading.Event | None) -> None:

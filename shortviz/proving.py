@@ -89,6 +89,11 @@ class FreshProcess:
                 raise _failure(found["kind"], found["error"])
             return found
 
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._child.pid
+
     def close(self) -> None:
         """End the process, whatever it is doing."""
         self._child.kill()
@@ -139,7 +144,10 @@ def proof_prompts(pruned: ModelHandle) -> list[list[int]]:
 def reference_logits(
     pruned: ModelHandle, prompts: Sequence[Sequence[int]], stop: threading.Event | None = None
 ) -> list[torch.Tensor]:
-    """Return the logits of the model in memory for each prompt, shape (tokens, vocabulary); NaN raises NumericsError."""
+    """Return the logits of the model in memory for each prompt, shape (tokens, vocabulary).
+
+    Raises NumericsError where one is NaN, Stopped when asked to stop.
+    """
     found = []
     for prompt in prompts:
         if stop is not None and stop.is_set():

@@ -1,0 +1,193 @@
+"""An export or a zip that is stopped, interrupted, or runs out of disk leaves nothing behind but a clear message."""
+
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from io import FileIO
+from pathlib import Path
+
+import pytest
+
+from shortviz.checkpoint_folder import check_target, filled_beside, move_into_place, zip_checkpoint
+from shortviz.errors import ExportError, ResourceError, Stopped
+from shortviz.export import export_checkpoint
+from shortviz.handle import ModelHandle
+from shortviz.records import Progress
+from tests.conftest import ROOT
+from tests.families import shared_handle
+
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def handle() -> ModelHandle:
+    return shared_handle("llama")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount a disk of its own of a given size; skips where mounting is not allowed."""
+    mounted = []
+
+    def mount(size: int, options: str = "rw") -> Path:
+        place = tmp_path / "disk"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size},{options}", "tmpfs", str(place)]
+        if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+            pytest.skip("mounting needs root; the file size limit test covers a failing write")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("stage", ["write", "reload", "prove logits", "prove generation"])
+def test_a_stop_at_any_stage_leaves_nothing(handle: ModelHandle, tmp_path: Path, stage: str) -> None:
+    stop = threading.Event()
+    threads = threading.active_count()
+
+    def stop_there(progress: Progress) -> None:
+        if progress.stage == stage:
+            stop.set()
+
+    with pytest.raises(Stopped, match="export was stopped; nothing was left behind"):
+        export_checkpoint(handle, tmp_path / "out", base_info=handle.info, on_progress=stop_there, stop=stop)
+    assert list(tmp_path.iterdir()) == []
+    assert threading.active_count() == threads
+
+
+def test_an_interrupt_leaves_nothing(handle: ModelHandle, tmp_path: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(handle, tmp_path / "a" / "b" / "out", base_info=handle.info, on_progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_small_a_disk_is_refused_before_anything_is_written(
+    handle: ModelHandle, small_disk: Callable[..., Path]
+) -> None:
+    disk = small_disk(MEGABYTE)
+    with pytest.raises(ResourceError, match=r"needs 34 MB and the disk of .*disk has 1\.0 MB free; free some space"):
+        export_checkpoint(handle, disk / "out", base_info=handle.info)
+    assert list(disk.iterdir()) == []
+
+
+def fill_up(file: FileIO) -> None:
+    while True:
+        file.write(bytes(65536))
+
+
+def test_a_disk_that_fills_up_during_the_export_leaves_nothing(
+    handle: ModelHandle, small_disk: Callable[..., Path]
+) -> None:
+    disk = small_disk(40 * MEGABYTE)
+
+    def fill(progress: Progress) -> None:
+        if progress.stage == "reload" and progress.done == 0:  # the proof still has to write its logits, and the card
+            with (disk / "other").open("wb", buffering=0) as other, pytest.raises(OSError, match="No space left"):
+                fill_up(other)
+
+    with pytest.raises(ResourceError, match="disk .*full.*nothing was left behind"):
+        export_checkpoint(handle, disk / "out", base_info=handle.info, on_progress=fill)
+    assert [path.name for path in disk.iterdir()] == ["other"]
+
+
+def test_a_read_only_disk_is_refused(handle: ModelHandle, small_disk: Callable[..., Path]) -> None:
+    disk = small_disk(100 * MEGABYTE, "ro")
+    with pytest.raises(ExportError, match=r"Nothing can be written to .*disk \(Read-only file system\)"):
+        export_checkpoint(handle, disk / "out", base_info=handle.info)
+
+
+def test_a_mount_point_cannot_be_the_target(small_disk: Callable[..., Path]) -> None:
+    with pytest.raises(ExportError, match="is a mount point.*choose a new folder inside it"):
+        check_target(small_disk(MEGABYTE))
+
+
+def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+from shortviz.errors import ResourceError
+from shortviz.export import export_checkpoint
+from tests.families import tiny_handle
+
+handle = tiny_handle("llama")
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    export_checkpoint(handle, Path(sys.argv[1]), base_info=handle.info)
+except ResourceError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "deep" / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.startswith(f"The disk of {tmp_path}/deep is full (File too large): the checkpoint needs ")
+    assert done.stdout.endswith("nothing was left behind, so free some space and export again.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_fills_up_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with filled_beside(target) as room:
+        (room / "checkpoint").mkdir()
+        target.mkdir()
+        (target / "notes.txt").write_text("mine")
+        with pytest.raises(ExportError, match="could not be named .*Directory not empty"):
+            move_into_place(room / "checkpoint", target)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (target / "notes.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder like an exported one."""
+    folder = tmp_path / "short model"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(os.urandom(9 * MEGABYTE))
+    (folder / "sub" / "more.txt").write_text("more")
+    return folder
+
+
+def test_a_zip_holds_the_folder_uncompressed_and_tells_its_progress(folder: Path, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    target = zip_checkpoint(folder, tmp_path / "out.zip", on_progress=told.append)
+    with zipfile.ZipFile(target) as packed:
+        assert packed.testzip() is None
+        members = packed.infolist()
+        assert {m.filename for m in members} == {
+            "short model/config.json",
+            "short model/model.safetensors",
+            "short model/sub/more.txt",
+        }
+        assert {m.compress_type for m in members} == {zipfile.ZIP_STORED}
+        assert packed.read("short model/model.safetensors") == (folder / "model.safetensors").read_bytes()
+    assert told[-1].done == told[-1].total == 9 * MEGABYTE + 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zip", "short model"]
+
+
+def test_a_stopped_zip_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+    with pytest.raises(Stopped, match="zip file was stopped; nothing was left behind"):
+        zip_checkpoint(folder, tmp_path / "out.zip", on_progress=lambda progress: stop.set(), stop=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["short model"]
+
+
+def test_a_zip_does_not_overwrite(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.zip").write_text("mine")
+    with pytest.raises(ExportError, match="out.zip exists; choose another name"):
+        zip_checkpoint(folder, tmp_path / "out.zip")
+
+
+def test_a_zip_without_room_is_refused(folder: Path, small_disk: Callable[..., Path]) -> None:
+    disk = small_disk(4 * MEGABYTE)
+    with pytest.raises(ResourceError, match=r"needs 9\.0 MB"):
+        zip_checkpoint(folder, disk / "out.zip")
+    assert list(disk.iterdir()) == []
