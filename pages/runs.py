@@ -1,1 +1,5 @@
-"""Placeholder until its screen is drawn."""
+"""Runs: what was measured before; open one."""
+
+from shortviz.ui import runs_page
+
+runs_page.draw()

@@ -3,6 +3,7 @@
 The work runs in a background thread that may not call streamlit. Everything that needs torch is imported in there.
 """
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -208,18 +209,20 @@ def base_scores(bench: Bench, ref: ModelRef, handle: "ModelHandle") -> "BaseScor
     return kept
 
 
-def start_export(bench: Bench, ref: ModelRef, block: Block, folder: Path, *, key: str | None, spec: TextSpec) -> str:
-    """Write the cut model into a folder and prove it; the result is an ExportReport."""
+def start_export(
+    bench: Bench, ref: ModelRef, block: Block, folder: Path, *, key: str | None, spec: TextSpec, archive: bool
+) -> str:
+    """Write the cut model and prove it; the result is an ExportReport, of a zip file of the folder with `archive`."""
 
     def work(control: JobControl) -> ExportReport:
         handle = bench.models.load(ref, control)
-        from shortviz.export import export_checkpoint
+        from shortviz.export import export_checkpoint, zip_checkpoint
         from shortviz.pruning import prune
 
         pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
         run = bench.runs.get(key) if key is not None else None
         evaluation = measured(bench, ref, spec, block) or (run.evaluation_of(block.layers) if run else None)
-        return export_checkpoint(
+        report = export_checkpoint(
             pruned,
             folder,
             base_info=handle.info,
@@ -228,21 +231,17 @@ def start_export(bench: Bench, ref: ModelRef, block: Block, folder: Path, *, key
             on_progress=control.on_progress,
             stop=control.stop,
         )
+        if not archive:
+            return report
+        target = folder.with_name(f"{folder.name}.zip")
+        try:
+            zip_checkpoint(folder, target, on_progress=control.on_progress, stop=control.stop)
+        finally:
+            shutil.rmtree(folder)
+        return replace(report, folder=str(target))
 
-    context = JobContext(kind="export", ref=ref, run_key=key, block=block)
+    context = JobContext(kind="export", ref=ref, run_key=key, block=block, folder=str(folder))
     return bench.submit(context, f"Export without {block}", work)
-
-
-def start_preview(bench: Bench, ref: ModelRef, spec: TextSpec) -> str:
-    """Read the first row of a text and cut it into the model's tokens; the result is a tuple of token strings."""
-
-    def work(control: JobControl) -> tuple[str, ...]:
-        from shortviz.texts import tokenize
-
-        tokens = tokenize(replace(spec, limit=1), bench.models.load(ref, control).tokenizer)
-        return first_row_tokens(tokens.rows[0].tolist(), bench.models.load(ref, control))
-
-    return bench.submit(JobContext(kind="preview", ref=ref, calibration=spec), "First row", work, lane="inspect")
 
 
 def first_row_tokens(ids: list[int], handle: "ModelHandle") -> tuple[str, ...]:

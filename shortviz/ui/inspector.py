@@ -17,28 +17,10 @@ from shortviz.ui.words import count, plain, share, size, with_error
 
 def block_inputs(num_layers: int, block: Block | None) -> None:
     """Say which block is chosen, beside two numbers that choose it: the keyboard's way to what a click does."""
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.markdown(f"#### Removes {block}" if block is not None else "#### No block chosen", width="stretch")
-        st.number_input(
-            "start",
-            0,
-            num_layers - 1,
-            value=None,
-            key=s.START,
-            bind="query-params",
-            on_change=_typed,
-            width=130,
-        )
-        st.number_input(
-            "n",
-            1,
-            num_layers,
-            value=None,
-            key=s.N,
-            bind="query-params",
-            on_change=_typed,
-            width=130,
-        )
+    words, start, n = st.columns([2.2, 1, 1], vertical_alignment="bottom", gap="small")
+    words.markdown(f"#### Removes {block}" if block is not None else "#### No block chosen")
+    start.number_input("start", 0, num_layers - 1, value=None, key=s.START, bind="query-params", on_change=_typed)
+    n.number_input("n", 1, num_layers, value=None, key=s.N, bind="query-params", on_change=_typed)
 
 
 def _typed() -> None:

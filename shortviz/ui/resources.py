@@ -28,6 +28,7 @@ class JobContext:
     calibration: TextSpec | None = None
     evaluation: TextSpec | None = None
     block: Block | None = None
+    folder: str | None = None
 
 
 @dataclass(kw_only=True, eq=False)

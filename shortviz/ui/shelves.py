@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -111,7 +112,7 @@ class RunShelf:
         if found is not None:
             return found
         if key == EXAMPLE:
-            return self._runs.put(key, example_run())
+            return self._runs.put(key, example_run()) if has_example() else None
         path = self.path(key)
         return self._runs.put(key, load_run(path)) if (path / "run.json").is_file() else None
 
@@ -128,6 +129,11 @@ class RunShelf:
         if run is None:
             return
         self.put(key, with_evaluation(run, evaluation))
+
+
+def has_example() -> bool:
+    """Return whether this installation carries the bundled run; a bare checkout may not."""
+    return (resources.files("shortviz") / "example_run" / "run.json").is_file()
 
 
 def run_key(ref: ModelRef, spec: TextSpec) -> str:

@@ -48,19 +48,21 @@ def look(bench: Bench, state: s.State) -> Shown:
     ref = s.ref(state)
     handle = bench.models.get(ref) if ref is not None else None
     try:
-        key, run = _find_run(bench, state, ref)
+        key, run = _find_run(bench, state, ref, handle)
         error = ""
     except ShortvizError as problem:
         key, run, error = None, None, str(problem)
-    if ref is not None and run is not None and run.model.id != ref.id:  # a run of another model was opened
-        ref, handle = None, None
+    if ref is not None and run is not None and s.run_key(state) is not None and run.model.id != ref.id:
+        ref, handle = None, None  # a run of another model was opened
     model = run.model if run is not None else (handle.info if handle is not None else None)
     if handle is not None and model is not None and not _same_model(handle.info, model):
         handle = None
     return Shown(ref=ref, handle=handle, key=key, run=run, model=model, error=error)
 
 
-def _find_run(bench: Bench, state: s.State, ref: ModelRef | None) -> tuple[str | None, Run | None]:
+def _find_run(
+    bench: Bench, state: s.State, ref: ModelRef | None, handle: "ModelHandle | None"
+) -> tuple[str | None, Run | None]:
     opened = s.run_key(state)
     if opened is not None:
         return opened, bench.runs.get(opened)
@@ -71,7 +73,9 @@ def _find_run(bench: Bench, state: s.State, ref: ModelRef | None) -> tuple[str |
     if found is not None:
         return own, found
     example = bench.runs.get(EXAMPLE)
-    if example is not None and example.model.id == ref.id:
+    if example is None or example.model.id != ref.id:
+        return own, None
+    if handle is None or _same_model(handle.info, example.model):
         return EXAMPLE, example
     return own, None
 

@@ -1,4 +1,4 @@
-"""The Python lines and the command that reproduce what the app shows."""
+"""The Python lines and the commands that reproduce what the app measured; those of an export are in recipes."""
 
 import shlex
 
@@ -41,35 +41,6 @@ def evaluate_command(ref: ModelRef, block: Block, spec: TextSpec, windows: Windo
     words = ["shortviz", "evaluate", ref.id, *_model_options(ref), *_block(block), *_text_options(spec)]
     words += ["--window", str(windows.window), "--windows", str(windows.windows)]
     return _command(words, spec)
-
-
-def export_python(ref: ModelRef, block: Block, folder: str) -> str:
-    """Return Python that writes the cut model and proves it."""
-    return (
-        "from pathlib import Path\n"
-        "from shortviz import Block, ModelRef, PrunePlan, export_checkpoint, load, prune\n\n"
-        f"model = load({_ref(ref)})\n"
-        f"{_plan(block)}"
-        f"report = export_checkpoint(prune(model, plan), Path({folder!r}), base_info=model.info)\n"
-        "print(report)\n"
-    )
-
-
-def export_command(ref: ModelRef, block: Block, folder: str) -> str:
-    """Return the command that writes the cut model and proves it."""
-    return shlex.join(["shortviz", "prune", ref.id, *_model_options(ref), *_block(block), "--out", folder])
-
-
-def load_python(folder: str) -> str:
-    """Return Python that loads an exported checkpoint: plain transformers."""
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"folder = {folder!r}\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        'inputs = tokenizer("The capital of France is", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))\n"
-    )
 
 
 def _plan(block: Block) -> str:

@@ -2,7 +2,7 @@
 
 | setter          | sets          | clears what depends on it            |
 |-----------------|---------------|--------------------------------------|
-| set_model       | ref           | run, start, n, wanted, previewed     |
+| set_model       | ref           | run, start, n, wanted                |
 | set_calibration | calibration   | run                                  |
 | set_evaluation  | evaluation    | (measured numbers are kept per text) |
 | set_block       | start, n      |                                      |
@@ -31,7 +31,6 @@ CALIBRATION: Final = "calibration"
 EVALUATION: Final = "evaluation"
 JOBS: Final = "jobs"
 WANTED: Final = "wanted"
-PREVIEWED: Final = "previewed"
 START: Final = "start"
 N: Final = "n"
 CRITERION: Final = "criterion"
@@ -39,11 +38,21 @@ SCALE: Final = "scale"
 PALETTE: Final = "palette"
 VIEW: Final = "view"
 PROMPT: Final = "prompt"
+ESTIMATE_WANTED: Final = "estimate_wanted"
+PRESET: Final = "preset"
+MODEL_ID: Final = "model_id"
+REVISION: Final = "revision"
+DTYPE: Final = "dtype"
+DEVICE: Final = "device"
+TEXT_ROLE: Final = "text_role"
+TARGET: Final = "target"
+FOLDER: Final = "folder"
+SUGGESTED: Final = "suggested"
 
 FIRST_PROMPT: Final = "The capital of France is"
 
 CLEARS: Final[Mapping[str, tuple[str, ...]]] = {
-    "set_model": (RUN, START, N, WANTED, PREVIEWED),
+    "set_model": (RUN, START, N, WANTED),
     "set_calibration": (RUN,),
     "set_evaluation": (),
     "set_block": (),
@@ -109,6 +118,16 @@ def wanted(state: State) -> Wanted:
     return found if found in ("numbers", "text") else ""
 
 
+def want_estimate(state: State, wanted: bool = True) -> None:
+    """Remember that the person chose a model whose size should be worked out."""
+    state[ESTIMATE_WANTED] = wanted
+
+
+def estimate_wanted(state: State) -> bool:
+    """Return whether the size of the chosen model should be worked out."""
+    return bool(state.get(ESTIMATE_WANTED, False))
+
+
 def ref(state: State) -> ModelRef | None:
     """Return the model of this session, loaded or not; None before one was chosen."""
     found = state.get(REF)
@@ -137,6 +156,13 @@ def block(state: State) -> Block | None:
     """Return the chosen block as typed, not checked against any model."""
     start, n = state.get(START), state.get(N)
     return Block(start=start, n=n) if isinstance(start, int) and isinstance(n, int) else None
+
+
+def suggest_folder(state: State, folder: str) -> None:
+    """Put a folder into the input, unless the person typed one of their own."""
+    if state.get(FOLDER) in (None, "", state.get(SUGGESTED)):
+        state[FOLDER] = folder
+    state[SUGGESTED] = folder
 
 
 def set_job(state: State, kind: str, job_id: str) -> None:

@@ -1,0 +1,190 @@
+"""The Export page: what will be written, where, the proof as it ticks, and the lines that load it."""
+
+import uuid
+from pathlib import Path
+
+import streamlit as st
+
+from shortviz.errors import PlanError
+from shortviz.job_state import JobState
+from shortviz.recipes import loading_python, mergekit_yaml, reproduce_command, reproduce_python
+from shortviz.records import Block, ExportReport, ModelInfo, ModelRef, PrunePlan
+from shortviz.settings import settings
+from shortviz.ui import actions, inspector, notes
+from shortviz.ui import state as s
+from shortviz.ui.proof_view import checklist, report_lines
+from shortviz.ui.resources import Bench, bench
+from shortviz.ui.shown import Shown, look, ref_of, settle_block
+from shortviz.ui.words import count, plain, share, size
+
+TARGETS = {"folder": "A folder on this machine", "zip": "Zip download"}
+TICK_SECONDS = 0.5
+
+
+def draw() -> None:
+    """Draw the page."""
+    tools, state = bench(), s.session()
+    shown = look(tools, state)
+    ref = ref_of(shown)
+    if shown.error:
+        notes.problem(shown.error)
+    if shown.model is None or ref is None:
+        st.caption("Choose a model and a block first: on the Model page, then on the Map page.")
+        return
+    settle_block(state, shown.distances, shown.model.num_layers)
+    left, right = st.columns(2, gap="large")
+    with left:
+        _choose(tools, shown, shown.model, ref)
+    with right:
+        _follow(tools, state)
+
+
+def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None:
+    state = s.session()
+    block = s.block(state)
+    inspector.block_inputs(model.num_layers, block)
+    if block is None:
+        st.caption("Type a start layer and n, or choose a block on the map.")
+        return
+    try:
+        plan = PrunePlan.of_blocks(model.num_layers, block)
+    except PlanError as error:
+        notes.problem(str(error))
+        return
+    reason = model.illegal_reason(block)
+    if reason is not None:
+        notes.problem(f"This block cannot be exported: {reason}")
+        return
+    _what(model, plan)
+    target = st.segmented_control(
+        "Where to",
+        list(TARGETS),
+        format_func=lambda name: TARGETS[name],
+        default="folder",
+        required=True,
+        key=s.TARGET,
+        persist_state="session",
+    )
+    s.suggest_folder(state, str(Path.home() / "shortviz-exports" / name_of(model, block)))
+    if target != "zip":
+        st.text_input(
+            "Folder, new or empty", key=s.FOLDER, max_chars=1000, persist_state="session", help="Never written over."
+        )
+    job = tools.state(s.job(state, "export"))
+    live = job is not None and job.live
+    with st.container(horizontal=True):
+        st.button(
+            "Export",
+            type="primary",
+            icon=":material/download:",
+            disabled=live,
+            on_click=_export,
+            args=(tools, shown, ref, model, block),
+            key="export_button",
+        )
+        st.button(
+            "Cancel",
+            icon=":material/close:",
+            disabled=not live,
+            on_click=tools.jobs.cancel,
+            args=(job.id if job is not None else "",),
+            key="cancel_export",
+        )
+    _recipes(ref, model, plan, str(state.get(s.FOLDER, "")) if target != "zip" else name_of(model, block))
+
+
+def _what(model: ModelInfo, plan: PrunePlan) -> None:
+    gone = sum(model.layer_parameters[i] for i in plan.removed)
+    weights = model.bytes - sum(model.layer_bytes[i] for i in plan.removed)
+    with st.container(horizontal=True, gap="medium", border=True):
+        st.metric("Layers", f"{model.num_layers} → {len(plan.kept)}", width="content")
+        st.metric("Parameters", count(model.parameters - gone), f"-{share(gone / model.parameters)}", width="content")
+        st.metric("On disk", size(weights), f"-{share(1 - weights / model.bytes)}", width="content")
+    st.caption(
+        "Written: weights as safetensors, config, generation config, tokenizer, chat template, a model card, "
+        "shortviz.json (plan and fingerprints) and a mergekit recipe."
+    )
+
+
+def name_of(model: ModelInfo, block: Block) -> str:
+    """Return the name of the cut model: what it was, and which layers went."""
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model.id).name).strip(".-") or "model"
+    last = block.start + block.n - 1
+    return f"{kept}-without-{block.start}" + (f"-{last}" if block.n > 1 else "")
+
+
+def _export(tools: Bench, shown: Shown, ref: ModelRef, model: ModelInfo, block: Block) -> None:
+    state = s.session()
+    archive = state.get(s.TARGET) == "zip"
+    typed = str(state.get(s.FOLDER, "")).strip()
+    if archive:
+        folder = settings().runs_dir / "downloads" / uuid.uuid4().hex[:12] / name_of(model, block)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    elif typed:
+        folder = Path(typed).expanduser()
+    else:
+        return
+    if shown.ref is None:
+        s.load_for_run(state, ref)
+    job_id = actions.start_export(tools, ref, block, folder, key=shown.key, spec=s.evaluation(state), archive=archive)
+    s.set_job(state, "export", job_id)
+
+
+def _follow(tools: Bench, state: s.State) -> None:
+    """Show the newest export of this session: the checklist while it runs, then the result."""
+    job_id = s.job(state, "export")
+    first = tools.state(job_id)
+    live = first is not None and first.live
+
+    @st.fragment(run_every=TICK_SECONDS if live else None)
+    def follow() -> None:
+        job = tools.state(job_id)
+        if live and (job is None or not job.live):
+            st.rerun()
+        context = tools.context(job_id or "")
+        block = context.block if context is not None else None
+        st.subheader("Proof" if block is None else f"Proof, without {block}")
+        checklist(job)
+        notes.job_error(job)
+        if job is not None and job.state == "cancelled":
+            st.caption("Cancelled; nothing was left behind.")
+        report = job.result if job is not None and isinstance(job.result, ExportReport) else None
+        if report is not None:
+            report_lines(report)
+            _after(report, job)
+
+    follow()
+
+
+def _after(report: ExportReport, job: JobState | None) -> None:
+    folder = Path(report.folder)
+    if folder.suffix == ".zip" and folder.is_file():
+        st.download_button(
+            f"Download {folder.name} ({size(folder.stat().st_size)})",
+            data=folder.read_bytes,
+            file_name=folder.name,
+            mime="application/zip",
+            type="primary",
+            icon=":material/download:",
+            on_click="ignore",
+            key="download_zip",
+        )
+        st.caption("Unpack it, then load it:")
+        st.code(loading_python(folder.stem), language="python")
+    elif job is not None:
+        st.caption(f"Written to {plain(report.folder)}. Load it with plain transformers:")
+        st.code(loading_python(report.folder), language="python")
+
+
+def _recipes(ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str) -> None:
+    command, python, mergekit = st.tabs(["Command", "Python", "mergekit"])
+    command.code(
+        reproduce_command(ref.id, plan, folder=folder, revision=ref.revision, dtype=ref.dtype, device=ref.device),
+        language="bash",
+        wrap_lines=True,
+    )
+    python.code(
+        reproduce_python(ref.id, plan, folder=folder, revision=ref.revision, dtype=ref.dtype, device=ref.device),
+        language="python",
+    )
+    mergekit.code(mergekit_yaml(model.id, plan, model.dtype), language="yaml")

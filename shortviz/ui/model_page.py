@@ -1,0 +1,182 @@
+"""The Model page: presets first, then an id or a path; the estimate comes before the button."""
+
+import streamlit as st
+
+from shortviz.job_state import JobState
+from shortviz.records import ModelEstimate, ModelRef
+from shortviz.ui import actions, notes, text_picker
+from shortviz.ui import state as s
+from shortviz.ui.address import DTYPES
+from shortviz.ui.resources import Bench, bench
+from shortviz.ui.words import count, plain, size
+
+PRESETS = {
+    "demo": "demo: SmolLM2-135M-Instruct, embedded, no network needed",
+    "HuggingFaceTB/SmolLM2-360M": "SmolLM2-360M, 32 layers",
+    "Qwen/Qwen2.5-0.5B": "Qwen2.5-0.5B, 24 layers",
+    "google/gemma-3-270m": "gemma-3-270m, 18 layers (gated: accept its licence on the hub)",
+    "openai-community/gpt2": "GPT-2, 12 layers",
+}
+OTHER = "other"
+TICK_SECONDS = 0.5
+
+
+def draw() -> None:
+    """Draw the page."""
+    tools, state = bench(), s.session()
+    _prefill(state)
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.subheader("Model")
+        ref = _model_inputs(state)
+        if ref is not None:
+            _estimate(tools, state, ref)
+    with right:
+        text_picker.draw(tools, state)
+
+
+def _prefill(state: s.State) -> None:
+    """Give the inputs their first values: the session's model, or the demo."""
+    if s.PRESET in state:
+        return
+    ref = s.ref(state) or ModelRef(id="demo")
+    state[s.PRESET] = ref.id if ref.id in PRESETS else OTHER
+    state[s.MODEL_ID] = "" if ref.id in PRESETS else ref.id
+    state[s.REVISION], state[s.DTYPE], state[s.DEVICE] = ref.revision or "", ref.dtype, ref.device
+    if ref.id == "demo":
+        s.want_estimate(state)
+
+
+def _model_inputs(state: s.State) -> ModelRef | None:
+    st.selectbox(
+        "Preset",
+        [*PRESETS, OTHER],
+        format_func=lambda name: PRESETS.get(name, "another: an id, a folder or a file"),
+        key=s.PRESET,
+        on_change=_changed,
+        persist_state="session",
+    )
+    if state[s.PRESET] == OTHER:
+        st.text_input(
+            "Hub id, checkpoint folder or .gguf file",
+            key=s.MODEL_ID,
+            placeholder="Qwen/Qwen2.5-0.5B or /models/my-model",
+            max_chars=300,
+            on_change=_changed,
+            persist_state="session",
+            help="Safetensors and GGUF only: pickled weights and models that bring their own code are refused.",
+        )
+    with st.expander("Revision, precision, device", icon=":material/tune:"), st.container(horizontal=True):
+        st.text_input(
+            "Revision",
+            key=s.REVISION,
+            placeholder="main",
+            max_chars=100,
+            on_change=_changed,
+            persist_state="session",
+            help="Branch, tag or commit of a hub model; it is resolved to a commit before anything is loaded.",
+        )
+        st.selectbox(
+            "Precision",
+            DTYPES,
+            key=s.DTYPE,
+            on_change=_changed,
+            persist_state="session",
+            help="auto: float32 on a CPU, bfloat16 on a GPU that has it.",
+        )
+        st.text_input("Device", key=s.DEVICE, max_chars=10, on_change=_changed, persist_state="session")
+    name = state[s.PRESET] if state[s.PRESET] != OTHER else str(state.get(s.MODEL_ID, "")).strip()
+    if not name:
+        st.caption("Type a hub id or a path to see what it takes.")
+        return None
+    return ModelRef(
+        id=name,
+        revision=str(state.get(s.REVISION, "")).strip() or None,
+        dtype=str(state.get(s.DTYPE, "auto")),
+        device=str(state.get(s.DEVICE, "")).strip() or "auto",
+    )
+
+
+def _changed() -> None:
+    s.want_estimate(s.session())
+
+
+def _estimate(tools: Bench, state: s.State, ref: ModelRef) -> None:
+    """Show what loading would cost, then the button; the estimate is a job, because it imports the engine."""
+    if s.estimate_wanted(state):
+        s.want_estimate(state, False)
+        s.set_job(state, "estimate", actions.start_estimate(tools, ref))
+    job_id = s.job(state, "estimate")
+    context = tools.context(job_id or "")
+    if context is None or context.ref != ref:
+        job_id = None
+    first = tools.state(job_id)
+    live = first is not None and first.live
+
+    @st.fragment(run_every=TICK_SECONDS if live else None)
+    def estimate() -> None:
+        job = tools.state(job_id)
+        if live and (job is None or not job.live):
+            st.rerun()
+        if job is None:
+            st.button("Estimate its size", icon=":material/straighten:", on_click=_changed, key="estimate_button")
+        elif job.live:
+            st.caption(":material/hourglass_top: Reading the config and the weight headers …")
+        notes.job_error(job)
+        found = job.result if job is not None and isinstance(job.result, ModelEstimate) else None
+        if found is not None:
+            _numbers(found)
+        _load_button(tools, state, ref, found, job)
+
+    estimate()
+
+
+def _numbers(found: ModelEstimate) -> None:
+    with st.container(border=True, gap="small"):
+        with st.container(horizontal=True, gap="medium"):
+            st.metric("Layers", str(found.num_layers), width="content")
+            st.metric("Parameters", count(found.parameters), width="content")
+            st.metric("Download", size(found.download_bytes) if found.download_bytes else "none", width="content")
+            st.metric("Memory", size(found.memory_bytes), width="content")
+            st.metric("Free now", size(found.available_bytes), width="content")
+        revision = f" · commit {found.revision[:12]}" if found.revision else ""
+        st.caption(
+            plain(f"{found.architecture} · {found.dtype} on {found.device}{revision}. {found.reason}"),
+        )
+        if not found.fits:
+            notes.problem(
+                f"{found.id} needs {size(found.memory_bytes)} and room to work, and {size(found.available_bytes)} are "
+                "free; choose a smaller model or a shorter precision."
+            )
+
+
+def _load_button(
+    tools: Bench, state: s.State, ref: ModelRef, found: ModelEstimate | None, job: JobState | None
+) -> None:
+    loaded = tools.models.get(ref) is not None
+    load_job = tools.state(s.job(state, "load"))
+    loading = load_job is not None and load_job.live
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            "Use this model" if loaded else "Load",
+            type="primary",
+            icon=":material/memory:",
+            disabled=not loaded and (found is None or not found.fits or loading),
+            help=None if loaded or found is not None else "The size is worked out first.",
+            on_click=_load,
+            args=(tools, ref),
+            key="load_button",
+        )
+        if loaded and s.ref(state) == ref:
+            st.page_link("pages/map.py", label="Go to the map", icon=":material/grid_on:")
+    context = tools.context(load_job.id) if load_job is not None else None
+    if context is not None and context.ref == ref:
+        notes.job_error(load_job)
+
+
+def _load(tools: Bench, ref: ModelRef) -> None:
+    state = s.session()
+    if s.ref(state) != ref or s.run_key(state) is not None:
+        s.set_model(state, ref)
+    if tools.models.get(ref) is None:
+        s.set_job(state, "load", actions.start_load(tools, ref))

@@ -1,0 +1,199 @@
+"""The text picker of the Model page: what distances are averaged over, and what losses are scored on."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import streamlit as st
+
+from shortviz.errors import ShortvizError
+from shortviz.records import Bos, TextSpec
+from shortviz.settings import settings
+from shortviz.texts import builtin_names, read_rows
+from shortviz.ui import actions, notes
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from shortviz.ui.words import plain
+
+KINDS = {"builtin": "Built-in", "paste": "Paste", "file": "File", "dataset": "Hub data set"}
+_ROLES = {
+    "calibration": "Distances are averaged over this text.",
+    "evaluation": "Perplexity is scored on this text; keep it different from the calibration text.",
+}
+_SHOWN_TOKENS = 64
+
+
+def draw(bench: Bench, state: s.State) -> None:
+    """Draw the picker for both texts."""
+    st.subheader("Text")
+    role = st.segmented_control(
+        "Role",
+        list(_ROLES),
+        format_func=lambda name: f"{name.capitalize()} text",
+        default="calibration",
+        required=True,
+        key=s.TEXT_ROLE,
+        label_visibility="collapsed",
+        persist_state="session",
+    )
+    role = role if role in _ROLES else "calibration"
+    st.caption(_ROLES[role])
+    spec = s.calibration(state) if role == "calibration" else s.evaluation(state)
+    try:
+        chosen = _inputs(role, spec)
+    except ShortvizError as error:
+        notes.problem(str(error))
+        return
+    if chosen is None:
+        return
+    if chosen != spec:
+        (s.set_calibration if role == "calibration" else s.set_evaluation)(state, chosen)
+    _cost(role, chosen)
+    _first_row(bench, state, chosen)
+
+
+def _inputs(role: str, spec: TextSpec) -> TextSpec | None:
+    kind = st.segmented_control(
+        "Source",
+        list(KINDS),
+        format_func=lambda name: KINDS[name],
+        default=spec.kind,
+        required=True,
+        key=f"{role}_kind",
+        label_visibility="collapsed",
+        persist_state="session",
+    )
+    base = spec if kind == spec.kind else TextSpec(kind="builtin", value="passages", limit=spec.limit)
+    if kind == "paste":
+        value = st.text_area(
+            "Text", value=_value(base, "paste"), key=f"{role}_paste", height=120, persist_state="session"
+        )
+        found = TextSpec(kind="paste", value=value) if value.strip() else None
+        if found is None:
+            st.caption("Paste some text; it is one row.")
+    elif kind == "file":
+        found = _file(role, base)
+    elif kind == "dataset":
+        found = _dataset(role, base)
+    else:
+        names = builtin_names()
+        value = base.value if base.value in names else "passages"
+        name = st.selectbox(
+            "Built-in text", names, index=names.index(value), key=f"{role}_builtin", persist_state="session"
+        )
+        found = TextSpec(kind="builtin", value=name)
+    return _sizes(role, spec, found) if found is not None else None
+
+
+def _value(spec: TextSpec, kind: str) -> str:
+    return spec.value if spec.kind == kind else ""
+
+
+def _file(role: str, base: TextSpec) -> TextSpec | None:
+    upload = st.file_uploader(
+        "Upload (.txt, .jsonl, .csv, .parquet)", type=["txt", "jsonl", "csv", "parquet"], key=f"{role}_upload"
+    )
+    path = st.text_input(
+        "or a path on this machine", value=_value(base, "file"), key=f"{role}_path", persist_state="session"
+    )
+    key = st.text_input("Column", value=base.key, key=f"{role}_key", persist_state="session")
+    if upload is not None:
+        return TextSpec(kind="file", value=str(_store(upload)), key=key)
+    return TextSpec(kind="file", value=path.strip(), key=key) if path.strip() else None
+
+
+def _store(upload: Any) -> Path:
+    """Keep an uploaded file under the name of its content, never under the name that the browser sent."""
+    content = upload.getvalue()
+    suffix = Path(upload.name).suffix.lower()
+    suffix = suffix if suffix in (".txt", ".jsonl", ".csv", ".parquet") else ".txt"
+    target = settings().runs_dir / "uploads" / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return target
+
+
+def _dataset(role: str, base: TextSpec) -> TextSpec | None:
+    name = st.text_input(
+        "Data set id",
+        value=_value(base, "dataset"),
+        placeholder="allenai/c4",
+        key=f"{role}_dataset",
+        persist_state="session",
+        help="Streamed: only the rows that are used are fetched.",
+    )
+    with st.container(horizontal=True, gap="small"):
+        subset = st.text_input("Subset", value=base.subset or "", key=f"{role}_subset", persist_state="session")
+        split = st.text_input("Split", value=base.split, key=f"{role}_split", persist_state="session")
+        key = st.text_input("Column", value=base.key, key=f"{role}_dataset_key", persist_state="session")
+    if not name.strip():
+        return None
+    return TextSpec(
+        kind="dataset", value=name.strip(), subset=subset.strip() or None, split=split.strip() or "train", key=key
+    )
+
+
+def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
+    with st.container(horizontal=True, gap="small"):
+        limit = (
+            st.number_input(
+                "Rows, at most", 1, 100_000, value=spec.limit or 64, key=f"{role}_limit", persist_state="session"
+            )
+            if role == "calibration"
+            else spec.limit
+        )
+        length = (
+            st.number_input(
+                "Tokens a row", 2, 8192, value=spec.max_length, key=f"{role}_length", persist_state="session"
+            )
+            if role == "calibration"
+            else spec.max_length
+        )
+        bos = st.selectbox(
+            "BOS",
+            ("auto", "always", "never"),
+            index=("auto", "always", "never").index(spec.bos),
+            key=f"{role}_bos",
+            persist_state="session",
+            help="auto: what the tokenizer itself does. Some models are far worse without it.",
+        )
+    return replace(found, limit=limit, max_length=int(length), bos=cast(Bos, bos))
+
+
+def _cost(role: str, spec: TextSpec) -> None:
+    if role == "calibration" and spec.limit is not None:
+        st.caption(
+            f"Up to {spec.limit * spec.max_length:,} tokens: time grows with rows × tokens; four times the rows "
+            "halve the error bars."
+        )
+    elif role == "evaluation":
+        windows = actions.APP_WINDOWS
+        st.caption(
+            f"The app scores up to {windows.windows} windows of {windows.window} tokens; the first numbers come "
+            "after one."
+        )
+
+
+def _first_row(bench: Bench, state: s.State, spec: TextSpec) -> None:
+    """Show the first row: as tokens where a model is loaded, else as text; a data set only on request."""
+    ref = s.ref(state)
+    handle = bench.models.get(ref) if ref is not None else None
+    if spec.kind == "dataset":
+        st.caption("The first rows are fetched when the measurement starts.")
+        return
+    try:
+        row = read_rows(replace(spec, limit=1)).rows[0]
+    except ShortvizError as error:
+        notes.problem(str(error))
+        return
+    if handle is None:
+        st.caption("First row (load a model to see it as tokens)")
+        st.code(row[:600] + (" …" if len(row) > 600 else ""), language=None, wrap_lines=True, height=150)
+        return
+    ids = handle.tokenizer(row[:4000], add_special_tokens=False, verbose=False)["input_ids"]
+    shown = actions.first_row_tokens(ids[:_SHOWN_TOKENS], handle)
+    more = f", of {min(len(ids), spec.max_length):,}" if len(ids) > _SHOWN_TOKENS else ""
+    st.caption(f"First row as tokens of {plain(handle.info.id)}: the first {len(shown)}{more}")
+    st.code(" ¦ ".join(token.replace("\n", "⏎") for token in shown), language=None, wrap_lines=True, height=150)

@@ -1,0 +1,90 @@
+"""The app in a test: the real pages, real jobs in real threads, a bench of its own per test."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from shortviz.job_state import JobState
+from shortviz.ui.resources import Bench, bench
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB_SECONDS = 300
+
+
+class App:
+    """An AppTest with the words that tests need."""
+
+    def __init__(self, **parameters: str) -> None:
+        self.at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
+        for key, value in parameters.items():
+            self.at.query_params[key] = value
+        self.run()
+
+    def run(self) -> "App":
+        self.at.run()
+        assert not self.at.exception, [e.value for e in self.at.exception]
+        return self
+
+    def page(self, name: str) -> "App":
+        self.at.switch_page(f"pages/{name}.py")
+        return self.run()
+
+    @property
+    def state(self):  # noqa: ANN201  (AppTest's session state has no public type)
+        return self.at.session_state
+
+    def click(self, key: str) -> "App":
+        self.at.button(key=key).click()
+        return self.run()
+
+    def finish(self, kind: str) -> JobState:
+        """Wait for the newest job of a kind, and let the page see how it ended."""
+        found = bench().jobs.wait(self.state["jobs"][kind], JOB_SECONDS)
+        assert found is not None
+        assert not found.live, found
+        self.run()
+        return found
+
+    @property
+    def errors(self) -> list[str]:
+        return [plain(e.value) for e in self.at.error]
+
+    @property
+    def words(self) -> str:
+        """Everything the page says in text, without its markup."""
+        kinds = (self.at.markdown, self.at.caption, self.at.subheader, self.at.text, self.at.warning, self.at.success)
+        return "\n".join(plain(str(e.value)) for kind in kinds for e in kind)
+
+
+def plain(markdown: str) -> str:
+    return markdown.replace("\\", "")
+
+
+@pytest.fixture
+def tools() -> Iterator[Bench]:
+    """A bench that no other test has used."""
+    logging.getLogger("streamlit").setLevel(logging.ERROR)  # it warns about calls outside of a page, which tests make
+    st.cache_resource.clear()
+    yield bench()
+    st.cache_resource.clear()
+
+
+@pytest.fixture
+def app(tools: Bench) -> Callable[..., App]:
+    """Start a session of the app, at an address if parameters are given."""
+    return App
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with a tiny random model and a tokenizer that reads anything."""
+    from tests.families import build_tiny, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-llama"
+    build_tiny("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

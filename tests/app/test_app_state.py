@@ -1,0 +1,81 @@
+"""The session's state: each setter clears what depends on it, and nothing else."""
+
+import pytest
+
+from shortviz.records import Block, ModelRef, TextSpec
+from shortviz.ui import state as s
+
+FULL = {
+    s.REF: ModelRef(id="old"),
+    s.RUN: "old-run",
+    s.CALIBRATION: TextSpec(kind="paste", value="old"),
+    s.EVALUATION: TextSpec(kind="paste", value="old too"),
+    s.START: 3,
+    s.N: 2,
+    s.WANTED: "numbers",
+    s.PROMPT: "old prompt",
+    s.CRITERION: "angular_mean",
+}
+SETTERS = {
+    "set_model": (lambda state: s.set_model(state, ModelRef(id="new")), {s.REF: ModelRef(id="new")}),
+    "set_calibration": (
+        lambda state: s.set_calibration(state, TextSpec(kind="paste", value="new")),
+        {s.CALIBRATION: TextSpec(kind="paste", value="new")},
+    ),
+    "set_evaluation": (
+        lambda state: s.set_evaluation(state, TextSpec(kind="paste", value="new")),
+        {s.EVALUATION: TextSpec(kind="paste", value="new")},
+    ),
+    "set_block": (lambda state: s.set_block(state, Block(start=7, n=4)), {s.START: 7, s.N: 4}),
+    "open_run": (lambda state: s.open_run(state, "new-run"), {s.RUN: "new-run"}),
+    "leave_run": (s.leave_run, {}),
+}
+
+
+def test_every_setter_of_the_table_is_tested() -> None:
+    assert set(SETTERS) == set(s.CLEARS)
+
+
+@pytest.mark.parametrize("name", sorted(SETTERS))
+def test_a_setter_clears_what_its_row_of_the_table_says_and_nothing_else(name: str) -> None:
+    state = dict(FULL)
+    setter, sets = SETTERS[name]
+    setter(state)
+    kept = {key: value for key, value in FULL.items() if key not in s.CLEARS[name]}
+    assert state == kept | sets
+
+
+def test_the_table_in_the_docstring_is_the_table_of_the_program() -> None:
+    rows = [line.split("|") for line in (s.__doc__ or "").splitlines() if line.startswith("| ")]
+    table = {row[1].strip(): row[3].strip() for row in rows if row[1].strip() != "setter"}
+    for name, clears in s.CLEARS.items():
+        written = () if table[name].startswith("(") or not table[name] else tuple(table[name].split(", "))
+        assert sorted(written) == sorted(clears), name
+
+
+def test_foreign_values_in_the_session_read_as_nothing() -> None:
+    state = {s.REF: "demo", s.RUN: 3, s.START: "3", s.N: None, s.WANTED: True, s.CALIBRATION: "x"}
+    assert s.ref(state) is None
+    assert s.run_key(state) is None
+    assert s.block(state) is None
+    assert s.wanted(state) == ""
+    assert s.calibration(state).value == "python-reference"
+
+
+def test_the_newest_job_is_the_one_started_last() -> None:
+    state: dict = {}
+    s.set_job(state, "load", "a")
+    s.set_job(state, "measure", "b")
+    s.set_job(state, "load", "c")
+    assert s.newest_job(state, ("load", "measure")) == "c"
+    assert s.newest_job(state, ("export",)) is None
+
+
+def test_a_suggested_folder_never_replaces_a_typed_one() -> None:
+    state: dict = {}
+    s.suggest_folder(state, "/a/demo-without-3")
+    s.suggest_folder(state, "/a/demo-without-4")
+    assert state[s.FOLDER] == "/a/demo-without-4"
+    state[s.FOLDER] = "/mine"
+    s.suggest_folder(state, "/a/demo-without-5")
+    assert state[s.FOLDER] == "/mine"
