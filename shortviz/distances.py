@@ -15,13 +15,15 @@ from shortviz.capture import residual_boundaries
 from shortviz.checkpoint import load_checkpoint, save_checkpoint
 from shortviz.criteria import Criterion
 from shortviz.errors import ShortvizError, Stopped
-from shortviz.gram import BoundaryStates, sequence_scores
+from shortviz.gram import NORMS, BoundaryStates, sequence_scores
 from shortviz.handle import ModelHandle
-from shortviz.records import BlockDistances, BoundaryNorms, OnProgress, Progress, Tokens, TokenSet
+from shortviz.records import BlockDistances, BoundaryNorms, Floats, OnProgress, Progress, Tokens, TokenSet
 from shortviz.sums import Sums, pack, unpack
+from shortviz.token_sample import TokenSample
 
 CHECKPOINT_SECONDS = 2.0
 """A checkpoint is written at most this often; at most this and one batch are lost by a kill."""
+_FIRST, _REST = NORMS
 
 
 def measure_distances(
@@ -48,16 +50,20 @@ def measure_distances(
     batches = _batches(tokens, batch_size)
     key = _key(handle, tokens, chosen, batch_size)
     began, saved = time.monotonic(), time.monotonic()
-    sums, done, seconds_before = _resume(checkpoint, key, chosen, handle.info.num_layers)
-
-    def record() -> BlockDistances:
-        return _record(handle, tokens, chosen, sums, seconds_before + time.monotonic() - began)
-
     states = BoundaryStates(handle.info.num_layers + 1)
+    sample = None
+    if any(c.from_sample for c in chosen):
+        sample = TokenSample.of_rows(len(tokens.rows), states.num_boundaries, handle.info.hidden_size, checkpoint)
+    sums, done, seconds_before = _resume(checkpoint, key, chosen, handle, sample, batches)
+
+    def record(complete: bool = False) -> BlockDistances:
+        seconds = seconds_before + time.monotonic() - began
+        return _record(handle, tokens, chosen, sums, sample if complete else None, seconds)
+
     for index in range(done, len(batches)):
         if stop is not None and stop.is_set():
             break
-        scores = _measure_batch(handle, states, batches[index], chosen)
+        scores = _measure_batch(handle, states, batches[index], chosen, sample)
         sums = {name: s.add(scores[name]) for name, s in sums.items()}
         last = index == len(batches) - 1
         if checkpoint is not None and (last or time.monotonic() - saved > CHECKPOINT_SECONDS):
@@ -66,11 +72,11 @@ def measure_distances(
             save_checkpoint(checkpoint, key, arrays)
             saved = time.monotonic()
         if on_progress is not None:
-            rows = sums[chosen[0].name].count
+            rows = sums[_FIRST].count
             on_progress(Progress(stage="measure", done=rows, total=len(tokens.rows), unit="rows", snapshot=record))
-    if sums[chosen[0].name].count == 0:
+    if sums[_FIRST].count == 0:
         raise Stopped("Stopped before the first batch was measured; there is nothing to keep.")
-    return record()
+    return record(complete=True)
 
 
 def _batches(tokens: TokenSet, batch_size: int) -> list[list[Tokens]]:
@@ -80,8 +86,12 @@ def _batches(tokens: TokenSet, batch_size: int) -> list[list[Tokens]]:
 
 
 def _measure_batch(
-    handle: ModelHandle, states: BoundaryStates, rows: Sequence[Tokens], criteria: Sequence[Criterion]
-) -> Mapping[str, np.ndarray]:
+    handle: ModelHandle,
+    states: BoundaryStates,
+    rows: Sequence[Tokens],
+    criteria: Sequence[Criterion],
+    sample: TokenSample | None,
+) -> Mapping[str, Floats]:
     lengths = [len(row) for row in rows]
     # Right padding and no mask: a causal model's real tokens never see what comes after them, and without a mask
     # attention takes its fast path. (The contract suite checks this for every family.)
@@ -90,7 +100,10 @@ def _measure_batch(
         line[: len(row)] = torch.tensor(row)
     with handle.lock, torch.inference_mode(), residual_boundaries(handle, states.keep) as decoder:
         decoder(input_ids=ids.to(handle.model.device), use_cache=False)
-    return sequence_scores(states, lengths, max(lengths), criteria)
+    scores = sequence_scores(states, lengths, max(lengths), [c for c in criteria if not c.from_sample])
+    if sample is not None:
+        sample.add(states, lengths, max(lengths))
+    return scores
 
 
 def _key(handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], batch_size: int) -> str:
@@ -102,24 +115,45 @@ def _key(handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], b
 
 
 def _resume(
-    checkpoint: Path | None, key: str, criteria: Sequence[Criterion], num_layers: int
+    checkpoint: Path | None,
+    key: str,
+    criteria: Sequence[Criterion],
+    handle: ModelHandle,
+    sample: TokenSample | None,
+    batches: Sequence[Sequence[Tokens]],
 ) -> tuple[dict[str, Sums], int, float]:
-    """Return (sums, batches done, seconds spent) of a checkpoint, or of nothing."""
+    """Return (sums, batches done, seconds spent) of a checkpoint, or of nothing; the sample is filled as far."""
+    size = handle.info.num_layers + 1
     arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
     if arrays is not None:
-        return unpack(arrays), int(arrays["done"]), float(arrays["seconds"])
-    pairs = num_layers * (num_layers + 1) // 2
-    sums = {c.name: Sums.zeros(pairs) for c in criteria}
-    return sums | {name: Sums.zeros(num_layers + 1) for name in ("norm.first", "norm.rest")}, 0, 0.0
+        done = int(arrays["done"])
+        lengths = [len(row) for batch in batches[:done] for row in batch]
+        if sample is None or sample.restore(lengths, size, handle.info.hidden_size):
+            return unpack(arrays), done, float(arrays["seconds"])
+    if sample is not None:
+        sample.discard()
+    sums = {c.name: Sums.zeros(size * (size - 1) // 2) for c in criteria if not c.from_sample}
+    return sums | {name: Sums.zeros(size) for name in (_FIRST, _REST)}, 0, 0.0
 
 
 def _record(
-    handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], sums: Mapping[str, Sums], seconds: float
+    handle: ModelHandle,
+    tokens: TokenSet,
+    criteria: Sequence[Criterion],
+    sums: Mapping[str, Sums],
+    sample: TokenSample | None,
+    seconds: float,
 ) -> BlockDistances:
-    return BlockDistances(
-        num_layers=handle.info.num_layers,
-        criteria={c.name: sums[c.name].grid(handle.info.num_layers) for c in criteria},
-        norms=BoundaryNorms(first=sums["norm.first"].mean, rest=sums["norm.rest"].mean),
-        text=tokens.info,
-        seconds=seconds,
-    )
+    """Return the record of the sums; criteria that fit something are filled in from the sample, at the end only."""
+    size = handle.info.num_layers
+    grids = {}
+    for criterion in criteria:
+        if criterion.from_sample is None:
+            found = sums[criterion.name]
+        else:
+            values = criterion.from_sample(*sample.tensors()) if sample is not None else None
+            found = Sums.zeros(size * (size + 1) // 2)
+            found = found if values is None else found.add(values.numpy())
+        grids[criterion.name] = found.grid(size)
+    norms = BoundaryNorms(first=sums[_FIRST].mean, rest=sums[_REST].mean)
+    return BlockDistances(num_layers=size, criteria=grids, norms=norms, text=tokens.info, seconds=seconds)

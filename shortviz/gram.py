@@ -18,6 +18,10 @@ CHUNK_TOKENS = 128
 """Tokens whose states are upcast to float64 at once: 18 MB for the demo model."""
 
 
+NORMS = ("norm.first", "norm.rest")
+"""Names of the norms among the scores: at position 0, and the mean over the other positions."""
+
+
 class BoundaryStates:
     """The boundary states of one batch, copied out of the forward pass: (L+1, hidden) for every token.
 
@@ -68,7 +72,7 @@ def _weights(lengths: Sequence[int], tokens: int) -> _Weights:
 def sequence_scores(
     states: BoundaryStates, lengths: Sequence[int], tokens: int, criteria: Sequence[Criterion]
 ) -> dict[str, Floats]:
-    """Return {criterion: (sequences, pairs)} and the norms `norm.first`, `norm.rest`: (sequences, L+1); float64.
+    """Return {criterion: (sequences, pairs)} and both NORMS: (sequences, L+1); float64.
 
     `lengths` are the real tokens of each sequence of a right-padded batch of `tokens` columns. Pairs are those of
     `np.triu_indices(L+1, 1)`. A criterion of the last token takes the last real one, a criterion of all tokens the
@@ -79,15 +83,15 @@ def sequence_scores(
     count = states.num_boundaries
     pairs = count * (count - 1) // 2
     sums = {c.name: torch.zeros(len(lengths), pairs, dtype=torch.float64) for c in criteria}
-    sums |= {name: torch.zeros(len(lengths), count, dtype=torch.float64) for name in ("norm.first", "norm.rest")}
+    sums |= {name: torch.zeros(len(lengths), count, dtype=torch.float64) for name in NORMS}
     for low in range(0, len(weights.rows), CHUNK_TOKENS):
         part = slice(low, low + CHUNK_TOKENS)
         chunk = states.of_tokens(weights.rows[part])
         gram = torch.bmm(chunk, chunk.mT).cpu()
         squared = torch.diagonal(gram, dim1=1, dim2=2)
         _check_finite(squared)
-        sums["norm.first"] += weights.first[:, part] @ squared.sqrt()
-        sums["norm.rest"] += weights.rest[:, part] @ squared.sqrt()
+        sums[NORMS[0]] += weights.first[:, part] @ squared.sqrt()
+        sums[NORMS[1]] += weights.rest[:, part] @ squared.sqrt()
         for kind, share in (("last", weights.last[:, part]), ("all", weights.rest[:, part])):
             here = (share != 0).any(0).nonzero()[:, 0]
             chosen = [c for c in criteria if c.tokens == kind]
@@ -111,6 +115,8 @@ def _values(criteria: Sequence[Criterion], chunk: Tensor, gram: Tensor, here: Te
 
 def _score_pairs(criterion: Criterion, states: Tensor) -> Tensor:
     """Return a criterion's own score for every pair of boundaries, (tokens, pairs): the slow way, all it needs."""
+    if criterion.score is None:
+        raise NumericsError(f"The criterion {criterion.name!r} has neither a score nor a fast path; give it a score.")
     count = states.shape[1]
     columns = []
     for i in range(count - 1):

@@ -312,7 +312,7 @@ class BlockDistances:
     @property
     def samples(self) -> int:
         """Sequences measured so far."""
-        return next(iter(self.criteria.values())).samples
+        return max(grid.samples for grid in self.criteria.values())
 
     def sink_layers_in(self, block: Block) -> tuple[int, ...]:
         """Return the layers of the block that write the attention sink."""

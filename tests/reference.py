@@ -79,3 +79,30 @@ def distances(sequences: list[Array], name: str) -> tuple[Array, Array]:
             if len(samples) > 1:
                 error[n - 1, start] = np.std(samples, ddof=1) / math.sqrt(len(samples))
     return mean, error
+
+
+def linear_replacement(sequences: list[Array], positions: list[list[int]], ridge: float) -> Array:
+    """Return [n-1, start] of the relative error of the best ridge map, by the primal normal equations.
+
+    Sequences 2, 5, 8, ... are scored and the others fitted on, at the given positions of each.
+    """
+    size = len(sequences[0]) - 1
+    states = [x[:, p] for x, p in zip(sequences, positions, strict=True)]
+    fit = np.concatenate([x for i, x in enumerate(states) if i % 3 != 2], axis=1)
+    score = [x for i, x in enumerate(states) if i % 3 == 2]
+    pooled = np.concatenate(score, axis=1)
+    result = np.full((size, size), np.nan)
+    for start in range(size):
+        x_mean = fit[start].mean(0)
+        x = fit[start] - x_mean
+        strength = ridge * np.mean(np.sum(x**2, axis=1))
+        for n in range(1, size - start + 1):
+            y_mean = fit[start + n].mean(0)
+            a = np.linalg.solve(x.T @ x + strength * np.eye(x.shape[1]), x.T @ (fit[start + n] - y_mean))
+            target = pooled[start + n]
+            spread = np.mean(np.sum((target - target.mean(0)) ** 2, axis=1))
+            errors = [
+                np.mean(np.sum(((s[start] - x_mean) @ a + y_mean - s[start + n]) ** 2, axis=1)) / spread for s in score
+            ]
+            result[n - 1, start] = np.mean(errors)
+    return result

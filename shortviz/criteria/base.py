@@ -50,13 +50,16 @@ class Criterion:
     """Paper and equation."""
     explanation: str
     """One line for people."""
-    score: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor] | None = None
     """(x^(start), x^(start+n)), shape (..., hidden), broadcast against each other -> one value per token, shape (...).
 
     The reference, and the only thing that a criterion of your own needs.
     """
     from_pairs: Callable[[Pairs], Tensor] | None = None
     """The same values from inner products, for all blocks at once; shape (tokens, pairs)."""
+    from_sample: Callable[[Tensor, Tensor], Tensor | None] | None = None
+    """For a criterion that fits something: (states (tokens, L+1, hidden), row of each token) of a fixed sample of
+    tokens, at the end of the pass -> (rows scored, pairs), or None where the sample is too small."""
     undefined_at_zero: bool = True
     """Whether a zero vector has no such value; it is then reported, not invented."""
     order: int = 99

@@ -1,0 +1,51 @@
+"""Measure the bundled run of the demo model anew: `python tools/make_example_run.py` (about ten minutes on two cores).
+
+Distances over the default calibration text, and for the inspector the measured loss of the blocks that the angle at
+the last token calls best, with the app's own evaluation windows.
+"""
+
+import sys
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+from shortviz.distances import measure_distances
+from shortviz.loading import load
+from shortviz.losses import BaseScores, evaluate
+from shortviz.planning import best_blocks
+from shortviz.pruning import prune
+from shortviz.records import Block, ModelRef, Progress, PrunePlan, WindowSpec
+from shortviz.runs import FILE, new_run, save_run, with_evaluation
+from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, make_windows, tokenize
+
+WINDOWS = WindowSpec(window=256, windows=32)
+ALSO = (Block(start=14, n=1), Block(start=12, n=4), Block(start=12, n=8))
+"""Blocks that cost less than the angle says: the reason for measuring."""
+
+
+def _tell(progress: Progress) -> None:
+    print(f"\r{progress.stage} {progress.done:.0f}/{progress.total:.0f} {progress.unit}   ", end="", file=sys.stderr)
+
+
+def main() -> None:
+    """Write shortviz/example_run/run.json."""
+    folder = Path(str(resources.files("shortviz"))) / "example_run"
+    (folder / FILE).unlink(missing_ok=True)
+    handle = load(ModelRef(id="demo"), on_progress=_tell)
+    tokens = tokenize(DEFAULT_CALIBRATION, handle.tokenizer)
+    distances = measure_distances(handle, tokens, on_progress=_tell)
+    run = new_run(handle.info, tokens.info, name="SmolLM2-135M-Instruct, the demo model")
+    run = replace(run, distances=distances)
+    save_run(run, folder)
+    windows = make_windows(DEFAULT_EVALUATION, WINDOWS, handle.tokenizer)
+    cache = BaseScores(handle)
+    run = with_evaluation(run, evaluate(handle, windows))
+    for block in (*best_blocks(distances, "angular_last")[:8], *ALSO):
+        pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
+        run = with_evaluation(run, evaluate(pruned, windows, base=handle, base_scores=cache, on_progress=_tell))
+        save_run(run, folder)
+        print(f"\n{block}: NLL {run.evaluations[-1].nll_increase:+.3f}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
