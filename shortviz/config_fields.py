@@ -39,11 +39,14 @@ RULES: dict[str, Rule] = {
     "moe_layers": rules.renumber,
     "per_layer_config": rules.renumber_keys,
     "rope_scaling_layers": rules.renumber,
-    # Counts and rhythms that can always be written anew.
+    # Counts and rhythms that can always be written anew (an offset goes with its period, below, which may refuse).
+    "attn_layer_offset": rules.offset_with("attn_layer_period"),
     "attention_types": rules.write_out_attention_types,
     "block_types": rules.write_out_cycle,
     "decoder_sparse_step": rules.dense_step,
+    "expert_layer_offset": rules.offset_with("expert_layer_period"),
     "first_k_dense_replace": rules.count_prefix,
+    "moe_layer_start_index": rules.moe_start,
     "num_blocks": rules.depth_again,
     "num_dense_layers": rules.count_prefix,
     "num_mtp_layers": rules.no_extra_heads,
@@ -53,14 +56,11 @@ RULES: dict[str, Rule] = {
 """Fields that can be rewritten for every cut."""
 
 REFUSING_RULES: dict[str, Rule] = {
-    "attn_layer_offset": rules.offset_with("attn_layer_period"),
     "attn_layer_period": rules.period_with("attn_layer_offset"),
-    "expert_layer_offset": rules.offset_with("expert_layer_period"),
     "expert_layer_period": rules.period_with("expert_layer_offset"),
     "indexer_types": rules.indexer_types,
     "kv_source_layers": rules.kv_sources,
     "moe_layer_end_index": rules.moe_end,
-    "moe_layer_start_index": rules.moe_start,
     "num_kv_shared_layers": rules.kv_shared,
     "scale_attn_by_inverse_layer_idx": rules.numbers_stay("the attention scale"),
     "cross_layer_interval": rules.never("adds a cross-attention every few layers"),
@@ -88,6 +88,7 @@ FAMILY_RULES: dict[str, tuple[str, Rule]] = {
     "reformer": ("attn_layers", rules.never("describes reversible layers, which have two residual streams")),
     "zamba": ("layers_block_type", rules.never("shares one transformer block between layers")),
     "zamba2": ("hybrid_layer_ids", rules.never("shares transformer blocks between layers")),
+    "zaya": ("layer_types", rules.never("does not say that each layer's router reads the one before")),
 }
 """By model type of the text config: what no field says by itself."""
 

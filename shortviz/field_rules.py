@@ -120,10 +120,10 @@ def _shifted(cut: Cut, period_field: str, offset_field: str) -> int:
     """Return the offset with which every kept layer stays what it was (i % period == offset), or raise PlanError."""
     period, offset = int(cut.fields[period_field]), int(cut.fields[offset_field])
     marked = [old % period == offset for old in cut.kept]
-    candidates: list[int] = [offset, *range(period)]
-    for candidate in candidates:
-        if all((new % period == candidate) == mark for new, mark in enumerate(marked)):
-            return candidate
+    # The first marked layer settles the offset; with none marked, it must lie past the last layer.
+    candidate = marked.index(True) % period if True in marked else len(marked)
+    if candidate < period and marked == [new % period == candidate for new in range(len(marked))]:
+        return candidate
     raise _refuse(period_field, f"repeats every {period} layers, and the layers that stay break that rhythm")
 
 

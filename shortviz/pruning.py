@@ -6,6 +6,7 @@ so that what is previewed is what is exported. The original model is never edite
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +41,7 @@ def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
     names = rename_state(state, plan, path)
     _fill(model, {new: state[old] for new, old in names.items()})
     model.tie_weights()
-    _share_computed_buffers(original, model, plan, path)
+    _fill_computed(original, model, plan, path)
     model.generation_config = copy.deepcopy(original.generation_config)
     model.requires_grad_(False).eval()
     info = _pruned_info(handle.info, model, plan)
@@ -75,16 +76,50 @@ def _fill(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
     model.load_state_dict(weights, strict=True, assign=True)
 
 
-def _share_computed_buffers(original: nn.Module, model: nn.Module, plan: PrunePlan, path: str) -> None:
-    """Give the new model the original's buffers that no state dict holds, e.g. rotary frequencies."""
-    computed = dict(original.named_buffers())
-    for new, old in rename_state(computed, plan, path).items():
-        parent, _, leaf = new.rpartition(".")
-        owner = model.get_submodule(parent)
-        if leaf in owner._non_persistent_buffers_set:
-            owner._buffers[leaf] = computed[old]
+def _fill_computed(original: PreTrainedModel, model: PreTrainedModel, plan: PrunePlan, path: str) -> None:
+    """Give the new model the buffers that no state dict holds, e.g. rotary frequencies.
+
+    A module without weights computes them from the new config, as `from_pretrained` will: granite_swa has one rotary
+    module for each frequency base still in use, so the same name may mean another base. The original's tensor is
+    shared wherever it holds the same values, or belongs to a module with weights.
+    """
+    theirs = dict(original.named_buffers())
+    old_names = rename_state(theirs, plan, path)
+    for name, module in model.named_modules():
+        leaves = [leaf for leaf in module._non_persistent_buffers_set if module._buffers.get(leaf) is not None]
+        computed = _computed_buffers(model, module, leaves) if next(module.parameters(), None) is None else {}
+        for leaf in leaves:
+            old = theirs.get(old_names.get(f"{name}.{leaf}", ""))
+            new = computed.get(leaf)
+            if new is not None and (old is None or old.shape != new.shape or not _close(new, old)):
+                module._buffers[leaf] = new.to(original.device)
+            elif old is not None:
+                module._buffers[leaf] = old
     empty = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
-    assert not empty, f"nothing was put in {empty[:3]}"
+    if empty:
+        raise PlanError(f"This model cannot be cut: {empty[0]} is neither a weight nor computed; choose another model.")
+
+
+@torch.no_grad()
+def _computed_buffers(model: PreTrainedModel, module: nn.Module, leaves: list[str]) -> dict[str, torch.Tensor]:
+    """Return the floating-point buffers that transformers computes for a module without weights."""
+    buffers = {leaf: buffer for leaf, buffer in module.named_buffers(recurse=False) if leaf in leaves}
+    floats = [leaf for leaf, buffer in buffers.items() if buffer.is_floating_point()]
+    for leaf in floats:
+        module._buffers[leaf] = torch.full_like(buffers[leaf], math.nan, device="cpu")
+    if floats:
+        model._init_weights(module)
+    return {leaf: buffer for leaf, buffer in module.named_buffers(recurse=False) if leaf in floats and _known(buffer)}
+
+
+def _known(buffer: torch.Tensor) -> bool:
+    return not bool(buffer.isnan().any())
+
+
+def _close(new: torch.Tensor, old: torch.Tensor) -> bool:
+    """Tell whether the values agree to the precision of the original's dtype."""
+    tolerance = 4 * torch.finfo(old.dtype).eps
+    return torch.allclose(new.to(old.dtype).double(), old.cpu().double(), rtol=tolerance, atol=0.0, equal_nan=True)
 
 
 def _pruned_info(info: ModelInfo, model: PreTrainedModel, plan: PrunePlan) -> ModelInfo:
