@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shortviz.capture import residual_boundaries
+from shortviz.criteria.angles import angle
 from shortviz.errors import NumericsError, PlanError, ShortvizError
 from shortviz.handle import ModelHandle
 from shortviz.records import Floats, TokenSet
@@ -51,9 +52,7 @@ def get_angular_distance_ith_token(i: int) -> Distance:
         tokens = block_input.shape[1]
         if not -tokens <= i < tokens:
             raise ShortvizError(f"There is no token {i} in a row of {tokens} tokens; choose longer rows.")
-        before, after = (torch.nn.functional.normalize(x[0, i].double(), dim=0) for x in (block_input, block_output))
-        # The arccos of a cosine near 1 loses half the digits, just where blocks are good.
-        return float(2 * torch.atan2((before - after).norm(), (before + after).norm()) / math.pi)
+        return float(angle(block_input[0, i], block_output[0, i]))
 
     return angular_distance_ith_token
 
