@@ -24,6 +24,8 @@ _FORMAT = 1
 _STEPS = ("reading the tokenizer", "de-quantising the weights", "writing the copy")
 _NO_DISK = ("No space left", "Disk quota exceeded", "File too large", "os error 28", "os error 27")
 _NO_MEMORY = ("MemoryError", "not enough memory", "Cannot allocate memory")
+_ERROR_LINE = re.compile(r"[A-Za-z_.]+(Error|Exception): ")
+"""Begins the message of a traceback, which can be many lines long."""
 _POLL_SECONDS = 0.1
 
 
@@ -145,8 +147,9 @@ def _ended(child: subprocess.Popen[bytes]) -> bool:
 
 
 def _failure(gguf: Path, folder: Path, code: int, errors: str) -> ModelError | ResourceError:
-    lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    last = lines[-1].rstrip(".") if lines else f"exit code {code}"
+    lines = [line.strip() for line in errors.splitlines() if line.strip()] or [f"exit code {code}"]
+    named = [line for line in lines if _ERROR_LINE.match(line)]
+    last = (named or lines)[-1][:300].rstrip(".")
     if any(sign in errors for sign in _NO_DISK):
         return ResourceError(
             f"The disk of {folder.parent.parent} is full: {gguf.name} was not de-quantised; free some."

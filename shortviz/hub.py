@@ -1,13 +1,11 @@
 """Model repositories on the Hugging Face hub: commit, file list, headers, download; refusals in words for people."""
 
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
@@ -76,14 +74,10 @@ def missing_bytes(model: HubModel, names: tuple[str, ...]) -> int:
     return sum(model.sizes.get(name, 0) for name in absent)
 
 
-def read_json(model: HubModel, name: str) -> Any:
-    """Return a small JSON file of the repository, parsed."""
+def fetch(model: HubModel, name: str) -> Path:
+    """Return where a small file of the repository lies in the hub's cache, downloaded if need be."""
     with hub_errors(model.repo, model.commit):
-        path = hf_hub_download(model.repo, name, revision=model.commit)
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"The file {name} of {model.repo} is not valid JSON ({error}).") from error
+        return Path(hf_hub_download(model.repo, name, revision=model.commit))
 
 
 def safetensors_parameters(model: HubModel, names: tuple[str, ...]) -> int:

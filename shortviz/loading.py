@@ -17,16 +17,13 @@ from shortviz import gguf_cache, hub
 from shortviz.architectures import layer_stack
 from shortviz.errors import ModelError, NumericsError, ResourceError, Stopped
 from shortviz.handle import ModelHandle
-from shortviz.model_files import ModelFiles, find_files, read_config, read_local_json, refuse_remote_code, wanted_names
+from shortviz.model_files import ModelFiles, find_files, read_config, read_json, refuse_remote_code, wanted_names
 from shortviz.model_info import model_info
 from shortviz.placement import Placement, choose_placement
 from shortviz.records import ModelEstimate, ModelRef, OnProgress, Progress
 from shortviz.sizes import estimate_files, parse_config, refuse_too_large, settle_gguf
 from shortviz.weight_files import read_gguf_header
 
-_TOKENIZER_FILES = re.compile(
-    r"tokenizer\.(json|model)|vocab\.(json|txt)|.*\.(tiktoken|spm)|spiece\.model|tekken\.json"
-)
 _OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
 """Constants that old versions of transformers saved among the weights; models compute them now."""
 
@@ -89,13 +86,8 @@ def _fetch(
 
 
 def _read_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
-    names = [path.name for path in folder.iterdir()]
-    if not any(_TOKENIZER_FILES.fullmatch(file) for file in names):
-        raise ModelError(
-            f"The model {name} has no tokenizer (such as tokenizer.json); put its files beside the weights."
-        )
-    if "tokenizer_config.json" in names:
-        options = read_local_json(folder / "tokenizer_config.json")
+    if (folder / "tokenizer_config.json").is_file():
+        options = read_json(folder / "tokenizer_config.json")
         refuse_remote_code(name, "tokenizer_config.json", options if isinstance(options, dict) else {})
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -196,7 +188,8 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line[:300].rstrip(".")
 
 
 def _check_stop(stop: threading.Event | None) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ DEMO_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+_TOKENIZER_FILES = re.compile(
+    r"tokenizer\.(json|model)|vocab\.(json|txt)|.*\.(tiktoken|spm)|spiece\.model|tekken\.json"
+)
 _SIDE_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 
@@ -123,7 +127,7 @@ def read_config(files: ModelFiles) -> dict[str, Any]:
     if "config.json" not in names:
         what = "LoRA adapter, not a whole model" if "adapter_config.json" in names else "checkpoint without config.json"
         raise ModelError(f"{files.name} is a {what}; give a model that transformers can load.")
-    config = hub.read_json(files.hub, "config.json") if files.hub else read_local_json(_local(files) / "config.json")
+    config = read_json(_path(files, "config.json"))
     if not isinstance(config, dict):
         raise ModelError(f"The config.json of {files.name} is not a JSON object.")
     refuse_remote_code(files.name, "config.json", config)
@@ -157,7 +161,7 @@ def weight_names(files: ModelFiles) -> tuple[str, ...]:
         return (WEIGHTS,)
     if INDEX not in names:
         raise ModelError(_no_weights(files.name, names))
-    index = hub.read_json(files.hub, INDEX) if files.hub else read_local_json(_local(files) / INDEX)
+    index = read_json(_path(files, INDEX))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise ModelError(f"The file {INDEX} of {files.name} lists no weights; fetch it again.")
@@ -168,6 +172,15 @@ def weight_names(files: ModelFiles) -> tuple[str, ...]:
             f"The model {files.name} lacks {len(absent)} of {len(shards)} weight files: {absent[0]} first."
         )
     return shards
+
+
+def refuse_without_tokenizer(files: ModelFiles) -> None:
+    """Raise ModelError where none of the files can be a tokenizer."""
+    if not any(_TOKENIZER_FILES.fullmatch(name) for name in file_names(files)):
+        raise ModelError(
+            f"The model {files.name} has no tokenizer (such as tokenizer.json); put its files beside the weights, or "
+            "choose another model."
+        )
 
 
 def _no_weights(name: str, names: tuple[str, ...]) -> str:
@@ -197,12 +210,21 @@ def file_names(files: ModelFiles) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in _local(files).iterdir()))
 
 
-def read_local_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """Return a parsed JSON file; raises ModelError where it is broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except (OSError, ValueError) as error:
         raise ModelError(f"The file {path} cannot be read as JSON ({error}); fetch it again.") from error
+
+
+def _special_float(fields: dict[str, Any]) -> Any:
+    """Return the number that transformers writes as {"__float__": "Infinity"}, since JSON has none."""
+    return float(fields["__float__"]) if list(fields) == ["__float__"] else fields
+
+
+def _path(files: ModelFiles, name: str) -> Path:
+    return hub.fetch(files.hub, name) if files.hub is not None else _local(files) / name
 
 
 def _local(files: ModelFiles) -> Path:

@@ -10,7 +10,7 @@ from shortviz import gguf_cache, hub
 from shortviz.architectures import num_layers, refuse_unsupported
 from shortviz.checkpoint_folder import size_text
 from shortviz.errors import ModelError, ResourceError
-from shortviz.model_files import ModelFiles, read_config, wanted_names, weight_names
+from shortviz.model_files import ModelFiles, read_config, refuse_without_tokenizer, wanted_names, weight_names
 from shortviz.placement import Placement, free_memory
 from shortviz.records import ModelEstimate
 from shortviz.weight_files import GgufHeader, read_gguf_header, safetensors_parameters
@@ -25,11 +25,14 @@ def estimate_files(files: ModelFiles, placement: Placement) -> ModelEstimate:
     """
     if files.gguf is not None:
         header = read_gguf_header(files.gguf)
+        if header.num_layers < 2:
+            raise ModelError(f"{files.name} has {header.num_layers} layer; choose a model of at least 2.")
         architecture, layers, parameters, download = _gguf_class(header), header.num_layers, header.parameters, 0
     else:
         config = parse_config(files.name, read_config(files))
         refuse_unsupported(config)
         weights = weight_names(files)
+        refuse_without_tokenizer(files)
         architecture, layers = causal_class(config), num_layers(config)
         parameters = _count_parameters(files, weights)
         download = hub.missing_bytes(files.hub, wanted_names(files)) if files.hub else 0

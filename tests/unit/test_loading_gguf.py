@@ -1,11 +1,11 @@
 """GGUF files: header, de-quantising into the cache, and what broken files and full disks do."""
 
 import os
-import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -34,6 +34,22 @@ NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+
+
+SMALL_FILES_ONLY = """
+import resource, sys
+from pathlib import Path
+from shortviz import gguf_cache
+from shortviz.errors import ResourceError
+from shortviz.weight_files import read_gguf_header
+
+path = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes in one file, here and in children
+try:
+    gguf_cache.make_copy(path, gguf_cache.copy_folder(path), read_gguf_header(path), None, None)
+except ResourceError as error:
+    print(error)
+"""
 
 
 def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -125,12 +141,21 @@ def test_the_header_tells_the_size_of_a_gguf_file(tiny_gguf: tuple[Path, dict[st
 def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
     tiny_gguf: tuple[Path, dict[str, torch.Tensor]], cache: Path
 ) -> None:
-    """One test, because de-quantising starts a process: contents, second load, a full disk, a stop."""
+    """One test, because de-quantising starts a process: two at once, contents, later loads, a broken copy, a stop."""
     path, weights = tiny_gguf
     stages: list[str] = []
+    details: list[str] = []
+    folder = gguf_cache.copy_folder(path)
+
+    def make() -> Path:
+        return gguf_cache.make_copy(path, folder, read_gguf_header(path), lambda p: details.append(p.detail), None)
+
+    with ThreadPoolExecutor() as pool:  # two at once: one works, the other waits for it
+        assert [made.result() for made in [pool.submit(make), pool.submit(make)]] == [folder, folder]
+    assert "waiting for another process that de-quantises the same file" in details
+    assert "de-quantising the weights" in details
     handle = load(ModelRef(id=str(path)), on_progress=lambda p: stages.append(p.stage))
-    assert "de-quantise" in stages
-    assert stages[-1] == "load"
+    assert set(stages) == {"load"}
     assert handle.tokenizer("ab c").input_ids == [260, *tiny_tokenizer()(" c").input_ids]
     assert handle.tokenizer.chat_template.startswith("{% for message")
     assert handle.tokenizer.model_max_length == CONFIG.max_position_embeddings
@@ -143,36 +168,21 @@ def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
     assert set(stages) == {"load"}
     assert again.info.parameters == handle.info.parameters
 
-    copy = gguf_cache.copy_folder(path)
-    assert copy.is_relative_to(cache)
-    (copy / "model.safetensors").write_bytes(b"broken")
+    assert folder.is_relative_to(cache)
+    (folder / "model.safetensors").write_bytes(b"broken")
     stop = threading.Event()
     with pytest.raises(Stopped, match="nothing was left behind"):
         load(ModelRef(id=str(path)), on_progress=lambda p: stop.set() if p.stage == "de-quantise" else None, stop=stop)
-    assert not gguf_cache.is_whole(copy)
-    assert not list(copy.parent.glob("*.partial-*"))
+    assert not gguf_cache.is_whole(folder)
+    assert not list(folder.parent.glob("*.partial-*"))
 
 
 def test_a_disk_that_is_full_leaves_nothing_behind(
     tiny_gguf: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
-    code = (
-        "import sys\n"
-        "from shortviz import gguf_cache\n"
-        "from shortviz.errors import ResourceError\n"
-        "from shortviz.weight_files import read_gguf_header\n"
-        "from pathlib import Path\n"
-        "path = Path(sys.argv[1])\n"
-        "try:\n"
-        "    gguf_cache.make_copy(path, gguf_cache.copy_folder(path), read_gguf_header(path), None, None)\n"
-        "except ResourceError as error:\n"
-        "    print(error)\n"
-    )
-    limit = 100_000  # bytes a file may have in the child: less than the weights
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_gguf[0])],
+        [sys.executable, "-c", SMALL_FILES_ONLY, str(tiny_gguf[0])],
         env={**os.environ, "SHORTVIZ_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         capture_output=True,
         text=True,
         check=True,

@@ -67,7 +67,8 @@ tell("sharded", lambda: size(ModelRef(id="org/sharded")))
 tell("cut", lambda: facts(load(ModelRef(id="org/cut"))))
 tell("demo", lambda: facts(load(ModelRef(id="demo"))))
 tell("stopped", stopped)
-for repo in ("missing", "gated", "private", "forbidden", "busy", "failing", "pickled", "ggufs", "remote", "lora"):
+refused = "missing gated private forbidden busy failing pickled ggufs remote lora wordless"
+for repo in refused.split():
     tell(repo, lambda: size(ModelRef(id=f"org/{repo}")))
 tell("revision", lambda: size(ModelRef(id="org/tiny", revision="nonesuch")))
 input_line = sys.stdin.readline()  # the server is gone when it comes
@@ -90,6 +91,8 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         shutil.copytree(tiny, root / name)
     sharded = root / "sharded"
     build_tiny("llama").save_pretrained(sharded, max_shard_size="60KB")
+    tiny_tokenizer().save_pretrained(sharded)
+    shutil.copytree(tiny, root / "wordless", ignore=shutil.ignore_patterns("tokenizer*"))
     config = json.loads((tiny / "config.json").read_text())
     for name, file in (("pickled", "pytorch_model.bin"), ("ggufs", "q4.gguf"), ("remote", "model.safetensors")):
         (root / name).mkdir()
@@ -123,7 +126,7 @@ def told(repos: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tu
         )
         assert child.stdin is not None
         assert child.stdout is not None
-        lines = [json.loads(child.stdout.readline()) for _ in range(20)]
+        lines = [json.loads(child.stdout.readline()) for _ in range(21)]
     rest, _ = child.communicate("the server is gone\n")
     assert child.returncode == 0
     lines += [json.loads(line) for line in rest.splitlines()]
@@ -211,6 +214,7 @@ def test_a_model_in_the_cache_loads_without_a_network_and_says_so(told: tuple[di
         ("ggufs", "ModelError", "The model org/ggufs has only GGUF files (q4.gguf); download one and give its path."),
         ("remote", "ModelError", "The model org/remote asks to run its own code (auto_map in config.json)"),
         ("lora", "ModelError", "org/lora is a LoRA adapter, not a whole model"),
+        ("wordless", "ModelError", "The model org/wordless has no tokenizer (such as tokenizer.json)"),
         ("stopped", "Stopped", "The download was stopped; what has arrived is kept."),
         ("offline", "ResourceError", "The hub at "),
         ("offline demo", "ResourceError", "The demo model is not installed, and the hub could not be asked for"),
