@@ -150,14 +150,6 @@ def test_a_parent_without_write_permission_is_refused(handle: ModelHandle, tmp_p
     tmp_path.chmod(0o700)
 
 
-def test_a_model_that_computes_other_than_its_weights_say_fails_the_proof_and_leaves_nothing(tmp_path: Path) -> None:
-    handle = tiny_handle("llama")
-    handle.model.lm_head.register_forward_hook(lambda layer, args, logits: logits + 0.25)
-    with pytest.raises(ExportError, match=r"other logits than the model in memory \(largest difference 0\.25\)"):
-        export_checkpoint(handle, tmp_path / "deep" / "out", base_info=handle.info)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_model_with_nan_logits_is_refused(tmp_path: Path) -> None:
     model = build_tiny("llama")
     handle = handle_of(model)
