@@ -40,6 +40,16 @@ def continuation(model: PreTrainedModel, tokens: torch.Tensor, use_cache: bool) 
     )
 
 
+def realigned(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy the weights to memory of torch's own: kernels round by alignment, and a mapped file keeps none.
+
+    Seen with torch 2.13: logits of inkling and minimax_m3_vl apart by 1e-6, and bit-equal after this copy.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 def hooks_of(model: PreTrainedModel) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
@@ -74,6 +84,9 @@ def test_a_pruned_model_equals_its_saved_and_reloaded_self(
     reloaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto", output_loading_info=True)
 
     assert not any(report.values()), report
+    saved, again = pruned.state_dict(), realigned(reloaded).state_dict()
+    assert saved.keys() == again.keys()
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
     tokens = tiny_tokens(20)
     assert torch.equal(logits(reloaded.eval(), tokens), logits(pruned, tokens))
     computed, again = dict(pruned.named_buffers()), dict(reloaded.named_buffers())
@@ -161,7 +174,7 @@ def test_bfloat16_models_reload_exactly_too(family: str, tmp_path: Path) -> None
 
     assert pruned.info.dtype == "bfloat16"
     assert reloaded.dtype == torch.bfloat16
-    assert torch.equal(logits(reloaded.eval(), tiny_tokens()), logits(pruned.model, tiny_tokens()))
+    assert torch.equal(logits(realigned(reloaded).eval(), tiny_tokens()), logits(pruned.model, tiny_tokens()))
     assert verify_prune(handle, pruned, tiny_tokens().numpy()) == 0.0
 
 
@@ -184,5 +197,5 @@ def test_the_demo_model_pruned_equals_bypassed_and_reloaded(demo_handle: ModelHa
     assert verify_prune(demo_handle, pruned, ids.numpy()) == 0.0
     pruned.model.save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
-    assert torch.equal(logits(reloaded.eval(), ids), logits(pruned.model, ids))
+    assert torch.equal(logits(realigned(reloaded).eval(), ids), logits(pruned.model, ids))
     assert torch.equal(continuation(pruned.model, ids, True), continuation(pruned.model, ids, False))

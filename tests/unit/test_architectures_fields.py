@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from shortviz.architectures import illegal_reason, num_layers, pruned_config, refuse_unsupported, text_config
 from shortviz.config_fields import unknown_fields
 from shortviz.errors import ModelError, PlanError
+from shortviz.field_rules import Cut, kv_sources
 from shortviz.records import PrunePlan
 
 NEVER_CUT = {
@@ -206,3 +207,12 @@ def test_every_installed_config_describes_exactly_the_kept_layers_or_is_refused_
         if len(refused) == len(plans):
             never.add(kind)
     assert never == NEVER_CUT
+
+
+def test_the_layers_that_others_read_keys_and_values_from_are_renumbered() -> None:
+    sources = [None, None, 0, 1]
+    cut_two = Cut(fields={}, num_layers=4, kept=(0, 2, 3))
+    with pytest.raises(PlanError, match="kv_source_layers makes layer 3 reuse what layer 1 computes"):
+        kv_sources(cut_two, "kv_source_layers", sources)
+    cut_one = Cut(fields={}, num_layers=4, kept=(1, 3))
+    assert kv_sources(cut_one, "kv_source_layers", sources) == [None, 0]
