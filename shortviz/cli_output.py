@@ -170,12 +170,14 @@ class PlainProgress:
         self._stream = stream
         self._stage = ""
         self._began = self._first = self._printed = 0.0
+        self._complete = False
 
     def state(self, step: Progress) -> str:
         """Return where the stage stands, e.g. `24/64 rows, 12.1 rows/s, 3 s left`."""
         now = time.monotonic()
         if step.stage != self._stage:
-            self._stage, self._began, self._first, self._printed = step.stage, now, step.done, -PLAIN_SECONDS
+            self._stage, self._began, self._first = step.stage, now, step.done
+            self._printed, self._complete = now - PLAIN_SECONDS, False
         spent = now - self._began
         rate = (step.done - self._first) / spent if spent > 0 else 0.0
         if step.unit == "bytes":
@@ -183,11 +185,14 @@ class PlainProgress:
         else:
             text, speed = f"{step.done:g}/{step.total:g} {step.unit}", f", {rate:.3g} {step.unit}/s"
         left = f", {duration((step.total - step.done) / rate)} left" if rate > 0 and step.done < step.total else ""
-        return text + (speed if rate > 0 else "") + left + (f" ({step.detail})" if step.detail else "")
+        return (
+            text + (speed if rate > 0 and step.total > 1 else "") + left + (f" ({step.detail})" if step.detail else "")
+        )
 
     def __call__(self, step: Progress) -> None:
         """Print the state where it is time to."""
         text, now = self.state(step), time.monotonic()
-        if now - self._printed >= PLAIN_SECONDS or step.done >= step.total > 0:
+        last = step.done >= step.total > 0
+        if not self._complete and (last or now - self._printed >= PLAIN_SECONDS):
             print(f"{step.stage}: {text}", file=self._stream, flush=True)
-            self._printed = now
+            self._printed, self._complete = now, last

@@ -48,11 +48,13 @@ def test_progress_without_a_terminal_is_lines_for_the_first_and_the_last_step():
     with progress(stream) as on_progress:
         for done in range(8, 65, 8):
             on_progress(Progress(stage="measure", done=done, total=64, unit="rows"))
+        for _ in range(3):
+            on_progress(Progress(stage="prove", done=1, total=1, unit="steps", detail="4 prompts"))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "measure: 8/64 rows"
-    assert len(lines) == 2
     assert lines[1].startswith("measure: 64/64 rows, ")
     assert lines[1].endswith(" rows/s")
+    assert lines[2:] == ["prove: 1/1 steps (4 prompts)"], "a stage that is done is said to be done once"
 
 
 def test_progress_says_the_rate_and_the_time_that_is_left():
