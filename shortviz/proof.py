@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 CACHE_LINE = 64
 """Bytes: addresses equal modulo this make every vector kernel take the same path."""
@@ -101,19 +101,19 @@ class Checkpoint:
         return tokens
 
 
-def next_logits(model: Any, prompt: Sequence[int]) -> torch.Tensor:
+def next_logits(model: PreTrainedModel, prompt: Sequence[int]) -> torch.Tensor:
     """Return the logits after each token of a prompt, shape (tokens, vocabulary), on the CPU, in the model's dtype."""
     ids = torch.tensor([prompt], device=model.device)
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits.cpu().contiguous()
 
 
-def addresses_of(model: Any) -> dict[str, int]:
+def addresses_of(model: PreTrainedModel) -> dict[str, int]:
     """Return each weight's address modulo a cache line."""
     return {name: weight.data_ptr() % CACHE_LINE for name, weight in _weights(model)}
 
 
-def match_addresses(model: Any, addresses: Mapping[str, int]) -> None:
+def match_addresses(model: PreTrainedModel, addresses: Mapping[str, int]) -> None:
     """Move each weight to an address that equals the given one modulo a cache line; values stay bit for bit.
 
     Matrix kernels choose their path, and with it the order of their sums, by alignment: a weight mapped from a file
@@ -130,7 +130,7 @@ def match_addresses(model: Any, addresses: Mapping[str, int]) -> None:
         weight.data = moved
 
 
-def _weights(model: Any) -> list[tuple[str, torch.Tensor]]:
+def _weights(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 

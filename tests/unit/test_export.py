@@ -15,7 +15,8 @@ from shortviz.errors import ExportError, NumericsError
 from shortviz.export import export_checkpoint, prune_json
 from shortviz.handle import ModelHandle
 from shortviz.pruning import prune
-from shortviz.records import ExportReport, PrunePlan, TextInfo
+from shortviz.recipes import EXPORT_STAGES
+from shortviz.records import ExportReport, Progress, PrunePlan, TextInfo
 from tests.families import build_tiny, handle_of, tiny_handle, tiny_tokens
 
 PLAN = PrunePlan(num_layers=6, removed=(1, 4, 5))
@@ -28,23 +29,25 @@ def handle() -> ModelHandle:
 
 
 @pytest.fixture(scope="module")
-def exported(handle: ModelHandle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportReport, list[str]]:
-    """One whole export: the folder, the report, and the stages in the order they were told."""
+def exported(
+    handle: ModelHandle, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, ExportReport, list[Progress]]:
+    """One whole export: the folder, the report, and the progress that was told."""
     folder = tmp_path_factory.mktemp("export") / "new" / "short llama"
-    stages: list[str] = []
+    told: list[Progress] = []
     pruned = prune(handle, PLAN)
-    report = export_checkpoint(
-        pruned, folder, base_info=handle.info, text=TEXT, on_progress=lambda progress: stages.append(progress.stage)
-    )
-    return folder, report, stages
+    report = export_checkpoint(pruned, folder, base_info=handle.info, text=TEXT, on_progress=told.append)
+    return folder, report, told
 
 
-def test_an_export_reports_what_it_wrote_and_proved(exported: tuple[Path, ExportReport, list[str]]) -> None:
-    folder, report, stages = exported
+def test_an_export_reports_what_it_wrote_and_proved(exported: tuple[Path, ExportReport, list[Progress]]) -> None:
+    folder, report, told = exported
     assert (report.removed, report.kept) == ((1, 4, 5), (0, 2, 3))
     assert report.max_logit_diff == 0.0
     assert report.generation_equal
-    assert list(dict.fromkeys(stages)) == ["write", "reload", "prove logits", "prove generation"]
+    last = {progress.stage: progress for progress in told}
+    assert tuple(last) == EXPORT_STAGES
+    assert all(progress.done == progress.total for progress in last.values())
     assert set(report.files) == {p.name for p in folder.iterdir()}
     for name, digest in report.files.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
@@ -54,7 +57,7 @@ def test_an_export_reports_what_it_wrote_and_proved(exported: tuple[Path, Export
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
-def test_the_json_of_an_export_has_the_stable_shape(exported: tuple[Path, ExportReport, list[str]]) -> None:
+def test_the_json_of_an_export_has_the_stable_shape(exported: tuple[Path, ExportReport, list[Progress]]) -> None:
     found = json.loads(json.dumps(prune_json(exported[1])))
     assert list(found) == [
         "folder",
@@ -72,7 +75,7 @@ def test_the_json_of_an_export_has_the_stable_shape(exported: tuple[Path, Export
 
 
 def test_stock_transformers_loads_the_export_with_the_same_logits(
-    handle: ModelHandle, exported: tuple[Path, ExportReport, list[str]]
+    handle: ModelHandle, exported: tuple[Path, ExportReport, list[Progress]]
 ) -> None:
     folder = exported[0]
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -83,7 +86,7 @@ def test_stock_transformers_loads_the_export_with_the_same_logits(
 
 
 def test_config_and_tokenizer_carry_nothing_of_where_the_model_came_from(
-    exported: tuple[Path, ExportReport, list[str]],
+    exported: tuple[Path, ExportReport, list[Progress]],
 ) -> None:
     folder = exported[0]
     config = json.loads((folder / "config.json").read_text())
@@ -96,12 +99,14 @@ def test_config_and_tokenizer_carry_nothing_of_where_the_model_came_from(
 
 
 def test_every_file_of_an_export_can_be_read_by_whom_the_umask_allows(
-    exported: tuple[Path, ExportReport, list[str]],
+    exported: tuple[Path, ExportReport, list[Progress]],
 ) -> None:
     assert len({path.stat().st_mode for path in exported[0].iterdir()}) == 1
 
 
-def test_the_layer_map_and_the_mergekit_recipe_describe_the_cut(exported: tuple[Path, ExportReport, list[str]]) -> None:
+def test_the_layer_map_and_the_mergekit_recipe_describe_the_cut(
+    exported: tuple[Path, ExportReport, list[Progress]],
+) -> None:
     folder = exported[0]
     record = json.loads((folder / "shortviz.json").read_text())
     assert record["layer_map"] == {"0": 0, "1": None, "2": 1, "3": 2, "4": None, "5": None}
