@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Block": "records",
     "BlockDistances": "records",
+    "BlockLosses": "records",
     "Evaluation": "records",
     "ModelHandle": "handle",
     "ModelRef": "records",
@@ -28,6 +29,7 @@ _HOME = {
     "load_run": "runs",
     "make_windows": "texts",
     "measure_distances": "distances",
+    "measure_losses": "loss_map",
     "prune": "pruning",
     "save_run": "runs",
     "tokenize": "texts",

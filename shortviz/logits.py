@@ -6,6 +6,7 @@ behind it. Whether that gives the model's own logits is checked on a short input
 pass is used.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,17 +87,32 @@ def apply_head(model: Any, states: Tensor) -> Tensor:
     """Return the model's own head, with the scalings behind it, on states (tokens, hidden): (tokens, vocabulary)."""
     head = model.get_output_embeddings()
     logits: Tensor = head(states.to(head.weight.dtype)[None])[0]
+    return scale_logits(model, logits)
+
+
+def scale_logits(model: Any, logits: Tensor) -> Tensor:
+    """Do to the head's output, in place, what the model does with it."""
+    if (factor := logit_factor(model)) != 1:
+        logits.mul_(factor)
+    cap = logit_cap(model)
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def logit_factor(model: Any) -> float:
+    """Return what the model multiplies its head's output with.
+
+    Known by config field name; a family that does something else fails the check of `open_head`.
+    """
     config = model.config.get_text_config(decoder=True)
-    # Recorded by config field name; a family that does something else fails the check of `open_head`.
-    for field in ("logit_scale", "lm_head_multiplier"):
-        factor = getattr(config, field, None)
-        logits = logits if not isinstance(factor, int | float) else logits.mul_(factor)
+    given = [getattr(config, field, None) for field in ("logit_scale", "lm_head_multiplier")]
     divisor = getattr(config, "logits_scaling", None)
-    logits = logits if divisor is None else logits.div_(divisor)
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits.div_(cap).tanh_().mul_(cap)
-    return logits
+    return math.prod(f for f in given if isinstance(f, int | float)) / (1.0 if divisor is None else divisor)
+
+
+def logit_cap(model: Any) -> float | None:
+    """Return the bound that the model's logits are bent to by tanh; None in most families."""
+    cap: float | None = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+    return cap
 
 
 class _HeadReachedError(Exception):

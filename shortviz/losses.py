@@ -132,7 +132,8 @@ def mean_and_stderr(samples: Sequence[float]) -> tuple[float, float]:
     return float(values.mean()), error
 
 
-def _score(handle: ModelHandle, windows: Sequence[WindowScore]) -> Score:
+def score_of_windows(handle: ModelHandle, windows: Sequence[WindowScore]) -> Score:
+    """Return the record of a model on several windows of equal length."""
     nll, stderr = mean_and_stderr([w.nll for w in windows])
     return Score(
         nll=nll,
@@ -149,7 +150,7 @@ def _score(handle: ModelHandle, windows: Sequence[WindowScore]) -> Score:
 def _evaluation(handle: ModelHandle, windows: WindowSet, scores: Sequence[WindowScore]) -> Evaluation:
     removed = () if handle.plan is None else handle.plan.removed
     complete = len(scores) == len(windows.tokens)
-    return Evaluation(score=_score(handle, scores), text=windows.info, removed=removed, complete=complete)
+    return Evaluation(score=score_of_windows(handle, scores), text=windows.info, removed=removed, complete=complete)
 
 
 def _with_base(
@@ -159,7 +160,7 @@ def _with_base(
     kl, kl_stderr = mean_and_stderr([c.kl for c in changes])
     return replace(
         done,
-        base=_score(base, before),
+        base=score_of_windows(base, before),
         nll_increase=increase,
         nll_increase_stderr=increase_stderr,
         kl=kl,

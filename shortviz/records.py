@@ -422,3 +422,27 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BlockLosses:
+    """The measured loss of the model without each block, n < L, all on the same windows."""
+
+    num_layers: int
+    base: Score
+    """The uncut model on the windows measured so far."""
+    nll: Grid
+    """NLL of the pruned model, in nats per scored token; row n = L is NaN."""
+    increase: Grid
+    """NLL(pruned) - NLL(uncut); the error is paired, over windows."""
+    kl: Grid
+    """KL(uncut || pruned) per token, in nats."""
+    windows: NDArray[np.int64]
+    """Whole windows behind each cell, shape (L, L); 0 where there is at most the coarse first value."""
+    tokens: NDArray[np.int64]
+    """Scored tokens behind each cell, shape (L, L)."""
+    text: TextInfo
+    replayed: bool = True
+    """True: suffixes were replayed from the uncut model's boundaries; False: every pruned model was really run."""
+    complete: bool = True
+    seconds: float = 0.0

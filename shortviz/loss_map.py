@@ -1,0 +1,231 @@
+"""measure_losses: the measured map, coarse first, then refined window by window."""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shortviz.block_losses import OpenWindow, open_engine
+from shortviz.cell_sums import CellSums
+from shortviz.checkpoint import load_checkpoint, save_checkpoint
+from shortviz.errors import Stopped
+from shortviz.handle import ModelHandle
+from shortviz.losses import check_windows, score_of_windows
+from shortviz.records import Block, BlockLosses, Floats, OnProgress, Progress, Score, Tokens, WindowSet
+from shortviz.window_scores import WindowScore
+
+CHECKPOINT_SECONDS = 2.0
+"""A checkpoint is written at most this often, after a group of rows; this and one group are lost by a kill."""
+GROUP_TOKENS = 8192
+"""Rows of the map are measured together up to this many tokens (blocks x window), at least one row."""
+
+
+def measure_losses(
+    handle: ModelHandle,
+    windows: WindowSet,
+    *,
+    priority: Sequence[int] = (),
+    coarse_tokens: int = 128,
+    checkpoint: Path | None = None,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> BlockLosses:
+    """Return NLL and KL(uncut || pruned) for every block (start, n), n < L, on the same windows, in nats per token.
+
+    Equal to `evaluate` of the pruned models. First every block on the first `coarse_tokens` tokens (0: not), so that
+    the whole map is there early; then window after window, each replacing or refining what is there. Rows (values of
+    n) in `priority` come first; the list is read again before each step, so that it may change meanwhile, and does not
+    change the results. Partial records come by `Progress.snapshot`. With a `checkpoint` path a killed run goes on from
+    there with bit-equal sums. When `stop` is set, what there is is returned.
+
+    Memory above the model: L+1 boundaries of one window, and the states of a group of rows, twice: GROUP_TOKENS
+    tokens or one row of the map, whichever is more; logits never more than a tile of 8 MB.
+
+    A cell is NaN where the config cannot express the cut and replay is not possible, or where the cut model overflows.
+    Raises Stopped when stopped before the first group, TextError, NumericsError, RunError as `evaluate` and
+    `measure_distances` do.
+    """
+    check_windows(handle, windows)
+    passes = _passes(windows, coarse_tokens)
+    groups = [_groups(handle.info.num_layers, len(p.tokens)) for p in passes]
+    key = _key(handle, windows, coarse_tokens)
+    state = _resume(checkpoint, key, handle.info.num_layers, passes, groups)
+    began, saved, before = time.monotonic(), time.monotonic(), state.seconds
+    engine = open_engine(handle, windows.tokens[0])
+
+    def record() -> BlockLosses:
+        return _record(handle, windows, passes, state, replayed=engine.replayed)
+
+    for index, one in enumerate(passes):
+        opened: OpenWindow | None = None
+        while (group := _next_group(groups[index], state.done[index], priority)) is not None:
+            if stop is not None and stop.is_set():
+                break
+            opened = opened or engine.open(one.tokens)
+            if not _measure_group(state, opened, one, groups[index][group], stop):
+                break
+            state.base[:, index] = opened.base.nll, opened.base.seconds
+            state.done[index, group] = 1
+            state.seconds = before + time.monotonic() - began
+            if checkpoint is not None and (state.finished or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                save_checkpoint(checkpoint, key, state.pack())
+                saved = time.monotonic()
+            if on_progress is not None:
+                on_progress(
+                    Progress(
+                        stage="map",
+                        done=_blocks_done(groups, state.done),
+                        total=sum(_num_blocks(g) for g in groups),
+                        unit="blocks",
+                        detail=one.name,
+                        snapshot=record,
+                    )
+                )
+    if not np.any(state.done == 1):
+        raise Stopped("Stopped before the first rows of the map were measured; there is nothing to keep.")
+    return record()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Pass:
+    """Every block once, on one row of tokens."""
+
+    name: str
+    tokens: Tokens
+    coarse: bool
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _State:
+    """Everything a killed run needs to go on."""
+
+    sums: CellSums
+    done: Floats
+    """1 for groups done, 0 for others, NaN beyond the last; shape (passes, most groups of a pass)."""
+    base: Floats
+    """NLL and seconds of the uncut model, shape (2, passes); NaN where not measured."""
+    seconds: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return not bool(np.any(self.done == 0))
+
+    def pack(self) -> dict[str, Floats]:
+        return self.sums.pack() | {"done": self.done, "base": self.base, "seconds": np.array(self.seconds)}
+
+
+Group = tuple[Block, ...]
+"""Whole rows of the map, measured together."""
+
+
+def _passes(windows: WindowSet, coarse_tokens: int) -> list[_Pass]:
+    count, length = windows.tokens.shape
+    passes = [
+        _Pass(name=f"window {i + 1} of {count}", tokens=tokens, coarse=False) for i, tokens in enumerate(windows.tokens)
+    ]
+    if 2 <= coarse_tokens < length:
+        first = windows.tokens[0, :coarse_tokens]
+        passes.insert(0, _Pass(name=f"first look, {coarse_tokens} tokens", tokens=first, coarse=True))
+    return passes
+
+
+def _groups(num_layers: int, length: int) -> list[Group]:
+    """Return the rows 1..L-1 of the map in groups. They do not depend on the work order, so that sums do not either."""
+    groups: list[Group] = []
+    for n in range(1, num_layers):
+        row = tuple(Block(start=start, n=n) for start in range(num_layers - n + 1))
+        if groups and (len(groups[-1]) + len(row)) * length <= GROUP_TOKENS:
+            groups[-1] += row
+        else:
+            groups.append(row)
+    return groups
+
+
+def _next_group(groups: Sequence[Group], done: Floats, priority: Sequence[int]) -> int | None:
+    """Return the group to do next: the one with the row wanted most, else the first left; None when all are done."""
+    left = [i for i in range(len(groups)) if done[i] == 0]
+    wanted = [i for n in list(priority) for i in left if any(block.n == n for block in groups[i])]
+    return next(iter([*wanted, *left]), None)
+
+
+def _measure_group(state: _State, opened: OpenWindow, one: _Pass, group: Group, stop: threading.Event | None) -> bool:
+    """Add a group's samples to the sums; False when stopped on the way, with nothing added."""
+    measured = opened.losses(group, stop)
+    if measured is None:
+        return False
+    blocks, (nll, kl) = measured
+    rows, starts = np.array([b.n - 1 for b in blocks]), np.array([b.start for b in blocks])
+    samples = np.stack([nll, nll - opened.base.nll, kl])
+    if one.coarse:
+        state.sums.coarse[:, rows, starts] = samples
+    else:
+        state.sums.add(rows, starts, samples)
+    return True
+
+
+def _num_blocks(groups: Sequence[Group]) -> int:
+    return sum(len(group) for group in groups)
+
+
+def _blocks_done(groups: Sequence[Sequence[Group]], done: Floats) -> int:
+    return sum(len(group) for i, g in enumerate(groups) for j, group in enumerate(g) if done[i, j] == 1)
+
+
+def _key(handle: ModelHandle, windows: WindowSet, coarse_tokens: int) -> str:
+    """Return a fingerprint of everything the sums depend on."""
+    removed = handle.plan.removed if handle.plan else ()
+    facts: list[object] = ["losses", handle.info.id, handle.info.revision, handle.info.dtype, handle.info.parameters]
+    facts += [removed, windows.info.fingerprint, windows.tokens.shape, coarse_tokens, GROUP_TOKENS]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _resume(
+    checkpoint: Path | None, key: str, num_layers: int, passes: Sequence[_Pass], groups: Sequence[Sequence[Group]]
+) -> _State:
+    arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
+    if arrays is not None:
+        sums, seconds = CellSums.unpack(arrays), float(arrays["seconds"])
+        return _State(sums=sums, done=arrays["done"], base=arrays["base"], seconds=seconds)
+    done = np.full((len(passes), max(len(g) for g in groups)), np.nan)
+    for line, g in zip(done, groups, strict=True):
+        line[: len(g)] = 0
+    return _State(sums=CellSums.zeros(num_layers), done=done, base=np.full((2, len(passes)), np.nan))
+
+
+def _base_score(handle: ModelHandle, passes: Sequence[_Pass], state: _State) -> Score:
+    """Return the uncut model's score on the whole windows measured, or on the coarse piece while there is none."""
+    known = [i for i in range(len(passes)) if np.isfinite(state.base[0, i])]
+    whole = [i for i in known if not passes[i].coarse] or known
+    return score_of_windows(
+        handle,
+        [
+            WindowScore(nll=float(state.base[0, i]), tokens=len(passes[i].tokens) - 1, seconds=float(state.base[1, i]))
+            for i in whole
+        ],
+    )
+
+
+def _record(
+    handle: ModelHandle, windows: WindowSet, passes: Sequence[_Pass], state: _State, *, replayed: bool
+) -> BlockLosses:
+    grids = state.sums.grids()
+    count = state.sums.count.astype(np.int64)
+    coarse = np.isfinite(state.sums.coarse[0]) & (count == 0)
+    return BlockLosses(
+        num_layers=handle.info.num_layers,
+        base=_base_score(handle, passes, state),
+        nll=grids["nll"],
+        increase=grids["increase"],
+        kl=grids["kl"],
+        windows=count,
+        tokens=np.where(coarse, len(passes[0].tokens) - 1, count * (windows.tokens.shape[1] - 1)),
+        text=windows.info,
+        replayed=replayed,
+        complete=state.finished,
+        seconds=state.seconds,
+    )
