@@ -95,7 +95,8 @@ def measure(
         print(f"Stopped after {distances.samples} of {len(tokens.rows)} rows; {advice}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        for file in checkpoint.parent.glob(f"{checkpoint.stem}.*"):  # the sums, and the sample of tokens beside them
+            file.unlink(missing_ok=True)
 
 
 def _readable(spec: "TextSpec") -> "TextSpec":

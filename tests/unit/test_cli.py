@@ -15,6 +15,8 @@ from shortviz.cli_session import run_command
 from tests.families import NUM_LAYERS, build_tiny, tiny_tokenizer
 
 Outcome = tuple[int, str, str]
+GRAM = ("angular_last", "angular_mean", "block_influence", "euclidean_last", "relative_magnitude")
+"""Criteria that every row gives a sample of."""
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +49,14 @@ def last_line(text: str) -> str:
 
 
 def test_measure_prints_the_run_as_one_json_object(shortviz, checkpoint):
-    code, out, err = shortviz("measure", checkpoint, "--limit", "3", "--max-length", "16", "--json")
+    text = ("--limit", "3", "--max-length", "16")
+    code, out, err = shortviz("measure", checkpoint, *text, "--criteria", ",".join(GRAM), "--json")
     found = json.loads(out)
     assert code == 0
     assert found["schema"] == 1
     assert found["model"]["num_layers"] == NUM_LAYERS
     assert found["text"]["rows"] == 3
-    assert set(found["distances"]) == {
-        "angular_last",
-        "angular_mean",
-        "block_influence",
-        "euclidean_last",
-        "relative_magnitude",
-    }
+    assert tuple(found["distances"]) == GRAM
     for grid in found["distances"].values():
         assert grid["samples"] == 3
         assert [len(row) for row in grid["mean"]] == list(range(NUM_LAYERS, 0, -1))
