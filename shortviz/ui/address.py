@@ -10,6 +10,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import streamlit as st
 
+from shortviz import criteria
 from shortviz.errors import RunError
 from shortviz.records import ModelRef
 from shortviz.ui import state as s
@@ -35,6 +36,8 @@ def read_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) ->
         ref = read_ref(parameters)
         if ref is not None:
             s.set_model(state, ref)
+    if parameters.get(s.CRITERION) in criteria.names():  # by its name in a link; by its label where the widget wrote it
+        state[s.CRITERION] = parameters[s.CRITERION]
     key = parameters.get("run")
     if key and context is None and _readable(bench, key):
         s.open_run(state, key)
@@ -82,6 +85,11 @@ def address(bench: Bench, state: s.State) -> dict[str, str]:
     if job is not None and job.live:
         found["job"] = job.id
     return found
+
+
+def linked() -> dict[str, str]:
+    """Return the parameters of the address as they are now, the last one where one is repeated."""
+    return {key: st.query_params[key] for key in st.query_params}
 
 
 def link(bench: Bench, state: s.State) -> str:

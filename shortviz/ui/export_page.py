@@ -12,6 +12,7 @@ from shortviz.records import Block, ExportReport, ModelInfo, ModelRef, PrunePlan
 from shortviz.settings import settings
 from shortviz.ui import actions, inspector, notes
 from shortviz.ui import state as s
+from shortviz.ui.address import linked
 from shortviz.ui.proof_view import checklist, report_lines
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of, settle_block
@@ -31,7 +32,7 @@ def draw() -> None:
     if shown.model is None or ref is None:
         st.caption("Choose a model and a block first: on the Model page, then on the Map page.")
         return
-    settle_block(state, shown.distances, shown.model.num_layers)
+    settle_block(state, shown.distances, shown.model.num_layers, linked())
     left, right = st.columns(2, gap="large")
     with left:
         _choose(tools, shown, shown.model, ref)
@@ -41,8 +42,8 @@ def draw() -> None:
 
 def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None:
     state = s.session()
+    inspector.block_inputs(model.num_layers)
     block = s.block(state)
-    inspector.block_inputs(model.num_layers, block)
     if block is None:
         st.caption("Type a start layer and n, or choose a block on the map.")
         return

@@ -5,7 +5,7 @@ import streamlit as st
 from shortviz.job_state import JobState
 from shortviz.ui import actions, notes
 from shortviz.ui import state as s
-from shortviz.ui.address import read_address, write_address
+from shortviz.ui.address import linked, read_address, write_address
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of
 from shortviz.ui.words import plain
@@ -18,7 +18,7 @@ def open_session() -> None:
     state = s.session()
     if not s.begun(state):
         s.begin(state)
-        read_address(bench(), state, {key: st.query_params[key] for key in st.query_params})
+        read_address(bench(), state, linked())
 
 
 def status_line() -> None:
@@ -87,3 +87,4 @@ def _load(tools: Bench, shown: Shown) -> None:
         s.load_for_run(state, ref)
         s.want(state, "numbers")
         s.set_job(state, "load", actions.start_load(tools, ref))
+        st.rerun()  # the whole page, not only the fragment that the button is in

@@ -15,16 +15,19 @@ from shortviz.ui.shown import Shown
 from shortviz.ui.words import count, plain, share, size, with_error
 
 
-def block_inputs(num_layers: int, block: Block | None) -> None:
+def block_inputs(num_layers: int) -> None:
     """Say which block is chosen, beside two numbers that choose it: the keyboard's way to what a click does."""
     words, start, n = st.columns([2.2, 1, 1], vertical_alignment="bottom", gap="small")
-    words.markdown(f"#### Removes {block}" if block is not None else "#### No block chosen")
     start.number_input("start", 0, num_layers - 1, value=None, key=s.START, bind="query-params", on_change=_typed)
     n.number_input("n", 1, num_layers, value=None, key=s.N, bind="query-params", on_change=_typed)
+    s.remember_block(s.session())
+    block = s.block(s.session())
+    words.markdown(f"#### Removes {block}" if block is not None else "#### No block chosen")
 
 
 def _typed() -> None:
     s.want(s.session(), "numbers")
+    st.rerun()  # the whole page, not only the fragment that the widget is in
 
 
 def draw(bench: Bench, shown: Shown, model: ModelInfo, block: Block, job: JobState | None) -> None:
@@ -92,7 +95,8 @@ def measured(evaluation: Evaluation, *, refining: bool) -> None:
             st.metric("KL, nats", with_error(evaluation.kl, float("nan")), width="content", help=_KL_HELP)
         if evaluation.same_top1 is not None:
             st.metric("Same next token", share(evaluation.same_top1), width="content", help=_TOP1_HELP)
-    state = ":material/autorenew: still refining" if refining else "steady"
+    rest = "steady" if evaluation.complete else "stopped early"
+    state = ":material/autorenew: still refining" if refining else rest
     st.caption(
         f"{score.tokens:,} tokens scored of {plain(evaluation.text.source)}, {score.windows} windows of "
         f"{evaluation.text.max_length} · {state}"
@@ -171,6 +175,7 @@ def continuations(bench: Bench, shown: Shown, found: Inspection | None, *, runni
 
 def _prompted() -> None:
     s.want(s.session(), "text")
+    st.rerun()
 
 
 def _list(layers: list[int] | tuple[int, ...]) -> str:

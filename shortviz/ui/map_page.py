@@ -6,6 +6,7 @@ from shortviz.errors import PlanError, ShortvizError
 from shortviz.records import Block, ModelInfo
 from shortviz.ui import inspector, map_view, notes, share
 from shortviz.ui import state as s
+from shortviz.ui.address import linked
 from shortviz.ui.resources import bench
 from shortviz.ui.shown import Shown, live_map, look, measure_job, settle_block
 
@@ -24,7 +25,10 @@ def draw() -> None:
     left, right = st.columns([1.15, 1], gap="medium")
     distances = live_map(tools, shown, measuring)
     if shown.model is not None:
-        settle_block(state, distances, shown.model.num_layers)
+        settle_block(state, distances, shown.model.num_layers, linked())
+    with right:
+        if shown.model is not None:
+            inspector.block_inputs(shown.model.num_layers)  # before the map, which outlines what they say
     with left:
         _left(shown)
     with right:
@@ -52,11 +56,13 @@ def _left(shown: Shown) -> None:
         else:
             _nothing_yet(shown, live)
 
-    left()
+    above = st.container()
     if shown.distances is not None or live:
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            map_view.view_switch()
+            map_view.view_switch()  # before the view that it switches
             share.downloads(shown)
+    with above:
+        left()
 
 
 def _nothing_yet(shown: Shown, live: bool) -> None:
@@ -80,7 +86,6 @@ def _chosen(state: s.State, model: ModelInfo) -> Block | None:
 def _right(shown: Shown, model: ModelInfo) -> None:
     tools, state = bench(), s.session()
     block = s.block(state)
-    inspector.block_inputs(model.num_layers, block)
     if block is None:
         st.caption("Click a cell of the map, or type a start layer and n.")
         return
@@ -90,12 +95,13 @@ def _right(shown: Shown, model: ModelInfo) -> None:
         notes.problem(str(error))
         return
     inspector.start_wanted(tools, shown, block, tools.state(s.job(state, "inspect")))
-    job = tools.state(s.job(state, "inspect"))
+    follow = tools.inspecting(shown.ref, block, s.evaluation(state)) or s.job(state, "inspect")
+    job = tools.state(follow)
     live = job is not None and job.live
 
     @st.fragment(run_every=INSPECT_TICK_SECONDS if live else None)
     def right() -> None:
-        now = tools.state(s.job(state, "inspect"))
+        now = tools.state(follow)
         if live and (now is None or not now.live):
             st.rerun()
         inspector.draw(tools, shown, model, block, now)

@@ -17,9 +17,9 @@ from shortviz.ui.shelves import run_key
 from shortviz.ui.shown import Shown
 from shortviz.ui.words import count, duration, plain
 
-SCALES = {"per_n": "Scale per n", "raw": "Raw"}
+SCALES = ("per n", "raw")
 PALETTES = ("cividis", "viridis")
-VIEWS = {"map": "Map", "table": "Table (keyboard)", "best": "Best per n"}
+VIEWS = ("Map", "Table", "Best per n")
 CHART_HEIGHT = 440
 FONT = '"Source Sans", "Source Sans Pro", sans-serif'
 
@@ -32,7 +32,8 @@ def toolbar(bench: Bench, shown: Shown, job: JobState | None) -> None:
         st.selectbox(
             "Criterion",
             names,
-            format_func=lambda name: f"Criterion: {criteria.label(name)}",
+            format_func=criteria.label,
+            icon=":material/straighten:",
             key=s.CRITERION,
             bind="query-params",
             label_visibility="collapsed",
@@ -40,10 +41,9 @@ def toolbar(bench: Bench, shown: Shown, job: JobState | None) -> None:
         )
         st.segmented_control(
             "Scale",
-            list(SCALES),
-            format_func=lambda scale: SCALES[scale],
+            SCALES,
+            default=SCALES[0],
             label_visibility="collapsed",
-            default="per_n",
             required=True,
             key=s.SCALE,
             bind="query-params",
@@ -51,11 +51,11 @@ def toolbar(bench: Bench, shown: Shown, job: JobState | None) -> None:
         st.selectbox(
             "Palette",
             PALETTES,
-            format_func=lambda palette: f"Palette: {palette}",
+            icon=":material/palette:",
             key=s.PALETTE,
             bind="query-params",
             label_visibility="collapsed",
-            width=160,
+            width=150,
         )
         st.space("stretch")
         st.button(
@@ -96,10 +96,10 @@ def views(distances: BlockDistances, model: ModelInfo, chosen: Block | None) -> 
     """Draw the map, the table or the list of best blocks: choosing in any of them chooses the same block."""
     state = s.session()
     criterion = criterion_of(state, distances)
-    view = state.get(s.VIEW, "map")
-    if view == "table":
+    view = state.get(s.VIEW, VIEWS[0])
+    if view == "Table":
         _table(distances, criterion)
-    elif view == "best":
+    elif view == "Best per n":
         _best(distances, criterion, model)
     else:
         _map(distances, criterion, model, chosen)
@@ -109,9 +109,8 @@ def view_switch() -> None:
     """Draw the switch between the views."""
     st.segmented_control(
         "View",
-        list(VIEWS),
-        format_func=lambda view: VIEWS[view],
-        default="map",
+        VIEWS,
+        default=VIEWS[0],
         required=True,
         key=s.VIEW,
         bind="query-params",

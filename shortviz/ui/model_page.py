@@ -99,6 +99,7 @@ def _model_inputs(state: s.State) -> ModelRef | None:
 
 def _changed() -> None:
     s.want_estimate(s.session())
+    st.rerun()  # the whole page, not only the fragment that the widget is in
 
 
 def _estimate(tools: Bench, state: s.State, ref: ModelRef) -> None:
@@ -180,3 +181,4 @@ def _load(tools: Bench, ref: ModelRef) -> None:
         s.set_model(state, ref)
     if tools.models.get(ref) is None:
         s.set_job(state, "load", actions.start_load(tools, ref))
+    st.rerun()

@@ -65,6 +65,14 @@ class Bench:
         """Return how the job stands, or None."""
         return None if job_id is None else self.jobs.state(job_id)
 
+    def inspecting(self, ref: ModelRef | None, block: Block, spec: TextSpec) -> str | None:
+        """Return the live job that measures this block, whichever session began it."""
+        for state in self.jobs.jobs():
+            about = self._contexts.get(state.id) if state.live and state.kind == "inspect" else None
+            if about is not None and (about.ref, about.block, about.evaluation) == (ref, block, spec):
+                return state.id
+        return None
+
     def close(self) -> None:
         """Cancel the jobs and let go of the models."""
         self.jobs.close()

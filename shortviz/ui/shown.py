@@ -1,5 +1,6 @@
 """What a session looks at now: which run, which model, and whether the model is in memory."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,6 @@ from shortviz.planning import best_blocks
 from shortviz.records import Block, BlockDistances, ModelInfo, ModelRef, Run
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
-from shortviz.ui.selection import checked_block
 from shortviz.ui.shelves import EXAMPLE, run_key
 
 if TYPE_CHECKING:
@@ -122,11 +122,15 @@ def first_block(distances: BlockDistances) -> Block:
     return next((b for b in blocks if b.n == n), Block(start=0, n=1))
 
 
-def settle_block(state: s.State, distances: BlockDistances | None, num_layers: int) -> None:
-    """Give the block inputs a first value, before they are drawn and unless the address has one."""
+def settle_block(state: s.State, distances: BlockDistances | None, num_layers: int, linked: Mapping[str, str]) -> None:
+    """Give the block inputs a first value before they are drawn, unless the address gives them one."""
+    if s.START not in linked:
+        s.recall_block(state)
     chosen = s.block(state)
-    if chosen is None and distances is not None:
+    if chosen is not None and (chosen.start >= num_layers or chosen.n > num_layers):
+        chosen = None
+        s.set_block(state, Block(start=0, n=1))
+    inputs = {s.START: range(num_layers), s.N: range(1, num_layers + 1)}
+    in_address = [linked.get(key, "").isdecimal() and int(linked[key]) in known for key, known in inputs.items()]
+    if chosen is None and distances is not None and not all(in_address):
         s.set_block(state, first_block(distances))
-    elif chosen is not None and (chosen.start >= num_layers or chosen.n > num_layers):
-        kept = checked_block(min(chosen.start, num_layers - 1), 1, num_layers)
-        s.set_block(state, kept or Block(start=0, n=1))

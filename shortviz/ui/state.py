@@ -1,13 +1,13 @@
 """Everything a session remembers: the only place that names session keys.
 
-| setter          | sets          | clears what depends on it            |
-|-----------------|---------------|--------------------------------------|
-| set_model       | ref           | run, start, n, wanted                |
-| set_calibration | calibration   | run                                  |
-| set_evaluation  | evaluation    | (measured numbers are kept per text) |
-| set_block       | start, n      |                                      |
-| open_run        | run           | start, n, wanted                     |
-| leave_run       |               | run                                  |
+| setter          | sets             | clears what depends on it            |
+|-----------------|------------------|--------------------------------------|
+| set_model       | ref              | run, start, n, chosen, wanted        |
+| set_calibration | calibration      | run                                  |
+| set_evaluation  | evaluation       | (measured numbers are kept per text) |
+| set_block       | start, n, chosen |                                      |
+| open_run        | run              | start, n, chosen, wanted             |
+| leave_run       |                  | run                                  |
 
 `CLEARS` is that table for the program; a test walks it. Nothing here is shared between sessions; what is worth more
 than a session lives in `resources.Bench` or on disk.
@@ -33,6 +33,7 @@ JOBS: Final = "jobs"
 WANTED: Final = "wanted"
 START: Final = "start"
 N: Final = "n"
+CHOSEN: Final = "chosen"
 CRITERION: Final = "criterion"
 SCALE: Final = "scale"
 PALETTE: Final = "palette"
@@ -52,11 +53,11 @@ SUGGESTED: Final = "suggested"
 FIRST_PROMPT: Final = "The capital of France is"
 
 CLEARS: Final[Mapping[str, tuple[str, ...]]] = {
-    "set_model": (RUN, START, N, WANTED),
+    "set_model": (RUN, START, N, CHOSEN, WANTED),
     "set_calibration": (RUN,),
     "set_evaluation": (),
     "set_block": (),
-    "open_run": (START, N, WANTED),
+    "open_run": (START, N, CHOSEN, WANTED),
     "leave_run": (RUN,),
 }
 
@@ -89,7 +90,20 @@ def set_evaluation(state: State, spec: TextSpec) -> None:
 
 def set_block(state: State, block: Block) -> None:
     """Choose this block, on every page and in the address."""
-    _set("set_block", state, {START: block.start, N: block.n})
+    _set("set_block", state, {START: block.start, N: block.n, CHOSEN: block})
+
+
+def remember_block(state: State) -> None:
+    """Keep the block for pages that have no inputs for it: a widget's value goes when it is not drawn."""
+    if block(state) is not None:
+        state[CHOSEN] = block(state)
+
+
+def recall_block(state: State) -> None:
+    """Give the inputs the block that was chosen on another page."""
+    chosen = state.get(CHOSEN)
+    if isinstance(chosen, Block) and START not in state and N not in state:
+        set_block(state, chosen)
 
 
 def open_run(state: State, key: str) -> None:

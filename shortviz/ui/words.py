@@ -12,12 +12,12 @@ def plain(text: str) -> str:
 
 
 def with_error(value: float, error: float, *, digits: int = 3) -> str:
-    """Return `0.148 ± 0.002`, to `digits` significant digits; without the error where there is none."""
+    """Return `0.148 ± 0.002`: as many decimals as the error allows; without an error, `digits` significant digits."""
     if not math.isfinite(value):
         return "not finite" if not math.isnan(value) else "–"
-    places = decimals(value, digits)
-    if not math.isfinite(error):
-        return f"{value:,.{places}f}"
+    if not math.isfinite(error) or error <= 0:
+        return f"{value:,.{decimals(value, digits)}f}"
+    places = decimals(error, 2 if f"{error:e}"[0] == "1" else 1)
     return f"{value:,.{places}f} ± {error:,.{places}f}"
 
 

@@ -30,6 +30,9 @@ class App:
         return self
 
     def page(self, name: str) -> "App":
+        for key in ("start", "n"):  # a browser carries the bound parameters along; AppTest leaves the address to us
+            if key in self.state and self.state[key] is not None:
+                self.at.query_params[key] = str(self.state[key])
         self.at.switch_page(f"pages/{name}.py")
         return self.run()
 

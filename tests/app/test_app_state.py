@@ -12,6 +12,7 @@ FULL = {
     s.EVALUATION: TextSpec(kind="paste", value="old too"),
     s.START: 3,
     s.N: 2,
+    s.CHOSEN: Block(start=3, n=2),
     s.WANTED: "numbers",
     s.PROMPT: "old prompt",
     s.CRITERION: "angular_mean",
@@ -26,7 +27,10 @@ SETTERS = {
         lambda state: s.set_evaluation(state, TextSpec(kind="paste", value="new")),
         {s.EVALUATION: TextSpec(kind="paste", value="new")},
     ),
-    "set_block": (lambda state: s.set_block(state, Block(start=7, n=4)), {s.START: 7, s.N: 4}),
+    "set_block": (
+        lambda state: s.set_block(state, Block(start=7, n=4)),
+        {s.START: 7, s.N: 4, s.CHOSEN: Block(start=7, n=4)},
+    ),
     "open_run": (lambda state: s.open_run(state, "new-run"), {s.RUN: "new-run"}),
     "leave_run": (s.leave_run, {}),
 }

@@ -1,0 +1,142 @@
+"""Each page on the bundled run, without any model: what it says, and that nothing heavy is imported for it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from shortviz.runs import save_run
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from tests.app.conftest import ROOT, App
+from tests.records_fixture import fixture_run
+
+Start = Callable[..., App]
+
+
+def test_the_first_visit_shows_the_bundled_run_and_says_so(app: Start) -> None:
+    first = app()
+    assert "No model loaded: this is the **bundled run** of the demo model" in first.words
+    (chart,) = first.at.get("plotly_chart")
+    assert "the blocks that change demo (30 layers) least are" in chart.proto.alt
+    assert "64 rows of built-in python-reference" in first.words
+
+
+def test_the_first_visit_imports_neither_torch_nor_transformers() -> None:
+    program = (
+        "import sys; from streamlit.testing.v1 import AppTest; "
+        "at = AppTest.from_file('app.py', default_timeout=120).run(); assert not at.exception, at.exception; "
+        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_block_is_chosen_from_the_start(app: Start) -> None:
+    first = app()
+    start, n = first.at.number_input(key="start").value, first.at.number_input(key="n").value
+    assert f"(start {start}, n {n})" in first.words
+
+
+def test_an_address_restores_block_criterion_scale_and_palette(app: Start) -> None:
+    linked = app(start="12", n="8", criterion="block_influence", scale="raw", palette="viridis")
+    assert "Removes layers 12-19 (start 12, n 8)" in linked.words
+    assert "block influence **" in linked.words
+    assert linked.state["scale"] == "raw"
+    assert linked.state["palette"] == "viridis"
+
+
+@pytest.mark.parametrize("bad", [{"start": "99"}, {"n": "x"}, {"criterion": "best"}, {"job": "none"}, {"run": "../.."}])
+def test_a_wrong_address_is_passed_over(app: Start, bad: dict[str, str]) -> None:
+    assert "Removes layer" in app(**bad).words
+
+
+def test_typing_start_and_n_moves_the_choice_everywhere(app: Start) -> None:
+    page = app()
+    page.at.number_input(key="start").set_value(5)
+    page.run()
+    page.at.number_input(key="n").set_value(2)
+    page.run()
+    assert "Removes layers 5-6 (start 5, n 2)" in page.words
+    assert "(start 5, n 2)" in page.page("export").words
+
+
+def test_a_block_that_does_not_fit_is_explained_and_nothing_is_lost(app: Start) -> None:
+    page = app(start="28", n="4")
+    assert page.errors == ["Block start 28, n 4 does not fit: the model has layers 0-29, so start can be 0-26 for n 4."]
+    assert page.at.get("plotly_chart")
+    page.at.number_input(key="start").set_value(26)
+    assert page.run().errors == []
+
+
+def test_removing_every_layer_is_explained(app: Start) -> None:
+    page = app(start="0", n="30")
+    assert "This removes every layer" in page.words
+    assert page.page("export").errors == ["The plan removes all 30 layers; keep at least one."]
+
+
+def test_a_block_with_a_sink_layer_is_warned_about(app: Start) -> None:
+    assert "Removes layer 11, which writes the attention sink" in app(start="11", n="1").words
+    assert "Keeps layer 11" in app(start="12", n="1").words
+
+
+def test_without_a_model_the_buttons_that_need_one_are_off(app: Start) -> None:
+    page = app()
+    assert page.at.button(key="measure_button").disabled
+    assert page.at.button(key="run_prompt").disabled
+    assert not page.at.button(key="load_shown").disabled
+
+
+@pytest.mark.parametrize("view", ["Table", "Best per n"])
+def test_the_other_views_show_the_same_map(app: Start, view: str) -> None:
+    page = app(view=view)
+    assert len(page.at.dataframe) == 1
+    assert not page.at.get("plotly_chart")
+
+
+def test_a_saved_run_is_listed_and_opens_by_its_address(tools: Bench, app: Start) -> None:
+    save_run(fixture_run(12), tools.runs.folder / "twelve-layers")
+    assert "twelve" not in app().words
+    listed = app().page("runs")
+    assert "formula" in list(listed.at.dataframe[0].value["name"])
+    opened = app(run="twelve-layers")
+    assert "(12 layers)" in opened.at.get("plotly_chart")[0].proto.alt
+    assert "saved run" in opened.words
+
+
+def test_a_measured_block_of_a_saved_run_shows_its_numbers_without_the_model(tools: Bench, app: Start) -> None:
+    save_run(fixture_run(24), tools.runs.folder / "measured")
+    page = app(run="measured", start="12", n="3")
+    metrics = {m.label: m.value for m in page.at.metric}
+    assert metrics["Perplexity, uncut → cut"].startswith("35.9 → 68.7 ±")
+    assert metrics["NLL increase, nats"] == "+0.65 ± 0.03"
+    assert metrics["Same next token"] == "61 %"
+    assert "8,176 tokens scored" in page.words
+    assert "steady" in page.words
+
+
+def test_a_run_that_cannot_be_read_is_named(tools: Bench, app: Start) -> None:
+    folder = tools.runs.folder / "broken"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{", encoding="utf-8")
+    page = app()
+    page.state[s.RUN] = "broken"
+    assert "is not a run of shortviz" in page.run().errors[0]
+
+
+def test_names_from_outside_are_never_markup(tools: Bench, app: Start) -> None:
+    page = app(model="![x](http://evil/?q)<b>y</b>")
+    shown = "\n".join(str(e.value) for kind in (page.at.markdown, page.at.caption) for e in kind)
+    assert r"\!\[x\]\(http\:\/\/" in shown.replace("//", r"\/\/") or r"\!\[x\]\(http" in shown
+    assert "<b>" not in shown
+
+
+def test_a_link_to_a_model_prefills_and_starts_no_work(tools: Bench, app: Start) -> None:
+    page = app(model="some/model", rev="main", dtype="bfloat16", device="cuda:1")
+    assert "some/model is chosen" in page.words
+    model = page.page("model")
+    assert model.state["model_id"] == "some/model"
+    assert model.state["dtype"] == "bfloat16"
+    assert model.at.button(key="estimate_button")
+    assert tools.jobs.jobs() == ()
