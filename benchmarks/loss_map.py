@@ -1,0 +1,116 @@
+"""measure_losses against the naive loop (prune, full forward, loss; no reuse) over the same blocks and tokens.
+
+Both take turns, group of rows by group of rows, in one process, so that a busy machine slows both alike. The naive loop
+computes the NLL only; measure_losses computes the KL divergence too. Prints a table, then one JSON line.
+
+    python benchmarks/loss_map.py                      # 1 window x 128 tokens, then 4 x 256
+    python benchmarks/loss_map.py --shapes 1x128       # about 5 minutes on two cores
+"""
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import transformers
+
+from shortviz.handle import ModelHandle
+from shortviz.loading import load
+from shortviz.loss_map import measure_losses
+from shortviz.pruning import prune
+from shortviz.records import Block, ModelRef, Progress, PrunePlan, TextSpec, WindowSet, WindowSpec
+from shortviz.texts import make_windows
+
+
+@dataclass
+class Clock:
+    wall: float = 0.0
+    cpu: float = 0.0
+    _since: tuple[float, float] = field(default=(0.0, 0.0))
+
+    def start(self) -> None:
+        self._since = (time.perf_counter(), time.process_time())
+
+    def stop(self) -> None:
+        self.wall += time.perf_counter() - self._since[0]
+        self.cpu += time.process_time() - self._since[1]
+
+
+@torch.inference_mode()
+def naive_nll(handle: ModelHandle, block: Block, tokens: torch.Tensor) -> float:
+    model = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block)).model
+    losses = []
+    for row in tokens:
+        logits = model(input_ids=row[None], use_cache=False).logits[0, :-1]
+        losses.append(float(torch.nn.functional.cross_entropy(logits, row[1:])))
+    return float(np.mean(losses))
+
+
+def compare(handle: ModelHandle, windows: WindowSet) -> dict[str, float | int | str]:
+    ours, naive = Clock(), Clock()
+    tokens = torch.tensor(windows.tokens)
+    count = len(tokens)
+    slow = np.full((handle.info.num_layers, handle.info.num_layers), np.nan)
+
+    def take_turns(progress: Progress) -> None:
+        ours.stop()
+        record = progress.snapshot() if progress.snapshot else None
+        assert record is not None
+        naive.start()
+        for row, start in np.argwhere((record.windows == count) & np.isnan(slow)):
+            slow[row, start] = naive_nll(handle, Block(start=int(start), n=int(row) + 1), tokens)
+        naive.stop()
+        print(f"  {progress.detail}: {progress.done:.0f} of {progress.total:.0f} blocks", flush=True)
+        ours.start()
+
+    for warm in (tokens[:1, :32], tokens):
+        handle.model(input_ids=warm[:1])
+    ours.start()
+    losses = measure_losses(handle, windows, coarse_tokens=0, on_progress=take_turns)
+    ours.stop()
+    cells = np.isfinite(losses.nll.mean)
+    return {
+        "windows": count,
+        "window": int(tokens.shape[1]),
+        "blocks": int(cells.sum()),
+        "naive_seconds": round(naive.wall, 2),
+        "measure_losses_seconds": round(ours.wall, 2),
+        "speedup": round(naive.wall / ours.wall, 3),
+        "naive_cpu_seconds": round(naive.cpu, 2),
+        "measure_losses_cpu_seconds": round(ours.cpu, 2),
+        "speedup_cpu": round(naive.cpu / ours.cpu, 3),
+        "max_nll_difference": float(np.abs(losses.nll.mean - slow)[cells].max()),
+        "replayed": str(losses.replayed),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--shapes", nargs="+", default=["1x128", "4x256"], help="windows x tokens")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    handle = load(ModelRef(id=options.model, dtype="float32", device="cpu"))
+    text = TextSpec(kind="builtin", value="passages/prose")
+    results = []
+    for shape in options.shapes:
+        count, window = (int(part) for part in shape.split("x"))
+        results.append(compare(handle, make_windows(text, WindowSpec(window=window, windows=count), handle.tokenizer)))
+    for name in results[0]:
+        print(f"{name:28}" + "".join(f"{r[name]!s:>24}" for r in results))
+    machine = {
+        "model": handle.info.id,
+        "processor": platform.machine(),
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    print(json.dumps({"benchmark": "loss_map", **machine, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
