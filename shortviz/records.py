@@ -393,7 +393,9 @@ class Run:
 
     model: ModelInfo
     text: TextInfo
-    distances: BlockDistances | None = None
+    distances: "BlockDistances | None" = None
+    losses: "BlockLosses | None" = None
+    """The measured map; its text is the evaluation set."""
     evaluations: tuple[Evaluation, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""

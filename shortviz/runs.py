@@ -17,6 +17,7 @@ from shortviz.atomic import write_atomically
 from shortviz.errors import RunError
 from shortviz.records import (
     BlockDistances,
+    BlockLosses,
     BoundaryNorms,
     Evaluation,
     Floats,
@@ -57,6 +58,8 @@ def run_json(run: Run) -> dict[str, Any]:
         found["distances"] = {name: _grid_json(grid) for name, grid in run.distances.criteria.items()}
         found["norms"] = {"first": _list(run.distances.norms.first), "rest": _list(run.distances.norms.rest)}
         found["seconds"] = run.distances.seconds
+    if run.losses is not None:
+        found["losses"] = _losses_json(run.losses)
     found["evaluations"] = [evaluation_json(e) for e in run.evaluations]
     return found
 
@@ -115,6 +118,7 @@ def parse_run(text: str, where: str) -> Run:
             model=model,
             text=info,
             distances=_distances(found, model.num_layers, info),
+            losses=_losses(found["losses"], model.num_layers) if found.get("losses") else None,
             evaluations=tuple(_evaluation(e) for e in found["evaluations"]),
             versions=found["versions"],
             created=found["created"],
@@ -163,6 +167,41 @@ def _distances(found: Mapping[str, Any], num_layers: int, text: TextInfo) -> Blo
         norms=BoundaryNorms(first=_array(found["norms"]["first"]), rest=_array(found["norms"]["rest"])),
         text=text,
         seconds=float(found["seconds"]),
+    )
+
+
+def _losses_json(losses: BlockLosses) -> dict[str, Any]:
+    tokens = {"base": losses.base.nll, "tokens": int(losses.tokens.max())}
+    size = losses.num_layers
+    return {
+        "nll": tokens | _grid_json(losses.nll),
+        "increase": tokens | _grid_json(losses.increase),
+        "kl": tokens | _grid_json(losses.kl),
+        "windows": [losses.windows[n - 1, : size - n + 1].tolist() for n in range(1, size + 1)],
+        "cell_tokens": [losses.tokens[n - 1, : size - n + 1].tolist() for n in range(1, size + 1)],
+        "base": _score_json(losses.base),
+        "text": asdict(losses.text),
+        "replayed": losses.replayed,
+        "complete": losses.complete,
+        "seconds": losses.seconds,
+    }
+
+
+def _losses(found: Mapping[str, Any], size: int) -> BlockLosses:
+    counts = np.zeros((2, size, size), dtype=np.int64)
+    for values, name in zip(counts, ("windows", "cell_tokens"), strict=True):
+        for row, line in enumerate(found[name]):
+            values[row, : len(line)] = line
+    return BlockLosses(
+        num_layers=size,
+        base=_score(found["base"]),
+        nll=_grid(found["nll"], size),
+        increase=_grid(found["increase"], size),
+        kl=_grid(found["kl"], size),
+        windows=counts[0],
+        tokens=counts[1],
+        text=TextInfo(**found["text"]),
+        **{name: found[name] for name in ("replayed", "complete", "seconds")},
     )
 
 

@@ -14,10 +14,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from collections.abc import Iterator  # noqa: E402  (imports follow the environment they read)
 from typing import TYPE_CHECKING  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
+
+# A deadline per example fails on a busy machine, not on a bug.
+hypothesis.settings.register_profile("shortviz", deadline=None)
+hypothesis.settings.load_profile("shortviz")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,6 +19,7 @@ from shortviz.runs import (
     with_evaluation,
 )
 from tests.records_fixture import fixture_run
+from tests.unit.test_agreement import LAYERS, losses_of, triangle
 
 
 def test_a_run_comes_back_as_it_was_saved(tmp_path):
@@ -43,6 +44,24 @@ def test_run_json_has_the_shape_of_the_design():
     assert grid.keys() == {"samples", "mean", "stderr"}
     assert [len(row) for row in grid["mean"]] == [6, 5, 4, 3, 2, 1]
     assert "shortviz" in new_run(fixture_run(num_layers=6).model, fixture_run(num_layers=6).text).versions
+
+
+def test_a_measured_map_comes_back_and_has_the_shape_of_the_design(tmp_path):
+    run = fixture_run(num_layers=LAYERS)
+    rng = np.random.default_rng(0).uniform(0.1, 3, (LAYERS, LAYERS))
+    losses = losses_of(np.where(np.isnan(triangle()), np.nan, rng))
+    save_run(replace(run, losses=losses), tmp_path)
+    back = load_run(tmp_path).losses
+    for name in ("nll", "increase", "kl"):
+        np.testing.assert_array_equal(getattr(back, name).mean, getattr(losses, name).mean)
+        np.testing.assert_array_equal(getattr(back, name).stderr, getattr(losses, name).stderr)
+    np.testing.assert_array_equal(back.windows, losses.windows)
+    np.testing.assert_array_equal(back.tokens, losses.tokens)
+    assert (back.base, back.text, back.complete, back.replayed) == (losses.base, losses.text, True, True)
+    found = json.loads((tmp_path / "run.json").read_text())["losses"]
+    assert found["nll"].keys() >= {"base", "tokens", "mean", "stderr"}
+    assert [len(row) for row in found["kl"]["mean"]] == [5, 4, 3, 2, 1]
+    assert found["nll"]["mean"][4] == [None]
 
 
 def test_evaluation_json_has_the_shape_of_the_design_and_no_nan():

@@ -1,0 +1,83 @@
+"""Greedy scattered removal: take out the least harmful layer, measure again, repeat (as SLEB, arXiv 2402.09025)."""
+
+import threading
+
+import numpy as np
+
+from shortviz.block_losses import open_engine
+from shortviz.curve import CurveLine, CurvePoint, uncut
+from shortviz.errors import PlanError, Stopped
+from shortviz.handle import ModelHandle
+from shortviz.losses import check_windows
+from shortviz.pruning import prune
+from shortviz.records import Block, Floats, OnProgress, Progress, PrunePlan, WindowSet
+
+
+def greedy_removal(
+    handle: ModelHandle,
+    windows: WindowSet,
+    *,
+    max_removed: int | None = None,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> CurveLine:
+    """Return the loss after each step of greedy removal, n = 0 .. max_removed (L-1 if None).
+
+    At each step the loss without every layer still there is measured on all windows (a row n = 1 of the measured map of
+    the model pruned so far), and the layer whose removal costs least goes. Layers that the config cannot do without
+    are passed over; where none is left to remove, or on `stop`, the line ends.
+    Raises PlanError for a max_removed outside 1 .. L-1, Stopped before the first step, TextError and NumericsError as
+    `evaluate` does.
+    """
+    layers = handle.info.num_layers
+    limit = layers - 1 if max_removed is None else max_removed
+    if not 1 <= limit <= layers - 1:
+        raise PlanError(f"The layers to remove are {limit}; give 1 to {layers - 1}.")
+    check_windows(handle, windows)
+    points: list[CurvePoint] = []
+    removed: tuple[int, ...] = ()
+    base: Floats | None = None
+    for step in range(1, limit + 1):
+        plan = PrunePlan(num_layers=layers, removed=removed)
+        measured = _single_layers(prune(handle, plan), windows, stop)
+        if measured is None:
+            break
+        before, nll = measured
+        if base is None:
+            base = before
+            points.append(uncut(float(base.mean())))
+        means = nll.mean(0)
+        if np.isnan(means).all():
+            break
+        gone = int(np.nanargmin(means))
+        removed = tuple(sorted((*removed, plan.kept[gone])))
+        change = nll[:, gone] - base
+        error = float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else float("nan")
+        points.append(CurvePoint(n=step, removed=removed, nll=float(means[gone]), stderr=error))
+        if on_progress is not None:
+            detail = f"removed layer {plan.kept[gone]}"
+            on_progress(Progress(stage="greedy", done=step, total=limit, unit="layers", detail=detail))
+    if not points:
+        raise Stopped("Stopped before the first layer was removed; there is nothing to keep.")
+    return CurveLine(strategy="greedy", label="greedy scattered layers", points=tuple(points))
+
+
+def _single_layers(
+    handle: ModelHandle, windows: WindowSet, stop: threading.Event | None
+) -> tuple[Floats, Floats] | None:
+    """Return NLL per window before (windows,) and without each layer (windows, layers), NaN for illegal ones."""
+    blocks = [Block(start=i, n=1) for i in range(handle.info.num_layers)]
+    engine = open_engine(handle, windows.tokens[0])
+    before, nll = np.zeros(len(windows.tokens)), np.full((len(windows.tokens), len(blocks)), np.nan)
+    for index, tokens in enumerate(windows.tokens):
+        if stop is not None and stop.is_set():
+            return None
+        opened = engine.open(tokens)
+        measured = opened.losses(blocks, stop)
+        if measured is None:
+            return None
+        before[index] = opened.base.nll
+        nll[index, [block.start for block in measured[0]]] = measured[1][0]
+    legal = [handle.info.illegal_reason(block) is None for block in blocks]
+    nll[:, ~np.array(legal)] = np.nan
+    return before, nll
