@@ -1,12 +1,12 @@
 """Rows of a hub data set, streamed with the `datasets` library: only the rows that are used are fetched."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from shortviz.errors import ResourceError, ShortvizError, TextError
-from shortviz.records import TextSpec
+from shortviz.records import TaskSpec, TextSpec
 from shortviz.text_sources import checked_rows, missing_column
 
 DEFAULT_ROWS = 640
@@ -24,13 +24,22 @@ def read_dataset(spec: TextSpec) -> tuple[tuple[str, ...], str]:
     """
     limit = spec.limit or DEFAULT_ROWS
     name = f"data set {spec.value}"
-    rows = checked_rows(enumerate(islice(_values(spec), limit)), name, spec.key)
+    values = (value for (value,) in islice(dataset_columns(spec, [spec.key]), limit))
+    rows = checked_rows(enumerate(values), name, spec.key)
     subset = f", subset {spec.subset}" if spec.subset else ""
     return rows, f"{name}{subset}, split {spec.split}, column {spec.key}, first {limit} rows"
 
 
-def _values(spec: TextSpec) -> Iterator[Any]:
-    rows = iter(_open(spec))
+def dataset_columns(
+    spec: TextSpec | TaskSpec, columns: Sequence[str], option: str = "--key"
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of some columns of a data set, row by row; no more rows are fetched than are asked for.
+
+    Raises:
+        TextError: no such data set, subset, split or column (`option` chooses it); it needs code of its own.
+        ResourceError: the hub cannot be reached.
+    """
+    rows = iter(_open(spec, columns, option))
     while True:
         try:
             row = next(rows, None)
@@ -38,13 +47,12 @@ def _values(spec: TextSpec) -> Iterator[Any]:
             raise _problem(spec, error) from error
         if row is None:
             return
-        if spec.key not in row:
-            raise missing_column(spec.key, f"data set {spec.value}", row)
-        yield row[spec.key]
+        _check_columns(spec, columns, row, option)
+        yield tuple(row[key] for key in columns)
 
 
-def _open(spec: TextSpec) -> Any:
-    """Return the stream of rows, of the wanted column alone where the columns are known beforehand."""
+def _open(spec: TextSpec | TaskSpec, columns: Sequence[str], option: str) -> Any:
+    """Return the stream of rows, of the wanted columns alone where the columns are known beforehand."""
     place = spec.value if Path(spec.value).is_dir() else _look_up(spec)
     import datasets
 
@@ -52,16 +60,21 @@ def _open(spec: TextSpec) -> Any:
         stream = datasets.load_dataset(place, spec.subset, split=spec.split, streaming=True)
     except _library_errors() as error:
         raise _problem(spec, error) from error
-    columns = stream.column_names
-    if columns is None:
+    if stream.column_names is None:
         return stream
-    if spec.key not in columns:
-        raise missing_column(spec.key, f"data set {spec.value}", columns)
+    _check_columns(spec, columns, stream.column_names, option)
     # The other columns may hold images or sound, which need decoders that nobody asked for.
-    return stream.select_columns([spec.key])
+    return stream.select_columns(list(columns))
 
 
-def _look_up(spec: TextSpec) -> str:
+def _check_columns(spec: TextSpec | TaskSpec, columns: Sequence[str], found: Iterable[str], option: str) -> None:
+    names = list(found)
+    for key in columns:
+        if key not in names:
+            raise missing_column(key, f"data set {spec.value}", names, option)
+
+
+def _look_up(spec: TextSpec | TaskSpec) -> str:
     """Return the full id of a hub data set.
 
     Asking first gives a plain error at once; `load_dataset` (datasets 5.2) tries for half a minute when the network is
@@ -87,7 +100,7 @@ def _library_errors() -> tuple[type[Exception], ...]:
     return (DatasetsError, httpx2.HTTPError, OSError, ValueError, RuntimeError, KeyError)
 
 
-def _problem(spec: TextSpec, error: Exception) -> ShortvizError:
+def _problem(spec: TextSpec | TaskSpec, error: Exception) -> ShortvizError:
     """Return the library's error as one sentence for people."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError

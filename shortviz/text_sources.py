@@ -5,7 +5,7 @@ A row is one string. Row numbers count from 0; line numbers of a file count from
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
@@ -75,10 +75,10 @@ def checked_rows(values: Iterable[tuple[int, Any]], where: str, key: str, unit: 
     return tuple(rows)
 
 
-def missing_column(key: str, where: str, columns: Iterable[str]) -> TextError:
-    """Return the error for a column that is not there: it names those that are."""
+def missing_column(key: str, where: str, columns: Iterable[str], option: str = "--key") -> TextError:
+    """Return the error for a column that is not there: it names those that are, and the option that chooses one."""
     names = ", ".join(columns) or "none"
-    return TextError(f"There is no column {key!r} in {where}; it has: {names}. Choose one of them with --key.")
+    return TextError(f"There is no column {key!r} in {where}; it has: {names}. Choose one of them with {option}.")
 
 
 # Built-in texts
@@ -132,7 +132,7 @@ def _reference_rows() -> Iterator[str]:
 
 def _read_file(spec: TextSpec) -> TextRows:
     path = Path(spec.value).expanduser()
-    _check_file(path)
+    check_file(path)
     suffix = path.suffix.lower()
     if suffix not in {".jsonl", ".csv", ".parquet"}:
         return TextRows(rows=(_decode(path.read_bytes(), path),), source=f"file {path.name}")
@@ -145,7 +145,8 @@ def _read_file(spec: TextSpec) -> TextRows:
     return TextRows(rows=rows, source=f"file {path.name}, column {spec.key}")
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise TextError unless the path is a file that can be opened."""
     if not str(path).strip() or str(path) == ".":
         raise TextError("No file was named; give the path of a text file.")
     try:
@@ -184,6 +185,14 @@ def _jsonl_rows(path: Path, spec: TextSpec) -> tuple[str, ...]:
 
 
 def _jsonl_values(lines: Iterable[bytes], path: Path, key: str) -> Iterator[tuple[int, Any]]:
+    for number, entry in json_objects(lines, path, key):
+        if key not in entry:
+            raise missing_column(key, f"line {number} of {path}", map(str, entry))
+        yield number, entry[key]
+
+
+def json_objects(lines: Iterable[bytes], path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a JSON lines file with their line numbers, from 1; `key` is for the error's example."""
     for number, data in enumerate(lines, start=1):
         line = _decode(data, path, number).strip()
         if not line:
@@ -198,44 +207,56 @@ def _jsonl_values(lines: Iterable[bytes], path: Path, key: str) -> Iterator[tupl
                 f"Line {number} of {path} is a JSON {type(entry).__name__}, not an object; "
                 f'each line must look like {{"{key}": "..."}}.'
             )
-        if key not in entry:
-            raise missing_column(key, f"line {number} of {path}", map(str, entry))
-        yield number, entry[key]
+        yield number, entry
 
 
 def _csv_rows(path: Path, spec: TextSpec) -> tuple[str, ...]:
+    table = csv_columns(path, [spec.key], spec.limit)
+    return checked_rows(enumerate(value for (value,) in table), str(path), spec.key)
+
+
+def csv_columns(path: Path, columns: Sequence[str], limit: int | None, option: str = "--key") -> Iterator[list[str]]:
+    """Yield the values of some columns, row by row, as text; an empty field is empty text.
+
+    Raises TextError where the file is not UTF-8 CSV or has no such column (`option` chooses it).
+    """
     import pandas as pd
 
     with path.open("rb") as file:
         _decode(file.readline(), path)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, nrows=spec.limit, encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, nrows=limit, encoding="utf-8-sig")
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TextError(f"{path} cannot be read as CSV ({reason}); check that it is comma-separated UTF-8.") from error
-    if spec.key not in table.columns:
-        raise missing_column(spec.key, str(path), map(str, table.columns))
+    for key in columns:
+        if key not in table.columns:
+            raise missing_column(key, str(path), map(str, table.columns), option)
     if not isinstance(table.index, pd.RangeIndex):
         raise TextError(f"The rows of {path} have more fields than its header; quote fields that hold commas.")
-    return checked_rows(enumerate(table[spec.key].tolist()), str(path), spec.key)
+    yield from table[list(columns)].values.tolist()
 
 
 def _parquet_rows(path: Path, spec: TextSpec) -> tuple[str, ...]:
+    values = (value for (value,) in islice(parquet_columns(path, [spec.key]), spec.limit))
+    return checked_rows(enumerate(values), str(path), spec.key)
+
+
+def parquet_columns(path: Path, columns: Sequence[str], option: str = "--key") -> Iterator[tuple[Any, ...]]:
+    """Yield the values of some columns, row by row, reading no more of the file than is asked for.
+
+    Raises TextError where the file is not Parquet or has no such column (`option` chooses it).
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        with pq.ParquetFile(path) as file:
+            for key in columns:
+                if key not in file.schema_arrow.names:
+                    raise missing_column(key, str(path), file.schema_arrow.names, option)
+            for batch in file.iter_batches(batch_size=256, columns=list(columns)):
+                yield from zip(*(batch.column(key).to_pylist() for key in columns), strict=True)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TextError(f"{path} cannot be read as Parquet ({reason}); check that it is complete.") from error
-    with file:
-        if spec.key not in file.schema_arrow.names:
-            raise missing_column(spec.key, str(path), file.schema_arrow.names)
-        batches = file.iter_batches(batch_size=256, columns=[spec.key])
-        values = (value for batch in batches for value in batch.column(0).to_pylist())
-        try:
-            return checked_rows(enumerate(islice(values, spec.limit)), str(path), spec.key)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise TextError(f"{path} cannot be read as Parquet ({reason}); check that it is complete.") from error
