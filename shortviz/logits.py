@@ -120,7 +120,7 @@ class _HeadReachedError(Exception):
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
-        self.row: Tensor = states[0]
+        self.states: Tensor = states
 
 
 class _HeadNotReachedError(Exception):
@@ -141,11 +141,16 @@ def _stop_at_head(model: Any) -> Iterator[None]:
 
 def head_input(model: Any, tokens: Tensor) -> Tensor:
     """Return what the model hands to its head for one row of tokens, (tokens, hidden); the head itself is not run."""
+    return batch_head_input(model, tokens[None], use_cache=False)[0]
+
+
+def batch_head_input(model: Any, tokens: Tensor, **call: Any) -> Tensor:
+    """Return what the model hands to its head for rows of tokens, (rows, tokens, hidden); `call` goes to the model."""
     with _stop_at_head(model):
         try:
-            model(input_ids=tokens.to(model.device)[None], use_cache=False)
+            model(input_ids=tokens.to(model.device), **call)
         except _HeadReachedError as reached:
-            return reached.row
+            return reached.states
     raise _HeadNotReachedError
 
 

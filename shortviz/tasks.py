@@ -1,0 +1,169 @@
+"""Task accuracy: which choice of a multiple-choice question a model finds most likely, scored as lm_eval does."""
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from shortviz.errors import Stopped
+from shortviz.handle import ModelHandle
+from shortviz.records import OnProgress, Progress, TaskPrediction, TaskRow, TaskRows, TaskScore
+from shortviz.task_forward import open_scorer
+from shortviz.task_rows import read_task
+from shortviz.task_tokens import QuestionTokens, task_tokens
+
+__all__ = ["read_task", "score_tasks", "task_score_json"]
+
+SORTED_BATCHES = 16
+"""Questions are sorted by length within about this many batches, so that a stopped run has the first questions."""
+
+
+def score_tasks(
+    handle: ModelHandle,
+    rows: TaskRows,
+    *,
+    batch_size: int = 32,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> TaskScore:
+    """Return how many questions the model gets right, by log-likelihood and by log-likelihood per character.
+
+    A choice's log-likelihood (nats) is the sum over its tokens after context and delimiter, tokenised as lm_eval does.
+    `batch_size` choices are run at once, whole questions together (one question with more choices is not split). Where
+    the model's cache allows it, what a question's choices have in common is run once. Partial results come by
+    `Progress.snapshot`; a stop after at least one batch returns what there is, with `complete` False.
+
+    Raises TextError where a question does not fit the model, NumericsError for NaN or Inf (the layer is named),
+    Stopped before the first batch.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    started = time.perf_counter()
+    questions = task_tokens(handle, rows)
+    found: list[TaskPrediction] = []
+    shares = False
+
+    def partial() -> TaskScore:
+        return _score(handle, rows, questions, found, shares, time.perf_counter() - started)
+
+    if stop is None or not stop.is_set():
+        scorer = open_scorer(handle, questions)
+        shares = scorer.shares
+        for batch in _batches(questions, batch_size, shares):
+            if stop is not None and stop.is_set():
+                break
+            scores = scorer.log_likelihoods(batch)
+            found += [_prediction(q.index, rows.rows[q.index], lls) for q, lls in zip(batch, scores, strict=True)]
+            if on_progress is not None:
+                on_progress(
+                    Progress(stage="tasks", done=len(found), total=len(questions), unit="questions", snapshot=partial)
+                )
+    if not found:
+        raise Stopped("Stopped before the first questions were scored; there is no result yet.")
+    return partial()
+
+
+def _batches(questions: Sequence[QuestionTokens], size: int, shares: bool) -> Iterator[list[QuestionTokens]]:
+    """Yield all questions in batches of at most `size` choices, questions of like length together."""
+    for part in _filled(questions, size * SORTED_BATCHES):
+        ordered = sorted(part, key=lambda q: (q.prefix, q.longest) if shares else (q.longest, 0), reverse=True)
+        yield from _filled(ordered, size)
+
+
+def _filled(questions: Sequence[QuestionTokens], size: int) -> Iterator[list[QuestionTokens]]:
+    """Yield consecutive questions with at most `size` choices together, but at least one question."""
+    batch: list[QuestionTokens] = []
+    for question in questions:
+        if batch and sum(len(q.choices) for q in batch) + len(question.choices) > size:
+            yield batch
+            batch = []
+        batch.append(question)
+    if batch:
+        yield batch
+
+
+def _prediction(index: int, row: TaskRow, log_likelihoods: tuple[float, ...]) -> TaskPrediction:
+    """Return which choice wins, plainly and by characters (lm_eval 0.4.13, `ConfigurableTask.process_results`)."""
+    found = np.array(log_likelihoods)
+    characters = np.array([len(choice) for choice in row.choices], dtype=np.float64)
+    return TaskPrediction(
+        question=index,
+        label=row.label,
+        chosen=int(found.argmax()),
+        chosen_norm=int((found / characters).argmax()),
+        log_likelihoods=log_likelihoods,
+    )
+
+
+def _score(
+    handle: ModelHandle,
+    task: TaskRows,
+    questions: Sequence[QuestionTokens],
+    found: Sequence[TaskPrediction],
+    shares: bool,
+    seconds: float,
+) -> TaskScore:
+    accuracy, stderr = share_and_stderr([p.chosen == p.label for p in found])
+    accuracy_norm, stderr_norm = share_and_stderr([p.chosen_norm == p.label for p in found])
+    return TaskScore(
+        accuracy=accuracy,
+        accuracy_stderr=stderr,
+        accuracy_norm=accuracy_norm,
+        accuracy_norm_stderr=stderr_norm,
+        questions=len(found),
+        chance=math.fsum(1 / len(p.log_likelihoods) for p in found) / len(found),
+        majority=max(Counter(p.label for p in found).values()) / len(found),
+        source=task.source,
+        fingerprint=task.fingerprint,
+        removed=() if handle.plan is None else handle.plan.removed,
+        truncated=sum(questions[p.question].truncated for p in found),
+        shared_prefixes=shares,
+        predictions=tuple(sorted(found, key=lambda p: p.question)),
+        complete=len(found) == len(questions),
+        seconds=seconds,
+    )
+
+
+def share_and_stderr(right: Sequence[bool]) -> tuple[float, float]:
+    """Return the share of True and its binomial standard error sqrt(p (1 - p) / (n - 1)), which is NaN for n = 1."""
+    share = sum(right) / len(right)
+    error = math.sqrt(share * (1 - share) / (len(right) - 1)) if len(right) > 1 else math.nan
+    return share, error
+
+
+def task_score_json(score: TaskScore) -> dict[str, Any]:
+    """Return a score as a JSON object: shares between 0 and 1, log-likelihoods in nats; null for a missing error."""
+    return {
+        "accuracy": score.accuracy,
+        "accuracy_stderr": _number(score.accuracy_stderr),
+        "accuracy_norm": score.accuracy_norm,
+        "accuracy_norm_stderr": _number(score.accuracy_norm_stderr),
+        "questions": score.questions,
+        "chance": score.chance,
+        "majority": score.majority,
+        "source": score.source,
+        "fingerprint": score.fingerprint,
+        "removed": list(score.removed),
+        "truncated": score.truncated,
+        "shared_prefixes": score.shared_prefixes,
+        "complete": score.complete,
+        "seconds": score.seconds,
+        "predictions": [
+            {
+                "question": p.question,
+                "label": p.label,
+                "chosen": p.chosen,
+                "chosen_norm": p.chosen_norm,
+                "log_likelihoods": list(p.log_likelihoods),
+            }
+            for p in score.predictions
+        ],
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
