@@ -1,4 +1,4 @@
-"""The command line: `shortviz measure | evaluate | prune | show | app`. Heavy imports wait inside the commands.
+"""The command line: `shortviz measure | map | curve | evaluate | prune | show | app`. Heavy imports wait inside.
 
 Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stopped with Ctrl-C (what there is, is saved).
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shortviz import __version__
+from shortviz import __version__, cli_map
 from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, PlanOptions, TextOptions, with_options
 from shortviz.cli_session import INTERRUPTED, load_model, run_command, working
 from shortviz.errors import PlanError, ShortvizError
@@ -109,15 +109,16 @@ def _readable(spec: "TextSpec") -> "TextSpec":
 
 
 def _claim(run: "Run", out: Path) -> "Run":
-    """Return the run, saved before the long work starts, with the evaluations that the folder's run already has.
+    """Return the run, saved before the long work starts, with the losses that the folder's run already has.
 
     Raises RunError where the folder holds something else, ResourceError where it cannot be written.
     """
     from shortviz import runs
 
     old = runs.load_run(out) if (out / runs.FILE).exists() else run
-    runs.save_run(replace(run, distances=old.distances, evaluations=old.evaluations), out)
-    return replace(run, evaluations=old.evaluations)
+    run = replace(run, losses=old.losses, evaluations=old.evaluations)
+    runs.save_run(replace(run, distances=old.distances), out)
+    return run
 
 
 @app.command()
@@ -176,6 +177,10 @@ def prune(
         pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
         report = export.export_checkpoint(pruned, out, base_info=handle.info, on_progress=on_progress, stop=stop)
     _print(prune_json(report) if as_json else export_text(report))
+
+
+app.command("map")(cli_map.measured_map)
+app.command("curve")(cli_map.removal_curve)
 
 
 @app.command()

@@ -80,11 +80,9 @@ def save_run(run: Run, folder: Path) -> None:
     target = folder / FILE
     if target.exists():
         old = load_run(folder)
-        if (old.model.id, old.model.revision, old.text.fingerprint) != (
-            run.model.id,
-            run.model.revision,
-            run.text.fingerprint,
-        ):
+        other_model = (old.model.id, old.model.revision) != (run.model.id, run.model.revision)
+        other_text = old.distances is not None and old.text.fingerprint != run.text.fingerprint
+        if other_model or other_text:
             raise RunError(
                 f"{folder} holds a run of {old.model.id} on {old.text.source}; choose another --out for this one."
             )

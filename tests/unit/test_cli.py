@@ -1,47 +1,18 @@
 """The command line on a tiny checkpoint: output, JSON shapes, exit codes, one sentence for an error."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 
 import pytest
 from transformers import AutoModelForCausalLM
 
-from shortviz.cli import app
 from shortviz.cli_session import run_command
-from tests.families import NUM_LAYERS, build_tiny, tiny_tokenizer
+from tests.families import NUM_LAYERS
 
-Outcome = tuple[int, str, str]
 GRAM = ("angular_last", "angular_mean", "block_influence", "euclidean_last", "relative_magnitude")
 """Criteria that every row gives a sample of."""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a tiny model of six layers and its tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    build_tiny("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def shortviz(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
-    """Runs a command line in this process; gives back (exit code, stdout, stderr)."""
-    before = dict(os.environ)
-
-    def run(*arguments: str) -> Outcome:
-        capsys.readouterr()
-        code = run_command(app, arguments)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield run
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def last_line(text: str) -> str:

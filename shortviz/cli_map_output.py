@@ -1,0 +1,117 @@
+"""What `shortviz map` and `shortviz curve` print."""
+
+import math
+from typing import Any
+
+from shortviz import criteria
+from shortviz.agreement import agreement
+from shortviz.cli_output import table
+from shortviz.curve import RemovalCurve
+from shortviz.planning import best_start, tied_starts
+from shortviz.records import Block, BlockLosses, Run
+from shortviz.search import SearchResult
+
+
+def losses_text(run: Run, losses: BlockLosses, metric: str) -> str:
+    """Return the best measured block of each n with its ties, and how well each criterion would have chosen."""
+    grid, unit = (losses.kl, "KL, nats") if metric == "kl" else (losses.increase, "NLL increase, nats")
+    rows = []
+    for n in range(1, losses.num_layers):
+        start = best_start(grid, n, run.model)
+        if start is None:
+            continue
+        block = Block(start=start, n=n)
+        mean, error = grid.at(block)
+        nll = losses.base.nll + losses.increase.at(block)[0]
+        ties = ", ".join(str(s) for s in tied_starts(grid, n) if s != start)
+        layers = str(start) if n == 1 else f"{start}-{start + n - 1}"
+        perplexity = f"{math.exp(nll):.2f}" if nll < 20 else "> 1e8"
+        rows.append(
+            [str(n), layers, f"{mean:+.4f}", _error(error), perplexity, f"tied with start {ties}" if ties else ""]
+        )
+    lines = [
+        f"Uncut model: NLL {losses.base.nll:.4f}, perplexity {losses.base.perplexity:.2f}. Text: {losses.text.source}; "
+        f"{int(losses.tokens.max())} scored tokens a block, windows of {losses.text.max_length}.",
+        f"Best block of each size by measured {metric.upper()}",
+        table(["n", "layers", unit, "+-", "perplexity", ""], rows),
+    ]
+    if not losses.replayed:
+        lines.append("Every pruned model was really run: this family's layers cannot be replayed exactly.")
+    if run.distances is not None:
+        lines += ["", agreement_text(run, losses)]
+    return "\n".join(lines)
+
+
+def agreement_text(run: Run, losses: BlockLosses) -> str:
+    """Return how well each criterion predicts the measured loss."""
+    assert run.distances is not None
+    rows = [
+        [
+            criteria.label(found.criterion),
+            f"{found.spearman:.3f}",
+            f"{found.spearman_within:.3f}",
+            f"{found.mean_regret:.3f}",
+            f"{sum(r.picked == r.best for r in found.regrets)} of {len(found.regrets)}",
+        ]
+        for found in agreement(run.distances, losses, run.model)
+    ]
+    head = ["criterion", "Spearman, all", "within n", "mean regret, nats", "picks the best start"]
+    return "How well each criterion predicts the measured increase in NLL\n" + table(head, rows)
+
+
+def search_text(found: SearchResult) -> str:
+    """Return the best start of each n with the starts tied with it, and what the search cost."""
+    rows = [
+        [
+            str(row.n),
+            str(row.start),
+            f"{row.increase:+.4f}",
+            _error(row.stderr),
+            str(row.windows),
+            f"tied with start {', '.join(str(s) for s in row.tied if s != row.start)}" if len(row.tied) > 1 else "",
+        ]
+        for row in found.rows
+    ]
+    share = 100 * found.cells_measured / found.cells_exhaustive
+    return "\n".join(
+        [
+            f"Best start of each size by measured NLL. Text: {found.text.source}, windows of {found.text.max_length}.",
+            table(["n", "start", "NLL increase, nats", "+-", "windows", ""], rows),
+            f"Measured {found.cells_measured} block-windows, {share:.0f} % of {found.cells_exhaustive} for all.",
+        ]
+    )
+
+
+def search_json(found: SearchResult) -> dict[str, Any]:
+    """Return the search as one JSON object."""
+    return {
+        "rows": [
+            {
+                "n": row.n,
+                "start": row.start,
+                "tied": list(row.tied),
+                "increase": row.increase,
+                "stderr": None if math.isnan(row.stderr) else row.stderr,
+                "windows": row.windows,
+            }
+            for row in found.rows
+        ],
+        "cells_measured": found.cells_measured,
+        "cells_exhaustive": found.cells_exhaustive,
+        "text": {"source": found.text.source, "fingerprint": found.text.fingerprint},
+    }
+
+
+def curve_text(curve: RemovalCurve) -> str:
+    """Return perplexity against layers removed, one column a strategy."""
+    lines = {line.strategy: {point.n: point for point in line.points} for line in curve.lines}
+    head = ["n", *lines, ""]
+    rows = [
+        [str(n), *(f"{points[n].perplexity:.4g}" if n in points else "-" for points in lines.values()), ""]
+        for n in range(curve.num_layers)
+    ]
+    return f"Perplexity against layers removed. Text: {curve.text.source}.\n" + table(head, rows)
+
+
+def _error(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"

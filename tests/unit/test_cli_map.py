@@ -1,0 +1,105 @@
+"""`shortviz map` and `shortviz curve` on a tiny checkpoint."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from shortviz.runs import load_run
+from tests.families import NUM_LAYERS
+from tests.unit.test_cli import last_line
+
+TEXT = ("--builtin", "passages/prose", "--window", "24", "--windows", "3")
+BLOCKS = NUM_LAYERS * (NUM_LAYERS + 1) // 2 - 1
+
+
+def test_map_measures_every_block_and_adds_it_to_a_run(shortviz, checkpoint, tmp_path):
+    run = str(tmp_path / "run")
+    assert shortviz("measure", checkpoint, "--limit", "4", "--max-length", "16", "--out", run)[0] == 0
+    code, out, err = shortviz("map", run, *TEXT)
+    assert code == 0, err
+    assert "Best block of each size by measured NLL" in out
+    assert "How well each criterion predicts" in out
+    saved = load_run(tmp_path / "run")
+    assert saved.distances is not None
+    assert int(np.isfinite(saved.losses.increase.mean).sum()) == BLOCKS
+    assert saved.losses.tokens.max() == 3 * 23
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["run.json"]
+
+
+def test_map_prints_the_run_as_one_json_object(shortviz, checkpoint):
+    code, out, _ = shortviz("map", checkpoint, *TEXT, "--json")
+    found = json.loads(out)["losses"]
+    assert code == 0
+    assert {"base", "tokens", "mean", "stderr"} <= found["nll"].keys()
+    assert found["kl"]["mean"][0][0] >= 0
+    assert math.isfinite(found["nll"]["base"])
+
+
+def test_a_map_first_and_distances_later_share_a_run(shortviz, checkpoint, tmp_path):
+    run = str(tmp_path / "run")
+    assert shortviz("map", checkpoint, *TEXT, "--out", run)[0] == 0
+    code, _, err = shortviz("measure", checkpoint, "--limit", "4", "--max-length", "16", "--out", run)
+    assert code == 0, err
+    assert load_run(tmp_path / "run").losses is not None
+
+
+def test_search_finds_the_best_start_of_the_whole_map_or_a_tie(shortviz, checkpoint):
+    whole = json.loads(shortviz("map", checkpoint, *TEXT, "--json")[1])["losses"]["increase"]["mean"]
+    code, out, err = shortviz("map", checkpoint, *TEXT, "--search", "--max-n", "3", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [row["n"] for row in found["rows"]] == [1, 2, 3]
+    for row in found["rows"]:
+        assert int(np.argmin(whole[row["n"] - 1])) in row["tied"]
+    assert found["cells_measured"] <= found["cells_exhaustive"]
+    assert "Best start of each size" in shortviz("map", checkpoint, *TEXT, "--search", "--max-n", "2")[1]
+
+
+def test_the_calibration_text_as_evaluation_text_is_warned_about(shortviz, checkpoint, tmp_path):
+    run = str(tmp_path / "run")
+    same = ("--builtin", "passages/prose")
+    assert shortviz("measure", checkpoint, *same, "--max-length", "16", "--out", run)[0] == 0
+    _, _, err = shortviz("map", run, *same, "--window", "24", "--windows", "1")
+    assert err.count("Warning: the losses are scored on the calibration text") == 1
+    assert "one window gives no error bars" in err
+
+
+def test_the_curve_has_a_column_for_each_strategy_and_reuses_the_map(shortviz, checkpoint, tmp_path):
+    run = str(tmp_path / "run")
+    assert shortviz("measure", checkpoint, "--limit", "4", "--max-length", "16", "--out", run)[0] == 0
+    assert shortviz("map", run, *TEXT)[0] == 0
+    code, out, err = shortviz("curve", run, "--json")
+    assert code == 0, err
+    assert "map:" not in err, "nothing is measured again"
+    lines = {line["strategy"]: line for line in json.loads(out)["lines"]}
+    assert {"best measured", "simple", "random", "angular_last"} <= set(lines)
+    assert [p["n"] for p in lines["simple"]["points"]] == list(range(NUM_LAYERS))
+    code, out, _ = shortviz("curve", run, *TEXT, "--greedy", "2")
+    assert code == 0
+    assert "greedy" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--metric", "loss"), "--metric is 'loss'; it must be nll or kl."),
+        (("--max-n", "3"), "--max-n belongs to --search"),
+        (("--search", "--max-n", "6"), "The largest n to search is 6; it must be 1 to 5."),
+        (("--window", "100000"), "fewer than one window"),
+    ],
+)
+def test_bad_options_of_map_are_one_sentence(shortviz, checkpoint, options, message):
+    code, out, err = shortviz("map", checkpoint, *TEXT, *options)
+    assert code == 2
+    assert out == ""
+    assert message in last_line(err)
+
+
+def test_greedy_on_other_text_than_the_map_is_refused(shortviz, checkpoint, tmp_path):
+    run = str(tmp_path / "run")
+    assert shortviz("map", checkpoint, *TEXT, "--out", run)[0] == 0
+    code, _, err = shortviz("curve", run, "--builtin", "passages/code", "--window", "24", "--greedy", "1")
+    assert code == 2
+    assert "give the same text and window options" in last_line(err)
