@@ -1,7 +1,7 @@
 """The address bar: what a link carries. Opening one prefills; it never starts work.
 
-The block, criterion, scale, palette and view are widgets bound to the address. Model, run and job are written here,
-on every page, because a page link drops parameters that no widget holds.
+Criterion, scale, palette and view are widgets bound to the address. Model, run, block and job are written here, on
+every page, because a page link drops parameters that no widget holds.
 """
 
 import re
@@ -12,7 +12,7 @@ import streamlit as st
 
 from shortviz import criteria
 from shortviz.errors import RunError
-from shortviz.records import ModelRef
+from shortviz.records import Block, ModelRef
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 
@@ -41,6 +41,9 @@ def read_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) ->
     key = parameters.get("run")
     if key and context is None and _readable(bench, key):
         s.open_run(state, key)
+    chosen = read_block(parameters)
+    if chosen is not None:
+        s.set_block(state, chosen)
 
 
 def read_ref(parameters: Mapping[str, str]) -> ModelRef | None:
@@ -57,10 +60,18 @@ def read_ref(parameters: Mapping[str, str]) -> ModelRef | None:
     )
 
 
+def read_block(parameters: Mapping[str, str]) -> Block | None:
+    """Return the block that the address names, not checked against any model; None where it is not one."""
+    start, n = parameters.get("start", ""), parameters.get("n", "")
+    if not (start.isdecimal() and n.isdecimal() and len(start) <= 4 and len(n) <= 4):
+        return None
+    return Block(start=int(start), n=int(n))
+
+
 def write_address(bench: Bench, state: s.State) -> None:
     """Put model, run and running job into the address."""
     wanted = address(bench, state)
-    for key in ("model", "rev", "dtype", "device", "run", "job"):
+    for key in ("model", "rev", "dtype", "device", "run", "start", "n", "job"):
         value = wanted.get(key)
         if value is None:
             if key in st.query_params:
@@ -81,6 +92,9 @@ def address(bench: Bench, state: s.State) -> dict[str, str]:
     run = s.run_key(state)
     if run is not None:
         found["run"] = run
+    chosen = s.block(state)
+    if chosen is not None:
+        found |= {"start": str(chosen.start), "n": str(chosen.n)}
     job = bench.state(s.newest_job(state, LONG_KINDS))
     if job is not None and job.live:
         found["job"] = job.id
@@ -96,9 +110,6 @@ def link(bench: Bench, state: s.State) -> str:
     """Return an address of the map that restores this view for somebody else; it carries no running job."""
     parts = urlsplit(st.context.url or "http://localhost:8501/")
     parameters = {k: v for k, v in address(bench, state).items() if k != "job"}
-    chosen = s.block(state)
-    if chosen is not None:
-        parameters |= {"start": str(chosen.start), "n": str(chosen.n)}
     parameters |= {k: str(state[k]) for k in _VIEW_KEYS if state.get(k)}
     return urlunsplit((parts.scheme, parts.netloc, "/", urlencode(parameters), ""))
 

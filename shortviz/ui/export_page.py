@@ -12,7 +12,6 @@ from shortviz.records import Block, ExportReport, ModelInfo, ModelRef, PrunePlan
 from shortviz.settings import settings
 from shortviz.ui import actions, inspector, notes
 from shortviz.ui import state as s
-from shortviz.ui.address import linked
 from shortviz.ui.proof_view import checklist, report_lines
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of, settle_block
@@ -32,7 +31,7 @@ def draw() -> None:
     if shown.model is None or ref is None:
         st.caption("Choose a model and a block first: on the Model page, then on the Map page.")
         return
-    settle_block(state, shown.distances, shown.model.num_layers, linked())
+    settle_block(state, shown.distances, shown.model.num_layers)
     left, right = st.columns(2, gap="large")
     with left:
         _choose(tools, shown, shown.model, ref)

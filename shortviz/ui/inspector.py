@@ -17,15 +17,21 @@ from shortviz.ui.words import count, plain, share, size, with_error
 
 def block_inputs(num_layers: int) -> None:
     """Say which block is chosen, beside two numbers that choose it: the keyboard's way to what a click does."""
-    words, start, n = st.columns([2.2, 1, 1], vertical_alignment="bottom", gap="small")
-    start.number_input("start", 0, num_layers - 1, value=None, key=s.START, bind="query-params", on_change=_typed)
-    n.number_input("n", 1, num_layers, value=None, key=s.N, bind="query-params", on_change=_typed)
-    s.remember_block(s.session())
-    block = s.block(s.session())
-    words.markdown(f"#### Removes {block}" if block is not None else "#### No block chosen")
+    state = s.session()
+    block = s.block(state) or Block(start=0, n=1)
+    words, start, n = st.columns([2.6, 1, 1], vertical_alignment="bottom", gap="small")
+    start.number_input("start", 0, num_layers - 1, value=block.start, key=s.input_key(state, "start"), on_change=_typed)
+    n.number_input("n", 1, num_layers, value=block.n, key=s.input_key(state, "n"), on_change=_typed)
+    words.markdown(f"#### Removes {block}")
 
 
 def _typed() -> None:
+    s.type_block(s.session())
+    measure_wanted()
+
+
+def measure_wanted() -> None:
+    """Ask for the chosen block to be measured."""
     s.want(s.session(), "numbers")
     st.rerun()  # the whole page, not only the fragment that the widget is in
 
@@ -56,7 +62,11 @@ def _not_measured(shown: Shown) -> None:
         st.caption("Not measured yet. Load the model to see what removing this block really does.")
     else:
         st.button(
-            "Measure this block", icon=":material/play_arrow:", on_click=_typed, key="measure_block", type="primary"
+            "Measure this block",
+            icon=":material/play_arrow:",
+            on_click=measure_wanted,
+            key="measure_block",
+            type="primary",
         )
 
 

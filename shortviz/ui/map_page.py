@@ -6,7 +6,6 @@ from shortviz.errors import PlanError, ShortvizError
 from shortviz.records import Block, ModelInfo
 from shortviz.ui import inspector, map_view, notes, share
 from shortviz.ui import state as s
-from shortviz.ui.address import linked
 from shortviz.ui.resources import bench
 from shortviz.ui.shown import Shown, live_map, look, measure_job, settle_block
 
@@ -25,7 +24,7 @@ def draw() -> None:
     left, right = st.columns([1.15, 1], gap="medium")
     distances = live_map(tools, shown, measuring)
     if shown.model is not None:
-        settle_block(state, distances, shown.model.num_layers, linked())
+        settle_block(state, distances, shown.model.num_layers)
     with right:
         if shown.model is not None:
             inspector.block_inputs(shown.model.num_layers)  # before the map, which outlines what they say

@@ -1,6 +1,5 @@
 """What a session looks at now: which run, which model, and whether the model is in memory."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -122,15 +121,9 @@ def first_block(distances: BlockDistances) -> Block:
     return next((b for b in blocks if b.n == n), Block(start=0, n=1))
 
 
-def settle_block(state: s.State, distances: BlockDistances | None, num_layers: int, linked: Mapping[str, str]) -> None:
-    """Give the block inputs a first value before they are drawn, unless the address gives them one."""
-    if s.START not in linked:
-        s.recall_block(state)
+def settle_block(state: s.State, distances: BlockDistances | None, num_layers: int) -> None:
+    """Choose a first block where none is chosen, or one that this model could not have."""
     chosen = s.block(state)
-    if chosen is not None and (chosen.start >= num_layers or chosen.n > num_layers):
-        chosen = None
-        s.set_block(state, Block(start=0, n=1))
-    inputs = {s.START: range(num_layers), s.N: range(1, num_layers + 1)}
-    in_address = [linked.get(key, "").isdecimal() and int(linked[key]) in known for key, known in inputs.items()]
-    if chosen is None and distances is not None and not all(in_address):
-        s.set_block(state, first_block(distances))
+    if chosen is not None and 0 <= chosen.start < num_layers and 1 <= chosen.n <= num_layers:
+        return
+    s.set_block(state, first_block(distances) if distances is not None else Block(start=0, n=1))

@@ -1,13 +1,13 @@
 """Everything a session remembers: the only place that names session keys.
 
-| setter          | sets             | clears what depends on it            |
-|-----------------|------------------|--------------------------------------|
-| set_model       | ref              | run, start, n, chosen, wanted        |
-| set_calibration | calibration      | run                                  |
-| set_evaluation  | evaluation       | (measured numbers are kept per text) |
-| set_block       | start, n, chosen |                                      |
-| open_run        | run              | start, n, chosen, wanted             |
-| leave_run       |                  | run                                  |
+| setter          | sets           | clears what depends on it            |
+|-----------------|----------------|--------------------------------------|
+| set_model       | ref            | run, chosen, wanted                  |
+| set_calibration | calibration    | run                                  |
+| set_evaluation  | evaluation     | (measured numbers are kept per text) |
+| set_block       | chosen, inputs |                                      |
+| open_run        | run            | chosen, wanted                       |
+| leave_run       |                | run                                  |
 
 `CLEARS` is that table for the program; a test walks it. Nothing here is shared between sessions; what is worth more
 than a session lives in `resources.Bench` or on disk.
@@ -31,9 +31,8 @@ CALIBRATION: Final = "calibration"
 EVALUATION: Final = "evaluation"
 JOBS: Final = "jobs"
 WANTED: Final = "wanted"
-START: Final = "start"
-N: Final = "n"
 CHOSEN: Final = "chosen"
+INPUTS: Final = "inputs"
 CRITERION: Final = "criterion"
 SCALE: Final = "scale"
 PALETTE: Final = "palette"
@@ -53,11 +52,11 @@ SUGGESTED: Final = "suggested"
 FIRST_PROMPT: Final = "The capital of France is"
 
 CLEARS: Final[Mapping[str, tuple[str, ...]]] = {
-    "set_model": (RUN, START, N, CHOSEN, WANTED),
+    "set_model": (RUN, CHOSEN, WANTED),
     "set_calibration": (RUN,),
     "set_evaluation": (),
     "set_block": (),
-    "open_run": (START, N, CHOSEN, WANTED),
+    "open_run": (CHOSEN, WANTED),
     "leave_run": (RUN,),
 }
 
@@ -89,21 +88,29 @@ def set_evaluation(state: State, spec: TextSpec) -> None:
 
 
 def set_block(state: State, block: Block) -> None:
-    """Choose this block, on every page and in the address."""
-    _set("set_block", state, {START: block.start, N: block.n, CHOSEN: block})
+    """Choose this block, on every page and in the address; the number inputs are made anew with its values."""
+    _set("set_block", state, {CHOSEN: block, INPUTS: _inputs(state) + 1})
 
 
-def remember_block(state: State) -> None:
-    """Keep the block for pages that have no inputs for it: a widget's value goes when it is not drawn."""
-    if block(state) is not None:
-        state[CHOSEN] = block(state)
+def type_block(state: State) -> None:
+    """Choose the block that the number inputs say."""
+    start, n = state.get(input_key(state, "start")), state.get(input_key(state, "n"))
+    if isinstance(start, int) and isinstance(n, int):
+        state[CHOSEN] = Block(start=start, n=n)
 
 
-def recall_block(state: State) -> None:
-    """Give the inputs the block that was chosen on another page."""
-    chosen = state.get(CHOSEN)
-    if isinstance(chosen, Block) and START not in state and N not in state:
-        set_block(state, chosen)
+def input_key(state: State, name: str) -> str:
+    """Return the key of a number input of the block.
+
+    A click gives the inputs new keys. A browser sends the values of all its inputs with every tick of a running job; a
+    tick that left before it heard of the click would put the old block back into inputs that had kept their keys.
+    """
+    return f"{name}_{_inputs(state)}"
+
+
+def _inputs(state: State) -> int:
+    found = state.get(INPUTS)
+    return found if isinstance(found, int) else 0
 
 
 def open_run(state: State, key: str) -> None:
@@ -167,9 +174,9 @@ def evaluation(state: State) -> TextSpec:
 
 
 def block(state: State) -> Block | None:
-    """Return the chosen block as typed, not checked against any model."""
-    start, n = state.get(START), state.get(N)
-    return Block(start=start, n=n) if isinstance(start, int) and isinstance(n, int) else None
+    """Return the chosen block, not checked against any model."""
+    found = state.get(CHOSEN)
+    return found if isinstance(found, Block) else None
 
 
 def suggest_folder(state: State, folder: str) -> None:

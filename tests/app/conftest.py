@@ -30,15 +30,16 @@ class App:
         return self
 
     def page(self, name: str) -> "App":
-        for key in ("start", "n"):  # a browser carries the bound parameters along; AppTest leaves the address to us
-            if key in self.state and self.state[key] is not None:
-                self.at.query_params[key] = str(self.state[key])
         self.at.switch_page(f"pages/{name}.py")
         return self.run()
 
     @property
     def state(self):  # noqa: ANN201  (AppTest's session state has no public type)
         return self.at.session_state
+
+    def number(self, name: str):  # noqa: ANN201  (AppTest's widgets have no public type)
+        """The number input of the block: `start` or `n`."""
+        return next(w for w in self.at.number_input if w.label == name)
 
     def click(self, key: str) -> "App":
         self.at.button(key=key).click()

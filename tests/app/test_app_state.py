@@ -10,8 +10,6 @@ FULL = {
     s.RUN: "old-run",
     s.CALIBRATION: TextSpec(kind="paste", value="old"),
     s.EVALUATION: TextSpec(kind="paste", value="old too"),
-    s.START: 3,
-    s.N: 2,
     s.CHOSEN: Block(start=3, n=2),
     s.WANTED: "numbers",
     s.PROMPT: "old prompt",
@@ -29,7 +27,7 @@ SETTERS = {
     ),
     "set_block": (
         lambda state: s.set_block(state, Block(start=7, n=4)),
-        {s.START: 7, s.N: 4, s.CHOSEN: Block(start=7, n=4)},
+        {s.CHOSEN: Block(start=7, n=4), s.INPUTS: 1},
     ),
     "open_run": (lambda state: s.open_run(state, "new-run"), {s.RUN: "new-run"}),
     "leave_run": (s.leave_run, {}),
@@ -58,7 +56,7 @@ def test_the_table_in_the_docstring_is_the_table_of_the_program() -> None:
 
 
 def test_foreign_values_in_the_session_read_as_nothing() -> None:
-    state = {s.REF: "demo", s.RUN: 3, s.START: "3", s.N: None, s.WANTED: True, s.CALIBRATION: "x"}
+    state = {s.REF: "demo", s.RUN: 3, s.CHOSEN: (3, 2), s.INPUTS: "x", s.WANTED: True, s.CALIBRATION: "x"}
     assert s.ref(state) is None
     assert s.run_key(state) is None
     assert s.block(state) is None
@@ -83,3 +81,15 @@ def test_a_suggested_folder_never_replaces_a_typed_one() -> None:
     state[s.FOLDER] = "/mine"
     s.suggest_folder(state, "/a/demo-without-5")
     assert state[s.FOLDER] == "/mine"
+
+
+def test_a_click_gives_the_number_inputs_new_keys_so_that_a_late_tick_cannot_undo_it() -> None:
+    state: dict = {}
+    before = s.input_key(state, "start")
+    s.set_block(state, Block(start=7, n=4))
+    state[before] = 2
+    s.type_block(state)
+    assert s.block(state) == Block(start=7, n=4)
+    state |= {s.input_key(state, "start"): 3, s.input_key(state, "n"): 1}
+    s.type_block(state)
+    assert s.block(state) == Block(start=3, n=1)
