@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from shortviz.handle import ModelHandle
 from shortviz.logits import logit_cap, logit_factor, scale_logits
 
-TILE = 4096
+TILE = 1024
 """Vocabulary entries whose logits are made at once."""
-ROWS = 512
-"""Tokens whose logits are made at once: with TILE, 8 MB in float32, the largest array of logits there is."""
+ROWS = 1024
+"""Tokens whose logits are made at once: with TILE, an array of 4 MB in float32 (8 MB in float64, once a window)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,17 +88,16 @@ class TiledHead:
         """Return NLL and KL of cut models, (blocks,) each, means over tokens, from final states (blocks, T, hidden)."""
         blocks, size, hidden = states.shape
         capped = logit_cap(self.handle.model) is not None
-        log_z = torch.empty(blocks, size, dtype=torch.float64, device=states.device)
-        cross = torch.empty_like(log_z)
+        log_z, chosen, cross = torch.empty(3, blocks, size, dtype=torch.float64, device=states.device)
         for low in range(0, blocks, step := max(1, 4 * ROWS // size)):
-            part = states[low : low + step]
-            log_z[low : low + step] = self._log_z(part.reshape(-1, hidden)).view(-1, size)
+            part, here = states[low : low + step], slice(low, low + step)
+            log_z[here] = self._log_z(part.reshape(-1, hidden)).view(-1, size)
+            chosen[here] = self._chosen(part, target.tokens)
             if capped:
-                cross[low : low + step] = self._bent_cross(part, target)
+                cross[here] = self._bent_cross(part, target)
             else:
-                cross[low : low + step] = (part.double() * target.mean_weight).sum(-1) + target.mean_bias
-        nll = (log_z - self._chosen(states, target.tokens)).mean(-1)
-        return nll, (log_z - cross - target.entropy).mean(-1)
+                cross[here] = (part.double() * target.mean_weight).sum(-1) + target.mean_bias
+        return (log_z - chosen).mean(-1), (log_z - cross - target.entropy).mean(-1)
 
     def _tile(self, states: Tensor, tile: slice) -> Tensor:
         """Return logits of some vocabulary entries, (rows, tile), a new tensor, float32 or wider."""
