@@ -36,7 +36,9 @@ def to_page(page: Page, name: str) -> None:
 
 def load_demo(page: Page, server: AppServer, *, rows: int, length: int) -> None:
     """Choose text sizes on the Model page, load the demo model there, and go to the map."""
-    page.goto(f"{server.url}/model")
+    page.goto(server.url)
+    wait_for_map(page)
+    to_page(page, "Model")
     type_number(page, "Rows, at most", rows)
     type_number(page, "Tokens a row", length)
     expect(page.get_by_text(f"Up to {rows * length:,} tokens")).to_be_visible(timeout=PATIENCE_MS)
