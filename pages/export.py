@@ -1,5 +1,5 @@
 """Export: write the cut model as a stock checkpoint, and prove it before the word done."""
 
-from shortviz.ui import export_page
+from shortviz.ui import export_page, frame
 
-export_page.draw()
+frame.inside(export_page.draw)

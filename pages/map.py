@@ -1,5 +1,5 @@
 """Map: which blocks look redundant, and what removing the chosen one really does."""
 
-from shortviz.ui import map_page
+from shortviz.ui import frame, map_page
 
-map_page.draw()
+frame.inside(map_page.draw)

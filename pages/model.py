@@ -1,5 +1,5 @@
 """Model: which model, on which text, and what that costs before anything large is read."""
 
-from shortviz.ui import model_page
+from shortviz.ui import frame, model_page
 
-model_page.draw()
+frame.inside(model_page.draw)

@@ -1,5 +1,5 @@
 """Runs: what was measured before; open one."""
 
-from shortviz.ui import runs_page
+from shortviz.ui import frame, runs_page
 
-runs_page.draw()
+frame.inside(runs_page.draw)

@@ -22,17 +22,24 @@ from shortviz.records import (
     WindowSpec,
 )
 from shortviz.runs import new_run
+from shortviz.ui.measured import from_map
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.shelves import Inspection
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
     from shortviz.losses import BaseScores
+    from shortviz.records import WindowSet
 
 APP_WINDOWS: Final = WindowSpec(window=256, windows=32)
 """Small windows: the first numbers come soon, and there are enough of them for an error bar."""
 
 NEW_TOKENS: Final = 32
+
+CPU_BATCH: Final = 2
+"""Rows that hold the model at a time: the map redraws, a stop is heard and a clicked block gets its turn after each."""
+
+GPU_BATCH: Final = 8
 
 
 def start_estimate(bench: Bench, ref: ModelRef) -> str:
@@ -67,10 +74,15 @@ def start_measure(bench: Bench, ref: ModelRef, spec: TextSpec, key: str) -> str:
         tokens = tokenize(spec, handle.tokenizer)
         checkpoint = bench.runs.path(key) / f"measure-{tokens.info.fingerprint[:12]}.npz"
         distances = measure_distances(
-            handle, tokens, checkpoint=checkpoint, on_progress=control.on_progress, stop=control.stop
+            handle,
+            tokens,
+            batch_size=CPU_BATCH if handle.info.device == "cpu" else GPU_BATCH,
+            checkpoint=checkpoint,
+            on_progress=control.on_progress,
+            stop=control.stop,
         )
         old = bench.runs.get(key)
-        run = new_run(handle.info, tokens.info) if old is None else old
+        run = new_run(handle.info, tokens.info) if old is None else replace(old, text=tokens.info)
         bench.runs.put(key, replace(run, distances=distances))
         if distances.samples == len(tokens.rows):
             checkpoint.unlink(missing_ok=True)
@@ -78,6 +90,15 @@ def start_measure(bench: Bench, ref: ModelRef, spec: TextSpec, key: str) -> str:
 
     context = JobContext(kind="measure", ref=ref, run_key=key, calibration=spec)
     return bench.submit(context, f"Distances of {ref.id}", work)
+
+
+def windows_of(bench: Bench, ref: ModelRef, spec: TextSpec, handle: "ModelHandle") -> "WindowSet":
+    """Return the app's evaluation windows of a text, cut once per process."""
+    from shortviz.texts import make_windows
+
+    return bench.windows.get((ref, spec)) or bench.windows.put(
+        (ref, spec), make_windows(spec, APP_WINDOWS, handle.tokenizer)
+    )
 
 
 def start_inspect(
@@ -90,7 +111,7 @@ def start_inspect(
         from shortviz.pruning import prune
 
         pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
-        found = _Found(bench, ref, block, spec, prompt, control)
+        found = _Found(bench, ref, block, spec, prompt, key, control)
         if text_first:
             found.write(handle, pruned)
         found.score(handle, pruned, key)
@@ -106,20 +127,26 @@ class _Found:
     """One block's inspection as it grows; every step that is known already is taken from the bench."""
 
     def __init__(
-        self, bench: Bench, ref: ModelRef, block: Block, spec: TextSpec, prompt: str, control: JobControl
+        self,
+        bench: Bench,
+        ref: ModelRef,
+        block: Block,
+        spec: TextSpec,
+        prompt: str,
+        key: str | None,
+        control: JobControl,
     ) -> None:
         self.bench, self.ref, self.block, self.spec, self.control = bench, ref, block, spec, control
-        self.inspection = Inspection(prompt=prompt, evaluation=measured(bench, ref, spec, block))
+        run = bench.runs.get(key) if key is not None else None
+        cell = from_map(run.losses, run.model, block) if run is not None else None
+        self.inspection = Inspection(prompt=prompt, evaluation=measured(bench, ref, spec, block) or cell)
 
     def score(self, handle: "ModelHandle", pruned: "ModelHandle", key: str | None) -> None:
         if (self.inspection.evaluation and self.inspection.evaluation.complete) or self.control.stop.is_set():
             return
         from shortviz.losses import evaluate
-        from shortviz.texts import make_windows
 
-        windows = self.bench.windows.get((self.ref, self.spec)) or self.bench.windows.put(
-            (self.ref, self.spec), make_windows(self.spec, APP_WINDOWS, handle.tokenizer)
-        )
+        windows = windows_of(self.bench, self.ref, self.spec, handle)
         kept = _kept(self.bench, key, self.block, windows.info.fingerprint)
         if kept is not None:
             self._keep(kept)

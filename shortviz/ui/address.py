@@ -17,11 +17,11 @@ from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-LONG_KINDS = ("load", "measure", "export")
+LONG_KINDS = ("load", "measure", "losses", "export")
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
 _MOST_CHARACTERS = 300
-_VIEW_KEYS = (s.CRITERION, s.SCALE, s.PALETTE, s.VIEW)
+_VIEW_KEYS = (s.CRITERION, s.SHOW, s.METRIC, s.SCALE, s.PALETTE, s.VIEW)
 
 
 def read_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) -> None:

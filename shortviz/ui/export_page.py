@@ -98,8 +98,14 @@ def _what(model: ModelInfo, plan: PrunePlan) -> None:
     weights = model.bytes - sum(model.layer_bytes[i] for i in plan.removed)
     with st.container(horizontal=True, gap="medium", border=True):
         st.metric("Layers", f"{model.num_layers} → {len(plan.kept)}", width="content")
-        st.metric("Parameters", count(model.parameters - gone), f"-{share(gone / model.parameters)}", width="content")
-        st.metric("On disk", size(weights), f"-{share(1 - weights / model.bytes)}", width="content")
+        st.metric(
+            "Parameters",
+            count(model.parameters - gone),
+            f"-{share(gone / model.parameters)}",
+            "inverse",
+            width="content",
+        )
+        st.metric("On disk", size(weights), f"-{share(1 - weights / model.bytes)}", "inverse", width="content")
     st.caption(
         "Written: weights as safetensors, config, generation config, tokenizer, chat template, a model card, "
         "shortviz.json (plan and fingerprints) and a mergekit recipe."

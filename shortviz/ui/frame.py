@@ -1,6 +1,9 @@
 """What is around every page: a session is prefilled from the address, the status line, and the address again."""
 
+from collections.abc import Callable
+
 import streamlit as st
+from streamlit.navigation.page import StreamlitPage
 
 from shortviz.job_state import JobState
 from shortviz.ui import actions, notes
@@ -13,12 +16,40 @@ from shortviz.ui.words import plain
 TICK_SECONDS = 0.5
 
 
-def open_session() -> None:
-    """Prefill a new session from the address it was opened with."""
+def navigation() -> StreamlitPage:
+    """Say which pages there are, and return the one that was asked for."""
+    st.set_page_config(page_title="shortviz", page_icon=":material/layers_clear:", layout="wide")
+    return st.navigation(
+        [
+            st.Page("pages/map.py", title="Map", icon=":material/grid_on:", url_path="map", default=True),
+            st.Page("pages/model.py", title="Model", icon=":material/deployed_code:", url_path="model"),
+            st.Page("pages/export.py", title="Export", icon=":material/download:", url_path="export"),
+            st.Page("pages/runs.py", title="Runs", icon=":material/history:", url_path="runs"),
+        ],
+        position="top",
+    )
+
+
+def open_page() -> None:
+    """Prefill a new session from the address it was opened with, and draw what is above every page."""
     state = s.session()
     if not s.begun(state):
         s.begin(state)
         read_address(bench(), state, linked())
+    s.frame(state)
+    status_line()
+
+
+def inside(draw: Callable[[], None]) -> None:
+    """Draw a page inside the app's frame.
+
+    A server that has not run app.py yet answers a link to a page by running that file alone, because Streamlit 1.67
+    takes a folder `pages/` for its old kind of multipage app until st.navigation was called once. Call it, begin anew.
+    """
+    if not s.take_frame(s.session()):
+        navigation()
+        st.rerun()
+    draw()
 
 
 def status_line() -> None:

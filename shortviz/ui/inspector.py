@@ -8,6 +8,7 @@ from shortviz.records import Block, BlockDistances, Evaluation, ModelInfo
 from shortviz.ui import actions
 from shortviz.ui import state as s
 from shortviz.ui.map_view import criterion_of
+from shortviz.ui.measured import from_map, is_from_map
 from shortviz.ui.notes import job_error
 from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import Inspection
@@ -19,7 +20,7 @@ def block_inputs(num_layers: int) -> None:
     """Say which block is chosen, beside two numbers that choose it: the keyboard's way to what a click does."""
     state = s.session()
     block = s.block(state) or Block(start=0, n=1)
-    words, start, n = st.columns([2.6, 1, 1], vertical_alignment="bottom", gap="small")
+    words, start, n = st.columns([2.2, 1, 1], vertical_alignment="bottom", gap="small")
     start.number_input("start", 0, num_layers - 1, value=block.start, key=s.input_key(state, "start"), on_change=_typed)
     n.number_input("n", 1, num_layers, value=block.n, key=s.input_key(state, "n"), on_change=_typed)
     words.markdown(f"#### Removes {block}")
@@ -36,15 +37,22 @@ def measure_wanted() -> None:
     st.rerun()  # the whole page, not only the fragment that the widget is in
 
 
-def draw(bench: Bench, shown: Shown, model: ModelInfo, block: Block, job: JobState | None) -> None:
+def draw(
+    bench: Bench,
+    shown: Shown,
+    model: ModelInfo,
+    block: Block,
+    job: JobState | None,
+    distances: BlockDistances | None,
+) -> None:
     """Draw everything that is known about the block."""
     state = s.session()
     found = inspection(bench, state, shown, block, job)
     about = bench.context(job.id) if job is not None else None
     running = job is not None and job.live and about is not None and about.block == block
-    warnings(shown.distances, model, block)
-    if shown.distances is not None:
-        predicted(shown.distances, block, criterion_of(state, shown.distances))
+    warnings(distances, model, block)
+    if distances is not None:
+        predicted(distances, block, criterion_of(state, distances))
     if found.evaluation is not None:
         measured(found.evaluation, refining=running and not found.evaluation.complete)
     elif running:
@@ -107,9 +115,11 @@ def measured(evaluation: Evaluation, *, refining: bool) -> None:
             st.metric("Same next token", share(evaluation.same_top1), width="content", help=_TOP1_HELP)
     rest = "steady" if evaluation.complete else "stopped early"
     state = ":material/autorenew: still refining" if refining else rest
+    if is_from_map(evaluation):
+        state = "from the measured map"
     st.caption(
-        f"{score.tokens:,} tokens scored of {plain(evaluation.text.source)}, {score.windows} windows of "
-        f"{evaluation.text.max_length} · {state}"
+        f"{score.tokens:,} tokens scored of {plain(evaluation.text.source)}, "
+        f"{score.windows} window{'s' * (score.windows > 1)} of {evaluation.text.max_length} · {state}"
     )
 
 
@@ -228,7 +238,7 @@ def inspection(bench: Bench, state: s.State, shown: Shown, block: Block, job: Jo
     if evaluation is None and shown.ref is not None:
         evaluation = actions.measured(bench, shown.ref, spec, block)
     if evaluation is None and shown.run is not None:
-        evaluation = shown.run.evaluation_of(block.layers)
+        evaluation = shown.run.evaluation_of(block.layers) or from_map(shown.run.losses, shown.run.model, block)
     return (
         found
         if evaluation is found.evaluation

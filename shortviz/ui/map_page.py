@@ -4,25 +4,28 @@ import streamlit as st
 
 from shortviz.errors import PlanError, ShortvizError
 from shortviz.records import Block, ModelInfo
-from shortviz.ui import inspector, map_view, notes, share
+from shortviz.ui import inspector, map_view, measured, notes, share
 from shortviz.ui import state as s
 from shortviz.ui.resources import bench
-from shortviz.ui.shown import Shown, live_map, look, measure_job, settle_block
+from shortviz.ui.shown import Shown, live_losses, live_map, look, measure_job, settle_block
 
 TICK_SECONDS = 0.5
 INSPECT_TICK_SECONDS = 0.3
+_KINDS = {"predicted": "measure", "measured": "losses", "difference": "losses"}
+"""The job that fills in each map."""
 
 
 def draw() -> None:
     """Draw the page."""
     tools, state = bench(), s.session()
     shown = look(tools, state)
+    which = measured.show(state)
     measuring = measure_job(tools, state, shown)
     if shown.error:
         notes.problem(shown.error)
-    map_view.toolbar(tools, shown, measuring)
+    map_view.toolbar(tools, shown, measure_job(tools, state, shown, _KINDS[which]))
     left, right = st.columns([1.15, 1], gap="medium")
-    distances = live_map(tools, shown, measuring)
+    distances = live_map(shown, measuring)
     if shown.model is not None:
         settle_block(state, distances, shown.model.num_layers)
     with right:
@@ -39,24 +42,25 @@ def draw() -> None:
 
 def _left(shown: Shown) -> None:
     tools, state = bench(), s.session()
-    job = measure_job(tools, state, shown)
-    live = job is not None and job.live
+    which = measured.show(state)
+    live = _live_kinds(shown)
 
     @st.fragment(run_every=TICK_SECONDS if live else None)
     def left() -> None:
-        now = measure_job(tools, state, shown)
-        if live and (now is None or not now.live):
+        if _live_kinds(shown) != live:
             st.rerun()
-        distances = live_map(tools, shown, now)
-        map_view.facts(shown, distances, now)
-        notes.job_error(now)
-        if distances is not None and shown.model is not None:
-            map_view.views(distances, shown.model, _chosen(state, shown.model))
-        else:
-            _nothing_yet(shown, live)
+        jobs = {kind: measure_job(tools, state, shown, kind) for kind in ("measure", "losses")}
+        distances, losses = live_map(shown, jobs["measure"]), live_losses(shown, jobs["losses"])
+        job = jobs[_KINDS[which]]
+        map_view.facts(which, distances, losses, job)
+        notes.job_error(job)
+        if shown.model is None or not map_view.views(
+            which, distances, losses, shown.model, _chosen(state, shown.model)
+        ):
+            _nothing_yet(shown, which, job is not None and job.live)
 
     above = st.container()
-    if shown.distances is not None or live:
+    if shown.run is not None or live:
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             map_view.view_switch()  # before the view that it switches
             share.downloads(shown)
@@ -64,10 +68,21 @@ def _left(shown: Shown) -> None:
         left()
 
 
-def _nothing_yet(shown: Shown, live: bool) -> None:
+def _live_kinds(shown: Shown) -> tuple[str, ...]:
+    """Return the kinds of measurement of this session that are waiting or running."""
+    tools, state = bench(), s.session()
+    jobs = {kind: measure_job(tools, state, shown, kind) for kind in ("measure", "losses")}
+    return tuple(kind for kind, job in jobs.items() if job is not None and job.live)
+
+
+def _nothing_yet(shown: Shown, which: str, live: bool) -> None:
     with st.container(height=map_view.CHART_HEIGHT, border=True, vertical_alignment="center"):
         if live:
             st.caption("The map appears with the first batch.", text_alignment="center")
+        elif which != "predicted" and shown.handle is not None:
+            st.caption("The losses of this model are not measured yet: press Measure.", text_alignment="center")
+        elif which != "predicted" and shown.model is not None:
+            st.caption("No measured losses in this run; load the model to measure them.", text_alignment="center")
         elif shown.handle is not None:
             st.caption("No distances of this model on this text yet: press Measure.", text_alignment="center")
         else:
@@ -93,6 +108,7 @@ def _right(shown: Shown, model: ModelInfo) -> None:
     except ShortvizError as error:
         notes.problem(str(error))
         return
+    tools.wanted_rows[:] = [block.n]
     inspector.start_wanted(tools, shown, block, tools.state(s.job(state, "inspect")))
     follow = tools.inspecting(shown.ref, block, s.evaluation(state)) or s.job(state, "inspect")
     job = tools.state(follow)
@@ -103,7 +119,8 @@ def _right(shown: Shown, model: ModelInfo) -> None:
         now = tools.state(follow)
         if live and (now is None or not now.live):
             st.rerun()
-        inspector.draw(tools, shown, model, block, now)
+        distances = live_map(shown, measure_job(tools, state, shown))
+        inspector.draw(tools, shown, model, block, now, distances)
 
     right()
     share.buttons(tools, shown, block)

@@ -7,8 +7,8 @@ import streamlit as st
 
 from shortviz import charts, criteria
 from shortviz.job_state import JobState
-from shortviz.records import Block, BlockDistances, ModelInfo
-from shortviz.ui import actions
+from shortviz.records import Block, BlockDistances, BlockLosses, ModelInfo
+from shortviz.ui import actions, loss_actions, measured
 from shortviz.ui import state as s
 from shortviz.ui.notes import job_progress
 from shortviz.ui.resources import Bench
@@ -19,7 +19,7 @@ from shortviz.ui.words import count, duration, plain
 
 SCALES = ("per n", "raw")
 PALETTES = ("cividis", "viridis")
-VIEWS = ("Map", "Table", "Best per n")
+VIEWS = ("Map", "Table", "Best per n", "Agreement", "Curve")
 CHART_HEIGHT = 440
 FONT = '"Source Sans", "Source Sans Pro", sans-serif'
 
@@ -28,16 +28,40 @@ def toolbar(bench: Bench, shown: Shown, job: JobState | None) -> None:
     """Draw the choices above the map, and the two buttons that start and stop a measurement."""
     names = list(shown.distances.criteria) if shown.distances is not None else list(criteria.names())
     live = job is not None and job.live
+    which = measured.show(s.session())
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.selectbox(
-            "Criterion",
-            names,
-            format_func=criteria.label,
-            icon=":material/straighten:",
-            key=s.CRITERION,
-            bind="query-params",
+        if which == "measured":
+            st.selectbox(
+                "Measured loss",
+                measured.METRICS,
+                format_func=charts.label,
+                icon=":material/straighten:",
+                key=s.METRIC,
+                bind="query-params",
+                label_visibility="collapsed",
+                width=250,
+            )
+        else:
+            st.selectbox(
+                "Criterion",
+                names,
+                format_func=criteria.label,
+                icon=":material/straighten:",
+                key=s.CRITERION,
+                bind="query-params",
+                persist_state="session",
+                label_visibility="collapsed",
+                width=250,
+            )
+        st.segmented_control(
+            "Show",
+            measured.SHOWS,
+            default=measured.SHOWS[0],
             label_visibility="collapsed",
-            width=250,
+            required=True,
+            key=s.SHOW,
+            bind="query-params",
+            help="What a criterion predicts, what removing each block really costs, or where the two part.",
         )
         st.segmented_control(
             "Scale",
@@ -63,8 +87,8 @@ def toolbar(bench: Bench, shown: Shown, job: JobState | None) -> None:
             icon=":material/play_arrow:",
             type="primary" if shown.distances is None or shown.bundled else "secondary",
             disabled=shown.handle is None or live,
-            help=_measure_help(shown, live),
-            on_click=_measure,
+            help=_measure_help(shown, which, live),
+            on_click=_measure if which == "predicted" else _measure_losses,
             args=(bench, shown),
             key="measure_button",
         )
@@ -79,10 +103,13 @@ def toolbar(bench: Bench, shown: Shown, job: JobState | None) -> None:
         )
 
 
-def facts(shown: Shown, distances: BlockDistances | None, job: JobState | None) -> None:
+def facts(which: str, distances: BlockDistances | None, losses: BlockLosses | None, job: JobState | None) -> None:
     """Say what text stands behind the map; while it grows, how far it is."""
     if job is not None and job.live:
         job_progress(job)
+    elif which != "predicted":
+        if losses is not None:
+            measured.facts(losses)
     elif distances is not None:
         text = distances.text
         words = f"{distances.samples} of {text.rows} rows" if distances.samples < text.rows else f"{text.rows} rows"
@@ -92,17 +119,39 @@ def facts(shown: Shown, distances: BlockDistances | None, job: JobState | None) 
         )
 
 
-def views(distances: BlockDistances, model: ModelInfo, chosen: Block | None) -> None:
-    """Draw the map, the table or the list of best blocks: choosing in any of them chooses the same block."""
+def views(
+    which: str,
+    distances: BlockDistances | None,
+    losses: BlockLosses | None,
+    model: ModelInfo,
+    chosen: Block | None,
+) -> bool:
+    """Draw the chosen view of the chosen map; False where it is not measured yet.
+
+    Choosing in the map, the table or the list of best blocks chooses the same block.
+    """
     state = s.session()
-    criterion = criterion_of(state, distances)
     view = state.get(s.VIEW, VIEWS[0])
+    criterion = criterion_of(state, distances) if distances is not None else ""
+    if view == "Agreement":
+        measured.agreement_view(distances, losses, model, criterion, chosen)
+        return True
+    if view == "Curve":
+        measured.curve_view(distances, losses, model)
+        return True
+    drawn = measured.drawn(which, criterion, distances, losses)
+    if drawn is None:
+        return False
+    if which == "measured":
+        criterion = str(state.get(s.METRIC))
+        criterion = criterion if criterion in drawn.criteria else next(iter(drawn.criteria))
     if view == "Table":
-        _table(distances, criterion)
+        _table(drawn, criterion)
     elif view == "Best per n":
-        _best(distances, criterion, model)
+        _best(drawn, criterion, model)
     else:
-        _map(distances, criterion, model, chosen)
+        _map(drawn, criterion, model, chosen, difference=which == "difference")
+    return True
 
 
 def view_switch() -> None:
@@ -124,10 +173,13 @@ def criterion_of(state: s.State, distances: BlockDistances) -> str:
     return chosen if chosen in distances.criteria else next(iter(distances.criteria))
 
 
-def _map(distances: BlockDistances, criterion: str, model: ModelInfo, chosen: Block | None) -> None:
+def _map(
+    distances: BlockDistances, criterion: str, model: ModelInfo, chosen: Block | None, *, difference: bool
+) -> None:
     state = s.session()
+    scale: charts.Scale = "raw" if state.get(s.SCALE) == "raw" else "per_n"
     view = charts.MapView(
-        scale="raw" if state.get(s.SCALE) == "raw" else "per_n",
+        scale="difference" if difference else scale,
         palette="viridis" if state.get(s.PALETTE) == "viridis" else "cividis",
         selected=chosen,
         dark=st.context.theme.type == "dark",
@@ -153,7 +205,7 @@ def _table(distances: BlockDistances, criterion: str) -> None:
         height=CHART_HEIGHT,
         on_select=partial(_cell_chosen, distances.num_layers),
         selection_mode="single-cell",
-        alt=f"{criteria.label(criterion)} of every block: one row per n, one column per start layer",
+        alt=f"{charts.label(criterion)} of every block: one row per n, one column per start layer",
     )
 
 
@@ -169,7 +221,7 @@ def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> None:
         selection_mode="single-row",
         column_config={
             "n": st.column_config.NumberColumn("n", width="small"),
-            "distance": st.column_config.NumberColumn(criteria.label(criterion), format="%.4f"),
+            "distance": st.column_config.NumberColumn(charts.label(criterion), format="%.4f"),
             "stderr": st.column_config.NumberColumn("± error", format="%.4f"),
             "gap": st.column_config.NumberColumn("gap to second", format="%.4f"),
             "tied": st.column_config.CheckboxColumn("tied"),
@@ -198,11 +250,13 @@ def _row_chosen(blocks: Sequence[Block]) -> None:
     choose(parse_row(s.session().get("best_table"), blocks))
 
 
-def _measure_help(shown: Shown, live: bool) -> str:
+def _measure_help(shown: Shown, which: str, live: bool) -> str:
     if live:
         return "A measurement is running."
     if shown.handle is None:
         return "Load a model first."
+    if which != "predicted":
+        return "Measures the loss without every block: a first look in a minute or two, then refined."
     return "Streams the calibration text through the model and fills the map in."
 
 
@@ -214,6 +268,16 @@ def _measure(bench: Bench, shown: Shown) -> None:
     spec = s.calibration(state)
     s.leave_run(state)
     s.set_job(state, "measure", actions.start_measure(bench, ref, spec, run_key(ref, spec)))
+
+
+def _measure_losses(bench: Bench, shown: Shown) -> None:
+    state = s.session()
+    ref = shown.ref
+    if ref is None:
+        return
+    key = run_key(ref, s.calibration(state))
+    s.leave_run(state)
+    s.set_job(state, "losses", loss_actions.start_losses(bench, ref, s.evaluation(state), key, shown.run))
 
 
 def _stop(bench: Bench, job_id: str) -> None:

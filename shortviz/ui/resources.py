@@ -43,6 +43,8 @@ class Bench:
     continuations: "Shelf[str]" = field(default_factory=lambda: Shelf(500))
     """By (model, removed layers, prompt)."""
     windows: "Shelf[WindowSet]" = field(default_factory=lambda: Shelf(4))
+    wanted_rows: list[int] = field(default_factory=list)
+    """Rows of the measured map that people look at now; a running measurement takes them first."""
     base_scores: "Shelf[BaseScores]" = field(default_factory=lambda: Shelf(2))
     _contexts: "Shelf[JobContext]" = field(default_factory=lambda: Shelf(200))
     _submitting: Any = field(default_factory=threading.RLock)

@@ -1,12 +1,12 @@
 """What a session looks at now: which run, which model, and whether the model is in memory."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shortviz.errors import ShortvizError
 from shortviz.job_state import JobState
 from shortviz.planning import best_blocks
-from shortviz.records import Block, BlockDistances, ModelInfo, ModelRef, Run
+from shortviz.records import Block, BlockDistances, BlockLosses, ModelInfo, ModelRef, Run
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import EXAMPLE, run_key
@@ -92,21 +92,26 @@ def ref_of(shown: Shown) -> ModelRef | None:
     return ModelRef(id=shown.model.id, revision=shown.model.revision)
 
 
-def live_map(bench: Bench, shown: Shown, job: JobState | None) -> BlockDistances | None:
+def live_losses(shown: Shown, job: JobState | None) -> BlockLosses | None:
+    """Return the measured map: the newest partial one while it is being measured, else the saved one."""
+    if job is not None and job.live and isinstance(job.partial, BlockLosses):
+        return job.partial
+    return shown.run.losses if shown.run is not None else None
+
+
+def live_map(shown: Shown, job: JobState | None) -> BlockDistances | None:
     """Return the map to draw: the newest partial one while a measurement of this run goes on, else the saved one."""
     if job is not None and job.live and isinstance(job.partial, BlockDistances):
         return job.partial
     return shown.distances
 
 
-def with_distances(shown: Shown, distances: BlockDistances | None) -> Run | None:
-    """Return the run with the map that is on the screen, for downloads."""
-    return None if shown.run is None else replace(shown.run, distances=distances)
+def measure_job(bench: Bench, state: s.State, shown: Shown, kind: str = "measure") -> JobState | None:
+    """Return the newest measurement of this session, where it is of the model that is shown.
 
-
-def measure_job(bench: Bench, state: s.State, shown: Shown) -> JobState | None:
-    """Return the newest measurement of this session, where it is of the model that is shown."""
-    job_id = s.job(state, "measure")
+    `measure` is the distance map, `losses` the measured map.
+    """
+    job_id = s.job(state, kind)
     context = bench.context(job_id or "")
     if context is None or context.ref != shown.ref:
         return None

@@ -25,6 +25,7 @@ State = MutableMapping[Any, Any]
 Wanted = Literal["", "numbers", "text"]
 
 BEGUN: Final = "begun"
+FRAMED: Final = "framed"
 REF: Final = "ref"
 RUN: Final = "run"
 CALIBRATION: Final = "calibration"
@@ -34,6 +35,8 @@ WANTED: Final = "wanted"
 CHOSEN: Final = "chosen"
 INPUTS: Final = "inputs"
 CRITERION: Final = "criterion"
+SHOW: Final = "show"
+METRIC: Final = "metric"
 SCALE: Final = "scale"
 PALETTE: Final = "palette"
 VIEW: Final = "view"
@@ -70,6 +73,16 @@ def begin(state: State) -> None:
 def begun(state: State) -> bool:
     """Return whether the session has been through `begin`."""
     return BEGUN in state
+
+
+def frame(state: State) -> None:
+    """Remember that this run of the script went through app.py."""
+    state[FRAMED] = True
+
+
+def take_frame(state: State) -> bool:
+    """Return whether this run went through app.py, once."""
+    return bool(state.pop(FRAMED, False))
 
 
 def set_model(state: State, ref: ModelRef) -> None:

@@ -1,0 +1,141 @@
+"""The measured side of the Map page: which map is drawn, agreement with the losses, the removal curve."""
+
+from dataclasses import replace
+
+import streamlit as st
+
+from shortviz import loss_charts
+from shortviz.agreement import agreement, agreement_table
+from shortviz.curve import curve_from_map
+from shortviz.map_cells import MEASURED
+from shortviz.records import Block, BlockDistances, BlockLosses, Evaluation, ModelInfo, Score
+from shortviz.ui import state as s
+from shortviz.ui.words import count, duration, plain
+
+SHOWS = ("predicted", "measured", "difference")
+METRICS = tuple(MEASURED)
+
+
+def show(state: s.State) -> str:
+    """Return which map is shown: predicted, measured or the difference of their ranks."""
+    found = state.get(s.SHOW)
+    return found if found in SHOWS else SHOWS[0]
+
+
+def drawn(
+    which: str, criterion: str, distances: BlockDistances | None, losses: BlockLosses | None
+) -> BlockDistances | None:
+    """Return what the map draws, in the shape of a distance map; None where it is not measured yet."""
+    if which == "predicted":
+        return distances
+    if losses is None:
+        return None
+    measured = loss_charts.as_map(losses, distances.norms if distances is not None else None)
+    if which == "measured":
+        return measured
+    grid = distances.criteria.get(criterion) if distances is not None else None
+    if grid is None:
+        return None
+    return replace(measured, criteria={criterion: loss_charts.difference_grid(grid, losses.increase)})
+
+
+def facts(losses: BlockLosses) -> None:
+    """Say what text stands behind the measured map, and what is still missing."""
+    text = losses.text
+    least = int(losses.windows[losses.windows > 0].min(initial=0)) if (losses.windows > 0).any() else 0
+    windows = f"{int(losses.windows.max())} windows of {text.max_length}" if least else "a first look"
+    words = [f"Scored on {count(int(losses.tokens.max()))} tokens a block of {plain(text.source)}, {windows}"]
+    if not losses.complete:
+        words.append("still refining or stopped early")
+    if least < 2:
+        words.append("no error bars before two windows")
+    if losses.seconds:
+        words.append(f"measured in {duration(losses.seconds)}")
+    st.caption(" · ".join(words))
+
+
+def agreement_view(
+    distances: BlockDistances | None, losses: BlockLosses | None, model: ModelInfo, criterion: str, chosen: Block | None
+) -> None:
+    """Draw how well the criteria predict the measured loss: points, regret, a table."""
+    if distances is None or losses is None:
+        _missing("Agreement needs both maps: the predicted one and the measured one.")
+        return
+    found = agreement(distances, losses, model)
+    dark = st.context.theme.type == "dark"
+    alt = loss_charts.agreement_alt(found)
+    points, regret = st.columns(2, gap="small")
+    with points:
+        figure = loss_charts.agreement_figure(distances, losses, criterion, chosen, dark)
+        figure.update_layout(height=260)
+        st.plotly_chart(figure, theme=None, key="agreement_points", config={"displaylogo": False}, alt=alt)
+    with regret:
+        figure = loss_charts.regret_figure(found, dark)
+        figure.update_layout(height=260, showlegend=False)
+        st.plotly_chart(figure, theme=None, key="agreement_regret", config={"displaylogo": False}, alt=alt)
+    st.caption(plain(alt))
+    st.dataframe(
+        agreement_table(found).style.format(precision=3, na_rep=""),
+        hide_index=True,
+        height="content",
+        alt="Rank correlation and regret of every criterion",
+    )
+
+
+def curve_view(distances: BlockDistances | None, losses: BlockLosses | None, model: ModelInfo) -> None:
+    """Draw loss against layers removed for every strategy that removes one block."""
+    if losses is None:
+        _missing("The removal curve is read off the measured map.")
+        return
+    curve = curve_from_map(losses, distances, model)
+    figure = loss_charts.curve_figure(curve, top=curve.base_nll + 6.0, dark=st.context.theme.type == "dark")
+    figure.update_layout(legend={"x": 0.99, "xanchor": "right", "y": 0.01, "yanchor": "bottom"})
+    alt = loss_charts.curve_alt(curve)
+    st.plotly_chart(figure, theme=None, key="curve", config={"displaylogo": False}, alt=alt)
+    st.caption(plain(alt))
+
+
+def _missing(words: str) -> None:
+    with st.container(height=440, border=True, vertical_alignment="center"):
+        st.caption(f"{words} Show “measured” and press Measure.", text_alignment="center")
+
+
+def from_map(losses: BlockLosses | None, model: ModelInfo, block: Block) -> Evaluation | None:
+    """Return the map's cell of a block as an evaluation, so that nothing is measured twice; None where it has none.
+
+    What only a run of the cut model itself can tell (same next token, seconds) is left out.
+    """
+    if losses is None or block.n >= losses.num_layers or not losses.windows[block.n - 1, block.start]:
+        return None
+    increase, error = losses.increase.at(block)
+    nll, nll_error = losses.nll.at(block)
+    if increase != increase:
+        return None
+    gone = block.layers
+    score = Score(
+        nll=nll,
+        nll_stderr=nll_error,
+        tokens=int(losses.tokens[block.n - 1, block.start]),
+        windows=int(losses.windows[block.n - 1, block.start]),
+        forward_seconds=float("nan"),
+        parameters=model.parameters - sum(model.layer_parameters[i] for i in gone),
+        bytes=model.bytes - sum(model.layer_bytes[i] for i in gone),
+        cache_bytes_per_token=sum(model.layer_cache_bytes) - sum(model.layer_cache_bytes[i] for i in gone),
+    )
+    kl, kl_error = losses.kl.at(block)
+    return Evaluation(
+        score=score,
+        text=losses.text,
+        removed=gone,
+        base=replace(losses.base, nll=nll - increase),
+        nll_increase=increase,
+        nll_increase_stderr=error,
+        kl=kl,
+        kl_stderr=kl_error,
+        complete=losses.complete,
+    )
+
+
+def is_from_map(evaluation: Evaluation) -> bool:
+    """Return whether an evaluation was read off the measured map."""
+    return evaluation.score.forward_seconds != evaluation.score.forward_seconds

@@ -1,0 +1,150 @@
+"""The whole path on a tiny model: load, measure, choose, read, export; in real threads, awaited by their events."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shortviz.records import Block, ModelRef, TextSpec
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from tests.app.conftest import App
+
+Start = Callable[..., App]
+TEXT = "The river carries what the hills let go, and the mill turns it into bread. " * 40
+
+
+@pytest.fixture
+def loaded(tools: Bench, app: Start, tiny_folder: Path) -> App:
+    """A session whose tiny model is loaded, with short texts."""
+    page = app(model=str(tiny_folder)).page("model")
+    page.click("estimate_button")
+    assert page.finish("estimate").state == "done"
+    page.click("load_button")
+    assert page.finish("load").state == "done"
+    page.state[s.CALIBRATION] = TextSpec(kind="paste", value=TEXT, max_length=64)
+    page.state[s.EVALUATION] = TextSpec(kind="paste", value=TEXT)
+    return page
+
+
+@pytest.fixture
+def measured(loaded: App) -> App:
+    """The same session on the map, after a measurement."""
+    page = loaded.page("map")
+    page.click("measure_button")
+    assert page.finish("measure").state == "done"
+    return page
+
+
+def test_the_estimate_comes_before_the_button_that_loads(app: Start, tools: Bench, tiny_folder: Path) -> None:
+    page = app(model=str(tiny_folder)).page("model")
+    assert page.at.button(key="load_button").disabled
+    page.click("estimate_button")
+    page.finish("estimate")
+    assert {m.label: m.value for m in page.at.metric}["Layers"] == "6"
+    assert not page.at.button(key="load_button").disabled
+
+
+def test_a_loaded_model_stands_in_the_status_line_of_every_page(loaded: App) -> None:
+    for name in ("map", "export", "runs", "model"):
+        assert "6 layers · float32 · cpu" in loaded.page(name).words
+
+
+def test_the_first_row_is_shown_as_tokens_once_a_model_is_loaded(loaded: App) -> None:
+    page = loaded.page("model")
+    assert "First row as tokens" in page.words
+    assert any(" ¦ " in code.value for code in page.at.code)
+
+
+def test_a_measurement_makes_a_map_and_a_run_on_disk(measured: App, tools: Bench) -> None:
+    (chart,) = measured.at.get("plotly_chart")
+    assert "(6 layers)" in chart.proto.alt
+    (folder,) = [p for p in tools.runs.folder.glob("tiny-llama-*") if (p / "run.json").is_file()]
+    assert not list(folder.glob("*.npz")), "a finished measurement needs no checkpoint"
+
+
+def test_choosing_a_block_measures_it_and_both_models_continue_the_prompt(measured: App, tools: Bench) -> None:
+    measured.number("start").set_value(2)
+    measured.run()
+    measured.number("n").set_value(3)
+    measured.run()
+    job = measured.finish("inspect")
+    assert job.state == "done"
+    assert job.result.evaluation.removed == (2, 3, 4)
+    labels = [m.label for m in measured.at.metric]
+    assert labels == ["Perplexity, uncut → cut", "NLL increase, nats", "KL, nats", "Same next token"]
+    assert "steady" in measured.words
+    assert job.result.uncut
+    assert job.result.uncut.strip() in [t.value for t in measured.at.text]
+
+
+def test_a_measured_block_is_kept_in_the_run_and_not_measured_again(measured: App, tools: Bench) -> None:
+    measured.number("n").set_value(2)
+    measured.run()
+    measured.finish("inspect")
+    block = s.block(measured.state)
+    assert block is not None
+    run = next(tools.runs.get(p.name) for p in tools.runs.folder.glob("tiny-llama-*"))
+    assert run is not None
+    assert run.evaluation_of(block.layers) is not None
+    tools.measured.clear()
+    measured.number("n").set_value(1)
+    measured.run()
+    measured.finish("inspect")
+    measured.number("n").set_value(2)
+    measured.run()
+    assert measured.finish("inspect").result.evaluation == run.evaluation_of(block.layers)
+
+
+def test_following_a_link_measures_nothing_even_when_the_model_is_in_memory(
+    loaded: App, tools: Bench, app: Start, tiny_folder: Path
+) -> None:
+    before = len(tools.jobs.jobs())
+    page = app(model=str(tiny_folder), start="1", n="2")
+    assert "6 layers · float32 · cpu" in page.words
+    assert len(tools.jobs.jobs()) == before
+
+
+def test_a_second_session_attaches_to_a_job_by_its_address(measured: App, tools: Bench, app: Start) -> None:
+    job_id = measured.state["jobs"]["measure"]
+    other = app(job=job_id)
+    assert other.state["jobs"]["measure"] == job_id
+    assert "(6 layers)" in other.at.get("plotly_chart")[0].proto.alt
+
+
+def test_the_same_measurement_is_not_started_twice(measured: App, tools: Bench) -> None:
+    from shortviz.ui.resources import JobContext
+
+    context = JobContext(kind="measure", ref=ModelRef(id="x"), block=Block(start=0, n=1))
+    first = tools.submit(context, "one", lambda control: control.stop.wait(60))
+    assert tools.submit(context, "two", lambda control: None) == first
+    tools.jobs.cancel(first)
+    tools.jobs.wait(first)
+
+
+def test_an_export_to_a_folder_is_proved_and_says_how_to_load_it(measured: App, tmp_path: Path) -> None:
+    page = measured.page("export")
+    target = tmp_path / "cut"
+    page.at.text_input(key=s.FOLDER).set_value(str(target))
+    page.run()
+    page.click("export_button")
+    done = page.finish("export")
+    assert done.state == "done", done.error
+    assert done.result.max_logit_diff == 0.0
+    assert (target / "model.safetensors").is_file()
+    assert (target / "mergekit.yml").is_file()
+    assert page.words.count(":green[:material/check_circle:]") == 4
+    assert any(str(target) in code.value for code in page.at.code)
+
+
+def test_an_export_as_zip_leaves_one_file_to_download(measured: App, tools: Bench) -> None:
+    page = measured.page("export")
+    page.at.get("button_group")[0].set_value("zip")
+    page.run()
+    page.click("export_button")
+    done = page.finish("export")
+    assert done.state == "done", done.error
+    assert done.result.folder.endswith(".zip")
+    assert Path(done.result.folder).is_file()
+    assert not Path(done.result.folder).with_suffix("").exists()
+    assert "Download" in page.at.get("download_button")[0].label
