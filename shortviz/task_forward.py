@@ -126,7 +126,8 @@ def _prefix_cache(handle: ModelHandle, questions: Sequence[QuestionTokens], pref
     with handle.lock:
         out = layer_stack(handle.model).decoder(input_ids=ids.to(handle.model.device), use_cache=True)
     cache = getattr(out, "past_key_values", None)
-    if type(cache) is not DynamicCache:  # some families keep state in a child class
+    # Exact types: child classes hold other state (MiniMax's cache, the layers of hybrid models).
+    if not isinstance(cache, DynamicCache) or type(cache) is not DynamicCache:
         return None
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
     return cache if plain else None
