@@ -5,6 +5,7 @@ No torch. The places named in errors are those of `text_sources`: lines of a .js
 
 import hashlib
 import json
+import reprlib
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def _row(spec: TaskSpec, where: str, values: Mapping[str, Any]) -> TaskRow:
     where_in = f"{where} of {Path(spec.value).name if spec.kind == 'file' else spec.value}"
     question = values[spec.question]
     if not isinstance(question, str) or not question.strip():
-        found = "is empty" if question is None or isinstance(question, str) else f"is a {type(question).__name__}"
+        found = "is empty" if question is None or isinstance(question, str) else f"is {_shown(question)}"
         raise TextError(f"The question in {where_in} {found} (column {spec.question!r}); it must be text.")
     choices = _choices(spec, where_in, [values[key] for key in spec.choices])
     label = _Label(spec=spec, where=where_in, texts=choices.texts, own=choices.own).index(values[spec.label])
@@ -112,7 +113,7 @@ def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> _Choices:
         found = _from_json(values[0])
         texts, own = (found.get("text"), found.get("label") or ()) if isinstance(found, dict) else (found, ())
         if not isinstance(texts, list | tuple) or not isinstance(own, list | tuple):
-            kind = "nothing" if found is None else f"a {type(found).__name__}"
+            kind = "nothing" if found is None else _shown(found)
             raise TextError(
                 f"The choices in {where} are {kind} (column {spec.choices[0]!r}), not a list; name a column that holds "
                 "a list, or several columns with one choice each, with --choices."
@@ -124,10 +125,15 @@ def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> _Choices:
         if text is None or (isinstance(text, str) and not text.strip()):
             raise TextError(f"Choice {number} in {where} is empty; give each choice a text or remove the row.")
         if not isinstance(text, str):
-            raise TextError(f"Choice {number} in {where} is a {type(text).__name__}, not text; put it in quotes.")
+            raise TextError(f"Choice {number} in {where} is {_shown(text)}, not text; put it in quotes.")
     if own and len(own) != len(texts):
         raise TextError(f"There are {len(texts)} choices but {len(own)} labels for them in {where}; mend the row.")
     return _Choices(texts=tuple(texts), own=tuple(map(str, own)))
+
+
+def _shown(value: Any) -> str:
+    """Return a value that is of the wrong kind for a sentence, cut short."""
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
 def _from_json(value: Any) -> Any:
@@ -158,7 +164,7 @@ class _Label:
             )
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise TextError(
-                f"The label in {self.where} is a {type(value).__name__}; it must be a whole number, a letter, or the "
+                f"The label in {self.where} is {_shown(value)}; it must be a whole number, a letter, or the "
                 "text of a choice."
             )
         meanings = self._meanings(value)
