@@ -9,12 +9,9 @@ import plotly.graph_objects as go
 from shortviz import criteria
 from shortviz.agreement import Agreement
 from shortviz.curve import CurveLine, RemovalCurve
-from shortviz.map_cells import cells, layer_words
+from shortviz.map_cells import MEASURED, cells, layer_words
 from shortviz.map_chart import text_colour
 from shortviz.records import Block, BlockDistances, BlockLosses, BoundaryNorms, Grid
-
-MEASURED = {"nll_increase": "measured NLL increase, nats", "kl": "measured KL(uncut || cut), nats"}
-"""Measured quantities that are drawn like a criterion, with their words."""
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#7a4fbf", "#b0a000")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon", "hourglass")
@@ -68,7 +65,7 @@ def agreement_figure(
         x, y = grid.at(selected)[0], losses.increase.at(selected)[0]
         ring = {"symbol": "circle-open", "size": 15, "color": "#d5006d", "line": {"width": 2.5}}
         figure.add_trace(go.Scatter(mode="markers", x=[x], y=[y], marker=ring, hoverinfo="skip", showlegend=False))
-    axes = (f"predicted: {criteria.label(criterion)}", MEASURED["nll_increase"])
+    axes = (f"predicted: {criteria.label(criterion)}", f"{MEASURED['nll_increase']}, nats")
     return _lay_out(figure, *axes, dark=dark, legend=False, right=80)
 
 

@@ -13,6 +13,21 @@ from shortviz.errors import RunError
 from shortviz.planning import best_start
 from shortviz.records import Block, BlockDistances, Floats, Grid, ModelInfo
 
+MEASURED = {"nll_increase": "measured NLL increase", "kl": "measured KL(uncut || cut)"}
+"""Measured quantities that are drawn like a criterion, with their words; in nats per token."""
+
+
+def label(name: str) -> str:
+    """Return the words for a criterion or a measured quantity."""
+    return MEASURED.get(name) or criteria.label(name)
+
+
+def units(name: str) -> str:
+    """Return the unit of a criterion or a measured quantity, or nothing where it is not known."""
+    if name in MEASURED:
+        return "nats per token"
+    return criteria.info(name).units if name in criteria.names() else ""
+
 
 def grid_of(distances: BlockDistances, criterion: str) -> Grid:
     """Return the grid of a criterion.
@@ -98,8 +113,8 @@ def hover_template(criterion: str, samples: int) -> str:
     """Return the tooltip's fixed words; the rest of each cell's tooltip is in its `hover_rows`."""
     return (
         "<b>Removes %{customdata[2]}</b> (start %{customdata[0]}, n %{customdata[1]})<br>"
-        f"{escape(criteria.label(criterion))} %{{customdata[3]}}<br>%{{customdata[4]}}<br>%{{customdata[5]}}<br>"
-        f"over {samples:,} rows of text%{{customdata[6]}}<extra></extra>"
+        f"{escape(label(criterion))} %{{customdata[3]}}<br>%{{customdata[4]}}<br>%{{customdata[5]}}<br>"
+        f"over {samples:,} {'windows' if criterion in MEASURED else 'rows'} of text%{{customdata[6]}}<extra></extra>"
     )
 
 

@@ -11,10 +11,20 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from shortviz import criteria
-from shortviz.map_cells import best_starts, cells, grid_of, hover_rows, hover_template, raw_range, rescale_rows
+from shortviz.map_cells import (
+    best_starts,
+    cells,
+    grid_of,
+    hover_rows,
+    hover_template,
+    label,
+    raw_range,
+    rescale_rows,
+    units,
+)
 from shortviz.records import Block, BlockDistances, Floats, Grid, ModelInfo
 
+Scale = Literal["per_n", "raw", "difference"]
 NEUTRAL = "#9e9e9e"
 _MIN_HEIGHT, _CELL_HEIGHT = 420, 12
 _PALETTES = {"cividis": "cividis_r", "viridis": "viridis_r"}
@@ -25,8 +35,9 @@ _NO_HOVER = {"hoverinfo": "skip"}
 class MapView:
     """How a person looks at a map."""
 
-    scale: Literal["per_n", "raw"] = "per_n"
-    """`per_n`: each row runs from 0 (its best block) to 1 (its worst). `raw`: the criterion's own units."""
+    scale: "Scale" = "per_n"
+    """`per_n`: each row runs from 0 (its best block) to 1 (its worst). `raw`: the criterion's own units. `difference`:
+    predicted rank minus measured rank, -1 to 1, on a diverging palette."""
     palette: Literal["cividis", "viridis"] = "cividis"
     """Yellow is low = redundant in both; cividis is made for all kinds of colour vision."""
     selected: Block | None = None
@@ -45,15 +56,16 @@ def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, vi
     grid = grid_of(distances, criterion)
     layers = grid.num_layers
     scaled = rescale_rows(grid)
-    low, high = (0.0, 1.0) if view.scale == "per_n" else raw_range(grid, criterion)
+    low, high = _limits(grid, criterion, view.scale)
     colour = scaled if view.scale == "per_n" else grid.mean
+    palette = "RdBu" if view.scale == "difference" else _PALETTES[view.palette]
     flat = np.where(np.isnan(colour) & ~np.isnan(grid.mean), 0.0, np.nan)
     shade = np.nan_to_num((colour - low) / (high - low), nan=0.3)
     figure = go.Figure(
         [
-            _heatmap(layers, colour, _PALETTES[view.palette], (low, high), _bar(criterion, grid, view, (low, high))),
+            _heatmap(layers, colour, palette, (low, high), _bar(criterion, grid, view, (low, high))),
             _heatmap(layers, flat, [[0.0, NEUTRAL], [1.0, NEUTRAL]], (0.0, 1.0), None),
-            _best_rings(grid, model),
+            _best_rings(grid, model, visible=view.scale != "difference"),
             _cannot_marks(model, layers, shade),
             _sink_marks(distances, grid, model, shade),
             _hit_targets(distances, criterion, model),
@@ -62,6 +74,12 @@ def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, vi
     _lay_out(figure, layers, view)
     _add_key(figure, view, sinks=bool(distances.norms.sink_layers))
     return figure
+
+
+def _limits(grid: Grid, criterion: str, scale: Scale) -> tuple[float, float]:
+    if scale == "difference":
+        return -1.0, 1.0
+    return (0.0, 1.0) if scale == "per_n" else raw_range(grid, criterion)
 
 
 def text_colour(dark: bool) -> str:
@@ -88,20 +106,23 @@ def _heatmap(layers: int, z: Floats, scale: Any, limits: tuple[float, float], ba
 
 
 def _bar(criterion: str, grid: Grid, view: MapView, limits: tuple[float, float]) -> dict[str, Any]:
-    label = criteria.label(criterion)
-    units = f", {criteria.info(criterion).units}" if criterion in criteria.names() else ""
-    words = f"{units}, {limits[0]:g} to {limits[1]:g}" if view.scale == "raw" else ", rescaled per n: 0 = best"
+    unit = f", {units(criterion)}" if units(criterion) else ""
+    words = {
+        "raw": f"{unit}, {limits[0]:g} to {limits[1]:g}",
+        "per_n": ", rescaled per n: 0 = best",
+        "difference": ": rank minus measured rank; red: worse than predicted",
+    }[view.scale]
     # It ends below the corner where Streamlit lays its toolbar over the chart.
     place = {"x": 1.01, "xpad": 0, "y": 0, "yanchor": "bottom", "ypad": 0, "len": 0.93, "thickness": 12}
-    return {"title": {"text": label + words, "side": "right"}, **place}
+    return {"title": {"text": label(criterion) + words, "side": "right"}, **place}
 
 
 def _size(layers: int, smallest: float, largest: float) -> float:
     return min(max(280.0 / layers, smallest), largest)
 
 
-def _best_rings(grid: Grid, model: ModelInfo) -> go.Scatter:
-    best = best_starts(grid, model)
+def _best_rings(grid: Grid, model: ModelInfo, *, visible: bool) -> go.Scatter:
+    best = best_starts(grid, model) if visible else {}
     return go.Scatter(
         mode="markers",
         x=list(best.values()),

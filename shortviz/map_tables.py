@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shortviz import criteria
-from shortviz.map_cells import best_starts, exportable, grid_of, layer_words, with_error
+from shortviz.map_cells import MEASURED, best_starts, exportable, grid_of, label, layer_words, with_error
 from shortviz.planning import tied_starts
 from shortviz.records import Block, BlockDistances, Grid, ModelInfo
 
@@ -18,17 +17,18 @@ def map_alt(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
     """Return the map's finding in one or two sentences: the best blocks of a few sizes, and the sink layers."""
     grid = grid_of(distances, criterion)
     best = best_starts(grid, model)
-    label = criteria.label(criterion)
+    words = label(criterion)
     if not best:
-        return f"Map of {label}: nothing is measured yet."
+        return f"Map of {words}: nothing is measured yet."
     layers = grid.num_layers
     sizes = [n for n in dict.fromkeys([1, max(1, layers // 8), max(1, layers // 4)]) if n in best]
     found = [f"{layer_words(best[n], n)} for n {n} ({with_error(*grid.at(Block(start=best[n], n=n)))})" for n in sizes]
+    kind = "windows" if criterion in MEASURED else "rows"
     sinks = distances.norms.sink_layers
     sink = f" Layer {', '.join(map(str, sinks))} writes the attention sink." if sinks else ""
     return (
-        f"By {label} over {grid.samples:,} rows of text, the blocks that change {model.id} ({layers} layers) least are "
-        f"{', '.join(found)}.{sink}"
+        f"By {words} over {grid.samples:,} {kind} of text, the blocks that change {model.id} ({layers} layers) least "
+        f"are {', '.join(found)}.{sink}"
     )
 
 
