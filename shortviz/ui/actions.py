@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 APP_WINDOWS: Final = WindowSpec(window=256, windows=32)
 """Small windows: the first numbers come soon, and there are enough of them for an error bar."""
 
+WINDOWS_BEFORE_TEXT: Final = 3
+"""The first numbers come before the continuations, the rest of the windows after."""
+
 NEW_TOKENS: Final = 32
 
 CPU_BATCH: Final = 2
@@ -151,12 +154,18 @@ class _Found:
         if kept is not None:
             self._keep(kept)
             return
+
+        def on_progress(progress: Progress) -> None:
+            self._evaluating(progress)
+            if progress.done == WINDOWS_BEFORE_TEXT:  # between two windows: the model is free
+                self.write(handle, pruned)
+
         done = evaluate(
             pruned,
             windows,
             base=handle,
             base_scores=base_scores(self.bench, self.ref, handle),
-            on_progress=self._evaluating,
+            on_progress=on_progress,
             stop=self.control.stop,
         )
         self._keep(done)
