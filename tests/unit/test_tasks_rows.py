@@ -167,8 +167,8 @@ NO_LABEL = (
         ({"choices": ["a", 4]}, "Choice 1 in line 2 of rows.jsonl is 4 (int), not text; put it in quotes."),
         (
             {"choices": "down"},
-            "The choices in line 2 of rows.jsonl are 'down' (str) (column 'choices'), not a list; name a column that holds a "
-            "list, or several columns with one choice each, with --choices.",
+            "The choices in line 2 of rows.jsonl are 'down' (str) (column 'choices'), not a list; name a column that "
+            "holds a list, or several columns with one choice each, with --choices.",
         ),
         (
             {"choices": {"text": ["a", "b"], "label": ["A"]}},
