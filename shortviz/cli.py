@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shortviz import __version__, cli_map
-from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, PlanOptions, TextOptions, with_options
+from shortviz.cli_options import (
+    JsonOption,
+    LoadOptions,
+    ModelArgument,
+    PlanOptions,
+    TaskOptions,
+    TextOptions,
+    with_options,
+)
 from shortviz.cli_session import INTERRUPTED, load_model, run_command, working
 from shortviz.errors import PlanError, ShortvizError
 
@@ -124,29 +132,45 @@ def _claim(run: "Run", out: Path) -> "Run":
 @app.command()
 @with_options
 def evaluate(
-    model: ModelArgument, plan: PlanOptions, load: LoadOptions, text: TextOptions, as_json: JsonOption = False
+    model: ModelArgument,
+    plan: PlanOptions,
+    load: LoadOptions,
+    text: TextOptions,
+    task: TaskOptions,
+    as_json: JsonOption = False,
 ) -> None:
-    """Measure perplexity, of the model or with layers removed.
+    """Measure perplexity, of the model or with layers removed; with --tasks, multiple-choice accuracy too.
 
-    With layers to remove, the uncut model is measured on the same windows for comparison.
+    With layers to remove, the uncut model is measured on the same windows and questions for comparison.
     """
     from shortviz import runs, texts
     from shortviz.cli_output import evaluation_text
+    from shortviz.cli_tasks import score_both, scores_json, scores_text
+    from shortviz.task_rows import read_task
 
     chosen = plan.chosen()
     spec = _readable(text.spec(texts.DEFAULT_EVALUATION))
     windows = text.window_spec()
+    asked = task.task()
+    questions = read_task(asked) if asked is not None else None
+    scores = None
     with working() as (on_progress, stop):
         from shortviz import losses, pruning
 
         handle = load_model(load.ref(model), on_progress, stop, removes=chosen)
         window_set = texts.make_windows(spec, windows, handle.tokenizer)
         if chosen is None:
+            pruned = None
             evaluation = losses.evaluate(handle, window_set, on_progress=on_progress, stop=stop)
         else:
             pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
             evaluation = losses.evaluate(pruned, window_set, base=handle, on_progress=on_progress, stop=stop)
-    _print(runs.evaluation_json(evaluation) if as_json else evaluation_text(evaluation))
+        if questions is not None and not stop.is_set():
+            scores = score_both(handle, pruned, questions, on_progress, stop)
+    if as_json:
+        _print(runs.evaluation_json(evaluation) | scores_json(scores))
+    else:
+        _print("\n".join([evaluation_text(evaluation), *scores_text(scores)]))
     if not evaluation.complete:
         print(f"Stopped after {evaluation.score.windows} of {len(window_set.tokens)} windows.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)

@@ -12,7 +12,7 @@ import typer
 
 from shortviz.errors import PlanError, TextError
 from shortviz.planning import parse_layers
-from shortviz.records import Block, Bos, ModelRef, PrunePlan, TextSpec, WindowSpec
+from shortviz.records import Block, Bos, ModelRef, PrunePlan, TaskSpec, TextSpec, WindowSpec
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A hub id, a checkpoint folder, a .gguf file, or demo.")
@@ -143,6 +143,38 @@ class PlanOptions:
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Multiple-choice questions to score beside the loss."""
+
+    tasks: Annotated[
+        str | None, typer.Option(help="Multiple-choice rows: a .jsonl, .csv or .parquet file, or a data set id.")
+    ] = None
+    question: Annotated[str, typer.Option(help="--tasks: column of the question.")] = "question"
+    choices: Annotated[str, typer.Option(help="--tasks: column of the list of choices, or one column each: a,b.")] = (
+        "choices"
+    )
+    label: Annotated[str, typer.Option(help="--tasks: column of the right choice.")] = "label"
+    first_label: Annotated[int, typer.Option(help="--tasks: the number that labels the first choice, 0 or 1.")] = 0
+    prompt: Annotated[str, typer.Option(help="--tasks: what the model reads before a choice.")] = "{question}"
+    task_limit: Annotated[int | None, typer.Option(help="--tasks: at most this many questions.")] = None
+
+    def task(self) -> TaskSpec | None:
+        """Return the questions that are asked for, None without --tasks; raises TextError for a bad option."""
+        if self.tasks is None:
+            return None
+        return TaskSpec(
+            kind="file" if Path(self.tasks).exists() or Path(self.tasks).suffix else "dataset",
+            value=self.tasks,
+            question=self.question,
+            choices=tuple(name.strip() for name in self.choices.split(",")),
+            label=self.label,
+            first_label=self.first_label,
+            prompt=self.prompt,
+            limit=self.task_limit,
+        )
+
+
 def plan_file(path: Path) -> tuple[int, ...]:
     """Return the layers a plan file removes; raises PlanError where it is not one."""
     try:
@@ -159,13 +191,18 @@ def plan_file(path: Path) -> tuple[int, ...]:
     return tuple(layers)
 
 
+_GROUPS = (LoadOptions, TextOptions, PlanOptions, TaskOptions)
+
+
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with each parameter that is an options record opened into that record's options.
 
     So the help lists every option, and the body gets checked records instead of twenty arguments.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if hint in (LoadOptions, TextOptions, PlanOptions)}
+    groups = {
+        name: hint for name, hint in hints.items() if hint in (LoadOptions, TextOptions, PlanOptions, TaskOptions)
+    }
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name not in groups:

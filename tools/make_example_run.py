@@ -1,7 +1,7 @@
-"""Measure the bundled run of the demo model anew: `python tools/make_example_run.py` (about ten minutes on two cores).
+"""Measure the bundled run of the demo model anew: `python tools/make_example_run.py` (half an hour on two cores).
 
-Distances over the default calibration text, and for the inspector the measured loss of the blocks that the angle at
-the last token calls best, with the app's own evaluation windows.
+Distances over the default calibration text by every criterion, the measured map on a few windows of the default
+evaluation text, and a few blocks evaluated on all of the app's own windows.
 """
 
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shortviz.distances import measure_distances
 from shortviz.loading import load
+from shortviz.loss_map import measure_losses
 from shortviz.losses import BaseScores, evaluate
 from shortviz.planning import best_blocks
 from shortviz.pruning import prune
@@ -19,6 +20,9 @@ from shortviz.runs import FILE, new_run, save_run, with_evaluation
 from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, make_windows, tokenize
 
 WINDOWS = WindowSpec(window=256, windows=32)
+MAP_WINDOWS = WindowSpec(window=256, windows=6)
+SIZES = (1, 3, 4, 8)
+"""Sizes whose best block by the angle at the last token is evaluated."""
 ALSO = (Block(start=14, n=1), Block(start=12, n=4), Block(start=12, n=8))
 """Blocks that cost less than the angle says: the reason for measuring."""
 
@@ -37,10 +41,14 @@ def main() -> None:
     run = new_run(handle.info, tokens.info, name="SmolLM2-135M-Instruct, the demo model")
     run = replace(run, distances=distances)
     save_run(run, folder)
+    map_windows = make_windows(DEFAULT_EVALUATION, MAP_WINDOWS, handle.tokenizer)
+    run = replace(run, losses=measure_losses(handle, map_windows, on_progress=_tell))
+    save_run(run, folder)
     windows = make_windows(DEFAULT_EVALUATION, WINDOWS, handle.tokenizer)
     cache = BaseScores(handle)
     run = with_evaluation(run, evaluate(handle, windows))
-    for block in (*best_blocks(distances, "angular_last")[:8], *ALSO):
+    best = best_blocks(distances, "angular_last")
+    for block in (*(best[n - 1] for n in SIZES), *ALSO):
         pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
         run = with_evaluation(run, evaluate(pruned, windows, base=handle, base_scores=cache, on_progress=_tell))
         save_run(run, folder)

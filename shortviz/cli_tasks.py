@@ -1,0 +1,58 @@
+"""`shortviz evaluate --tasks`: multiple-choice accuracy of the model and of the cut one."""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from shortviz.records import OnProgress, TaskRows, TaskScore
+
+if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
+
+Scores = tuple[TaskScore, TaskScore | None]
+"""(of the model evaluated, of the uncut one where layers were removed)."""
+
+
+def score_both(
+    handle: "ModelHandle",
+    pruned: "ModelHandle | None",
+    questions: TaskRows,
+    on_progress: OnProgress,
+    stop: threading.Event,
+) -> Scores:
+    """Return the scores of the model evaluated and, where layers were removed, of the uncut one beside it."""
+    from shortviz.tasks import score_tasks
+
+    base = score_tasks(handle, questions, on_progress=on_progress, stop=stop)
+    if pruned is None:
+        return base, None
+    return score_tasks(pruned, questions, on_progress=on_progress, stop=stop), base
+
+
+def scores_json(scores: Scores | None) -> dict[str, Any]:
+    """Return what --tasks adds to the JSON object of an evaluation: nothing without it."""
+    if scores is None:
+        return {}
+    from shortviz.tasks import task_score_json
+
+    score, base = scores
+    return {"tasks": task_score_json(score) | {"base": task_score_json(base) if base is not None else None}}
+
+
+def scores_text(scores: Scores | None) -> list[str]:
+    """Return the lines that --tasks adds to an evaluation in words."""
+    if scores is None:
+        return []
+    score, base = scores
+    lines = [_line("accuracy", score)] + ([_line("uncut model", base)] if base is not None else [])
+    return [
+        *lines,
+        f"Over {score.questions} questions of {score.source}; chance {100 * score.chance:.1f} %, always the most "
+        f"frequent label {100 * score.majority:.1f} %.",
+    ]
+
+
+def _line(label: str, score: TaskScore) -> str:
+    return (
+        f"{label:<18}{100 * score.accuracy:.1f} +- {100 * score.accuracy_stderr:.1f} %   by length "
+        f"{100 * score.accuracy_norm:.1f} +- {100 * score.accuracy_norm_stderr:.1f} %"
+    )

@@ -1,0 +1,60 @@
+"""`shortviz evaluate --tasks` on a tiny checkpoint."""
+
+import json
+
+import pytest
+
+from tests.unit.test_cli import last_line
+
+TEXT = ("--builtin", "passages/prose", "--window", "24", "--windows", "2")
+ROWS = [
+    {"question": "The sky is", "choices": ["blue", "a fish"], "label": 0},
+    {"question": "Two and two are", "choices": ["four", "seven", "green"], "label": "A"},
+    {"question": "Water is", "choices": ["dry", "wet"], "label": 1},
+]
+
+
+@pytest.fixture
+def questions(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return str(file)
+
+
+def test_accuracy_of_both_models_is_printed_with_errors_and_chance(shortviz, checkpoint, questions):
+    code, out, err = shortviz("evaluate", checkpoint, "--start", "2", "--n", "1", *TEXT, "--tasks", questions, "--json")
+    assert code == 0, err
+    found = json.loads(out)["tasks"]
+    assert found["questions"] == 3
+    assert 0 <= found["accuracy"] <= 1
+    assert found["removed"] == [2]
+    assert found["base"]["removed"] == []
+    assert found["chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3)
+    code, out, _ = shortviz("evaluate", checkpoint, *TEXT, "--tasks", questions, "--task-limit", "2")
+    assert code == 0
+    assert "Over 2 questions" in out
+    assert "tasks" not in json.loads(shortviz("evaluate", checkpoint, *TEXT, "--json")[1])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "Q", "choices": ["a", "b"]}, "line 4"),
+        ({"question": "Q", "choices": ["a"], "label": 0}, "line 4"),
+        ({"question": "Q", "choices": ["a", ""], "label": 0}, "line 4"),
+        ({"question": "Q", "choices": ["a", "b"], "label": 2}, "line 4"),
+    ],
+)
+def test_a_bad_question_is_named_by_its_line(shortviz, checkpoint, questions, row, message):
+    with open(questions, "a") as file:
+        file.write("\n" + json.dumps(row))
+    code, out, err = shortviz("evaluate", checkpoint, *TEXT, "--tasks", questions)
+    assert code == 2
+    assert out == ""
+    assert message in last_line(err)
+
+
+def test_a_file_that_is_not_there_is_said_so(shortviz, checkpoint):
+    code, _, err = shortviz("evaluate", checkpoint, *TEXT, "--tasks", "nowhere.jsonl")
+    assert code == 2
+    assert "nowhere.jsonl" in last_line(err)
