@@ -202,8 +202,6 @@ def test_other_dtypes_are_scored_in_float32_or_wider(dtype: torch.dtype) -> None
     result = evaluate(prune(handle, PLAN), windows, base=handle)
     with torch.inference_mode():
         logits = handle.model(input_ids=torch.tensor(windows.tokens)).logits[:, :-1].double()
-    expected = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), torch.tensor(windows.tokens[:, 1:]).flatten()
-    )
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(windows.tokens[:, 1:]).flatten())
     assert result.base is not None
     assert result.base.nll == pytest.approx(float(expected), abs=1e-10 if dtype == torch.float64 else 1e-2)
