@@ -1,0 +1,154 @@
+"""Bad input on the pages: one clear sentence each, and nothing lost."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shortviz.records import TextSpec
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from tests.app.conftest import App
+
+Start = Callable[..., App]
+
+
+def load(page: App) -> App:
+    page.page("model")
+    page.click("estimate_button")
+    page.finish("estimate")
+    page.click("load_button")
+    page.finish("load")
+    return page
+
+
+@pytest.fixture
+def copy(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint, to be spoilt."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "spoilt"))
+
+
+def change_config(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields), encoding="utf-8")
+
+
+def not_there(folder: Path) -> str:
+    shutil.rmtree(folder)
+    return "spoilt"
+
+
+def encoder_only(folder: Path) -> str:
+    change_config(folder, model_type="bert", architectures=["BertModel"])
+    return "encoder-only"
+
+
+def remote_code(folder: Path) -> str:
+    change_config(folder, auto_map={"AutoModelForCausalLM": "evil.Model"})
+    return "code"
+
+
+def pickled(folder: Path) -> str:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    return "safetensors"
+
+
+def truncated(folder: Path) -> str:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    return "model.safetensors"
+
+
+def one_layer(folder: Path) -> str:
+    change_config(folder, num_hidden_layers=1)
+    return "layer"
+
+
+@pytest.mark.parametrize("spoil", [not_there, encoder_only, remote_code, pickled, truncated, one_layer])
+def test_a_model_that_is_refused_says_why_before_the_button(
+    app: Start, copy: Path, spoil: Callable[[Path], str]
+) -> None:
+    word = spoil(copy)
+    page = app(model=str(copy)).page("model")
+    page.click("estimate_button")
+    failed = page.finish("estimate")
+    if failed.state == "done":  # the header is whole; the weights behind it are not
+        page.click("load_button")
+        failed = page.finish("load")
+    assert failed.state == "failed"
+    assert not failed.error_is_ours, failed.traceback
+    assert any(word in error for error in page.errors), page.errors
+    assert "No model loaded" in page.words
+    assert page.page("map").at.get("plotly_chart") or "No model" in page.words
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("missing.txt", None, "missing.txt"),
+        ("empty.txt", b"", "empty"),
+        ("binary.txt", b"\x00\xff\x00\xfe" * 100, "binary"),
+        ("lines.jsonl", b'{"text": \n', "Line 1"),
+        ("column.csv", b"title\nhello\n", "text"),
+    ],
+)
+def test_a_text_file_that_cannot_be_used_is_explained_at_once(
+    app: Start, tmp_path: Path, name: str, content: bytes | None, word: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    page = app()
+    page.state[s.CALIBRATION] = TextSpec(kind="file", value=str(path), limit=None)
+    page.page("model")
+    assert len(page.errors) == 1
+    assert word in page.errors[0]
+    assert not page.at.exception
+
+
+def test_rows_that_are_all_too_short_fail_the_measurement_and_say_so(
+    app: Start, tools: Bench, tiny_folder: Path
+) -> None:
+    page = load(app(model=str(tiny_folder)))
+    page.state[s.CALIBRATION] = TextSpec(kind="paste", value="a")
+    page.page("map")
+    page.click("measure_button")
+    assert page.finish("measure").state == "failed"
+    assert any("shorter than 2 tokens" in error for error in page.errors)
+    assert not list(tools.runs.folder.glob("*/run.json"))
+
+
+def test_an_export_folder_with_something_in_it_is_refused_and_kept(
+    app: Start, tiny_folder: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "taken"
+    target.mkdir()
+    (target / "mine.txt").write_text("keep me")
+    page = load(app(model=str(tiny_folder)))
+    page.page("export")
+    page.at.text_input(key=s.FOLDER).set_value(str(target))
+    page.run()
+    page.click("export_button")
+    assert page.finish("export").state == "failed"
+    assert any("taken" in error for error in page.errors)
+    assert [p.name for p in target.iterdir()] == ["mine.txt"]
+
+
+def test_a_fault_of_ours_shows_its_traceback_only_in_an_expander(app: Start, tools: Bench, tiny_folder: Path) -> None:
+    from shortviz.records import ModelRef
+    from shortviz.ui.resources import JobContext
+
+    def work(control: object) -> None:
+        raise RuntimeError("loose <b>screw</b>")
+
+    ref = ModelRef(id=str(tiny_folder))
+    job_id = tools.submit(JobContext(kind="load", ref=ref), "Load it", work)
+    tools.jobs.wait(job_id)
+    page = app(model=str(tiny_folder))
+    s.set_job(page.state, "load", job_id)
+    page.run()
+    assert any("a fault in shortviz" in error for error in page.errors)
+    assert r"\<b\>screw" in page.at.error[0].value
+    assert any("Traceback" in code.value for code in page.at.expander[0].code)
