@@ -155,20 +155,21 @@ def _load_button(
     tools: Bench, state: s.State, ref: ModelRef, found: ModelEstimate | None, job: JobState | None
 ) -> None:
     loaded = tools.models.get(ref) is not None
+    in_use = loaded and s.ref(state) == ref and s.run_key(state) is None
     load_job = tools.state(s.job(state, "load"))
     loading = load_job is not None and load_job.live
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
-            "Use this model" if loaded else "Load",
+            "In use" if in_use else "Use this model" if loaded else "Load",
             type="primary",
-            icon=":material/memory:",
-            disabled=not loaded and (found is None or not found.fits or loading),
+            icon=":material/check:" if in_use else ":material/memory:",
+            disabled=in_use or (not loaded and (found is None or not found.fits or loading)),
             help=None if loaded or found is not None else "The size is worked out first.",
             on_click=_load,
             args=(tools, ref),
             key="load_button",
         )
-        if loaded and s.ref(state) == ref:
+        if in_use:
             st.page_link("pages/map.py", label="Go to the map", icon=":material/grid_on:")
     context = tools.context(load_job.id) if load_job is not None else None
     if context is not None and context.ref == ref:
