@@ -22,7 +22,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE_MS = 90_000
+PATIENCE_MS = 60_000
 """How long a browser test waits for something to appear before it fails; two busy cores are slow."""
 
 

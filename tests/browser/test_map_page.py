@@ -9,6 +9,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
 from tests.browser.map_mouse import click_cell, random_cells, wait_for_map, wait_for_outline
+from tests.browser.visitor import no_failure, wait_for_block
 
 pytestmark = pytest.mark.browser
 
@@ -16,13 +17,6 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def server(start_app: Callable[[Path], AppServer]) -> AppServer:
     return start_app(ROOT / "app.py")
-
-
-def heading(page: Page, start: int, n: int) -> None:
-    """Wait until the inspector speaks of this block."""
-    layers = f"layer {start}" if n == 1 else f"layers {start}-{start + n - 1}"
-    words = page.get_by_role("heading", name=f"Removes {layers} (start {start}, n {n})")
-    expect(words).to_be_visible(timeout=PATIENCE_MS)
 
 
 def test_the_first_visit_shows_the_bundled_map_whole_in_the_window(page: Page, server: AppServer) -> None:
@@ -36,7 +30,7 @@ def test_the_first_visit_shows_the_bundled_map_whole_in_the_window(page: Page, s
     assert box["x"] + box["width"] <= 1280
     alt = page.get_by_role("figure", name=re.compile("By angular, last token over .* the blocks that change demo"))
     expect(alt).to_be_visible()
-    expect(page.get_by_test_id("stException")).to_have_count(0)
+    no_failure(page)
 
 
 def test_twenty_clicks_on_a_30_layer_map_all_hit_the_right_cell(page: Page, server: AppServer) -> None:
@@ -44,15 +38,14 @@ def test_twenty_clicks_on_a_30_layer_map_all_hit_the_right_cell(page: Page, serv
     wait_for_map(page)
     for start, n, off in random_cells(30, 20, seed=20):
         click_cell(page, 30, start, n, off)
-        heading(page, start, n)
+        wait_for_block(page, start, n)
         wait_for_outline(page, start, n)
-        assert f"start={start}" in page.url
-        assert f"n={n}" in page.url
+        expect(page).to_have_url(re.compile(rf"[?&]start={start}&n={n}(&|$)"), timeout=PATIENCE_MS)
 
 
 def test_a_link_restores_the_chosen_block(page: Page, server: AppServer) -> None:
     page.goto(f"{server.url}/?start=12&n=4")
-    heading(page, 12, 4)
+    wait_for_block(page, 12, 4)
     wait_for_outline(page, 12, 4)
     expect(page.get_by_role("spinbutton", name="start")).to_have_value("12")
     expect(page.get_by_role("spinbutton", name="n", exact=True)).to_have_value("4")
@@ -71,7 +64,7 @@ def test_typing_moves_the_outline_and_the_address(page: Page, server: AppServer)
     box = page.get_by_role("spinbutton", name="start")
     box.fill("5")
     box.press("Enter")
-    heading(page, 5, 4)
+    wait_for_block(page, 5, 4)
     wait_for_outline(page, 5, 4)
     expect(page).to_have_url(re.compile(r"start=5\b"))
 
@@ -80,24 +73,23 @@ def test_two_visitors_choose_independently(new_visitor: Callable[[], BrowserCont
     first, second = new_visitor().new_page(), new_visitor().new_page()
     first.goto(f"{server.url}/?start=3&n=2")
     second.goto(f"{server.url}/?start=20&n=5")
-    heading(first, 3, 2)
-    heading(second, 20, 5)
+    wait_for_block(first, 3, 2)
+    wait_for_block(second, 20, 5)
     click_cell(second, 30, 10, 6)
-    heading(second, 10, 6)
-    heading(first, 3, 2)
+    wait_for_block(second, 10, 6)
+    wait_for_block(first, 3, 2)
 
 
 def test_the_keyboard_alone_chooses_a_block_in_the_table(page: Page, server: AppServer) -> None:
     page.goto(f"{server.url}/?start=12&n=4")
     wait_for_map(page)
-    page.get_by_text("Table (keyboard)").click()
-    grid = page.get_by_test_id("stDataFrame")
+    page.get_by_role("radio", name=re.compile("^Table")).check(force=True)
+    grid = page.get_by_test_id("stDataFrame").locator("canvas").first
     grid.wait_for()
-    canvas = grid.locator("canvas").first
-    canvas.wait_for()
-    canvas.focus()
-    for _ in range(40):
-        page.keyboard.press("ArrowRight")
-        if "start=12" not in page.url or "n=4" not in page.url:
-            break
-    expect(page).not_to_have_url(re.compile(r"start=12&n=4"))
+    grid.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    expect(page).not_to_have_url(re.compile("start=12&n=4"), timeout=PATIENCE_MS)
+    words = page.get_by_role("heading", name=re.compile(r"Removes layers? "))
+    expect(words).not_to_contain_text("start 12, n 4", timeout=PATIENCE_MS)
+    no_failure(page)
