@@ -3,6 +3,7 @@
 import streamlit as st
 
 from shortviz.errors import PlanError, ShortvizError
+from shortviz.job_state import JobState
 from shortviz.records import Block, ModelInfo
 from shortviz.ui import inspector, map_view, measured, notes, share
 from shortviz.ui import state as s
@@ -11,21 +12,18 @@ from shortviz.ui.shown import Shown, live_losses, live_map, look, measure_job, s
 
 TICK_SECONDS = 0.5
 INSPECT_TICK_SECONDS = 0.3
-_KINDS = {"predicted": "measure", "measured": "losses", "difference": "losses"}
-"""The job that fills in each map."""
 
 
 def draw() -> None:
     """Draw the page."""
     tools, state = bench(), s.session()
     shown = look(tools, state)
-    which = measured.show(state)
-    measuring = measure_job(tools, state, shown)
     if shown.error:
         notes.problem(shown.error)
-    map_view.toolbar(tools, shown, measure_job(tools, state, shown, _KINDS[which]))
+    jobs = _jobs(shown)
+    map_view.toolbar(tools, shown, jobs)
     left, right = st.columns([1.15, 1], gap="medium")
-    distances = live_map(shown, measuring)
+    distances = live_map(shown, jobs["measure"])
     if shown.model is not None:
         settle_block(state, distances, shown.model.num_layers)
     with right:
@@ -41,7 +39,7 @@ def draw() -> None:
 
 
 def _left(shown: Shown) -> None:
-    tools, state = bench(), s.session()
+    state = s.session()
     which = measured.show(state)
     live = _live_kinds(shown)
 
@@ -49,9 +47,9 @@ def _left(shown: Shown) -> None:
     def left() -> None:
         if _live_kinds(shown) != live:
             st.rerun()
-        jobs = {kind: measure_job(tools, state, shown, kind) for kind in ("measure", "losses")}
+        jobs = _jobs(shown)
         distances, losses = live_map(shown, jobs["measure"]), live_losses(shown, jobs["losses"])
-        job = jobs[_KINDS[which]]
+        job = jobs[measured.KINDS[which]]
         map_view.facts(which, distances, losses, job)
         notes.job_error(job)
         if shown.model is None or not map_view.views(
@@ -68,11 +66,15 @@ def _left(shown: Shown) -> None:
         left()
 
 
+def _jobs(shown: Shown) -> dict[str, JobState | None]:
+    """Return this session's newest measurement of either map."""
+    tools, state = bench(), s.session()
+    return {kind: measure_job(tools, state, shown, kind) for kind in ("measure", "losses")}
+
+
 def _live_kinds(shown: Shown) -> tuple[str, ...]:
     """Return the kinds of measurement of this session that are waiting or running."""
-    tools, state = bench(), s.session()
-    jobs = {kind: measure_job(tools, state, shown, kind) for kind in ("measure", "losses")}
-    return tuple(kind for kind, job in jobs.items() if job is not None and job.live)
+    return tuple(kind for kind, job in _jobs(shown).items() if job is not None and job.live)
 
 
 def _nothing_yet(shown: Shown, which: str, live: bool) -> None:

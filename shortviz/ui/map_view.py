@@ -1,6 +1,6 @@
 """The left side of the Map page: toolbar, progress, and the three views of one criterion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import streamlit as st
@@ -24,12 +24,22 @@ CHART_HEIGHT = 440
 FONT = '"Source Sans", "Source Sans Pro", sans-serif'
 
 
-def toolbar(bench: Bench, shown: Shown, job: JobState | None) -> None:
+def toolbar(bench: Bench, shown: Shown, jobs: Mapping[str, JobState | None]) -> None:
     """Draw the choices above the map, and the two buttons that start and stop a measurement."""
     names = list(shown.distances.criteria) if shown.distances is not None else list(criteria.names())
-    live = job is not None and job.live
-    which = measured.show(s.session())
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        which = st.segmented_control(
+            "Show",
+            measured.SHOWS,
+            default=measured.SHOWS[0],
+            label_visibility="collapsed",
+            required=True,
+            key=s.SHOW,
+            bind="query-params",
+            help="What a criterion predicts, what removing each block really costs, or where the two part.",
+        )
+        job = jobs[measured.KINDS[which]]
+        live = job is not None and job.live
         if which == "measured":
             st.selectbox(
                 "Measured loss",
@@ -39,7 +49,7 @@ def toolbar(bench: Bench, shown: Shown, job: JobState | None) -> None:
                 key=s.METRIC,
                 bind="query-params",
                 label_visibility="collapsed",
-                width=250,
+                width=230,
             )
         else:
             st.selectbox(
@@ -51,18 +61,8 @@ def toolbar(bench: Bench, shown: Shown, job: JobState | None) -> None:
                 bind="query-params",
                 persist_state="session",
                 label_visibility="collapsed",
-                width=250,
+                width=230,
             )
-        st.segmented_control(
-            "Show",
-            measured.SHOWS,
-            default=measured.SHOWS[0],
-            label_visibility="collapsed",
-            required=True,
-            key=s.SHOW,
-            bind="query-params",
-            help="What a criterion predicts, what removing each block really costs, or where the two part.",
-        )
         st.segmented_control(
             "Scale",
             SCALES,

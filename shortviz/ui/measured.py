@@ -14,6 +14,8 @@ from shortviz.ui.words import count, duration, plain
 
 SHOWS = ("predicted", "measured", "difference")
 METRICS = tuple(MEASURED)
+KINDS = {"predicted": "measure", "measured": "losses", "difference": "losses"}
+"""The job that fills in each map."""
 
 
 def show(state: s.State) -> str:
