@@ -4,11 +4,13 @@ The shape follows Streamlit's proposed `st.task` (pull request #17067), so that 
 No streamlit and no torch here: a job is any function that takes a JobControl.
 """
 
+import atexit
 import logging
 import threading
 import time
 import traceback
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,6 +23,7 @@ from shortviz.records import Progress
 LANES: tuple[Lane, ...] = ("long", "inspect")
 
 _SNAPSHOT_SECONDS = 0.5
+_EXIT_SECONDS = 5.0
 __all__ = ["LANES", "JobControl", "JobRegistry", "JobState"]
 _log = logging.getLogger(__name__)
 
@@ -95,6 +98,8 @@ class JobRegistry:
             self._jobs[state.id] = job
             waiting.append(job)
             self._renumber(lane)
+            if not self._workers:
+                atexit.register(_close_at_exit, weakref.ref(self))
             if lane not in self._workers:
                 # A daemon: a job that computes must not keep a closed app alive.
                 worker = threading.Thread(target=self._serve, args=(lane,), name=f"shortviz-{lane}", daemon=True)
@@ -141,13 +146,16 @@ class JobRegistry:
             limit = self._clock() - older_than_seconds
             self._jobs = {key: job for key, job in self._jobs.items() if job.finished_at > limit}
 
-    def close(self) -> None:
-        """Cancel everything and let the workers end; no job can be submitted afterwards."""
+    def close(self, *, wait_seconds: float = 0.0) -> None:
+        """Cancel everything and give the workers time to end; no job can be submitted afterwards."""
         with self._changed:
             self._closed = True
             for job_id in tuple(self._jobs):
                 self.cancel(job_id)
             self._changed.notify_all()
+        for worker in tuple(self._workers.values()):
+            if worker is not threading.current_thread():
+                worker.join(wait_seconds)
 
     def _is_live(self, job_id: str) -> bool:
         job = self._jobs.get(job_id)
@@ -223,3 +231,10 @@ class JobRegistry:
                 **fields,
             )
             self._changed.notify_all()
+
+
+def _close_at_exit(registry: "weakref.ref[JobRegistry]") -> None:
+    """Let running work come to its next check: torch aborts the process when its thread is torn down mid-batch."""
+    found = registry()
+    if found is not None:
+        found.close(wait_seconds=_EXIT_SECONDS)

@@ -1,5 +1,7 @@
 """Background jobs: order, cancel, progress, partial results and the exception boundary. Events instead of sleeps."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -379,3 +381,20 @@ def test_many_threads_may_submit_and_read_at_once(registry: JobRegistry) -> None
     for job in jobs:
         assert registry.wait(job, PATIENCE).state == "done"
     assert len(counted) == 6
+
+
+def test_a_process_that_ends_lets_its_running_job_come_to_its_next_check() -> None:
+    program = """
+import threading
+from shortviz.jobs import JobRegistry
+begun = threading.Event()
+def work(control):
+    begun.set()
+    control.stop.wait(20)
+    print("came to its check", flush=True)
+registry = JobRegistry()
+registry.submit("measure", "Measure", work)
+begun.wait(20)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "came to its check\n", "")
