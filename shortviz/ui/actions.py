@@ -4,6 +4,7 @@ The work runs in a background thread that may not call streamlit. Everything tha
 """
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -38,6 +39,8 @@ WINDOWS_BEFORE_TEXT: Final = 3
 """The first numbers come before the continuations, the rest of the windows after."""
 
 NEW_TOKENS: Final = 32
+
+KEEP_DOWNLOAD_SECONDS: Final = 3600
 
 CPU_BATCH: Final = 2
 """Rows that hold the model at a time: the map redraws, a stop is heard and a clicked block gets its turn after each."""
@@ -269,6 +272,7 @@ def start_export(
         )
         if not archive:
             return report
+        _forget_downloads(folder.parent)
         target = folder.with_name(f"{folder.name}.zip")
         try:
             zip_checkpoint(folder, target, on_progress=control.on_progress, stop=control.stop)
@@ -278,6 +282,13 @@ def start_export(
 
     context = JobContext(kind="export", ref=ref, run_key=key, block=block, folder=str(folder))
     return bench.submit(context, f"Export without {block}", work)
+
+
+def _forget_downloads(newest: Path) -> None:
+    """Remove the archives that were made for downloads more than an hour ago."""
+    for old in newest.parent.iterdir():
+        if old != newest and time.time() - old.stat().st_mtime > KEEP_DOWNLOAD_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def first_row_tokens(ids: list[int], handle: "ModelHandle") -> tuple[str, ...]:

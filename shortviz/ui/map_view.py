@@ -215,6 +215,7 @@ def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> None:
     st.dataframe(
         table,
         key="best_table",
+        column_order=("n", "layers", "distance", "stderr", "gap", "ties", "note"),
         height=CHART_HEIGHT,
         hide_index=True,
         on_select=partial(_row_chosen, blocks),
@@ -224,7 +225,7 @@ def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> None:
             "distance": st.column_config.NumberColumn(charts.label(criterion), format="%.4f"),
             "stderr": st.column_config.NumberColumn("± error", format="%.4f"),
             "gap": st.column_config.NumberColumn("gap to second", format="%.4f"),
-            "tied": st.column_config.CheckboxColumn("tied"),
+            "ties": st.column_config.TextColumn("tied with starts"),
         },
         alt="The lowest block of every size n",
     )

@@ -56,6 +56,12 @@ def downloads(shown: Shown) -> None:
             on_click="ignore",
             help="The whole run, as shortviz show RUN reads it.",
         )
+        ref = ref_of(shown)
+        if ref is not None:
+            spec = s.calibration(s.session())
+            with st.popover("Code", help="The command and the Python lines that measure this map."):
+                st.code(snippets.measure_command(ref, spec), language="bash", wrap_lines=True)
+                st.code(snippets.measure_python(ref, spec), language="python")
 
 
 def map_csv(run: Run) -> str:
