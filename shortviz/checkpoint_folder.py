@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shortviz.errors import ExportError, ResourceError, ShortvizError, Stopped
 from shortviz.records import OnProgress, Progress
+from shortviz.words import size
 
 _CHUNK = 4 * 1024 * 1024
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -41,7 +42,7 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise ResourceError(
-            f"The checkpoint needs {size_text(needed_bytes)} and the disk of {parent} has {size_text(free)} free; "
+            f"The checkpoint needs {size(needed_bytes)} and the disk of {parent} has {size(free)} free; "
             "free some space or choose a folder on another disk."
         )
 
@@ -96,7 +97,7 @@ def write_error(error: Exception, target: Path, needed_bytes: int) -> ShortvizEr
     reason = os.strerror(number) if number is not None else str(error)
     if number in _FULL:
         return ResourceError(
-            f"The disk of {target.parent} is full ({reason}): the checkpoint needs {size_text(needed_bytes)}; "
+            f"The disk of {target.parent} is full ({reason}): the checkpoint needs {size(needed_bytes)}; "
             "nothing was left behind, so free some space and export again."
         )
     return ExportError(f"The checkpoint could not be written to {target.parent} ({reason}); nothing was left behind.")
@@ -114,15 +115,6 @@ def fingerprints(folder: Path) -> dict[str, str]:
         with path.open("rb") as file:
             found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-
-
-def size_text(num_bytes: float) -> str:
-    """Return a size for people, in decimal units: `541 MB`."""
-    for unit in ("bytes", "KB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "bytes" or num_bytes >= 10 else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"
 
 
 def zip_checkpoint(

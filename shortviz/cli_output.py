@@ -19,7 +19,7 @@ from shortviz.records import (
     Run,
     Score,
 )
-from shortviz.ui.words import duration, size
+from shortviz.words import duration, size
 
 PLAIN_SECONDS = 2.0
 """Where stderr is no terminal, a progress line at most this often."""

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from shortviz.checkpoint_folder import size_text
 from shortviz.errors import ModelError, ResourceError, Stopped
 from shortviz.model_files import INDEX, WEIGHTS
 from shortviz.records import OnProgress, Progress
 from shortviz.settings import settings
 from shortviz.weight_files import GgufHeader, safetensors_parameters
+from shortviz.words import size
 
 _FORMAT = 1
 """Raise it where the copies are written differently: older ones are then made anew."""
@@ -82,7 +82,7 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise ResourceError(
-            f"{what} needs {size_text(needed)} of disk, and the disk of {parent} has {size_text(free)} free; free some "
+            f"{what} needs {size(needed)} of disk, and the disk of {parent} has {size(free)} free; free some "
             "space, or choose a smaller model."
         )
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from shortviz.checkpoint_folder import size_text
 from shortviz.recipes import DEMO_HUB_ID, hub_id, loading_python, reproduce_command
 from shortviz.records import Evaluation, ModelInfo, PrunePlan, Score, TextInfo
 from shortviz.runs import evaluation_json, versions
+from shortviz.words import size
 
 CITATION = """@misc{gromov2024unreasonable,
   title  = {The Unreasonable Ineffectiveness of the Deeper Layers},
@@ -128,8 +128,8 @@ def _sizes(facts: CardFacts) -> str:
     rows = (
         ("layers", f"{facts.base.num_layers:,}", f"{facts.pruned.num_layers:,}"),
         ("parameters", f"{facts.base.parameters:,}", f"{facts.pruned.parameters:,}"),
-        ("weights", size_text(facts.base.bytes), size_text(facts.pruned.bytes)),
-        ("KV cache per token", *(size_text(sum(i.layer_cache_bytes)) for i in (facts.base, facts.pruned))),
+        ("weights", size(facts.base.bytes), size(facts.pruned.bytes)),
+        ("KV cache per token", *(size(sum(i.layer_cache_bytes)) for i in (facts.base, facts.pruned))),
     )
     lines = [f"| {name} | {before} | {after} |" for name, before, after in rows]
     return "\n".join(

@@ -8,12 +8,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from shortviz import gguf_cache, hub
 from shortviz.architectures import num_layers, refuse_unsupported
-from shortviz.checkpoint_folder import size_text
 from shortviz.errors import ModelError, ResourceError
 from shortviz.model_files import ModelFiles, read_config, refuse_without_tokenizer, wanted_names, weight_names
 from shortviz.placement import Placement, free_memory
 from shortviz.records import ModelEstimate
 from shortviz.weight_files import GgufHeader, read_gguf_header, safetensors_parameters
+from shortviz.words import size
 
 
 def estimate_files(files: ModelFiles, placement: Placement) -> ModelEstimate:
@@ -55,8 +55,8 @@ def refuse_too_large(estimate: ModelEstimate) -> None:
     """Raise ResourceError where the model would not fit in the memory that is free now."""
     if not estimate.fits:
         raise ResourceError(
-            f"{estimate.id} needs {size_text(estimate.memory_bytes * 1.2)} of memory in {estimate.dtype} (weights "
-            f"and a fifth more), and {size_text(estimate.available_bytes)} is free on {estimate.device}; choose a "
+            f"{estimate.id} needs {size(estimate.memory_bytes * 1.2)} of memory in {estimate.dtype} (weights "
+            f"and a fifth more), and {size(estimate.available_bytes)} is free on {estimate.device}; choose a "
             "smaller model or dtype."
         )
 

@@ -3,6 +3,10 @@
 import math
 import re
 
+from shortviz.words import duration, size
+
+__all__ = ["count", "decimals", "duration", "plain", "share", "size", "with_error"]
+
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~:$&])")
 
 
@@ -30,33 +34,11 @@ def decimals(value: float, digits: int = 3) -> int:
 
 def count(value: float) -> str:
     """Return `14.2 M`, `950`, `1.2 B`."""
-    for size, suffix in ((1e9, " B"), (1e6, " M"), (1e4, " k")):
-        if abs(value) >= size:
-            scale = 1e3 if suffix == " k" else size
+    for least, suffix in ((1e9, " B"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= least:
+            scale = 1e3 if suffix == " k" else least
             return f"{value / scale:,.1f}{suffix}"
     return f"{value:,.0f}"
-
-
-def size(num_bytes: float) -> str:
-    """Return `57 MB`, `6.0 KB`, `1.2 GB` (powers of 1000)."""
-    value = float(num_bytes)
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Return `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def share(part: float) -> str:

@@ -193,7 +193,7 @@ def test_a_disk_that_is_full_leaves_nothing_behind(
 
 
 def test_a_disk_too_small_is_refused_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"The copy needs 1000000.0 GB of disk, and the disk of .* has .* free"):
+    with pytest.raises(ResourceError, match=r"The copy needs 1000.0 TB of disk, and the disk of .* has .* free"):
         gguf_cache.check_disk(tmp_path / "not" / "there", 10**15, "The copy")
 
 
