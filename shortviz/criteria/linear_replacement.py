@@ -36,7 +36,8 @@ def _replacement_errors(states: Tensor, rows: Tensor) -> Tensor | None:
     for start in range(count - 1):
         known, new = fit[:, start].double(), score[:, start].double()
         kernel = known @ known.T
-        kernel.diagonal().add_(RIDGE * kernel.diagonal().mean())
+        # The tiny term is for a boundary where all tokens are alike (a text of one word): the map is then a constant.
+        kernel.diagonal().add_(RIDGE * kernel.diagonal().mean() + torch.finfo(kernel.dtype).tiny)
         weights = torch.linalg.solve(kernel, known @ new.T).T.to(states.dtype)
         missed = weights @ fit[:, start + 1 :].flatten(1) - score[:, start + 1 :].flatten(1)
         squared = missed.view(len(new), count - 1 - start, -1).square().sum(-1, dtype=torch.float64)

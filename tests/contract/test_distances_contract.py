@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from shortviz import criteria
 from shortviz.architectures import layer_stack
 from shortviz.criteria import Criterion
 from shortviz.criteria.linear_replacement import RIDGE
@@ -64,6 +65,13 @@ def test_linear_replacement_equals_the_primal_ridge_fit():
     np.testing.assert_allclose(grid.mean, expected, rtol=1e-4)
     assert grid.samples == 3
     assert (grid.stderr[~np.isnan(grid.mean)] > 0).all()
+
+
+def test_linear_replacement_bears_a_boundary_where_all_tokens_are_alike():
+    fit = criteria.info("linear_replacement").from_sample
+    states = torch.randn(12, 4, 8, generator=torch.Generator().manual_seed(0))
+    states[:, 0] = 1.0  # the embeddings of a text of one word
+    assert torch.isfinite(fit(states, torch.arange(12))).all()
 
 
 def test_linear_replacement_is_left_empty_where_the_text_has_too_few_rows_to_score_on():
