@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from shortviz.errors import PlanError
+from shortviz.errors import NumericsError, PlanError
 from shortviz.handle import ModelHandle
 from shortviz.logits import LogitHead, open_head
 from shortviz.pruning import prune
@@ -155,16 +155,16 @@ class PrunedWindow:
     uncut: BaseWindow
 
     def losses(self, blocks: Sequence[Block], stop: threading.Event | None = None) -> Measured | None:
-        """Return NLL and KL without each block, NaN where the config cannot express it; None when stopped."""
+        """Return NLL and KL without each block, NaN where it is illegal or overflows; None when stopped."""
         losses = np.full((2, len(blocks)), np.nan)
         for index, block in enumerate(blocks):
             if stop is not None and stop.is_set():
                 return None
             try:
                 pruned = prune(self.handle, PrunePlan.of_blocks(self.handle.info.num_layers, block))
-            except PlanError:
+                head = open_head(pruned, torch.tensor(self.tokens))
+                score, change = compare_window(head, self.tokens, self.uncut)
+            except (PlanError, NumericsError):
                 continue
-            head = open_head(pruned, torch.tensor(self.tokens))
-            score, change = compare_window(head, self.tokens, self.uncut)
             losses[:, index] = score.nll, change.kl
         return list(blocks), losses

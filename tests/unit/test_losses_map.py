@@ -13,6 +13,7 @@ from shortviz.losses import evaluate
 from shortviz.pruning import prune
 from shortviz.records import Block, BlockLosses, Progress, PrunePlan, TextInfo, WindowSet
 from shortviz.replay import find_tail
+from shortviz.window_scores import compare_window
 from tests.families import NUM_LAYERS, build_tiny, handle_of, shared_handle, tiny_handle, tiny_tokens
 
 BLOCKS = 20
@@ -182,6 +183,21 @@ def test_the_fallback_gives_the_same_map(monkeypatch: pytest.MonkeyPatch) -> Non
         ours, theirs = (getattr(r, name) for r in (replayed, pruned))
         np.testing.assert_allclose(ours.mean[cells], theirs.mean[cells], atol=1e-5)
         np.testing.assert_allclose(ours.stderr[cells], theirs.stderr[cells], atol=1e-5)
+
+
+def test_a_cut_model_that_overflows_is_an_empty_cell_also_where_pruned_models_are_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def overflows(head, tokens, base):  # type: ignore[no-untyped-def]  # stands in for compare_window
+        if head.handle.plan.removed == (2, 3):
+            raise NumericsError("Layer 4 gives NaN or Inf")
+        return compare_window(head, tokens, base)
+
+    monkeypatch.setattr("shortviz.loss_map.open_engine", pruned_engine)
+    monkeypatch.setattr("shortviz.block_losses.compare_window", overflows)
+    result = measure_losses(shared_handle("llama"), window_set(2, 24), coarse_tokens=0)
+    assert np.isnan(result.nll.at(Block(start=2, n=2))).all()
+    assert int(np.isfinite(result.nll.mean).sum()) == BLOCKS - 1
 
 
 def pruned_engine(handle, tokens):  # type: ignore[no-untyped-def]  # stands in for open_engine
