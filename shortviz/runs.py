@@ -97,6 +97,8 @@ def load_run(folder: Path) -> Run:
         text = target.read_text(encoding="utf-8")
     except OSError as error:
         raise RunError(f"There is no run in {folder} ({error.strerror}); name a folder that holds {FILE}.") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{target} is not a run of shortviz (it is not UTF-8 text).") from error
     return parse_run(text, str(target))
 
 

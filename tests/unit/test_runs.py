@@ -115,6 +115,14 @@ def test_broken_runs_are_refused_with_the_reason(tmp_path, text, message):
     assert list(list_runs(tmp_path)) == []
 
 
+def test_a_binary_file_is_no_run(tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match="not UTF-8"):
+        load_run(tmp_path / "broken")
+    assert list(list_runs(tmp_path)) == []
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="There is no run in"):
         load_run(tmp_path / "nowhere")
