@@ -195,7 +195,7 @@ def _write_card(checkpoint: Path, facts: CardFacts) -> None:
     for name, text in (("README.md", model_card(facts)), ("shortviz.json", record), ("mergekit.yml", recipe)):
         (checkpoint / name).write_text(text, encoding="utf-8")
     mode = (checkpoint / "README.md").stat().st_mode
-    for path in checkpoint.iterdir():
+    for path in (p for p in checkpoint.rglob("*") if p.is_file()):  # a folder must stay one that can be entered
         path.chmod(mode)  # safetensors makes its files readable by their owner alone, whatever the umask says
 
 
