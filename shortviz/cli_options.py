@@ -200,9 +200,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     So the help lists every option, and the body gets checked records instead of twenty arguments.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {
-        name: hint for name, hint in hints.items() if hint in (LoadOptions, TextOptions, PlanOptions, TaskOptions)
-    }
+    groups = {name: hint for name, hint in hints.items() if hint in _GROUPS}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name not in groups:
