@@ -1,5 +1,7 @@
 """The right side of the Map page: what removing the chosen block means, predicted and measured."""
 
+import math
+
 import streamlit as st
 
 from shortviz import criteria
@@ -89,6 +91,8 @@ def _predicted_line(distances: BlockDistances, block: Block, name: str, *, stron
     grid = distances.criteria[name]
     number = with_error(*grid.at(block))
     blocks = grid.num_layers - block.n + 1
+    if math.isnan(grid.at(block)[0]):
+        return f"{plain(criteria.label(name))} –"
     if strong:
         return f"{plain(criteria.label(name))} **{number}** · rank {grid.rank(block)} of {blocks} with n {block.n}"
     return f"{plain(criteria.label(name))} {number} (rank {grid.rank(block)})"

@@ -10,7 +10,8 @@ from shortviz.ui import state as s
 from shortviz.ui.resources import bench
 from shortviz.ui.shown import Shown, live_losses, live_map, look, measure_job, settle_block
 
-TICK_SECONDS = 0.5
+TICK_SECONDS = 1.0
+"""A changed figure remounts the chart, and a click in that moment is lost: not oftener than a person needs."""
 INSPECT_TICK_SECONDS = 0.3
 
 

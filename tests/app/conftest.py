@@ -9,10 +9,13 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from shortviz.job_state import JobState
+from shortviz.records import TextSpec
+from shortviz.ui import state as s
 from shortviz.ui.resources import Bench, bench
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB_SECONDS = 300
+TEXT = "The river carries what the hills let go, and the mill turns it into bread. " * 40
 
 
 class App:
@@ -92,3 +95,25 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_tiny("llama").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def loaded(tools: Bench, app: Callable[..., App], tiny_folder: Path) -> App:
+    """A session whose tiny model is loaded, with short texts."""
+    page = app(model=str(tiny_folder)).page("model")
+    page.click("estimate_button")
+    assert page.finish("estimate").state == "done"
+    page.click("load_button")
+    assert page.finish("load").state == "done"
+    page.state[s.CALIBRATION] = TextSpec(kind="paste", value=TEXT, max_length=64)
+    page.state[s.EVALUATION] = TextSpec(kind="paste", value=TEXT)
+    return page
+
+
+@pytest.fixture
+def measured(loaded: App) -> App:
+    """The same session on the map, after a measurement."""
+    page = loaded.page("map")
+    page.click("measure_button")
+    assert page.finish("measure").state == "done"
+    return page

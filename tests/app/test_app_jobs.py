@@ -3,37 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from shortviz.records import Block, ModelRef, TextSpec
+from shortviz.records import Block, ModelRef
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 from tests.app.conftest import App
 
 Start = Callable[..., App]
-TEXT = "The river carries what the hills let go, and the mill turns it into bread. " * 40
-
-
-@pytest.fixture
-def loaded(tools: Bench, app: Start, tiny_folder: Path) -> App:
-    """A session whose tiny model is loaded, with short texts."""
-    page = app(model=str(tiny_folder)).page("model")
-    page.click("estimate_button")
-    assert page.finish("estimate").state == "done"
-    page.click("load_button")
-    assert page.finish("load").state == "done"
-    page.state[s.CALIBRATION] = TextSpec(kind="paste", value=TEXT, max_length=64)
-    page.state[s.EVALUATION] = TextSpec(kind="paste", value=TEXT)
-    return page
-
-
-@pytest.fixture
-def measured(loaded: App) -> App:
-    """The same session on the map, after a measurement."""
-    page = loaded.page("map")
-    page.click("measure_button")
-    assert page.finish("measure").state == "done"
-    return page
 
 
 def test_the_estimate_comes_before_the_button_that_loads(app: Start, tools: Bench, tiny_folder: Path) -> None:
