@@ -156,4 +156,6 @@ def _record(
             found = found if values is None else found.add(values.numpy())
         grids[criterion.name] = found.grid(size)
     norms = BoundaryNorms(first=sums[_FIRST].mean, rest=sums[_REST].mean)
-    return BlockDistances(num_layers=size, criteria=grids, norms=norms, text=tokens.info, seconds=seconds)
+    return BlockDistances(
+        num_layers=size, criteria=grids, norms=norms, text=tokens.info, seconds=seconds, rows=sums[_FIRST].count
+    )

@@ -308,11 +308,13 @@ class BlockDistances:
     norms: BoundaryNorms
     text: TextInfo
     seconds: float = 0.0
+    rows: int = 0
+    """Sequences run; 0 where only the criteria's own counts are known."""
 
     @property
     def samples(self) -> int:
-        """Sequences measured so far."""
-        return max(grid.samples for grid in self.criteria.values())
+        """Sequences measured so far; a criterion that fits something scores only some of them."""
+        return max([self.rows, *(grid.samples for grid in self.criteria.values())])
 
     def sink_layers_in(self, block: Block) -> tuple[int, ...]:
         """Return the layers of the block that write the attention sink."""

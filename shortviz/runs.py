@@ -58,6 +58,7 @@ def run_json(run: Run) -> dict[str, Any]:
         found["distances"] = {name: _grid_json(grid) for name, grid in run.distances.criteria.items()}
         found["norms"] = {"first": _list(run.distances.norms.first), "rest": _list(run.distances.norms.rest)}
         found["seconds"] = run.distances.seconds
+        found["rows"] = run.distances.samples
     if run.losses is not None:
         found["losses"] = _losses_json(run.losses)
     found["evaluations"] = [evaluation_json(e) for e in run.evaluations]
@@ -167,6 +168,7 @@ def _distances(found: Mapping[str, Any], num_layers: int, text: TextInfo) -> Blo
         norms=BoundaryNorms(first=_array(found["norms"]["first"]), rest=_array(found["norms"]["rest"])),
         text=text,
         seconds=float(found["seconds"]),
+        rows=int(found.get("rows", 0)),
     )
 
 

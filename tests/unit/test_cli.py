@@ -53,6 +53,14 @@ def test_measure_of_chosen_criteria_prints_the_best_block_of_each_size(shortviz,
     assert "Layers that write the attention sink:" in out
 
 
+def test_a_criterion_that_scores_some_rows_only_is_still_a_whole_measurement(shortviz, checkpoint, tmp_path):
+    options = ("--limit", "9", "--max-length", "8", "--criteria", "linear_replacement", "--out", str(tmp_path / "run"))
+    code, out, err = shortviz("measure", checkpoint, *options)
+    assert code == 0, err
+    assert "; 9 rows of at most 8 tokens" in out
+    assert "; 9 rows of at most 8 tokens" in shortviz("show", str(tmp_path / "run"))[1]
+
+
 def test_a_run_directory_is_shown_again_and_keeps_no_checkpoint_once_it_is_complete(shortviz, checkpoint, tmp_path):
     run = tmp_path / "run"
     options = ("--limit", "2", "--max-length", "8", "--out", str(run))
