@@ -211,12 +211,14 @@ app.command("curve")(cli_map.removal_curve)
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], as_json: JsonOption = False
 ) -> None:
-    """Print a saved run: best blocks, sink layers, evaluations."""
+    """Print a saved run: best blocks, sink layers, evaluations; the measured map and how well it was predicted."""
     from shortviz import runs
+    from shortviz.cli_map_output import losses_text
     from shortviz.cli_output import run_text
 
     found = runs.load_run(run)
-    _print(runs.run_json(found) if as_json else run_text(found))
+    measured = [losses_text(found, found.losses, "nll")] if found.losses is not None else []
+    _print(runs.run_json(found) if as_json else "\n\n".join([run_text(found), *measured]))
 
 
 @app.command("app")

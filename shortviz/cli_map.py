@@ -17,6 +17,9 @@ from shortviz.records import ModelRef
 if TYPE_CHECKING:
     from shortviz.records import BlockLosses, Run, TextInfo
 
+_CHECKPOINT = "map-checkpoint.npz"
+"""In the run directory, while a map is unfinished."""
+
 MapArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL|RUN", help="A model as elsewhere, or a run directory: its model, and added to it."),
@@ -58,7 +61,7 @@ def measured_map(
             run = run or runs.new_run(handle.info, window_set.info)
             if out is not None:
                 runs.save_run(run, out)
-            checkpoint = out / "map-checkpoint.npz" if out is not None else None
+            checkpoint = out / _CHECKPOINT if out is not None else None
             losses = measure_losses(handle, window_set, checkpoint=checkpoint, on_progress=on_progress, stop=stop)
     if search:
         _print(search_json(found) if as_json else search_text(found))
@@ -77,7 +80,7 @@ def _finish(losses: "BlockLosses", out: Path | None) -> None:
         print(f"Stopped with part of the map measured; {advice}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if out is not None:
-        (out / "map-checkpoint.npz").unlink(missing_ok=True)
+        (out / _CHECKPOINT).unlink(missing_ok=True)
 
 
 @with_options
@@ -97,6 +100,9 @@ def removal_curve(
     ref, run, out = _source(model, load, out)
     line = None
     losses = run.losses if run is not None else None
+    if losses is not None and not losses.complete and out is not None and (out / _CHECKPOINT).exists():
+        losses = None  # a map cut short goes on from its checkpoint
+    measured_here = losses is None
     if losses is None or greedy:
         spec, windows = text.spec(texts.DEFAULT_EVALUATION), text.window_spec()
         with working() as (on_progress, stop):
@@ -112,7 +118,8 @@ def removal_curve(
                     "the same text and window options."
                 )
             if losses is None:
-                losses = measure_losses(handle, window_set, on_progress=on_progress, stop=stop)
+                checkpoint = out / _CHECKPOINT if out is not None else None
+                losses = measure_losses(handle, window_set, checkpoint=checkpoint, on_progress=on_progress, stop=stop)
             if greedy and not stop.is_set():
                 line = greedy_removal(handle, window_set, max_removed=greedy, on_progress=on_progress, stop=stop)
             run = replace(run or runs.new_run(handle.info, window_set.info), losses=losses)
@@ -121,6 +128,8 @@ def removal_curve(
     assert run is not None
     curve = curve_from_map(losses, run.distances, run.model, line)
     _print(_without_nan(asdict(curve)) if as_json else curve_text(curve))
+    if measured_here:
+        _finish(losses, out)
 
 
 def _source(model: str, load: LoadOptions, out: Path | None) -> tuple[ModelRef, "Run | None", Path | None]:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from shortviz import loss_map
 from shortviz.runs import load_run
 from tests.families import NUM_LAYERS
 from tests.unit.test_cli import last_line
@@ -26,6 +27,9 @@ def test_map_measures_every_block_and_adds_it_to_a_run(shortviz, checkpoint, tmp
     assert int(np.isfinite(saved.losses.increase.mean).sum()) == BLOCKS
     assert saved.losses.tokens.max() == 3 * 23
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["run.json"]
+    shown = shortviz("show", run)[1]
+    assert "Best block of each size by measured NLL" in shown
+    assert "How well each criterion predicts" in shown
 
 
 def test_map_prints_the_run_as_one_json_object(shortviz, checkpoint):
@@ -79,6 +83,29 @@ def test_the_curve_has_a_column_for_each_strategy_and_reuses_the_map(shortviz, c
     code, out, _ = shortviz("curve", run, *TEXT, "--greedy", "2")
     assert code == 0
     assert "greedy" in out
+
+
+def test_a_curve_cut_short_says_so_and_goes_on_from_its_checkpoint(shortviz, checkpoint, tmp_path, monkeypatch):
+    run, measure = tmp_path / "run", loss_map.measure_losses
+
+    def cut_short(handle, windows, *, on_progress, stop, **options):
+        def stop_at_once(progress):
+            on_progress(progress)
+            stop.set()
+
+        return measure(handle, windows, on_progress=stop_at_once, stop=stop, **options)
+
+    monkeypatch.setattr(loss_map, "CHECKPOINT_SECONDS", -1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loss_map, "measure_losses", cut_short)
+        code, _, err = shortviz("curve", checkpoint, *TEXT, "--out", str(run))
+    assert code == 130
+    assert "run the same command again to go on" in last_line(err)
+    assert not load_run(run).losses.complete
+    code, _, err = shortviz("curve", checkpoint, *TEXT, "--out", str(run))
+    assert code == 0, err
+    assert load_run(run).losses.complete
+    assert [p.name for p in run.iterdir()] == ["run.json"]
 
 
 @pytest.mark.parametrize(
