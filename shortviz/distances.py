@@ -14,7 +14,7 @@ from shortviz import criteria as known
 from shortviz.capture import residual_boundaries
 from shortviz.checkpoint import load_checkpoint, save_checkpoint
 from shortviz.criteria import Criterion
-from shortviz.errors import ShortvizError, Stopped
+from shortviz.errors import ShortvizError, Stopped, TextError
 from shortviz.gram import NORMS, BoundaryStates, sequence_scores
 from shortviz.handle import ModelHandle
 from shortviz.records import BlockDistances, BoundaryNorms, Floats, OnProgress, Progress, Tokens, TokenSet
@@ -41,11 +41,12 @@ def measure_distances(
     Rows are the samples: a criterion of all tokens is averaged within a row first. The LM head is not run. With a
     `checkpoint` path, a run that was killed goes on from there, with bit-equal sums. When `stop` is set, the rows
     measured so far are returned.
-    Raises Stopped when stopped before the first batch, NumericsError at NaN or Inf, RunError where the checkpoint
-    belongs to something else.
+    Raises Stopped when stopped before the first batch, TextError where a row does not fit the model, NumericsError at
+    NaN or Inf, RunError where the checkpoint belongs to something else.
     """
     if batch_size < 1:
         raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
+    _check_rows(handle, tokens)
     chosen = [known.info(c) if isinstance(c, str) else c for c in criteria or known.names()]
     batches = _batches(tokens, batch_size)
     key = _key(handle, tokens, chosen, batch_size)
@@ -77,6 +78,22 @@ def measure_distances(
     if sums[_FIRST].count == 0:
         raise Stopped("Stopped before the first batch was measured; there is nothing to keep.")
     return record(complete=True)
+
+
+def _check_rows(handle: ModelHandle, tokens: TokenSet) -> None:
+    """Raise TextError where a row is too long for the model or holds tokens that it does not have."""
+    longest, highest = max(map(len, tokens.rows)), max(int(row.max()) for row in tokens.rows)
+    context, vocabulary = handle.info.context_length, handle.info.vocab_size
+    if context is not None and longest > context:
+        raise TextError(
+            f"A row of {longest} tokens is longer than the model's context of {context}; choose a row length of at "
+            f"most {context}."
+        )
+    if highest >= vocabulary:
+        raise TextError(
+            f"The rows hold token {highest}, but the model's vocabulary has {vocabulary}; make them with this model's "
+            "tokenizer."
+        )
 
 
 def _batches(tokens: TokenSet, batch_size: int) -> list[list[Tokens]]:

@@ -112,7 +112,8 @@ class ShortTransformer:
         """Return the distance of every block, averaged over rows, shape (L, L): `result[n-1, start]`, 0 elsewhere.
 
         `dataset` is a `datasets.Dataset` or IterableDataset, a list of dicts or of strings; None is the built-in text.
-        Rows are cut at `max_length` tokens; a callable distance is called row by row, whatever `batch_size` is.
+        Rows are cut at `max_length` tokens or the model's context; a callable distance is called row by row, whatever
+        `batch_size` is.
         Raises TextError where the rows cannot be used.
         """
         handle = self._as_handle(tokenizer)
@@ -124,7 +125,7 @@ class ShortTransformer:
                 handle.tokenizer,
                 key=key,
                 limit=limit,
-                max_length=max_length,
+                max_length=min(max_length, handle.info.context_length or max_length),
                 use_chat_template=use_chat_template,
             )
         chosen = self.distance if distance is None else distance

@@ -11,7 +11,7 @@ from shortviz.architectures import layer_stack
 from shortviz.criteria import Criterion
 from shortviz.criteria.linear_replacement import RIDGE
 from shortviz.distances import measure_distances
-from shortviz.errors import NumericsError, RunError, ShortvizError, Stopped
+from shortviz.errors import NumericsError, RunError, ShortvizError, Stopped, TextError
 from shortviz.handle import ModelHandle
 from shortviz.records import Block, TextInfo, TokenSet
 from tests import reference
@@ -243,6 +243,14 @@ def test_a_broken_criterion_is_named(score, message):
     )
     with pytest.raises(NumericsError, match=message):
         measure_distances(tiny_handle("llama"), token_set(), criteria=[mine])
+
+
+def test_rows_that_do_not_fit_the_model_are_refused():
+    with pytest.raises(TextError, match="A row of 600 tokens is longer than the model's context of 512"):
+        measure_distances(tiny_handle("gpt2"), token_set((600, 9)))
+    odd = TokenSet(rows=(np.array([1, 70_000]),), info=token_set((2,)).info)
+    with pytest.raises(TextError, match="The rows hold token 70000"):
+        measure_distances(tiny_handle("llama"), odd)
 
 
 def test_a_bad_batch_size_is_refused():
