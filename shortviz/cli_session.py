@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from shortviz.errors import ShortvizError, Stopped
+from shortviz.errors import ShortvizError, Stopped, is_out_of_memory
 
 if TYPE_CHECKING:
     from shortviz.cli_options import Removal
@@ -39,11 +39,11 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
         return _refuse(str(error), debug, 2)
     except typer.TyperException as error:  # an unknown option, a missing argument, a value of the wrong type
         return _refuse(f"{error.format_message().rstrip('.')}; see shortviz --help.", debug, error.exit_code)
-    except MemoryError:
-        return _refuse("There is not enough memory; choose a smaller model, batch or window.", debug, 2)
     except (KeyboardInterrupt, typer.Abort):
         return _refuse("Stopped at once; what was not saved before is lost.", debug, INTERRUPTED)
-    except Exception as error:  # the boundary: whatever comes here is a fault of ours, told in one sentence
+    except Exception as error:  # the boundary: whatever else comes here is a fault of ours, told in one sentence
+        if is_out_of_memory(error):
+            return _refuse("There is not enough memory; choose a smaller model, batch or window.", debug, 2)
         report = "please report this with what the same command prints with --debug"
         return _refuse(f"shortviz failed ({type(error).__name__}: {_first_line(error)}); {report}.", debug, 1)
     return code if isinstance(code, int) else 0

@@ -13,6 +13,8 @@ ShortvizError
 The command line prints the message and exits with 2; the app shows it on the page. Anything else is our fault.
 """
 
+import errno
+
 
 class ShortvizError(Exception):
     """A problem whose message may be shown to a person as it is."""
@@ -48,3 +50,12 @@ class RunError(ShortvizError):
 
 class Stopped(ShortvizError):
     """The work was stopped before there was any result to keep."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out; torch says so by class on a GPU, only in words on a CPU."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shortviz.errors import ShortvizError, Stopped
+from shortviz.errors import ShortvizError, Stopped, is_out_of_memory
 from shortviz.job_state import JobControl, JobState, JobStatus, Lane, RateMeter
 from shortviz.records import Progress
 
@@ -199,13 +199,8 @@ class JobRegistry:
             outcome = "cancelled", {}
         except ShortvizError as error:
             outcome = "failed", {"error": str(error)}
-        except MemoryError:
-            outcome = "failed", {"error": f"'{job.state.title}' ran out of memory; use a smaller model or batch."}
         except BaseException as error:  # the job boundary: the lane outlives its job, whatever it raised
-            _log.exception("job %s (%s) failed", job.state.id, job.state.kind)
-            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            text = f"'{job.state.title}' failed through a fault in shortviz ({said})."
-            outcome = "failed", {"error": text, "error_is_ours": True, "traceback": traceback.format_exc()}
+            outcome = "failed", _told(job, error)
         with self._changed:
             self._finish(job, outcome[0], **outcome[1])
 
@@ -238,3 +233,13 @@ def _close_at_exit(registry: "weakref.ref[JobRegistry]") -> None:
     found = registry()
     if found is not None:
         found.close(wait_seconds=_EXIT_SECONDS)
+
+
+def _told(job: _Job, error: BaseException) -> dict[str, Any]:
+    """Return what a job's state says of an error that is no ShortvizError; call it while handling that error."""
+    if is_out_of_memory(error):
+        return {"error": f"'{job.state.title}' ran out of memory; use a smaller model or batch."}
+    _log.exception("job %s (%s) failed", job.state.id, job.state.kind)
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = f"'{job.state.title}' failed through a fault in shortviz ({said})."
+    return {"error": text, "error_is_ours": True, "traceback": traceback.format_exc()}

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from shortviz import gguf_cache, hub
 from shortviz.architectures import layer_stack
-from shortviz.errors import ModelError, NumericsError, ResourceError, Stopped
+from shortviz.errors import ModelError, NumericsError, ResourceError, Stopped, is_out_of_memory
 from shortviz.handle import ModelHandle
 from shortviz.model_files import ModelFiles, find_files, read_config, read_json, refuse_remote_code, wanted_names
 from shortviz.model_info import model_info
@@ -112,9 +112,9 @@ def _read_model(name: str, folder: Path, placement: Placement) -> PreTrainedMode
                 ignore_mismatched_sizes=True,  # told by the loading info, and refused below by name
                 output_loading_info=True,
             )
-    except torch.OutOfMemoryError:
-        raise
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"transformers cannot load {name} ({_first_line(error)}); choose another model.") from error
     _refuse_disagreement(name, info)
     assert isinstance(model, PreTrainedModel)
@@ -166,7 +166,9 @@ def refuse_larger_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, mode
 def _no_memory_left(expected: ModelEstimate) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ResourceError(
             f"The memory of {expected.device} ran out while {expected.id} was being loaded in {expected.dtype}; close "
             "something, or choose a smaller model or dtype."

@@ -179,6 +179,20 @@ def test_debug_adds_the_traceback_wherever_it_stands(shortviz, checkpoint):
     assert last_line(err).startswith("There is no run")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")])
+def test_no_memory_is_bad_input_not_a_fault_of_ours(capsys, error):
+    import typer
+
+    broken = typer.Typer()
+
+    @broken.command()
+    def fail() -> None:
+        raise error
+
+    assert run_command(broken, ["--"]) == 2
+    assert capsys.readouterr().err == "There is not enough memory; choose a smaller model, batch or window.\n"
+
+
 def test_a_fault_of_ours_is_told_in_one_sentence_with_code_1(capsys):
     import typer
 

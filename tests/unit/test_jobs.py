@@ -185,9 +185,10 @@ def test_our_own_fault_carries_its_traceback(registry: JobRegistry, caplog: pyte
     assert caplog.records[0].exc_info is not None
 
 
-def test_running_out_of_memory_is_said_in_words(registry: JobRegistry) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")])
+def test_running_out_of_memory_is_said_in_words(registry: JobRegistry, error: Exception) -> None:
     def work(control: JobControl) -> None:
-        raise MemoryError
+        raise error
 
     ended = registry.wait(registry.submit("load", "Load big", work), PATIENCE)
     assert ended.error == "'Load big' ran out of memory; use a smaller model or batch."
