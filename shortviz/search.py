@@ -58,7 +58,7 @@ def search_best_starts(
     Window by window, all starts still in the race are measured; then a start is dropped once it is worse than the
     leader of its row by more than `z` standard errors of their paired differences (the same windows stand behind
     both). The variance of a difference is taken as the larger of its own and the row's median: with two windows its
-    own alone would be a lottery. A row with one start left is done.
+    own alone would be a lottery. A row with one start left is done. Blocks that the config cannot express take no part.
     Raises PlanError for a max_n outside 1 .. L-1, Stopped before the first window, TextError and NumericsError as
     `evaluate` does.
     """
@@ -68,7 +68,8 @@ def search_best_starts(
         raise PlanError(f"The largest n to search is {limit}; it must be 1 to {layers - 1}.")
     check_windows(handle, windows)
     engine = open_engine(handle, windows.tokens[0])
-    racing = {n: [Block(start=s, n=n) for s in range(layers - n + 1)] for n in range(1, limit + 1)}
+    rows = {n: [Block(start=s, n=n) for s in range(layers - n + 1)] for n in range(1, limit + 1)}
+    racing = {n: [b for b in row if handle.info.illegal_reason(b) is None] for n, row in rows.items()}
     samples: dict[Block, list[float]] = {block: [] for row in racing.values() for block in row}
     for index, tokens in enumerate(windows.tokens):
         wanted = [block for row in racing.values() if len(row) > 1 or index < 2 for block in row]
