@@ -110,7 +110,20 @@ def _values(criteria: Sequence[Criterion], chunk: Tensor, gram: Tensor, here: Te
         _check_no_zero(squared)
     pairs = Pairs(dot=chosen[:, start, end], start_squared=squared[:, start], end_squared=squared[:, end])
     states = chunk[here.to(chunk.device)] if any(c.from_pairs is None for c in criteria) else chunk
-    return {c.name: c.from_pairs(pairs) if c.from_pairs else _score_pairs(c, states) for c in criteria}
+    return {c.name: _fast_values(c, pairs) if c.from_pairs else _score_pairs(c, states) for c in criteria}
+
+
+def _fast_values(criterion: Criterion, pairs: Pairs) -> Tensor:
+    assert criterion.from_pairs is not None
+    values = criterion.from_pairs(pairs)
+    if values.shape != pairs.dot.shape:
+        raise NumericsError(
+            f"The fast path of criterion {criterion.name!r} returned shape {tuple(values.shape)}; it must give "
+            f"{tuple(pairs.dot.shape)}, one value per token and pair."
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise NumericsError(f"The criterion {criterion.name!r} returned NaN or Inf; mend it, or leave it out.")
+    return values
 
 
 def _score_pairs(criterion: Criterion, states: Tensor) -> Tensor:

@@ -245,6 +245,21 @@ def test_a_broken_criterion_is_named(score, message):
         measure_distances(tiny_handle("llama"), token_set(), criteria=[mine])
 
 
+@pytest.mark.parametrize(
+    ("fast", "message"),
+    [
+        (lambda pairs: pairs.dot[:, :1], "fast path of criterion 'mine' returned shape"),
+        (lambda pairs: pairs.dot * float("nan"), "'mine' returned NaN or Inf"),
+    ],
+)
+def test_a_broken_fast_path_is_named(fast, message):
+    mine = Criterion(
+        name="mine", label="m", units="-", low=0.0, high=1.0, tokens="all", source="-", explanation="-", from_pairs=fast
+    )
+    with pytest.raises(NumericsError, match=message):
+        measure_distances(tiny_handle("llama"), token_set(), criteria=[mine])
+
+
 def test_rows_that_do_not_fit_the_model_are_refused():
     with pytest.raises(TextError, match="A row of 600 tokens is longer than the model's context of 512"):
         measure_distances(tiny_handle("gpt2"), token_set((600, 9)))
