@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stoppe
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ from shortviz.cli_options import (
     with_options,
 )
 from shortviz.cli_session import INTERRUPTED, load_model, run_command, working
-from shortviz.errors import PlanError, ShortvizError
+from shortviz.errors import PlanError, ShortvizError, Stopped
 
 if TYPE_CHECKING:
     from shortviz.records import Run, TextSpec
@@ -145,7 +146,7 @@ def evaluate(
     """
     from shortviz import runs, texts
     from shortviz.cli_output import evaluation_text
-    from shortviz.cli_tasks import score_both, scores_json, scores_text
+    from shortviz.cli_tasks import complete, score_both, scores_json, scores_text
     from shortviz.task_rows import read_task
 
     chosen = plan.chosen()
@@ -166,13 +167,17 @@ def evaluate(
             pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
             evaluation = losses.evaluate(pruned, window_set, base=handle, on_progress=on_progress, stop=stop)
         if questions is not None and not stop.is_set():
-            scores = score_both(handle, pruned, questions, on_progress, stop)
+            with suppress(Stopped):  # the evaluation is there, and is not to be lost
+                scores = score_both(handle, pruned, questions, on_progress, stop)
     if as_json:
         _print(runs.evaluation_json(evaluation) | scores_json(scores))
     else:
         _print("\n".join([evaluation_text(evaluation), *scores_text(scores)]))
     if not evaluation.complete:
         print(f"Stopped after {evaluation.score.windows} of {len(window_set.tokens)} windows.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if questions is not None and (scores is None or not complete(scores)):
+        print("Stopped before every question was scored by every model.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
 
 

@@ -28,6 +28,11 @@ def score_both(
     return score_tasks(pruned, questions, on_progress=on_progress, stop=stop), base
 
 
+def complete(scores: Scores) -> bool:
+    """Tell whether every model answered every question; a stopped one has only the first of them."""
+    return all(score.complete for score in scores if score is not None)
+
+
 def scores_json(scores: Scores | None) -> dict[str, Any]:
     """Return what --tasks adds to the JSON object of an evaluation: nothing without it."""
     if scores is None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from shortviz.errors import Stopped
 from tests.unit.test_cli import last_line
 
 TEXT = ("--builtin", "passages/prose", "--window", "24", "--windows", "2")
@@ -58,3 +59,14 @@ def test_a_file_that_is_not_there_is_said_so(shortviz, checkpoint):
     code, _, err = shortviz("evaluate", checkpoint, *TEXT, "--tasks", "nowhere.jsonl")
     assert code == 2
     assert "nowhere.jsonl" in last_line(err)
+
+
+def test_questions_stopped_with_ctrl_c_do_not_lose_the_evaluation(shortviz, checkpoint, questions, monkeypatch):
+    def stopped(*_arguments, **_options):
+        raise Stopped("Stopped before the first questions were scored; there is no result yet.")
+
+    monkeypatch.setattr("shortviz.tasks.score_tasks", stopped)
+    code, out, err = shortviz("evaluate", checkpoint, *TEXT, "--tasks", questions, "--json")
+    assert code == 130
+    assert json.loads(out)["windows"] == 2
+    assert last_line(err) == "Stopped before every question was scored by every model."
