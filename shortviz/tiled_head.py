@@ -30,8 +30,6 @@ class Target:
     """The uncut model's final states, (T, hidden)."""
     log_z: Tensor
     """Log of its softmax's denominator, (T,), float64."""
-    nll: Tensor
-    """Its NLL of each token, (T,), float64."""
     entropy: Tensor
     """Of its distribution, (T,), float64."""
     mean_weight: Tensor
@@ -78,7 +76,6 @@ class TiledHead:
             tokens=tokens,
             states=states,
             log_z=log_z,
-            nll=log_z - self._chosen(states[None], tokens)[0],
             entropy=log_z - expected / mass,
             mean_weight=mean_weight * (factor / mass[:, None]),
             mean_bias=mean_bias * (factor / mass),
