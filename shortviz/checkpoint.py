@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -10,6 +10,18 @@ import numpy as np
 from shortviz.atomic import write_atomically
 from shortviz.errors import RunError
 from shortviz.records import Floats
+
+if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
+
+
+def model_facts(handle: "ModelHandle") -> list[object]:
+    """Return what tells one model from another, for the key of a checkpoint: weights retrained in place included."""
+    info, removed = handle.info, handle.plan.removed if handle.plan else ()
+    place = Path(handle.ref.id)
+    weights = sorted(place.glob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+    return [info.id, info.revision, info.dtype, info.device, info.parameters, removed, stamps]
 
 
 def save_checkpoint(path: Path, key: str, arrays: Mapping[str, Floats]) -> None:
@@ -19,6 +31,12 @@ def save_checkpoint(path: Path, key: str, arrays: Mapping[str, Floats]) -> None:
     """
     named: dict[str, Any] = dict(arrays) | {"__key__": np.array(key)}
     write_atomically(path, lambda file: np.savez(file, **named))
+
+
+def discard_checkpoint(path: Path) -> None:
+    """Remove a checkpoint and what lies beside it under the same name: the measurement is complete."""
+    for file in path.parent.glob(f"{path.stem}.*"):
+        file.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, key: str) -> dict[str, Floats] | None:

@@ -64,18 +64,20 @@ def measure(
     model: ModelArgument,
     load: LoadOptions,
     text: TextOptions,
-    criteria: Annotated[str, typer.Option(help="Criteria, separated by commas, or all.")] = "all",
+    criteria: Annotated[
+        str, typer.Option(help="Criteria, separated by commas, or all; a .py file of your own too.")
+    ] = "all",
     out: Annotated[Path | None, typer.Option(help="Run directory; a measurement cut short goes on from there.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the distance map: every criterion, every block."""
     from shortviz import criteria as known
     from shortviz import runs, texts
+    from shortviz.checkpoint import discard_checkpoint
     from shortviz.cli_output import distances_text
 
     chosen = known.names() if criteria == "all" else tuple(dict.fromkeys(c.strip() for c in criteria.split(",")))
-    for name in chosen:
-        known.info(name)
+    own = [known.resolve(name) for name in chosen]
     spec = _readable(text.spec(texts.DEFAULT_CALIBRATION))
     with working() as (on_progress, stop):
         from shortviz.distances import measure_distances
@@ -89,7 +91,7 @@ def measure(
         distances = measure_distances(
             handle,
             tokens,
-            criteria=chosen,
+            criteria=own,
             batch_size=text.batch_size,
             checkpoint=checkpoint,
             on_progress=on_progress,
@@ -104,8 +106,7 @@ def measure(
         print(f"Stopped after {distances.samples} of {len(tokens.rows)} rows; {advice}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if checkpoint is not None:
-        for file in checkpoint.parent.glob(f"{checkpoint.stem}.*"):  # the sums, and the sample of tokens beside them
-            file.unlink(missing_ok=True)
+        discard_checkpoint(checkpoint)
 
 
 def _readable(spec: "TextSpec") -> "TextSpec":

@@ -59,6 +59,7 @@ def measured_map(
             from shortviz.loss_map import measure_losses
 
             run = run or runs.new_run(handle.info, window_set.info)
+            _refuse_other_text(run, window_set.info, out)
             if out is not None:
                 runs.save_run(run, out)
             checkpoint = out / _CHECKPOINT if out is not None else None
@@ -72,6 +73,16 @@ def measured_map(
         runs.save_run(run, out)
     _print(runs.run_json(run) if as_json else losses_text(run, losses, metric))
     _finish(losses, out)
+
+
+def _refuse_other_text(run: "Run", text: "TextInfo", out: Path | None) -> None:
+    """Raise ShortvizError where a complete map on other windows would be replaced."""
+    old = run.losses
+    if out is not None and old is not None and old.complete and old.text.fingerprint != text.fingerprint:
+        raise ShortvizError(
+            f"{out} holds a complete map on {old.text.source}, {old.text.rows} windows of {old.text.max_length}; "
+            "choose another --out for this one."
+        )
 
 
 def _finish(losses: "BlockLosses", out: Path | None) -> None:

@@ -12,8 +12,8 @@ import torch
 
 from shortviz import criteria as known
 from shortviz.capture import residual_boundaries
-from shortviz.checkpoint import load_checkpoint, save_checkpoint
-from shortviz.criteria import Criterion
+from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
+from shortviz.criteria import Criterion, Score
 from shortviz.errors import ShortvizError, Stopped, TextError
 from shortviz.gram import NORMS, BoundaryStates, sequence_scores
 from shortviz.handle import ModelHandle
@@ -30,7 +30,7 @@ def measure_distances(
     handle: ModelHandle,
     tokens: TokenSet,
     *,
-    criteria: Sequence[str | Criterion] | None = None,
+    criteria: Sequence[str | Criterion | Score] | None = None,
     batch_size: int = 8,
     checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
@@ -47,7 +47,7 @@ def measure_distances(
     if batch_size < 1:
         raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
     _check_rows(handle, tokens)
-    chosen = [known.info(c) if isinstance(c, str) else c for c in criteria or known.names()]
+    chosen = [known.resolve(c) for c in criteria or known.names()]
     batches = _batches(tokens, batch_size)
     key = _key(handle, tokens, chosen, batch_size)
     began, saved = time.monotonic(), time.monotonic()
@@ -125,8 +125,7 @@ def _measure_batch(
 
 def _key(handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], batch_size: int) -> str:
     """Return a fingerprint of everything the sums depend on."""
-    removed = handle.plan.removed if handle.plan else ()
-    facts: list[object] = [handle.info.id, handle.info.revision, handle.info.dtype, handle.info.parameters, removed]
+    facts: list[object] = [*model_facts(handle)]
     facts += [tokens.info.fingerprint, [c.name for c in criteria], batch_size]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

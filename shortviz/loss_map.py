@@ -12,7 +12,7 @@ import numpy as np
 
 from shortviz.block_losses import OpenWindow, open_engine
 from shortviz.cell_sums import CellSums
-from shortviz.checkpoint import load_checkpoint, save_checkpoint
+from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
 from shortviz.errors import Stopped
 from shortviz.handle import ModelHandle
 from shortviz.losses import check_windows, score_of_windows
@@ -178,9 +178,8 @@ def _blocks_done(groups: Sequence[Sequence[Group]], done: Floats) -> int:
 
 def _key(handle: ModelHandle, windows: WindowSet, coarse_tokens: int) -> str:
     """Return a fingerprint of everything the sums depend on."""
-    removed = handle.plan.removed if handle.plan else ()
-    facts: list[object] = ["losses", handle.info.id, handle.info.revision, handle.info.dtype, handle.info.parameters]
-    facts += [removed, windows.info.fingerprint, windows.tokens.shape, coarse_tokens, GROUP_TOKENS]
+    facts: list[object] = ["losses", *model_facts(handle)]
+    facts += [windows.info.fingerprint, windows.tokens.shape, coarse_tokens, GROUP_TOKENS]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

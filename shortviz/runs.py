@@ -81,11 +81,13 @@ def save_run(run: Run, folder: Path) -> None:
     target = folder / FILE
     if target.exists():
         old = load_run(folder)
-        other_model = (old.model.id, old.model.revision) != (run.model.id, run.model.revision)
+        models = [(m.id, m.revision, m.dtype) for m in (old.model, run.model)]
+        other_model = models[0] != models[1]
         other_text = old.distances is not None and old.text.fingerprint != run.text.fingerprint
         if other_model or other_text:
             raise RunError(
-                f"{folder} holds a run of {old.model.id} on {old.text.source}; choose another --out for this one."
+                f"{folder} holds a run of {old.model.id} ({old.model.dtype}) on {old.text.source}; "
+                "choose another --out for this one."
             )
     content = json.dumps(run_json(run), allow_nan=False).encode()
     write_atomically(target, lambda file: file.write(content))

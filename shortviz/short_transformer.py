@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, Self, cast
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from shortviz import criteria, pruning, texts
@@ -166,8 +167,17 @@ class ShortTransformer:
         result = self.analyse_layers(
             dataset, tokenizer, use_chat_template, key, limit, max_length, batch_size, distance
         )
-        self.prune(get_best_pruning_start(result, size), size)
+        self.prune(self._best_legal_start(result, size), size)
         return (self, result) if return_outputs else self
+
+    def _best_legal_start(self, result: Floats, size: int) -> int:
+        """Return the lowest start whose block the stock config can do without; raises PlanError where there is none."""
+        row = result[size - 1, : result.shape[0] - size + 1].copy()
+        blocked = [start for start, n, _ in self._as_handle(None, tokenizer_needed=False).info.illegal if n == size]
+        row[blocked] = np.inf
+        if not np.isfinite(row).any():
+            raise PlanError(f"No block of {size} layers can be removed from this model; choose another n.")
+        return int(np.argmin(row))
 
     def prune(self, start_layer: int, block_size: int) -> Self:
         """Remove layers start_layer .. start_layer+block_size-1 from this object, and return it.

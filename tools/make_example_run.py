@@ -4,6 +4,7 @@ Distances over the default calibration text by every criterion, the measured map
 evaluation text, and a few blocks evaluated on all of the app's own windows.
 """
 
+import shutil
 import sys
 from dataclasses import replace
 from importlib import resources
@@ -20,11 +21,11 @@ from shortviz.runs import FILE, new_run, save_run, with_evaluation
 from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, make_windows, tokenize
 
 WINDOWS = WindowSpec(window=256, windows=32)
-MAP_WINDOWS = WindowSpec(window=256, windows=6)
-SIZES = (1, 3, 4, 8)
+MAP_WINDOWS = WindowSpec(window=128, windows=3)
+SIZES = (3,)
 """Sizes whose best block by the angle at the last token is evaluated."""
-ALSO = (Block(start=14, n=1), Block(start=12, n=4), Block(start=12, n=8))
-"""Blocks that cost less than the angle says: the reason for measuring."""
+ALSO = (Block(start=12, n=4),)
+"""Evaluated too: the block of the handbook's examples."""
 
 
 def _tell(progress: Progress) -> None:
@@ -34,16 +35,21 @@ def _tell(progress: Progress) -> None:
 def main() -> None:
     """Write shortviz/example_run/run.json."""
     folder = Path(str(resources.files("shortviz"))) / "example_run"
-    (folder / FILE).unlink(missing_ok=True)
+    scratch = folder / "scratch"
     handle = load(ModelRef(id="demo"), on_progress=_tell)
     tokens = tokenize(DEFAULT_CALIBRATION, handle.tokenizer)
-    distances = measure_distances(handle, tokens, on_progress=_tell)
+    distances = measure_distances(handle, tokens, checkpoint=scratch / "distances.npz", on_progress=_tell)
     run = new_run(handle.info, tokens.info, name="SmolLM2-135M-Instruct, the demo model")
     run = replace(run, distances=distances)
-    save_run(run, folder)
     map_windows = make_windows(DEFAULT_EVALUATION, MAP_WINDOWS, handle.tokenizer)
-    run = replace(run, losses=measure_losses(handle, map_windows, on_progress=_tell))
-    save_run(run, folder)
+    run = replace(
+        run,
+        losses=measure_losses(
+            handle, map_windows, coarse_tokens=0, checkpoint=scratch / "losses.npz", on_progress=_tell
+        ),
+    )
+    shutil.rmtree(scratch)
+    (folder / FILE).unlink(missing_ok=True)
     windows = make_windows(DEFAULT_EVALUATION, WINDOWS, handle.tokenizer)
     cache = BaseScores(handle)
     run = with_evaluation(run, evaluate(handle, windows))

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 else:  # a saved run is explored without torch
     Tensor = Any
 
+Score = Callable[[Tensor, Tensor], Tensor]
+"""(x^(start), x^(start+n)), shape (..., hidden) -> one value per token, shape (...)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairs:

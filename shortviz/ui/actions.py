@@ -73,6 +73,7 @@ def start_measure(bench: Bench, ref: ModelRef, spec: TextSpec, key: str) -> str:
 
     def work(control: JobControl) -> str:
         handle = bench.models.load(ref, control)
+        from shortviz.checkpoint import discard_checkpoint
         from shortviz.distances import measure_distances
         from shortviz.texts import tokenize
 
@@ -91,7 +92,7 @@ def start_measure(bench: Bench, ref: ModelRef, spec: TextSpec, key: str) -> str:
         run = new_run(handle.info, tokens.info) if old is None else replace(old, text=tokens.info)
         bench.runs.put(key, replace(run, distances=distances))
         if distances.samples == len(tokens.rows):
-            checkpoint.unlink(missing_ok=True)
+            discard_checkpoint(checkpoint)
         return key
 
     context = JobContext(kind="measure", ref=ref, run_key=key, calibration=spec)

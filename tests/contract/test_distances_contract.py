@@ -295,3 +295,33 @@ def test_a_sink_writing_layer_is_named():
     assert measured.norms.sink_layers == (1,)
     assert measured.sink_layers_in(Block(start=0, n=2)) == (1,)
     assert measured.sink_layers_in(Block(start=2, n=2)) == ()
+
+
+def plain_distance(start, end):
+    return (end - start).norm(dim=-1)
+
+
+def test_a_plain_callable_and_a_file_of_ones_own_are_criteria_too(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def score(start, end):\n    return (end - start).norm(dim=-1)\n")
+    handle, tokens = tiny_handle("llama"), token_set()
+    measured = measure_distances(handle, tokens, criteria=[plain_distance, str(file)])
+    assert list(measured.criteria) == ["plain_distance", "mine"]
+    one, other = (grid.mean for grid in measured.criteria.values())
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1\n", "neither a CRITERION nor a function score"),
+        ("def score(:\n", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_criterion_is_refused(tmp_path, content, message):
+    file = tmp_path / "mine.py"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ShortvizError, match=message):
+        measure_distances(tiny_handle("llama"), token_set(), criteria=[str(file)])

@@ -130,3 +130,12 @@ def test_greedy_on_other_text_than_the_map_is_refused(shortviz, checkpoint, tmp_
     code, _, err = shortviz("curve", run, "--builtin", "passages/code", "--window", "24", "--greedy", "1")
     assert code == 2
     assert "give the same text and window options" in last_line(err)
+
+
+def test_a_complete_map_is_not_replaced_by_one_on_other_text(shortviz, checkpoint, tmp_path):
+    run = str(tmp_path / "run")
+    assert shortviz("map", checkpoint, *TEXT, "--out", run)[0] == 0
+    code, _, err = shortviz("map", run, "--builtin", "passages/code", "--window", "24", "--windows", "2")
+    assert code == 2
+    assert "holds a complete map on built-in passages/prose" in last_line(err)
+    assert load_run(tmp_path / "run").losses.text.source == "built-in passages/prose"
