@@ -2,9 +2,9 @@
 
     python benchmarks/measure.py [--model demo] [--rows 64] [--max-length 256] [--batch-size 8] [--repeats 3]
 
-The bare pass runs the same batches through the decoder without LM head. Both alternate batch by batch, so that a busy
-machine slows both; medians over the repeats are reported. Memory is the peak resident set above the loaded model, from
-a thread that samples it every 5 ms. Prints a table, then one JSON line.
+The bare pass runs the same batches through the decoder without LM head. Both alternate batch by batch (the bare one in
+the progress callback), so that a busy machine slows both; medians over the repeats are reported. Memory is the peak
+resident set above the loaded model, from a thread that samples it every 5 ms. Prints a table, then one JSON line.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from shortviz import TextSpec, criteria
 from shortviz.architectures import layer_stack
 from shortviz.distances import _batches, measure_distances
 from shortviz.loading import load
-from shortviz.records import ModelRef, TokenSet
+from shortviz.records import ModelRef, Progress, TokenSet
 from shortviz.runs import versions
 from shortviz.texts import DEFAULT_CALIBRATION, tokenize
 
@@ -77,28 +77,32 @@ def main() -> None:
             decoder(input_ids=ids.to(handle.model.device), use_cache=False)
         return time.perf_counter() - began
 
-    def measured(rows: list) -> float:
-        part = TokenSet(rows=tuple(rows), info=tokens.info)
-        began = time.perf_counter()
-        measure_distances(handle, part, criteria=chosen, batch_size=options.batch_size)
-        return time.perf_counter() - began
+    def one_pass() -> dict[str, list[float]]:
+        """Measure all rows once; after each batch, while the pass waits, run the bare pass of the same batch."""
+        seconds: dict[str, list[float]] = {"bare": [], "measured": []}
+        clock = [time.perf_counter()]
+
+        def after_batch(_progress: Progress) -> None:
+            seconds["measured"].append(time.perf_counter() - clock[0])
+            seconds["bare"].append(bare(batches[len(seconds["bare"])]))
+            clock[0] = time.perf_counter()
+
+        measure_distances(handle, tokens, criteria=chosen, batch_size=options.batch_size, on_progress=after_batch)
+        return seconds
 
     bare(batches[0])  # warm: first calls pay for thread pools and kernels
     with peak_memory() as bare_peak:
         bare(batches[0])
+    first = TokenSet(rows=tuple(batches[0]), info=tokens.info)
     with peak_memory() as measured_peak:
-        measured(batches[0])
+        measure_distances(handle, first, criteria=chosen, batch_size=options.batch_size)
     times: dict[str, list[float]] = {"bare": [], "measured": []}
     ratios = []
     for _ in range(options.repeats):
-        totals = {"bare": 0.0, "measured": 0.0}
-        for index, rows in enumerate(batches):
-            order = (bare, measured) if index % 2 else (measured, bare)
-            pair = {f.__name__: f(rows) for f in order}
-            totals = {name: totals[name] + pair[name] for name in totals}
-            ratios.append(pair["measured"] / pair["bare"])
-        for name, total in totals.items():
-            times[name].append(total)
+        seconds = one_pass()
+        ratios += [m / b for m, b in zip(seconds["measured"], seconds["bare"], strict=True)]
+        for name, values in seconds.items():
+            times[name].append(sum(values))
 
     medians = {name: statistics.median(values) for name, values in times.items()}
     result = {

@@ -42,6 +42,9 @@ class BoundaryStates:
     def of_tokens(self, rows: Tensor) -> Tensor:
         """Return the states of some tokens in float64, shape (len(rows), L+1, hidden); a row is b * tokens + t."""
         assert self._buffer is not None
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first + 1 == len(rows):  # no padding in between: a view, one copy less
+            return self._buffer[first : last + 1].double()
         return self._buffer[rows.to(self._buffer.device)].double()
 
 
