@@ -13,6 +13,9 @@ from shortviz.map_cells import MEASURED, cells, layer_words
 from shortviz.map_chart import text_colour
 from shortviz.records import Block, BlockDistances, BlockLosses, BoundaryNorms, Grid
 
+TOP_NATS = 10.0
+"""Where the y axes end: a model 10 nats worse is broken, and showing how much would flatten everything else."""
+
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#7a4fbf", "#b0a000")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon", "hourglass")
 
@@ -66,6 +69,7 @@ def agreement_figure(
         ring = {"symbol": "circle-open", "size": 15, "color": "#d5006d", "line": {"width": 2.5}}
         figure.add_trace(go.Scatter(mode="markers", x=[x], y=[y], marker=ring, hoverinfo="skip", showlegend=False))
     axes = (f"predicted: {criteria.label(criterion)}", f"{MEASURED['nll_increase']}, nats")
+    figure.update_yaxes(range=[-0.5, TOP_NATS])
     return _lay_out(figure, *axes, dark=dark, legend=False, right=80)
 
 
@@ -79,10 +83,11 @@ def regret_figure(found: tuple[Agreement, ...], dark: bool = False) -> go.Figure
                 criteria.label(one.criterion),
                 [r.n for r in one.regrets],
                 [r.nats for r in one.regrets],
-                [r.stderr for r in one.regrets],
+                [min(r.stderr, TOP_NATS) for r in one.regrets],
                 [f"picks {layer_words(r.picked, r.n)}, best {layer_words(r.best, r.n)}" for r in one.regrets],
             )
         )
+    figure.update_yaxes(range=[-0.3, TOP_NATS])
     return _lay_out(figure, "n (layers removed)", "regret, nats", dark=dark)
 
 
@@ -94,8 +99,9 @@ def curve_figure(curve: RemovalCurve, *, perplexity: bool = False, top: float = 
     figure = go.Figure()
     for index, line in enumerate(curve.lines):
         values = [p.perplexity if perplexity else p.nll for p in line.points]
-        errors = [p.stderr * (p.perplexity if perplexity else 1.0) for p in line.points]
-        words = [_removed_words(line, p.removed) for p in line.points]
+        spread = line.strategy == "random"  # between blocks, not an error: told in the tooltip
+        errors = [0.0 if spread else p.stderr * (p.perplexity if perplexity else 1.0) for p in line.points]
+        words = [_removed_words(line, p.removed, p.stderr) for p in line.points]
         figure.add_trace(_line(index, line.label, [p.n for p in line.points], values, errors, words))
     _lay_out(figure, "layers removed", "perplexity" if perplexity else "NLL, nats per token", dark=dark)
     if perplexity:
@@ -147,9 +153,10 @@ def difference_grid(predicted: Grid, measured: Grid) -> Grid:
     return Grid(mean=mean, stderr=np.full_like(mean, np.nan), samples=min(predicted.samples, measured.samples))
 
 
-def _removed_words(line: CurveLine, removed: tuple[int, ...]) -> str:
+def _removed_words(line: CurveLine, removed: tuple[int, ...], spread: float) -> str:
     if not removed:
-        return "mean over all blocks of this size" if line.strategy == "random" else "uncut"
+        mean = f"mean over all blocks of this size, spread {spread:.2g} nats"
+        return mean if line.strategy == "random" else "uncut"
     block = removed[-1] - removed[0] + 1 == len(removed)
     return layer_words(removed[0], len(removed)) if block else f"layers {', '.join(map(str, removed))}"
 

@@ -44,13 +44,14 @@ def drawn(
 def facts(losses: BlockLosses) -> None:
     """Say what text stands behind the measured map, and what is still missing."""
     text = losses.text
-    least = int(losses.windows[losses.windows > 0].min(initial=0)) if (losses.windows > 0).any() else 0
-    windows = f"{int(losses.windows.max())} windows of {text.max_length}" if least else "a first look"
-    words = [f"Scored on {count(int(losses.tokens.max()))} tokens a block of {plain(text.source)}, {windows}"]
+    whole = losses.windows[losses.windows > 0]
+    least = int(whole.min()) if whole.size else 0
+    windows = f"{int(whole.max())} windows of {text.max_length}" if least else "a first look"
+    words = [f"{count(int(losses.tokens.max()))} tokens a block of {plain(text.source)}, {windows}"]
     if not losses.complete:
-        words.append("still refining or stopped early")
+        words.append("unfinished")
     if least < 2:
-        words.append("no error bars before two windows")
+        words.append("no errors before two windows")
     if losses.seconds:
         words.append(f"measured in {duration(losses.seconds)}")
     st.caption(" · ".join(words))
