@@ -88,9 +88,9 @@ def start_measure(bench: Bench, ref: ModelRef, spec: TextSpec, key: str) -> str:
             on_progress=control.on_progress,
             stop=control.stop,
         )
-        old = bench.runs.get(key)
-        run = new_run(handle.info, tokens.info) if old is None else replace(old, text=tokens.info)
-        bench.runs.put(key, replace(run, distances=distances))
+        bench.runs.update(
+            key, lambda old: replace(old or new_run(handle.info, tokens.info), text=tokens.info, distances=distances)
+        )
         if distances.samples == len(tokens.rows):
             discard_checkpoint(checkpoint)
         return key
@@ -144,9 +144,7 @@ class _Found:
         control: JobControl,
     ) -> None:
         self.bench, self.ref, self.block, self.spec, self.control = bench, ref, block, spec, control
-        run = bench.runs.get(key) if key is not None else None
-        cell = from_map(run.losses, run.model, block) if run is not None else None
-        self.inspection = Inspection(prompt=prompt, evaluation=measured(bench, ref, spec, block) or cell)
+        self.inspection = Inspection(prompt=prompt, evaluation=measured(bench, ref, spec, block))
 
     def score(self, handle: "ModelHandle", pruned: "ModelHandle", key: str | None) -> None:
         if (self.inspection.evaluation and self.inspection.evaluation.complete) or self.control.stop.is_set():
@@ -227,8 +225,17 @@ class _Found:
 
 
 def _kept(bench: Bench, key: str | None, block: Block, fingerprint: str) -> Evaluation | None:
-    """Return the finished evaluation of exactly these windows that the run holds, or None."""
+    """Return what the run holds of exactly these windows: the measured map's cell, a finished evaluation, or None."""
     run = bench.runs.get(key) if key is not None else None
+    if (
+        run is not None
+        and run.losses is not None
+        and run.losses.complete
+        and run.losses.text.fingerprint == fingerprint
+    ):
+        cell = from_map(run.losses, run.model, block)
+        if cell is not None:
+            return cell
     found = run.evaluations if run is not None else ()
     same = (block.layers, fingerprint, True)
     return next((e for e in found if (e.removed, e.text.fingerprint, e.complete) == same), None)

@@ -12,6 +12,7 @@ import streamlit as st
 
 from shortviz import criteria
 from shortviz.errors import RunError
+from shortviz.map_cells import MEASURED
 from shortviz.records import Block, ModelRef
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
@@ -38,6 +39,8 @@ def read_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) ->
             s.set_model(state, ref)
     if parameters.get(s.CRITERION) in criteria.names():  # by its name in a link; by its label where the widget wrote it
         state[s.CRITERION] = parameters[s.CRITERION]
+    if parameters.get(s.METRIC) in MEASURED:
+        state[s.METRIC] = parameters[s.METRIC]
     key = parameters.get("run")
     if key and context is None and _readable(bench, key):
         s.open_run(state, key)

@@ -29,8 +29,7 @@ def start_losses(bench: Bench, ref: ModelRef, spec: TextSpec, key: str, known: R
             on_progress=control.on_progress,
             stop=control.stop,
         )
-        run = bench.runs.get(key) or known or new_run(handle.info, windows.info)
-        bench.runs.put(key, replace(run, losses=losses))
+        bench.runs.update(key, lambda old: replace(old or known or new_run(handle.info, windows.info), losses=losses))
         if losses.complete:
             checkpoint.unlink(missing_ok=True)
         return key

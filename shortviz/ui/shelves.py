@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -98,7 +98,7 @@ class RunShelf:
         """Read and write run directories in `folder`."""
         self.folder = folder
         self._runs: Shelf[Run] = Shelf(16)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def path(self, key: str) -> Path:
         """Return the run directory of a key; raises RunError where the key could not be one of ours."""
@@ -123,12 +123,17 @@ class RunShelf:
                 save_run(run, self.path(key))
             self._runs.put(key, run)
 
+    def update(self, key: str, change: Callable[[Run | None], Run | None]) -> None:
+        """Put what `change` makes of the run: in one step, for two jobs may add to the same run at once."""
+        with self._lock:
+            run = change(self.get(key))
+            if run is not None:
+                self.put(key, run)
+
     def add_evaluation(self, key: str, evaluation: Evaluation) -> None:
         """Keep a measured block with its run; the best one per block and text stays."""
-        run = self.get(key)
-        if run is None:
-            return
-        self.put(key, with_evaluation(run, evaluation))
+        if self.get(key) is not None:
+            self.update(key, lambda run: with_evaluation(run, evaluation) if run is not None else run)
 
 
 def has_example() -> bool:

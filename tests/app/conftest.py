@@ -12,6 +12,7 @@ from shortviz.job_state import JobState
 from shortviz.records import TextSpec
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench, bench
+from shortviz.ui.shelves import RunShelf
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB_SECONDS = 300
@@ -72,10 +73,11 @@ def plain(markdown: str) -> str:
 
 
 @pytest.fixture
-def tools() -> Iterator[Bench]:
-    """A bench that no other test has used."""
+def tools(tmp_path: Path) -> Iterator[Bench]:
+    """A bench that no other test has used, with a folder of runs of its own."""
     logging.getLogger("streamlit").setLevel(logging.ERROR)  # it warns about calls outside of a page, which tests make
     st.cache_resource.clear()
+    bench().runs = RunShelf(tmp_path / "runs")
     yield bench()
     st.cache_resource.clear()
 

@@ -48,7 +48,7 @@ def test_a_job_outlives_a_reload_and_is_stopped_from_another_tab(
     other.goto(page.url)
     assert rows_done(other, ROWS) >= before
     page.close()
-    stop = other.get_by_role("button", name="Stop", exact=True)
+    stop = other.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop", exact=True)
     expect(stop).to_be_enabled(timeout=PATIENCE_MS)
     stop.click()
     expect(other.get_by_text(f"of {ROWS} rows of built-in python-reference")).to_be_visible(timeout=SLOW_MS)
