@@ -3,12 +3,11 @@
 Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stopped with Ctrl-C (what there is, is saved).
 """
 
-import json
 import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,7 +21,7 @@ from shortviz.cli_options import (
     TextOptions,
     with_options,
 )
-from shortviz.cli_session import INTERRUPTED, load_model, run_command, working
+from shortviz.cli_session import INTERRUPTED, load_model, print_result, run_command, working
 from shortviz.errors import PlanError, ShortvizError, Stopped
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def measure(
         run = replace(run, distances=distances)
         if out is not None:
             runs.save_run(run, out)
-    _print(runs.run_json(run) if as_json else distances_text(distances, run.model))
+    print_result(runs.run_json(run) if as_json else distances_text(distances, run.model))
     if distances.samples < len(tokens.rows):
         advice = "run the same command again to go on" if out is not None else "with --out it could go on from there"
         print(f"Stopped after {distances.samples} of {len(tokens.rows)} rows; {advice}.", file=sys.stderr)
@@ -171,9 +170,9 @@ def evaluate(
             with suppress(Stopped):  # the evaluation is there, and is not to be lost
                 scores = score_both(handle, pruned, questions, on_progress, stop)
     if as_json:
-        _print(runs.evaluation_json(evaluation) | scores_json(scores))
+        print_result(runs.evaluation_json(evaluation) | scores_json(scores))
     else:
-        _print("\n".join([evaluation_text(evaluation), *scores_text(scores)]))
+        print_result("\n".join([evaluation_text(evaluation), *scores_text(scores)]))
     if not evaluation.complete:
         print(f"Stopped after {evaluation.score.windows} of {len(window_set.tokens)} windows.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
@@ -206,7 +205,7 @@ def prune(
         handle = load_model(load.ref(model), on_progress, stop, removes=chosen)
         pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
         report = export.export_checkpoint(pruned, out, base_info=handle.info, on_progress=on_progress, stop=stop)
-    _print(prune_json(report) if as_json else export_text(report))
+    print_result(prune_json(report) if as_json else export_text(report))
 
 
 app.command("map")(cli_map.measured_map)
@@ -224,7 +223,7 @@ def show(
 
     found = runs.load_run(run)
     measured = [losses_text(found, found.losses, "nll")] if found.losses is not None else []
-    _print(runs.run_json(found) if as_json else "\n\n".join([run_text(found), *measured]))
+    print_result(runs.run_json(found) if as_json else "\n\n".join([run_text(found), *measured]))
 
 
 @app.command("app")
@@ -237,8 +236,3 @@ def start_app(port: Annotated[int, typer.Option(help="Port of the app on localho
         raise ShortvizError(f"The app's files are not at {page.parent}; run this from a checkout (see the README).")
     command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port)]
     raise typer.Exit(subprocess.run([*command, "--server.headless", "true"], cwd=page.parent, check=False).returncode)
-
-
-def _print(found: str | dict[str, Any]) -> None:
-    """Print text, or one JSON object, on the real stdout."""
-    print(found if isinstance(found, str) else json.dumps(found, allow_nan=False), flush=True)

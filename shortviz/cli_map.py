@@ -1,6 +1,5 @@
 """The commands over measured losses: `shortviz map` and `shortviz curve`. Heavy imports wait inside."""
 
-import json
 import math
 import sys
 from dataclasses import asdict, replace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shortviz.cli_options import JsonOption, LoadOptions, TextOptions, with_options
-from shortviz.cli_session import INTERRUPTED, load_model, working
+from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
 from shortviz.errors import ShortvizError
 from shortviz.records import ModelRef
 
@@ -65,13 +64,13 @@ def measured_map(
             checkpoint = out / _CHECKPOINT if out is not None else None
             losses = measure_losses(handle, window_set, checkpoint=checkpoint, on_progress=on_progress, stop=stop)
     if search:
-        _print(search_json(found) if as_json else search_text(found))
+        print_result(search_json(found) if as_json else search_text(found))
         return
     assert run is not None
     run = replace(run, losses=losses)
     if out is not None:
         runs.save_run(run, out)
-    _print(runs.run_json(run) if as_json else losses_text(run, losses, metric))
+    print_result(runs.run_json(run) if as_json else losses_text(run, losses, metric))
     _finish(losses, out)
 
 
@@ -138,7 +137,7 @@ def removal_curve(
             runs.save_run(run, out)
     assert run is not None
     curve = curve_from_map(losses, run.distances, run.model, line)
-    _print(_without_nan(asdict(curve)) if as_json else curve_text(curve))
+    print_result(_without_nan(asdict(curve)) if as_json else curve_text(curve))
     if measured_here:
         _finish(losses, out)
 
@@ -176,7 +175,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _print(found: str | dict[str, Any]) -> None:
-    print(found if isinstance(found, str) else json.dumps(found, allow_nan=False), flush=True)

@@ -1,5 +1,6 @@
 """What surrounds a command: exit codes, one sentence for an error, Ctrl-C, a quiet stdout, loading the model."""
 
+import json
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -110,3 +111,8 @@ def load_model(
     if removes is not None:
         removes.of(size.num_layers)
     return load(ref, on_progress=on_progress, stop=stop)
+
+
+def print_result(found: str | dict[str, Any]) -> None:
+    """Print text, or one JSON object, on the real stdout."""
+    print(found if isinstance(found, str) else json.dumps(found, allow_nan=False), flush=True)
