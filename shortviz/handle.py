@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shortviz.ledger import Treatment
 from shortviz.records import ModelInfo, ModelRef, PrunePlan
 
 
@@ -22,5 +23,7 @@ class ModelHandle:
     ref: ModelRef
     plan: PrunePlan | None = None
     """What was removed from the model that was loaded, in its layer numbers; None for the uncut model."""
+    treatments: tuple[Treatment, ...] = ()
+    """Repairs and healings that the model went through, in order."""
     lock: Any = field(default_factory=threading.RLock)
     """A threading.RLock."""

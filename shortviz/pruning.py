@@ -46,7 +46,12 @@ def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
     model.requires_grad_(False).eval()
     info = _pruned_info(handle.info, model, plan)
     return ModelHandle(
-        model=model, tokenizer=handle.tokenizer, info=info, ref=handle.ref, plan=_composed(handle.plan, plan)
+        model=model,
+        tokenizer=handle.tokenizer,
+        info=info,
+        ref=handle.ref,
+        plan=_composed(handle.plan, plan),
+        treatments=handle.treatments,
     )
 
 
