@@ -2,249 +2,54 @@
 
 Everything is 0-based. Layer i is `model.layers[i]`; boundary i is the residual stream entering layer i, and boundary L
 leaves the last layer, before the final norm. A block (start, n) is the layers start .. start+n-1.
+The records of models, texts, plans and tasks have files of their own; import all of them from here.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shortviz.errors import PlanError, TextError
+from shortviz.model_records import ModelEstimate, ModelInfo, ModelRef
+from shortviz.plan_records import Block, PrunePlan
+from shortviz.task_records import TaskPrediction, TaskRow, TaskRows, TaskScore, TaskSpec
+from shortviz.text_records import Bos, TextInfo, TextSpec, Tokens, TokenSet, WindowSet, WindowSpec
 
 Floats = NDArray[np.float64]
-Tokens = NDArray[np.int64]
-Bos = Literal["auto", "always", "never"]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelRef:
-    """What a person asked to load."""
-
-    id: str
-    """A hub id, a checkpoint folder, a `.gguf` file, or `demo`."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model; None is the default branch."""
-    dtype: str = "auto"
-    """`auto`, `float32`, `bfloat16`, `float16` or `float64`."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelEstimate:
-    """What loading would cost, known before anything large is downloaded or read."""
-
-    id: str
-    revision: str | None
-    """Resolved commit of a hub model."""
-    architecture: str
-    num_layers: int
-    parameters: int
-    download_bytes: int
-    """Bytes still to be fetched; 0 for local files."""
-    memory_bytes: int
-    """Bytes of memory the loaded weights take in the chosen dtype."""
-    available_bytes: int
-    """Memory free for it now on the chosen device."""
-    dtype: str
-    device: str
-    reason: str
-    """One sentence: why this dtype and device."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether the weights and a fifth more for activations fit in the free memory."""
-        return self.memory_bytes * 1.2 <= self.available_bytes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelInfo:
-    """A loaded model, as far as a saved run needs to know it."""
-
-    id: str
-    revision: str | None
-    """Commit of a hub model; None for local files."""
-    architecture: str
-    """Class name, e.g. `LlamaForCausalLM`."""
-    num_layers: int
-    parameters: int
-    dtype: str
-    device: str
-    reason: str
-    """One sentence: why this dtype and device."""
-    bytes: int
-    """Bytes of all weights, tied ones counted once."""
-    hidden_size: int
-    vocab_size: int
-    context_length: int | None
-    layer_parameters: tuple[int, ...]
-    """Parameters of each layer."""
-    layer_bytes: tuple[int, ...]
-    """Weight bytes of each layer."""
-    layer_cache_bytes: tuple[int, ...]
-    """Key/value cache bytes that one more token costs in each layer."""
-    illegal: tuple[tuple[int, int, str], ...] = ()
-    """(start, n, reason) of the blocks that the stock config cannot express."""
-
-    def illegal_reason(self, block: "Block") -> str | None:
-        """Return why the block cannot be exported, or None where it can."""
-        return next((r for s, n, r in self.illegal if (s, n) == (block.start, block.n)), None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextSpec:
-    """Where text comes from and how it becomes token rows."""
-
-    kind: Literal["builtin", "paste", "file", "dataset"]
-    value: str
-    """Name of a built-in text, the pasted text itself, a path, or a hub data set id."""
-    key: str = "text"
-    """Column that holds the text (.jsonl, .csv, .parquet, data sets)."""
-    subset: str | None = None
-    split: str = "train"
-    limit: int | None = None
-    """At most this many rows; None is all."""
-    max_length: int = 256
-    """Tokens a row is truncated to."""
-    bos: Bos = "auto"
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise TextError(f"The row limit is {self.limit}; it must be at least 1.")
-        if self.max_length < 2:
-            raise TextError(f"The row length is {self.max_length} tokens; it must be at least 2.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WindowSpec:
-    """How evaluation text is cut: the joined rows, tokenised once, in consecutive windows without overlap."""
-
-    window: int = 512
-    """Tokens in a window (with BOS, its first); window - 1 are scored."""
-    windows: int = 16
-    """At most this many windows."""
-
-    def __post_init__(self) -> None:
-        if self.window < 2:
-            raise TextError(f"The window is {self.window} tokens; it must be at least 2, to have one token to score.")
-        if self.windows < 1:
-            raise TextError(f"The number of windows is {self.windows}; it must be at least 1.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextInfo:
-    """What text stands behind a number."""
-
-    source: str
-    """For people, e.g. `built-in python-reference` or `file c4.jsonl, column text`."""
-    rows: int
-    tokens: int
-    """Tokens in all rows or windows together, BOS included."""
-    fingerprint: str
-    """SHA-256 over the token ids and row lengths: same tokens, same fingerprint."""
-    skipped: int = 0
-    """Rows left out because they have fewer than 2 tokens."""
-    bos: str = "auto"
-    """The policy, and what it meant for this tokenizer, e.g. `auto: no BOS`."""
-    max_length: int | None = None
-    """Tokens a row was truncated to, or the window length."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TokenSet:
-    """Token rows of different lengths, each at least 2 tokens."""
-
-    rows: tuple[Tokens, ...]
-    info: TextInfo
-
-    def __post_init__(self) -> None:
-        if not self.rows:
-            raise TextError("The text has no rows; give some text.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class WindowSet:
-    """Evaluation windows of equal length, shape (windows, window)."""
-
-    tokens: Tokens
-    info: TextInfo
-
-    def __post_init__(self) -> None:
-        if self.tokens.ndim != 2 or self.tokens.shape[0] < 1 or self.tokens.shape[1] < 2:
-            raise TextError(f"Evaluation windows have shape {self.tokens.shape}; at least one window of two tokens.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """The n consecutive layers start .. start+n-1."""
-
-    start: int
-    n: int
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Layers of the block, ascending."""
-        return tuple(range(self.start, self.start + self.n))
-
-    def check(self, num_layers: int) -> "Block":
-        """Return self, or raise PlanError where the block is not inside a model of `num_layers` layers."""
-        if self.n < 1:
-            raise PlanError(f"n is {self.n}; a block has at least 1 layer.")
-        if self.start < 0 or self.start + self.n > num_layers:
-            raise PlanError(
-                f"Block start {self.start}, n {self.n} does not fit: the model has layers 0-{num_layers - 1}, "
-                f"so start can be 0-{max(num_layers - self.n, 0)} for n {self.n}."
-            )
-        return self
-
-    def __str__(self) -> str:
-        last = self.start + self.n - 1
-        layers = f"layer {self.start}" if self.n == 1 else f"layers {self.start}-{last}"
-        return f"{layers} (start {self.start}, n {self.n})"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrunePlan:
-    """The set of layers to remove from a model of `num_layers` layers; it may be empty, never everything."""
-
-    num_layers: int
-    removed: tuple[int, ...]
-    """Ascending, without repeats."""
-
-    def __post_init__(self) -> None:
-        if list(self.removed) != sorted(set(self.removed)):
-            object.__setattr__(self, "removed", tuple(sorted(set(self.removed))))
-        outside = [i for i in self.removed if not 0 <= i < self.num_layers]
-        if outside:
-            raise PlanError(f"There is no layer {outside[0]}: the model has layers 0-{self.num_layers - 1}.")
-        if len(self.removed) >= self.num_layers:
-            raise PlanError(f"The plan removes all {self.num_layers} layers; keep at least one.")
-
-    @classmethod
-    def of_blocks(cls, num_layers: int, *blocks: Block) -> "PrunePlan":
-        """Return the plan that removes the union of the blocks; raises PlanError where one does not fit."""
-        layers = {i for block in blocks for i in block.check(num_layers).layers}
-        return cls(num_layers=num_layers, removed=tuple(sorted(layers)))
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """Layers that stay, ascending: position in this tuple is the new number."""
-        gone = set(self.removed)
-        return tuple(i for i in range(self.num_layers) if i not in gone)
-
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """The removed layers as maximal runs of consecutive layers."""
-        runs: list[list[int]] = []
-        for layer in self.removed:
-            if runs and layer == runs[-1][-1] + 1:
-                runs[-1].append(layer)
-            else:
-                runs.append([layer])
-        return tuple(Block(start=run[0], n=len(run)) for run in runs)
+__all__ = [
+    "Block",
+    "BlockDistances",
+    "BlockLosses",
+    "Bos",
+    "BoundaryNorms",
+    "Evaluation",
+    "ExportReport",
+    "Floats",
+    "Grid",
+    "ModelEstimate",
+    "ModelInfo",
+    "ModelRef",
+    "OnProgress",
+    "Progress",
+    "PrunePlan",
+    "Run",
+    "Score",
+    "TaskPrediction",
+    "TaskRow",
+    "TaskRows",
+    "TaskScore",
+    "TaskSpec",
+    "TextInfo",
+    "TextSpec",
+    "Tokens",
+    "TokenSet",
+    "WindowSet",
+    "WindowSpec",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -449,116 +254,4 @@ class BlockLosses:
     replayed: bool = True
     """True: suffixes were replayed from the uncut model's boundaries; False: every pruned model was really run."""
     complete: bool = True
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskSpec:
-    """Where multiple-choice questions come from, and which of their fields are what."""
-
-    kind: Literal["file", "dataset"]
-    value: str
-    """Path of a .jsonl, .csv or .parquet file, or a hub data set id."""
-    question: str = "question"
-    """Column of the question."""
-    choices: tuple[str, ...] = ("choices",)
-    """One column with a list, or with {"text": [...], "label": [...]}; or several columns, one choice in each."""
-    label: str = "label"
-    """Column of the right choice: its number, its letter, its own label or its own text (see `read_task`)."""
-    first_label: int = 0
-    """The number that labels the first choice, 0 or 1."""
-    prompt: str = "{question}"
-    """What the model reads before a choice, e.g. `Question: {question}\\nAnswer:`."""
-    delimiter: str = " "
-    """What stands between prompt and choice; lm_eval calls it the target delimiter."""
-    subset: str | None = None
-    split: str = "validation"
-    limit: int | None = None
-    """At most this many questions; None is all."""
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise TextError(f"The limit of questions is {self.limit}; it must be at least 1.")
-        if not self.choices or not all(self.choices):
-            raise TextError("No column of choices was named; name one that holds a list, or one for each choice.")
-        if self.first_label not in (0, 1):
-            raise TextError(f"Labels cannot start from {self.first_label}; choose 0 or 1 for the first choice.")
-        if "{question}" not in self.prompt:
-            raise TextError(f"The prompt {self.prompt!r} has no {{question}} in it; say where the question goes.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskRow:
-    """One multiple-choice question."""
-
-    where: str
-    """Its place in the source for people, e.g. `row 3` (from 0) or, in a .jsonl file, `line 4` (from 1)."""
-    context: str
-    """What the model reads before a choice."""
-    choices: tuple[str, ...]
-    """At least two, none empty."""
-    label: int
-    """Index of the right choice, from 0."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskRows:
-    """Multiple-choice questions, ready to be scored."""
-
-    rows: tuple[TaskRow, ...]
-    source: str
-    """For people, e.g. `file piqa.jsonl, columns goal, sol1, sol2, label`."""
-    fingerprint: str
-    """SHA-256 over contexts, choices, labels and delimiter: same questions, same fingerprint."""
-    delimiter: str = " "
-
-    def __post_init__(self) -> None:
-        if not self.rows:
-            raise TextError(f"The {self.source} has no questions; give at least one.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskPrediction:
-    """What the model chose in one question; all indices from 0."""
-
-    question: int
-    """Index in `TaskRows.rows`."""
-    label: int
-    """The right choice."""
-    chosen: int
-    """The choice of highest log-likelihood; the first of equals."""
-    chosen_norm: int
-    """The choice of highest log-likelihood per character."""
-    log_likelihoods: tuple[float, ...]
-    """Of each choice after the question, in nats, summed over its tokens."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskScore:
-    """How many multiple-choice questions a model gets right; shares between 0 and 1."""
-
-    accuracy: float
-    """By highest log-likelihood (lm_eval's `acc`)."""
-    accuracy_stderr: float
-    """Binomial: sqrt(p (1 - p) / (questions - 1)), as lm_eval; NaN with one question."""
-    accuracy_norm: float
-    """By highest log-likelihood per character of the choice (lm_eval's `acc_norm`)."""
-    accuracy_norm_stderr: float
-    questions: int
-    """Questions scored so far."""
-    chance: float
-    """What blind guessing gets: the mean of 1 / choices."""
-    majority: float
-    """What always answering with the most frequent label gets."""
-    source: str
-    fingerprint: str
-    removed: tuple[int, ...] = ()
-    truncated: int = 0
-    """Questions whose beginning was left out because the model's context is too short for them."""
-    shared_prefixes: bool = False
-    """True: choices continued from their question's key/value cache; False: each was run whole."""
-    predictions: tuple[TaskPrediction, ...] = ()
-    """In the order of the questions."""
-    complete: bool = True
-    """False while questions are still to be scored."""
     seconds: float = 0.0
