@@ -2,12 +2,25 @@
 
 import plotly.graph_objects as go
 
+from shortviz.difference_chart import difference_alt, difference_figure
+from shortviz.map_canvas import text_colour
 from shortviz.map_cells import label
-from shortviz.map_chart import MapView, Scale, distance_map, text_colour
+from shortviz.map_chart import MapView, Scale, distance_map
 from shortviz.map_tables import best_table, map_alt, map_table
 from shortviz.records import BoundaryNorms
 
-__all__ = ["MapView", "Scale", "best_table", "distance_map", "label", "map_alt", "map_table", "norms_figure"]
+__all__ = [
+    "MapView",
+    "Scale",
+    "best_table",
+    "difference_alt",
+    "difference_figure",
+    "distance_map",
+    "label",
+    "map_alt",
+    "map_table",
+    "norms_figure",
+]
 
 
 def norms_figure(norms: BoundaryNorms, dark: bool = False) -> go.Figure:

@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 from shortviz import criteria
 from shortviz.agreement import Agreement
 from shortviz.curve import CurveLine, RemovalCurve
+from shortviz.map_canvas import text_colour
 from shortviz.map_cells import MEASURED, cells, layer_words
-from shortviz.map_chart import text_colour
 from shortviz.records import Block, BlockDistances, BlockLosses, BoundaryNorms, Grid
 
 TOP_NATS = 10.0

@@ -1,8 +1,4 @@
-"""The triangular map of a criterion over all blocks, as a Plotly figure.
-
-A click on a Plotly heatmap never reaches Streamlit 1.67 (streamlit issue #8760, open), so the heatmaps carry colour
-only and an invisible scatter on top is what a person hits: hoverdistance -1 makes the nearest cell answer anywhere.
-"""
+"""The triangular map of a criterion over all blocks, as a Plotly figure."""
 
 import math
 from dataclasses import dataclass
@@ -11,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
+from shortviz.map_canvas import NEUTRAL, NO_HOVER, heatmap, hit_targets, lay_out_map, mark_size, text_colour
 from shortviz.map_cells import (
     best_starts,
     cells,
@@ -25,10 +22,7 @@ from shortviz.map_cells import (
 from shortviz.records import Block, BlockDistances, Floats, Grid, ModelInfo
 
 Scale = Literal["per_n", "raw", "difference"]
-NEUTRAL = "#9e9e9e"
-_MIN_HEIGHT, _CELL_HEIGHT = 420, 12
 _PALETTES = {"cividis": "cividis_r", "viridis": "viridis_r"}
-_NO_HOVER = {"hoverinfo": "skip"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,15 +57,15 @@ def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, vi
     shade = np.nan_to_num((colour - low) / (high - low), nan=0.3)
     figure = go.Figure(
         [
-            _heatmap(layers, colour, palette, (low, high), _bar(criterion, grid, view, (low, high))),
-            _heatmap(layers, flat, [[0.0, NEUTRAL], [1.0, NEUTRAL]], (0.0, 1.0), None),
+            heatmap(layers, colour, palette, (low, high), _bar(criterion, grid, view, (low, high))),
+            heatmap(layers, flat, [[0.0, NEUTRAL], [1.0, NEUTRAL]], (0.0, 1.0), None),
             _best_rings(grid, model, visible=view.scale != "difference"),
             _cannot_marks(model, layers, shade),
             _sink_marks(distances, grid, model, shade),
-            _hit_targets(distances, criterion, model),
+            hit_targets(layers, hover_rows(distances, criterion, model), hover_template(criterion, grid.samples)),
         ]
     )
-    _lay_out(figure, layers, view)
+    lay_out_map(figure, layers, dark=view.dark, selected=view.selected)
     _add_key(figure, view, sinks=bool(distances.norms.sink_layers))
     return figure
 
@@ -80,29 +74,6 @@ def _limits(grid: Grid, criterion: str, scale: Scale) -> tuple[float, float]:
     if scale == "difference":
         return -1.0, 1.0
     return (0.0, 1.0) if scale == "per_n" else raw_range(grid, criterion)
-
-
-def text_colour(dark: bool) -> str:
-    """Return the colour of words on a transparent chart."""
-    return "#fafafa" if dark else "#31333f"
-
-
-def _heatmap(layers: int, z: Floats, scale: Any, limits: tuple[float, float], bar: dict[str, Any] | None) -> go.Heatmap:
-    gap = 1 if layers <= 64 else 0
-    return go.Heatmap(
-        x=list(range(layers)),
-        y=list(range(1, layers + 1)),
-        z=[[None if math.isnan(v) else v for v in row] for row in np.round(z, 5).tolist()],
-        zmin=limits[0],
-        zmax=limits[1],
-        colorscale=scale,
-        showscale=bar is not None,
-        colorbar=bar,
-        hoverongaps=False,
-        hoverinfo="skip",
-        xgap=gap,
-        ygap=gap,
-    )
 
 
 def _bar(criterion: str, grid: Grid, view: MapView, limits: tuple[float, float]) -> dict[str, Any]:
@@ -117,10 +88,6 @@ def _bar(criterion: str, grid: Grid, view: MapView, limits: tuple[float, float])
     return {"title": {"text": label(criterion) + words, "side": "right"}, **place}
 
 
-def _size(layers: int, smallest: float, largest: float) -> float:
-    return min(max(280.0 / layers, smallest), largest)
-
-
 def _best_rings(grid: Grid, model: ModelInfo, *, visible: bool) -> go.Scatter:
     best = best_starts(grid, model) if visible else {}
     return go.Scatter(
@@ -131,12 +98,12 @@ def _best_rings(grid: Grid, model: ModelInfo, *, visible: bool) -> go.Scatter:
         # White with a dark rim: seen on the light and on the dark end of both palettes.
         marker={
             "symbol": "circle",
-            "size": _size(grid.num_layers, 3.5, 9),
+            "size": mark_size(grid.num_layers, 3.5, 9),
             "color": "#ffffff",
             "line": {"width": 1.5, "color": "#000000"},
         },
         unselected={"marker": {"opacity": 1}},
-        **_NO_HOVER,
+        **NO_HOVER,
     )
 
 
@@ -154,12 +121,12 @@ def _cannot_marks(model: ModelInfo, layers: int, shade: Floats) -> go.Scatter:
         name="cannot be exported",
         marker={
             "symbol": "line-ne-open",
-            "size": _size(layers, 4, 14),
+            "size": mark_size(layers, 4, 14),
             "color": ink,
             "line": {"width": 2, "color": ink},
         },
         unselected={"marker": {"opacity": 1}},
-        **_NO_HOVER,
+        **NO_HOVER,
     )
 
 
@@ -178,65 +145,11 @@ def _sink_marks(distances: BlockDistances, grid: Grid, model: ModelInfo, shade: 
         x=[start for start, _ in places],
         y=[n for _, n in places],
         text=["~"] * len(places),
-        textfont={"size": _size(grid.num_layers, 8, 12), "color": ink},
+        textfont={"size": mark_size(grid.num_layers, 8, 12), "color": ink},
         selected={"textfont": {"color": "#000000"}},  # without it a click elsewhere would fade the marks
         name="removes a sink layer",
-        **_NO_HOVER,
+        **NO_HOVER,
     )
-
-
-def _hit_targets(distances: BlockDistances, criterion: str, model: ModelInfo) -> go.Scatter:
-    grid = grid_of(distances, criterion)
-    customdata = hover_rows(distances, criterion, model)
-    invisible = {"marker": {"opacity": 0}}
-    return go.Scatter(
-        mode="markers",
-        x=[row[0] for row in customdata],
-        y=[row[1] for row in customdata],
-        customdata=customdata,
-        hovertemplate=hover_template(criterion, grid.samples),
-        marker={"symbol": "square", "size": _size(grid.num_layers, 4, 12), "opacity": 0, "color": NEUTRAL},
-        selected=invisible,
-        unselected=invisible,
-        name="blocks",
-    )
-
-
-def _ticks(first: int, last: int) -> list[int]:
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000) if (last - first) / s <= 16)
-    return sorted({first, *(v for v in range(first, last + 1) if v % step == 0)})
-
-
-def _lay_out(figure: go.Figure, layers: int, view: MapView) -> None:
-    ink = text_colour(view.dark)
-    axis = {"fixedrange": True, "zeroline": False, "showgrid": False, "ticks": "outside", "tickcolor": ink}
-    figure.update_layout(
-        height=max(_MIN_HEIGHT, _CELL_HEIGHT * layers),
-        margin={"l": 48, "r": 88, "t": 8, "b": 44, "autoexpand": False},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": ink, "size": 12},
-        hovermode="closest",
-        hoverdistance=-1,
-        uirevision="map",
-        xaxis={
-            **axis,
-            "range": [-0.5, layers - 0.5],
-            "title": {"text": "start layer (first layer removed)", "font": {"color": ink}},
-            "tickvals": _ticks(0, layers - 1),
-            "tickfont": {"color": ink},
-        },
-        yaxis={
-            **axis,
-            "range": [0.5, layers + 0.5],
-            "title": {"text": "n (layers removed)", "font": {"color": ink}},
-            "tickvals": _ticks(1, layers),
-            "tickfont": {"color": ink},
-        },
-        showlegend=False,
-    )
-    if view.selected is not None:
-        _outline(figure, view.selected)
 
 
 def _add_key(figure: go.Figure, view: MapView, *, sinks: bool) -> None:
@@ -256,9 +169,3 @@ def _add_key(figure: go.Figure, view: MapView, *, sinks: bool) -> None:
         showarrow=False,
         font={"color": text_colour(view.dark), "size": 12},
     )
-
-
-def _outline(figure: go.Figure, block: Block) -> None:
-    place = {"x0": block.start - 0.5, "x1": block.start + 0.5, "y0": block.n - 0.5, "y1": block.n + 0.5}
-    for colour, width in (("#ffffff", 5), ("#d5006d", 2.5)):  # two tones: seen on any cell and on any page
-        figure.add_shape(type="rect", layer="above", line={"color": colour, "width": width}, **place)

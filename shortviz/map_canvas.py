@@ -1,0 +1,109 @@
+"""What every map of blocks is drawn on: cells, axes, the outline of the chosen block, invisible hit targets.
+
+A click on a Plotly heatmap never reaches Streamlit 1.67 (streamlit issue #8760, open), so the heatmaps carry colour
+only and an invisible scatter on top is what a person hits: hoverdistance -1 makes the nearest cell answer anywhere.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from shortviz.records import Block, Floats
+
+NEUTRAL = "#9e9e9e"
+NO_HOVER = {"hoverinfo": "skip"}
+_MIN_HEIGHT, _CELL_HEIGHT = 420, 12
+
+
+def text_colour(dark: bool) -> str:
+    """Return the colour of words on a transparent chart."""
+    return "#fafafa" if dark else "#31333f"
+
+
+def heatmap(layers: int, z: Floats, scale: Any, limits: tuple[float, float], bar: dict[str, Any] | None) -> go.Heatmap:
+    """Return the colours of all cells, `z[n-1][start]`; it never answers the mouse."""
+    gap = 1 if layers <= 64 else 0
+    return go.Heatmap(
+        x=list(range(layers)),
+        y=list(range(1, layers + 1)),
+        z=[[None if math.isnan(v) else v for v in row] for row in np.round(z, 5).tolist()],
+        zmin=limits[0],
+        zmax=limits[1],
+        colorscale=scale,
+        showscale=bar is not None,
+        colorbar=bar,
+        hoverongaps=False,
+        hoverinfo="skip",
+        xgap=gap,
+        ygap=gap,
+    )
+
+
+def mark_size(layers: int, smallest: float, largest: float) -> float:
+    """Return the size of a mark in pixels: as large as its cell allows, within limits."""
+    return min(max(280.0 / layers, smallest), largest)
+
+
+def hit_targets(layers: int, customdata: list[list[int | str]], hovertemplate: str) -> go.Scatter:
+    """Return the invisible marks that a person hits; `customdata` is [[start, n, words ...], ...].
+
+    As Python lists: an array comes back from the browser as an object.
+    """
+    invisible = {"marker": {"opacity": 0}}
+    return go.Scatter(
+        mode="markers",
+        x=[row[0] for row in customdata],
+        y=[row[1] for row in customdata],
+        customdata=customdata,
+        hovertemplate=hovertemplate,
+        marker={"symbol": "square", "size": mark_size(layers, 4, 12), "opacity": 0, "color": NEUTRAL},
+        selected=invisible,
+        unselected=invisible,
+        name="blocks",
+    )
+
+
+def _ticks(first: int, last: int) -> list[int]:
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000) if (last - first) / s <= 16)
+    return sorted({first, *(v for v in range(first, last + 1) if v % step == 0)})
+
+
+def lay_out_map(figure: go.Figure, layers: int, *, dark: bool, selected: Block | None) -> None:
+    """Give the figure the axes and the mouse of a map, and outline the chosen block."""
+    ink = text_colour(dark)
+    axis = {"fixedrange": True, "zeroline": False, "showgrid": False, "ticks": "outside", "tickcolor": ink}
+    figure.update_layout(
+        height=max(_MIN_HEIGHT, _CELL_HEIGHT * layers),
+        margin={"l": 48, "r": 88, "t": 8, "b": 44, "autoexpand": False},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": ink, "size": 12},
+        hovermode="closest",
+        hoverdistance=-1,
+        uirevision="map",
+        xaxis={
+            **axis,
+            "range": [-0.5, layers - 0.5],
+            "title": {"text": "start layer (first layer removed)", "font": {"color": ink}},
+            "tickvals": _ticks(0, layers - 1),
+            "tickfont": {"color": ink},
+        },
+        yaxis={
+            **axis,
+            "range": [0.5, layers + 0.5],
+            "title": {"text": "n (layers removed)", "font": {"color": ink}},
+            "tickvals": _ticks(1, layers),
+            "tickfont": {"color": ink},
+        },
+        showlegend=False,
+    )
+    if selected is not None:
+        _outline(figure, selected)
+
+
+def _outline(figure: go.Figure, block: Block) -> None:
+    place = {"x0": block.start - 0.5, "x1": block.start + 0.5, "y0": block.n - 0.5, "y1": block.n + 0.5}
+    for colour, width in (("#ffffff", 5), ("#d5006d", 2.5)):  # two tones: seen on any cell and on any page
+        figure.add_shape(type="rect", layer="above", line={"color": colour, "width": width}, **place)
