@@ -87,7 +87,8 @@ def test_the_difference_map_is_centred_at_zero_and_clickable_as_the_map_is(per_n
     assert np.nanmax(np.abs(grid_difference(one, other, per_n=per_n).mean)) == pytest.approx(colour["zmax"])
     assert len(hits["customdata"]) == LAYERS * (LAYERS + 1) // 2
     assert all(
-        isinstance(row, list) and row[:2] == [x, y] for row, x, y in zip(hits["customdata"], hits["x"], hits["y"])
+        isinstance(row, list) and row[:2] == [x, y]
+        for row, x, y in zip(hits["customdata"], hits["x"], hits["y"], strict=True)
     )
     assert spec["layout"]["hoverdistance"] == -1
     assert len(spec["layout"]["shapes"]) == 2, "the chosen block is outlined"
