@@ -125,7 +125,7 @@ def _claim(run: "Run", out: Path) -> "Run":
     from shortviz import runs
 
     old = runs.load_run(out) if (out / runs.FILE).exists() else run
-    run = replace(run, losses=old.losses, evaluations=old.evaluations)
+    run = replace(run, losses=old.losses, evaluations=old.evaluations, ledgers=old.ledgers)
     runs.save_run(replace(run, distances=old.distances), out)
     return run
 
@@ -216,13 +216,15 @@ app.command("curve")(cli_map.removal_curve)
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], as_json: JsonOption = False
 ) -> None:
-    """Print a saved run: best blocks, sink layers, evaluations; the measured map and how well it was predicted."""
+    """Print a saved run: best blocks, evaluations, the measured map and how well it was predicted, ledgers."""
     from shortviz import runs
+    from shortviz.cli_ledger_output import ledger_text
     from shortviz.cli_map_output import losses_text
     from shortviz.cli_output import run_text
 
     found = runs.load_run(run)
     measured = [losses_text(found, found.losses, "nll")] if found.losses is not None else []
+    measured += [ledger_text(ledger) for ledger in found.ledgers]
     print_result(runs.run_json(found) if as_json else "\n\n".join([run_text(found), *measured]))
 
 

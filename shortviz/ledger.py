@@ -1,6 +1,7 @@
 """What was done to a model after the cut, and what each step gave back: plain records, no torch.
 
-One ledger per cut: uncut -> cut -> repaired -> healed, every step scored on the same windows.
+One ledger per cut: uncut -> cut -> repaired -> healed, every step scored on the same windows. Several repairs of one
+cut stand in it side by side, each healing says by its treatments what it began from.
 """
 
 from collections.abc import Mapping
@@ -36,15 +37,32 @@ class LedgerStep:
     name: StepName
     evaluation: Evaluation
     """On the ledger's windows; `nll_increase` and its error are paired against the uncut model."""
-    treatment: Treatment | None = None
-    """What made this step of the one before; None for uncut and cut."""
+    treatments: tuple[Treatment, ...] = ()
+    """What made this model of the cut one, in order; none for uncut and cut."""
     recovered: float | None = None
-    """Share of the lost NLL won back: 1 - (NLL - uncut) / (cut - uncut); None for uncut and cut."""
+    """Share of the lost NLL won back: 1 - (NLL - uncut) / (cut - uncut); None for uncut and cut, NaN where the cut lost
+    nothing that could be won back."""
     recovered_stderr: float | None = None
-    """Over windows, to first order, paired; NaN with one window."""
+    """Over windows, to first order, paired; NaN with one window or where the NLL of each window was not kept."""
     task: TaskScore | None = None
     continuation: str = ""
     """What the model of this step makes of the ledger's prompt."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What tells this step from the others of its ledger, e.g. `("seam_refit", "lora")`."""
+        return tuple(treatment.method for treatment in self.treatments)
+
+    @property
+    def seconds(self) -> float:
+        """Time that all treatments up to this step took."""
+        return sum(treatment.seconds for treatment in self.treatments)
+
+    @property
+    def label(self) -> str:
+        """The step in words, e.g. `repaired (seam refit)`, `healed (seam refit, then lora)`."""
+        words = ", then ".join(method.replace("_", " ") for method in self.methods)
+        return f"{self.name} ({words})" if words else self.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,4 +74,23 @@ class Ledger:
     text: TextInfo
     """The evaluation windows."""
     steps: tuple[LedgerStep, ...]
+    """Uncut and cut first, then the others in the order in which they were made."""
     prompt: str = ""
+
+    def step(self, name: StepName, methods: tuple[str, ...] | None = None) -> LedgerStep | None:
+        """Return the newest step of a name (of exactly these methods, where given), or None."""
+        found = [s for s in self.steps if s.name == name and methods in (None, s.methods)]
+        return found[-1] if found else None
+
+    @property
+    def lost(self) -> tuple[float, float]:
+        """NLL(cut) - NLL(uncut) with its paired error, in nats; NaN where the cut was not scored."""
+        cut = self.step("cut")
+        found = (cut.evaluation.nll_increase, cut.evaluation.nll_increase_stderr) if cut else (None, None)
+        return float("nan") if found[0] is None else found[0], float("nan") if found[1] is None else found[1]
+
+    @property
+    def best(self) -> LedgerStep | None:
+        """The treated step of lowest NLL, or None where nothing was done after the cut."""
+        treated = [s for s in self.steps if s.treatments]
+        return min(treated, key=lambda s: s.evaluation.score.nll, default=None)

@@ -144,6 +144,7 @@ def score_of_windows(handle: ModelHandle, windows: Sequence[WindowScore]) -> Sco
         parameters=handle.info.parameters,
         bytes=handle.info.bytes,
         cache_bytes_per_token=sum(handle.info.layer_cache_bytes),
+        window_nll=tuple(w.nll for w in windows),
     )
 
 

@@ -8,7 +8,7 @@ The records of models, texts, plans and tasks have files of their own; import al
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from shortviz.model_records import ModelEstimate, ModelInfo, ModelRef
 from shortviz.plan_records import Block, PrunePlan
 from shortviz.task_records import TaskPrediction, TaskRow, TaskRows, TaskScore, TaskSpec
 from shortviz.text_records import Bos, TextInfo, TextSpec, Tokens, TokenSet, WindowSet, WindowSpec
+
+if TYPE_CHECKING:
+    from shortviz.ledger import Ledger
 
 Floats = NDArray[np.float64]
 
@@ -142,6 +145,8 @@ class Score:
     parameters: int
     bytes: int
     cache_bytes_per_token: int
+    window_nll: tuple[float, ...] = ()
+    """Of each window in order, in nats: what paired errors of anything else are made of; empty where not kept."""
 
     @property
     def perplexity(self) -> float:
@@ -204,6 +209,8 @@ class Run:
     losses: "BlockLosses | None" = None
     """The measured map; its text is the evaluation set."""
     evaluations: tuple[Evaluation, ...] = ()
+    ledgers: "tuple[Ledger, ...]" = ()
+    """What repair and healing gave back, one for each cut and evaluation text."""
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     """UTC, ISO 8601."""

@@ -5,7 +5,7 @@ import math
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
@@ -15,6 +15,18 @@ import numpy as np
 
 from shortviz.atomic import write_atomically
 from shortviz.errors import RunError
+from shortviz.ledger import Ledger
+from shortviz.ledger_steps import merged
+from shortviz.record_json import (
+    evaluation_json,
+    finite,
+    ledger_json,
+    number,
+    read_evaluation,
+    read_ledger,
+    read_score,
+    score_json,
+)
 from shortviz.records import (
     BlockDistances,
     BlockLosses,
@@ -24,9 +36,23 @@ from shortviz.records import (
     Grid,
     ModelInfo,
     Run,
-    Score,
     TextInfo,
 )
+
+__all__ = [
+    "evaluation_json",
+    "example_run",
+    "folder_name",
+    "list_runs",
+    "load_run",
+    "new_run",
+    "parse_run",
+    "run_json",
+    "save_run",
+    "versions",
+    "with_evaluation",
+    "with_ledger",
+]
 
 SCHEMA = 1
 FILE = "run.json"
@@ -50,7 +76,7 @@ def run_json(run: Run) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": run.name,
         "created": run.created,
-        "model": _finite(asdict(run.model)),
+        "model": finite(asdict(run.model)),
         "text": asdict(run.text),
         "versions": dict(run.versions),
     }
@@ -62,15 +88,9 @@ def run_json(run: Run) -> dict[str, Any]:
     if run.losses is not None:
         found["losses"] = _losses_json(run.losses)
     found["evaluations"] = [evaluation_json(e) for e in run.evaluations]
+    if run.ledgers:
+        found["ledgers"] = [ledger_json(ledger) for ledger in run.ledgers]
     return found
-
-
-def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation in the shape that `shortviz evaluate --json` prints; NaN as null."""
-    extra = {f.name: getattr(evaluation, f.name) for f in fields(evaluation) if f.name not in ("score", "text", "base")}
-    base = None if evaluation.base is None else _score_json(evaluation.base)
-    found = _score_json(evaluation.score) | {"base": base, "text": asdict(evaluation.text)} | extra
-    return dict(_finite(found | {"removed": list(evaluation.removed)}))
 
 
 def save_run(run: Run, folder: Path) -> None:
@@ -122,7 +142,8 @@ def parse_run(text: str, where: str) -> Run:
             text=info,
             distances=_distances(found, model.num_layers, info),
             losses=_losses(found["losses"], model.num_layers) if found.get("losses") else None,
-            evaluations=tuple(_evaluation(e) for e in found["evaluations"]),
+            evaluations=tuple(read_evaluation(e) for e in found["evaluations"]),
+            ledgers=tuple(read_ledger(each) for each in found.get("ledgers", ())),
             versions=found["versions"],
             created=found["created"],
             name=found["name"],
@@ -155,6 +176,14 @@ def with_evaluation(run: Run, evaluation: Evaluation) -> Run:
     return replace(run, evaluations=(*others, evaluation))
 
 
+def with_ledger(run: Run, ledger: Ledger) -> Run:
+    """Return the run with a ledger added to that of the same cut and text: new steps replace those of their kind."""
+    key = (ledger.removed, ledger.text.fingerprint)
+    same = [old for old in run.ledgers if (old.removed, old.text.fingerprint) == key]
+    others = [old for old in run.ledgers if (old.removed, old.text.fingerprint) != key]
+    return replace(run, ledgers=(*others, merged(same[-1], ledger) if same else ledger))
+
+
 def folder_name(run: Run) -> str:
     """Return a folder name for a run: model, text fingerprint, readable and safe on every system."""
     model = re.sub(r"[^A-Za-z0-9.-]+", "-", run.model.id).strip("-.")[-60:] or "model"
@@ -183,7 +212,7 @@ def _losses_json(losses: BlockLosses) -> dict[str, Any]:
         "kl": tokens | _grid_json(losses.kl),
         "windows": [losses.windows[n - 1, : size - n + 1].tolist() for n in range(1, size + 1)],
         "cell_tokens": [losses.tokens[n - 1, : size - n + 1].tolist() for n in range(1, size + 1)],
-        "base": _score_json(losses.base),
+        "base": score_json(losses.base),
         "text": asdict(losses.text),
         "replayed": losses.replayed,
         "complete": losses.complete,
@@ -198,7 +227,7 @@ def _losses(found: Mapping[str, Any], size: int) -> BlockLosses:
             values[row, : len(line)] = line
     return BlockLosses(
         num_layers=size,
-        base=_score(found["base"]),
+        base=read_score(found["base"]),
         nll=_grid(found["nll"], size),
         increase=_grid(found["increase"], size),
         kl=_grid(found["kl"], size),
@@ -225,40 +254,9 @@ def _grid(found: Mapping[str, Any], size: int) -> Grid:
     return Grid(mean=mean, stderr=stderr, samples=int(found["samples"]))
 
 
-def _score_json(score: Score) -> dict[str, Any]:
-    found = {"perplexity": score.perplexity, "perplexity_stderr": score.perplexity_stderr} | asdict(score)
-    return dict(_finite(found))
-
-
-def _score(found: Mapping[str, Any]) -> Score:
-    values = {f.name: found[f.name] for f in fields(Score)}
-    return Score(**values | {"nll_stderr": _number(found["nll_stderr"])})
-
-
-def _evaluation(found: Mapping[str, Any]) -> Evaluation:
-    plain = ("nll_increase", "kl", "same_top1", "complete")
-    return Evaluation(
-        score=_score(found),
-        text=TextInfo(**found["text"]),
-        removed=tuple(found["removed"]),
-        base=None if found["base"] is None else _score(found["base"]),
-        nll_increase_stderr=None if found["base"] is None else _number(found["nll_increase_stderr"]),
-        kl_stderr=None if found["base"] is None else _number(found["kl_stderr"]),
-        **{name: found[name] for name in plain},
-    )
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
 def _list(values: Floats) -> list[float | None]:
     return [None if math.isnan(v) else float(v) for v in values]
 
 
 def _array(values: Sequence[float | None]) -> Floats:
-    return np.array([_number(v) for v in values], dtype=np.float64)
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return np.array([number(v) for v in values], dtype=np.float64)
