@@ -8,6 +8,7 @@ ShortvizError
 ├── ResourceError   not enough memory or disk, or the network is down
 ├── ExportError     a folder that cannot be written, or a checkpoint that failed its proof
 ├── RunError        a run directory that cannot be read or does not fit the request
+├── PolicyError     something that this hosted installation does not do for strangers
 └── Stopped         the person asked to stop before there was any result to keep
 
 The command line prints the message and exits with 2; the app shows it on the page. Anything else is our fault.
@@ -46,6 +47,10 @@ class ExportError(ShortvizError):
 
 class RunError(ShortvizError):
     """A run directory that cannot be read or does not fit the request."""
+
+
+class PolicyError(ShortvizError):
+    """Something that this hosted installation does not do for strangers."""
 
 
 class Stopped(ShortvizError):

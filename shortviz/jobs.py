@@ -24,6 +24,7 @@ LANES: tuple[Lane, ...] = ("long", "inspect")
 
 _SNAPSHOT_SECONDS = 0.5
 _EXIT_SECONDS = 5.0
+_MOST_ENDED = 500
 __all__ = ["LANES", "JobControl", "JobRegistry", "JobState"]
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class JobRegistry:
         queue_limit: int = 8,
         keep_seconds: float = 3600.0,
         clock: Callable[[], float] = time.monotonic,
+        may_cancel: Callable[[JobState], bool] = lambda job: True,
     ) -> None:
         """Make an empty registry; its threads start with the first job of their lane.
 
@@ -65,6 +67,7 @@ class JobRegistry:
             queue_limit: jobs that may wait in a lane.
             keep_seconds: age at which finished jobs (and their results) are forgotten at the next submit.
             clock: seconds, never going back; a test hands in its own.
+            may_cancel: whether whoever calls `cancel` may stop this job.
         """
         self._changed = threading.Condition()
         self._jobs: dict[str, _Job] = {}
@@ -73,6 +76,7 @@ class JobRegistry:
         self._queue_limit = queue_limit
         self._keep_seconds = keep_seconds
         self._clock = clock
+        self._may_cancel = may_cancel
         self._closed = False
 
     def submit(self, kind: str, title: str, work: Work, *, lane: Lane = "long", owner: str = "") -> str:
@@ -108,6 +112,27 @@ class JobRegistry:
             self._changed.notify_all()
             return state.id
 
+    def refuse(self, kind: str, title: str, error: str, *, lane: Lane = "long", owner: str = "") -> str:
+        """Return the id of a job that failed before it began, so that it is told where jobs of its kind are told."""
+        now = time.time()
+        state = JobState(
+            id=uuid.uuid4().hex[:12],
+            kind=kind,
+            title=title,
+            lane=lane,
+            owner=owner,
+            state="failed",
+            error=error,
+            created=now,
+            finished=now,
+        )
+        with self._changed:
+            self._jobs[state.id] = _Job(state=state, work=None, finished_at=self._clock())
+            ended = [key for key, job in self._jobs.items() if not job.state.live]
+            for key in ended[: max(len(ended) - _MOST_ENDED, 0)]:
+                del self._jobs[key]
+        return state.id
+
     def state(self, job_id: str) -> JobState | None:
         """Return the job as it stands now, or None where there is no such job (any more)."""
         with self._changed:
@@ -127,6 +152,11 @@ class JobRegistry:
 
     def cancel(self, job_id: str) -> None:
         """Take a waiting job out of the queue, or ask a running one to stop; nothing happens to others."""
+        found = self.state(job_id)
+        if found is not None and self._may_cancel(found):
+            self._cancel(job_id)
+
+    def _cancel(self, job_id: str) -> None:
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None or not job.state.live:
@@ -151,7 +181,7 @@ class JobRegistry:
         with self._changed:
             self._closed = True
             for job_id in tuple(self._jobs):
-                self.cancel(job_id)
+                self._cancel(job_id)
             self._changed.notify_all()
         for worker in tuple(self._workers.values()):
             if worker is not threading.current_thread():

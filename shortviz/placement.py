@@ -1,12 +1,11 @@
 """Which dtype and device a model is loaded in, why, and how much memory is free there."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from shortviz.errors import ModelError
+from shortviz.memory import free_bytes
 from shortviz.records import ModelRef
 
 DTYPES = {
@@ -15,8 +14,6 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,18 +83,4 @@ def free_memory(device: torch.device) -> int:
     """Return the bytes of memory that are free on the device now; on the CPU, within this container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _free_in_container())
-
-
-def _free_in_container() -> int:
-    """Return what the control group (version 2) still allows, or a huge number where there is no limit."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return 1 << 62
-    if not limit.isdecimal():
-        return 1 << 62
-    # The page cache of files counts as used, but is given back when memory is short.
-    return max(int(limit) - used + int(stat.get("inactive_file", 0)), 0)
+    return free_bytes()

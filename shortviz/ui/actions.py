@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from shortviz import policy
 from shortviz.job_state import JobControl
 from shortviz.records import (
     Block,
@@ -23,6 +24,7 @@ from shortviz.records import (
     WindowSpec,
 )
 from shortviz.runs import new_run
+from shortviz.settings import settings
 from shortviz.ui.measured import from_map
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.shelves import Inspection
@@ -126,7 +128,7 @@ def start_inspect(
             found.write(handle, pruned)
         return found.inspection
 
-    context = JobContext(kind="inspect", ref=ref, run_key=key, evaluation=spec, block=block)
+    context = JobContext(kind="inspect", ref=ref, run_key=key, evaluation=spec, block=block, prompt=prompt)
     return bench.submit(context, f"Removing {block}", work, lane="inspect")
 
 
@@ -197,7 +199,13 @@ class _Found:
             written.append(piece)
             self._show_text(name, "".join(written), len(written))
 
-        return continue_text(model, prompt, max_new_tokens=NEW_TOKENS, on_text=on_text, stop=self.control.stop)
+        return continue_text(
+            model,
+            prompt,
+            max_new_tokens=min(NEW_TOKENS, settings().max_new_tokens),
+            on_text=on_text,
+            stop=self.control.stop,
+        )
 
     def _show_text(self, name: str, text: str, tokens: int) -> None:
         self.inspection = (
@@ -263,6 +271,7 @@ def start_export(
 
     def work(control: JobControl) -> ExportReport:
         handle = bench.models.load(ref, control)
+        policy.check_export(settings(), handle.info.id, handle.info.parameters)
         from shortviz.export import export_checkpoint, zip_checkpoint
         from shortviz.pruning import prune
 

@@ -10,10 +10,11 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import streamlit as st
 
-from shortviz import criteria
-from shortviz.errors import RunError
+from shortviz import criteria, policy
+from shortviz.errors import PolicyError, RunError
 from shortviz.map_cells import MEASURED
 from shortviz.records import Block, ModelRef
+from shortviz.settings import settings
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 
@@ -36,7 +37,7 @@ def read_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) ->
     elif parameters.get("model"):
         ref = read_ref(parameters)
         if ref is not None:
-            s.set_model(state, ref)
+            _prefill_model(state, ref)
     if parameters.get(s.CRITERION) in criteria.names():  # by its name in a link; by its label where the widget wrote it
         state[s.CRITERION] = parameters[s.CRITERION]
     if parameters.get(s.METRIC) in MEASURED:
@@ -47,6 +48,16 @@ def read_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) ->
     chosen = read_block(parameters)
     if chosen is not None:
         s.set_block(state, chosen)
+
+
+def _prefill_model(state: s.State, ref: ModelRef) -> None:
+    """Choose the model of a link; one that a hosted installation does not offer is told instead."""
+    try:
+        policy.check(settings(), ref)
+    except PolicyError as error:
+        state[s.NOTICE] = str(error)
+    else:
+        s.set_model(state, ref)
 
 
 def read_ref(parameters: Mapping[str, str]) -> ModelRef | None:
@@ -99,7 +110,8 @@ def address(bench: Bench, state: s.State) -> dict[str, str]:
     if chosen is not None:
         found |= {"start": str(chosen.start), "n": str(chosen.n)}
     job = bench.state(s.newest_job(state, LONG_KINDS))
-    if job is not None and job.live:
+    # A job belongs to one session where strangers meet: an address that is passed on must not name it.
+    if job is not None and job.live and not settings().is_hosted:
         found["job"] = job.id
     return found
 

@@ -56,11 +56,12 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
         notes.problem(f"This block cannot be exported: {reason}")
         return
     _what(model, plan)
+    targets = ["zip"] if settings().is_hosted else list(TARGETS)
     target = st.segmented_control(
         "Where to",
-        list(TARGETS),
+        targets,
         format_func=lambda name: TARGETS[name],
-        default="folder",
+        default=targets[0],
         required=True,
         key=s.TARGET,
         persist_state="session",
@@ -121,10 +122,10 @@ def name_of(model: ModelInfo, block: Block) -> str:
 
 def _export(tools: Bench, shown: Shown, ref: ModelRef, model: ModelInfo, block: Block) -> None:
     state = s.session()
-    archive = state.get(s.TARGET) == "zip"
+    archive = state.get(s.TARGET) == "zip" or settings().is_hosted
     typed = str(state.get(s.FOLDER, "")).strip()
     if archive:
-        folder = settings().runs_dir / "downloads" / uuid.uuid4().hex[:12] / name_of(model, block)
+        folder = settings().downloads_dir / uuid.uuid4().hex[:12] / name_of(model, block)
         folder.parent.mkdir(parents=True, exist_ok=True)
     elif typed:
         folder = Path(typed).expanduser()

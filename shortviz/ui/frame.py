@@ -37,6 +37,9 @@ def open_page() -> None:
         s.begin(state)
         read_address(bench(), state, linked())
     s.frame(state)
+    told = s.notice(state)
+    if told:
+        notes.problem(told)
     status_line()
 
 

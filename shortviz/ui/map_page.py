@@ -113,7 +113,8 @@ def _right(shown: Shown, model: ModelInfo) -> None:
         return
     tools.wanted_rows[:] = [block.n]
     inspector.start_wanted(tools, shown, block, tools.state(s.job(state, "inspect")))
-    follow = tools.inspecting(shown.ref, block, s.evaluation(state)) or s.job(state, "inspect")
+    own = s.job(state, "inspect")
+    follow = tools.inspecting(shown.ref, block, s.evaluation(state), own) or own
     job = tools.state(follow)
     live = job is not None and job.live
 

@@ -4,6 +4,7 @@ import streamlit as st
 
 from shortviz.job_state import JobState
 from shortviz.records import ModelEstimate, ModelRef
+from shortviz.settings import settings
 from shortviz.ui import actions, notes, text_picker
 from shortviz.ui import state as s
 from shortviz.ui.address import DTYPES
@@ -40,18 +41,26 @@ def _prefill(state: s.State) -> None:
     if s.PRESET in state:
         return
     ref = s.ref(state) or ModelRef(id="demo")
-    state[s.PRESET] = ref.id if ref.id in PRESETS else OTHER
-    state[s.MODEL_ID] = "" if ref.id in PRESETS else ref.id
+    names = presets()
+    state[s.PRESET] = ref.id if ref.id in names else names[-1]
+    state[s.MODEL_ID] = "" if ref.id in names else ref.id
     state[s.REVISION], state[s.DTYPE], state[s.DEVICE] = ref.revision or "", ref.dtype, ref.device
     if ref.id == "demo":
         s.want_estimate(state)
 
 
+def presets() -> list[str]:
+    """Return what there is to choose: where the app is hosted, only the models that it offers."""
+    if settings().is_hosted:
+        return [name.partition("@")[0] for name in settings().allowed_models]
+    return [*PRESETS, OTHER]
+
+
 def _model_inputs(state: s.State) -> ModelRef | None:
     st.selectbox(
         "Preset",
-        [*PRESETS, OTHER],
-        format_func=lambda name: PRESETS.get(name, "another: an id, a folder or a file"),
+        presets(),
+        format_func=lambda name: PRESETS.get(name, "another: an id, a folder or a file" if name == OTHER else name),
         key=s.PRESET,
         on_change=_changed,
         persist_state="session",

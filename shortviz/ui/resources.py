@@ -6,11 +6,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from shortviz import policy
+from shortviz.errors import ShortvizError
 from shortviz.job_state import JobControl, JobState, Lane
 from shortviz.jobs import JobRegistry
+from shortviz.memory import free_bytes
 from shortviz.records import Block, Evaluation, ModelRef, TextSpec
 from shortviz.settings import settings
+from shortviz.ui import state as s
 from shortviz.ui.shelves import ModelShelf, RunShelf, Shelf
 
 if TYPE_CHECKING:
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobContext:
-    """What a job is about: enough for another tab to attach to it."""
+    """What a job is about: enough for another tab to attach to it, and for `policy` to judge it."""
 
     kind: str
     ref: ModelRef
@@ -29,14 +34,18 @@ class JobContext:
     evaluation: TextSpec | None = None
     block: Block | None = None
     folder: str | None = None
+    prompt: str = ""
 
 
 @dataclass(kw_only=True, eq=False)
 class Bench:
-    """Everything that outlives a session. Its parts are safe to use from any thread."""
+    """Everything that outlives a session. Its parts are safe to use from any thread.
 
-    jobs: JobRegistry = field(default_factory=JobRegistry)
-    models: ModelShelf = field(default_factory=ModelShelf)
+    Where the app is hosted, every job passes `policy` in `submit`, and belongs to the session that started it.
+    """
+
+    jobs: JobRegistry = field(default_factory=lambda: JobRegistry(queue_limit=settings().max_queue, may_cancel=_is_own))
+    models: ModelShelf = field(default_factory=lambda: ModelShelf(1 if settings().is_hosted else 2))
     runs: RunShelf
     measured: "Shelf[Evaluation]" = field(default_factory=lambda: Shelf(2000))
     """By (model, evaluation text, removed layers)."""
@@ -47,31 +56,42 @@ class Bench:
     """Rows of the measured map that people look at now; a running measurement takes them first."""
     base_scores: "Shelf[BaseScores]" = field(default_factory=lambda: Shelf(2))
     _contexts: "Shelf[JobContext]" = field(default_factory=lambda: Shelf(200))
+    _watchers: "Shelf[frozenset[str]]" = field(default_factory=lambda: Shelf(200))
+    """By job: the sessions that may see it, where the app is hosted."""
     _submitting: Any = field(default_factory=threading.RLock)
 
     def submit(self, context: JobContext, title: str, work: Callable[[JobControl], Any], *, lane: Lane = "long") -> str:
-        """Return the id of a new job; the same work that is waiting or running already is not started twice."""
+        """Return the id of a new job; the same work that is waiting or running already is not started twice.
+
+        A job that may not or cannot start is one that has failed, with the reason for people.
+        """
+        owner, rules = _session(), settings()
         with self._submitting:
-            for state in self.jobs.jobs():
-                if state.live and not state.stopping and self._contexts.get(state.id) == context:
-                    return state.id
-            job_id = self.jobs.submit(context.kind, title, work, lane=lane)
+            live = [state for state in self.jobs.jobs() if state.live]
+            same = next((j.id for j in live if not j.stopping and self._contexts.get(j.id) == context), None)
+            try:
+                policy.check_start(rules, context, live if same is None else (), owner, free_bytes())
+                job_id = same or self.jobs.submit(context.kind, title, _timed(work), lane=lane, owner=owner)
+            except ShortvizError as error:
+                job_id = self.jobs.refuse(context.kind, title, str(error), lane=lane, owner=owner)
             self._contexts.put(job_id, context)
+            self._watch(job_id, owner)
             return job_id
 
     def context(self, job_id: str) -> JobContext | None:
-        """Return what the job is about."""
-        return self._contexts.get(job_id)
+        """Return what the job is about; None where this session may not see it."""
+        return self._contexts.get(job_id) if self._visible(job_id) else None
 
     def state(self, job_id: str | None) -> JobState | None:
-        """Return how the job stands, or None."""
-        return None if job_id is None else self.jobs.state(job_id)
+        """Return how the job stands, or None where there is none that this session may see."""
+        return None if job_id is None or not self._visible(job_id) else self.jobs.state(job_id)
 
-    def inspecting(self, ref: ModelRef | None, block: Block, spec: TextSpec) -> str | None:
-        """Return the live job that measures this block, whichever session began it."""
-        for state in self.jobs.jobs():
+    def inspecting(self, ref: ModelRef | None, block: Block, spec: TextSpec, own: str | None = None) -> str | None:
+        """Return the live job that measures this block: this session's `own`, or whichever session began one."""
+        for state in sorted(self.jobs.jobs(), key=lambda job: job.id != own):
             about = self._contexts.get(state.id) if state.live and state.kind == "inspect" else None
             if about is not None and (about.ref, about.block, about.evaluation) == (ref, block, spec):
+                self._watch(state.id, _session())
                 return state.id
         return None
 
@@ -80,6 +100,40 @@ class Bench:
         self.jobs.close()
         self.base_scores.clear()
         self.models.clear()
+
+    def _watch(self, job_id: str, owner: str) -> None:
+        self._watchers.put(job_id, (self._watchers.get(job_id) or frozenset()) | {owner})
+
+    def _visible(self, job_id: str) -> bool:
+        return not settings().is_hosted or _session() in (self._watchers.get(job_id) or ())
+
+
+def _session() -> str:
+    """Return the secret name of the session whose script this is; "" outside of one."""
+    return s.owner(s.session()) if get_script_run_ctx(suppress_warning=True) is not None else ""
+
+
+def _is_own(job: JobState) -> bool:
+    """Return whether whoever runs this script may stop the job: on one's own machine, everybody."""
+    return not settings().is_hosted or job.owner == _session()
+
+
+def _timed(work: Callable[[JobControl], Any]) -> Callable[[JobControl], Any]:
+    """Return work that is asked to stop once its time is up, where the app is hosted."""
+    rules = settings()
+    if not rules.is_hosted:
+        return work
+
+    def timed(control: JobControl) -> Any:
+        alarm = threading.Timer(rules.max_job_seconds, control.stop.set)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            return work(control)
+        finally:
+            alarm.cancel()
+
+    return timed
 
 
 @st.cache_resource(show_spinner=False, on_release=Bench.close)

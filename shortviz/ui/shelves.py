@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import re
+import shutil
 import sys
 import threading
 from collections import OrderedDict
@@ -12,10 +13,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from shortviz import policy
 from shortviz.errors import RunError
 from shortviz.job_state import JobControl
 from shortviz.records import Evaluation, ModelRef, Progress, Run, TextSpec
-from shortviz.runs import example_run, load_run, save_run, with_evaluation
+from shortviz.runs import FILE, example_run, load_run, save_run, with_evaluation
+from shortviz.settings import settings
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
@@ -78,8 +81,10 @@ class ModelShelf:
             if found is not None:
                 return found
             control.on_progress(Progress(stage="start", done=0, total=1, unit="steps", detail="starting the engine"))
-            from shortviz.loading import load
+            from shortviz.loading import estimate, load
 
+            if settings().is_hosted:
+                policy.check_estimate(settings(), estimate(ref))
             return self._handles.put(ref, load(ref, on_progress=control.on_progress, stop=control.stop))
 
     def clear(self) -> None:
@@ -121,7 +126,18 @@ class RunShelf:
         with self._lock:
             if key != EXAMPLE:
                 save_run(run, self.path(key))
+                self._make_room(key)
             self._runs.put(key, run)
+
+    def _make_room(self, newest: str) -> None:
+        """Remove the oldest runs where strangers could fill the disk."""
+        rules = settings()
+        if not rules.is_hosted:
+            return
+        found = sorted(self.folder.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
+        for old in found[rules.max_runs :]:
+            if old.parent.name != newest:
+                shutil.rmtree(old.parent, ignore_errors=True)
 
     def update(self, key: str, change: Callable[[Run | None], Run | None]) -> None:
         """Put what `change` makes of the run: in one step, for two jobs may add to the same run at once."""
@@ -131,8 +147,11 @@ class RunShelf:
                 self.put(key, run)
 
     def add_evaluation(self, key: str, evaluation: Evaluation) -> None:
-        """Keep a measured block with its run; the best one per block and text stays."""
-        if self.get(key) is not None:
+        """Keep a measured block with its run; the best one per block and text stays.
+
+        Where strangers meet, the bundled run is everybody's and stays as it is.
+        """
+        if self.get(key) is not None and not (key == EXAMPLE and settings().is_hosted):
             self.update(key, lambda run: with_evaluation(run, evaluation) if run is not None else run)
 
 

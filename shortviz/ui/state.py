@@ -13,6 +13,7 @@
 than a session lives in `resources.Bench` or on disk.
 """
 
+import secrets
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Final, Literal
 
@@ -25,6 +26,8 @@ State = MutableMapping[Any, Any]
 Wanted = Literal["", "numbers", "text"]
 
 BEGUN: Final = "begun"
+OWNER: Final = "owner"
+NOTICE: Final = "notice"
 FRAMED: Final = "framed"
 REF: Final = "ref"
 RUN: Final = "run"
@@ -67,12 +70,25 @@ CLEARS: Final[Mapping[str, tuple[str, ...]]] = {
 def begin(state: State) -> None:
     """Give a new session its first values."""
     state[BEGUN] = True
+    state[OWNER] = secrets.token_hex(16)
     state.setdefault(PROMPT, FIRST_PROMPT)
 
 
 def begun(state: State) -> bool:
     """Return whether the session has been through `begin`."""
     return BEGUN in state
+
+
+def owner(state: State) -> str:
+    """Return this session's secret name, which its jobs belong to; "" before the session has begun."""
+    found = state.get(OWNER, "")
+    return found if isinstance(found, str) else ""
+
+
+def notice(state: State) -> str:
+    """Return what this session is to be told once about the address it came with."""
+    found = state.pop(NOTICE, "")
+    return found if isinstance(found, str) else ""
 
 
 def frame(state: State) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import streamlit as st
 
+from shortviz import policy
 from shortviz.errors import ShortvizError
 from shortviz.records import Bos, TextSpec
 from shortviz.settings import settings
@@ -42,6 +43,7 @@ def draw(bench: Bench, state: s.State) -> None:
     spec = s.calibration(state) if role == "calibration" else s.evaluation(state)
     try:
         chosen = _inputs(role, spec)
+        policy.check(settings(), chosen)
     except ShortvizError as error:
         notes.problem(str(error))
         return
@@ -54,11 +56,12 @@ def draw(bench: Bench, state: s.State) -> None:
 
 
 def _inputs(role: str, spec: TextSpec) -> TextSpec | None:
+    kinds = _kinds()
     kind = st.segmented_control(
         "Source",
-        list(KINDS),
+        kinds,
         format_func=lambda name: KINDS[name],
-        default=spec.kind,
+        default=spec.kind if spec.kind in kinds else "builtin",
         required=True,
         key=f"{role}_kind",
         label_visibility="collapsed",
@@ -86,6 +89,12 @@ def _inputs(role: str, spec: TextSpec) -> TextSpec | None:
     return _sizes(role, spec, found) if found is not None else None
 
 
+def _kinds() -> list[str]:
+    """Return the sources that there are: where the app is hosted, data sets only where some are offered."""
+    rules = settings()
+    return [kind for kind in KINDS if kind != "dataset" or rules.allowed_datasets or not rules.is_hosted]
+
+
 def _value(spec: TextSpec, kind: str) -> str:
     return spec.value if spec.kind == kind else ""
 
@@ -94,9 +103,13 @@ def _file(role: str, base: TextSpec) -> TextSpec | None:
     upload = st.file_uploader(
         "Upload (.txt, .jsonl, .csv, .parquet)", type=["txt", "jsonl", "csv", "parquet"], key=f"{role}_upload"
     )
-    path = st.text_input(
-        "or a path on this machine", value=_value(base, "file"), key=f"{role}_path", persist_state="session"
-    )
+    path = ""
+    if settings().is_hosted:
+        st.caption("Where the page is shown inside another one, uploads may not work: paste the text instead.")
+    else:
+        path = st.text_input(
+            "or a path on this machine", value=_value(base, "file"), key=f"{role}_path", persist_state="session"
+        )
     key = st.text_input("Column", value=base.key, key=f"{role}_key", persist_state="session")
     if upload is not None:
         return TextSpec(kind="file", value=str(_store(upload)), key=key)
@@ -106,9 +119,10 @@ def _file(role: str, base: TextSpec) -> TextSpec | None:
 def _store(upload: Any) -> Path:
     """Keep an uploaded file under the name of its content, never under the name that the browser sent."""
     content = upload.getvalue()
+    policy.check_upload_bytes(settings(), len(content))
     suffix = Path(upload.name).suffix.lower()
     suffix = suffix if suffix in (".txt", ".jsonl", ".csv", ".parquet") else ".txt"
-    target = settings().runs_dir / "uploads" / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
+    target = settings().uploads_dir / f"{hashlib.sha256(content).hexdigest()[:24]}{suffix}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
@@ -136,10 +150,16 @@ def _dataset(role: str, base: TextSpec) -> TextSpec | None:
 
 
 def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
+    most = settings().max_rows if settings().is_hosted else 100_000
     with st.container(horizontal=True, gap="small"):
         limit = (
             st.number_input(
-                "Rows, at most", 1, 100_000, value=spec.limit or 64, key=f"{role}_limit", persist_state="session"
+                "Rows, at most",
+                1,
+                most,
+                value=min(spec.limit or 64, most),
+                key=f"{role}_limit",
+                persist_state="session",
             )
             if role == "calibration"
             else spec.limit

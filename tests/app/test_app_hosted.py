@@ -1,0 +1,180 @@
+"""The app as strangers meet it: links, widgets and job ids of others cross no limit; what it is for still works."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shortviz.records import Block, ModelRef, TextSpec
+from shortviz.settings import Settings, settings
+from shortviz.ui import actions
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench, JobContext, bench
+from tests.app.conftest import TEXT, App
+
+Start = Callable[..., App]
+
+
+@pytest.fixture(autouse=True)
+def rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path) -> Iterator[Settings]:
+    """A hosted installation that offers the tiny model."""
+    for name, value in {
+        "HOSTED": "1",
+        "RUNS_DIR": str(tmp_path / "hosted-runs"),
+        "ALLOWED_MODELS": f"{tiny_folder},demo",
+        "MIN_FREE_MB": "0",
+    }.items():
+        monkeypatch.setenv(f"SHORTVIZ_{name}", value)
+    settings.cache_clear()
+    yield settings()
+    settings.cache_clear()
+
+
+HOSTILE_LINKS = {
+    "another model": {"model": "meta-llama/Llama-3.1-405B"},
+    "a folder": {"model": "/etc"},
+    "a model with markup": {"model": "![x](http://attacker/p.png)<script>alert(1)</script>"},
+    "a proposed commit": {"model": "demo", "rev": "refs/pr/1"},
+    "an endless model": {"model": "x" * 10_000},
+    "a run that is a path": {"run": "../../../etc"},
+    "a run that is absolute": {"run": "/etc/passwd"},
+    "a run that is not there": {"run": "nothing-0123456789"},
+    "a job that is not there": {"job": "0123456789ab"},
+    "an endless job": {"job": "0" * 10_000},
+    "a huge block": {"start": "99999999999999999999", "n": "1"},
+    "a negative block": {"start": "-1", "n": "-1"},
+    "a block that is not a number": {"start": "NaN", "n": "Infinity"},
+    "digits of another script": {"start": "\N{ARABIC-INDIC DIGIT THREE}", "n": "\N{SUPERSCRIPT TWO}"},
+    "an unknown criterion": {"criterion": "__class__", "metric": "../x", "view": "<b>", "scale": "'", "palette": "\0"},
+    "a text that is a file": {"text": "file:/etc/passwd"},
+    "an unknown field": {"hosted": "0", "owner": "me", "_st": "x"},
+}
+
+
+def test_a_hostile_link_opens_the_bundled_run_and_starts_nothing(app: Start, tools: Bench) -> None:
+    for name, parameters in HOSTILE_LINKS.items():
+        page = app(**parameters)
+        assert tools.jobs.jobs() == (), name
+        assert page.at.get("plotly_chart"), name
+        assert s.REF not in page.state or page.state[s.REF] == ModelRef(id="demo"), name
+        assert page.state[s.OWNER] not in ("", "me"), name
+
+
+def test_a_model_that_is_not_offered_is_told_once(app: Start) -> None:
+    page = app(model="org/other")
+    assert any("offers only" in error and "org/other" in error for error in page.errors)
+    assert not page.run().errors
+
+
+@pytest.fixture
+def loaded(tools: Bench, app: Start, tiny_folder: Path) -> App:
+    """A session with the offered model in memory, loaded from the status line's button."""
+    page = app(model=str(tiny_folder))
+    page.click("load_shown")
+    done = tools.jobs.wait(page.state["jobs"]["load"], 60)
+    assert done is not None
+    assert done.state == "done", done.error
+    page.state[s.CALIBRATION] = TextSpec(kind="paste", value=TEXT, max_length=64)
+    page.state[s.EVALUATION] = TextSpec(kind="paste", value=TEXT)
+    return page.run()
+
+
+def test_what_the_demo_is_for_works(loaded: App, tools: Bench) -> None:
+    page = loaded.click("measure_button")
+    done = tools.jobs.wait(page.state["jobs"]["measure"], 60)
+    assert done is not None
+    assert done.state == "done", done.error
+    page = page.run().page("export")
+    assert not page.at.text_input
+    page.click("export_button")
+    done = tools.jobs.wait(page.state["jobs"]["export"], 60)
+    assert done is not None
+    assert done.state == "done", done.error
+    assert Path(done.result.folder).is_relative_to(settings().downloads_dir)
+
+
+def test_only_the_owner_sees_and_cancels_a_job(loaded: App, tools: Bench, app: Start, tiny_folder: Path) -> None:
+    ref = ModelRef(id=str(tiny_folder))
+    # Started by the session itself: its script submits, on its next run, what the test puts in its way.
+    loaded.state[s.CALIBRATION] = TextSpec(kind="paste", value=TEXT * 20, max_length=64)
+    held = tools.models._loading
+    with held:  # the job waits for the model, and the model is not given
+        tools.models._handles.clear()
+        loaded.state[s.REF] = ref
+        loaded.run().click("load_shown")
+        job_id = loaded.state["jobs"]["load"]
+        stranger = app(job=job_id, model=str(tiny_folder))
+        assert "jobs" not in stranger.state
+        stranger.state["jobs"] = {"load": job_id}  # even where a session had come by the id
+        stranger.run()
+        assert not [b for b in stranger.at.button if b.key == "cancel_load"]
+        tools.jobs.cancel(job_id)  # nobody's script: not the owner's
+        live = tools.jobs.state(job_id)
+        assert live is not None
+        assert live.live
+        assert not live.stopping
+        assert "job" not in loaded.at.query_params
+        loaded.run().click("cancel_load")
+        live = tools.jobs.state(job_id)
+        assert live is not None
+        assert live.stopping or not live.live
+    tools.jobs.wait(job_id, 60)
+
+
+def test_a_job_that_may_not_start_has_failed_with_the_reason(tools: Bench, tiny_folder: Path) -> None:
+    ref = ModelRef(id=str(tiny_folder))
+    spec = TextSpec(kind="paste", value="Some words.")
+    refused = [
+        actions.start_load(tools, ModelRef(id="/etc")),
+        actions.start_estimate(tools, ModelRef(id="org/other")),
+        actions.start_measure(tools, ref, TextSpec(kind="file", value="/etc/passwd"), "key"),
+        actions.start_export(tools, ref, Block(start=0, n=1), Path("/tmp/x"), key=None, spec=spec, archive=False),
+        actions.start_inspect(tools, ref, Block(start=0, n=1), spec, prompt="x" * 10_000, key=None),
+        tools.submit(JobContext(kind="brand new", ref=ModelRef(id="x")), "New", lambda control: None),
+    ]
+    for job_id in refused:
+        job = tools.jobs.state(job_id)
+        assert job is not None
+        assert job.state == "failed"
+        assert "hosted demo" in job.error
+        assert not job.error_is_ours
+
+
+def test_size_and_time_are_judged_inside_the_job(
+    monkeypatch: pytest.MonkeyPatch, tools: Bench, tiny_folder: Path
+) -> None:
+    monkeypatch.setenv("SHORTVIZ_MAX_PARAMETERS", "1000")
+    monkeypatch.setenv("SHORTVIZ_MAX_JOB_SECONDS", "1")
+    settings.cache_clear()
+    job = tools.jobs.wait(actions.start_load(tools, ModelRef(id=str(tiny_folder))), 60)
+    assert job is not None
+    assert job.state == "failed"
+    assert "million parameters" in job.error
+    assert tools.models.get(ModelRef(id=str(tiny_folder))) is None
+    context = JobContext(kind="slow", ref=ModelRef(id="demo"))
+    job = tools.jobs.wait(tools.submit(context, "Slow", lambda control: control.stop.wait(60)), 30)
+    assert job is not None
+    assert job.state == "cancelled"
+
+
+def test_the_model_page_offers_the_list_and_the_text_picker_no_paths(app: Start, tiny_folder: Path) -> None:
+    page = app().page("model")
+    assert page.at.selectbox(key=s.PRESET).options == [
+        str(tiny_folder),
+        "demo: SmolLM2-135M-Instruct, embedded, no network needed",
+    ]
+    page.at.get("button_group")[1].set_value("file")
+    page.run()
+    assert [w.label for w in page.at.text_input if "path" in w.label] == []
+
+
+def test_old_runs_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch, tools: Bench) -> None:
+    monkeypatch.setenv("SHORTVIZ_MAX_RUNS", "2")
+    settings.cache_clear()
+    run = bench().runs.get("example")
+    assert run is not None
+    for key in ("one", "two", "three"):
+        tools.runs.put(key, dataclasses.replace(run, name=key))
+    assert len(list(tools.runs.folder.glob("*/run.json"))) == 2
+    assert (tools.runs.folder / "three").is_dir()
