@@ -1,4 +1,4 @@
-"""The command line: `shortviz measure | map | curve | evaluate | prune | show | app`. Heavy imports wait inside.
+"""The command line: `shortviz measure | map | curve | advise | evaluate | prune | show | app`, heavy imports inside.
 
 Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stopped with Ctrl-C (what there is, is saved).
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shortviz import __version__, cli_map
+from shortviz import __version__, cli_advise, cli_map
 from shortviz.cli_options import (
     JsonOption,
     LoadOptions,
@@ -210,6 +210,7 @@ def prune(
 
 app.command("map")(cli_map.measured_map)
 app.command("curve")(cli_map.removal_curve)
+app.command("advise")(cli_advise.advise_command)
 
 
 @app.command()

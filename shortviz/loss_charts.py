@@ -1,7 +1,7 @@
 """Figures over measured losses: predicted beside measured, regret, the removal curve. No streamlit, no torch."""
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import plotly.graph_objects as go
@@ -15,6 +15,8 @@ from shortviz.records import Block, BlockDistances, BlockLosses, BoundaryNorms, 
 
 TOP_NATS = 10.0
 """Where the y axes end: a model 10 nats worse is broken, and showing how much would flatten everything else."""
+
+ERROR_BARS: Final = {"thickness": 1, "width": 2}
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#7a4fbf", "#b0a000")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon", "hourglass")
@@ -171,7 +173,7 @@ def _line(index: int, label: str, x: list[int], y: list[float], error: list[floa
         mode="lines+markers",
         line={"color": colour, "width": 1.5},
         marker={"symbol": symbol, "size": 6},
-        error_y={"type": "data", "array": bars, "thickness": 1, "width": 2},
+        error_y={"type": "data", "array": bars, **ERROR_BARS},
         text=words,
         hovertemplate=f"{label}<br>n %{{x}}: %{{y:.4g}}<br>%{{text}}<extra></extra>",
     )

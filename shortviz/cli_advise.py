@@ -1,0 +1,107 @@
+"""`shortviz advise`: the plan for a budget from what a run holds. Opens no model."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shortviz.advice_records import Advice, Budget, Candidate, parse_bytes
+from shortviz.cli_options import JsonOption
+from shortviz.cli_session import print_result
+from shortviz.planning import layers_text
+from shortviz.record_json import finite
+from shortviz.words import size
+
+_SHOWN_TIES = 4
+
+
+def advise_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    layers: Annotated[int | None, typer.Option(help="Remove at least so many layers.")] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option("--bytes", help="Weights of at most this size, e.g. 400MB or 1.5GB.")
+    ] = None,
+    max_increase: Annotated[
+        float | None, typer.Option(help="Remove as much as possible while the NLL rises by at most so many nats.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Propose what to cut for a budget, from what the run has measured, and say how sure that is."""
+    from shortviz.advice import advise
+    from shortviz.runs import load_run
+
+    wanted = None if max_bytes is None else parse_bytes(max_bytes)
+    budget = Budget(layers=layers, bytes=wanted, max_increase=max_increase)
+    found = advise(load_run(run), budget)
+    print_result(advice_json(found) if as_json else advice_text(found))
+
+
+def advice_text(advice: Advice) -> str:
+    """Return the advice in sentences: what to do, what it costs, what it leaves, and how sure that is."""
+    lines = [f"{what_to_do(advice.plan)}: {cost(advice.plan) if advice.measured else 'its loss was not measured'}."]
+    left = size(advice.bytes)
+    lines.append(f"Leaves {advice.parameters:,} parameters, {left}; compared with {_others(advice)}.")
+    if advice.ties:
+        lines.append(f"Not told apart from it on this text (two errors): {tie_words(advice)}.")
+    if advice.expected is not None:
+        low, high = advice.expected
+        share = f"{100 * low:.0f} %" if low == high else f"{100 * low:.0f} to {100 * high:.0f} %"
+        lines.append(f"Not repaired yet: {_words(advice.expected_method)} won back {share} of other cuts in this run.")
+    return "\n".join([*lines, *advice.notes])
+
+
+def what_to_do(plan: Candidate) -> str:
+    """Return `Remove layers 12-15 (4 layers), then seam refit`."""
+    what = "layer" if len(plan.removed) == 1 else f"{len(plan.removed)} layers,"
+    then = "".join(f", then {_words(method)}" for method in plan.methods)
+    return f"Remove {what} {layers_text(plan.removed)}{then}"
+
+
+def cost(plan: Candidate) -> str:
+    """Return what the plan costs, with its error and the text behind it."""
+    error = "" if math.isnan(plan.stderr) else f" +- {plan.stderr:.4f}"
+    source = plan.text.source if plan.text is not None else "unknown text"
+    windows = f"{plan.windows} window{'s' * (plan.windows != 1)}"
+    return (
+        f"NLL {plan.increase:+.4f}{error} nats a token ({plan.source}, {plan.tokens:,} tokens in {windows} of {source})"
+    )
+
+
+def tie_words(advice: Advice) -> str:
+    """Return the tied plans, the first few by name."""
+    shown = [f"{what_to_do(plan)[7:]} ({plan.increase:+.4f})" for plan in advice.ties[:_SHOWN_TIES]]
+    more = len(advice.ties) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+
+
+def _others(advice: Advice) -> str:
+    return f"{advice.compared - 1} other measured plans that fit" if advice.measured else "no measured plan"
+
+
+def _words(method: str) -> str:
+    return method.replace("_", " ")
+
+
+def advice_json(advice: Advice) -> dict[str, Any]:
+    """Return the advice as one JSON object; its shape is stable."""
+    return {
+        "budget": asdict(advice.budget),
+        "measured": advice.measured,
+        "plan": _candidate_json(advice.plan),
+        "ties": [_candidate_json(plan) for plan in advice.ties],
+        "compared": advice.compared,
+        "parameters": advice.parameters,
+        "bytes": advice.bytes,
+        "expected": None if advice.expected is None else list(advice.expected),
+        "expected_method": advice.expected_method,
+        "notes": list(advice.notes),
+    }
+
+
+def _candidate_json(plan: Candidate) -> dict[str, Any]:
+    values = {"removed": list(plan.removed), "methods": list(plan.methods)}
+    numbers = {"increase": plan.increase, "stderr": plan.stderr, "tokens": plan.tokens, "windows": plan.windows}
+    text = None if plan.text is None else asdict(plan.text)
+    return values | finite(numbers) | {"source": plan.source, "text": text}
