@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shortviz import __version__, cli_advise, cli_map
+from shortviz import __version__, cli_advise, cli_compare, cli_map
 from shortviz.cli_options import (
     JsonOption,
     LoadOptions,
@@ -211,6 +211,8 @@ def prune(
 app.command("map")(cli_map.measured_map)
 app.command("curve")(cli_map.removal_curve)
 app.command("advise")(cli_advise.advise_command)
+app.command("compare")(cli_compare.compare)
+app.command("sensitivity")(cli_compare.sensitivity)
 
 
 @app.command()

@@ -48,7 +48,7 @@ def estimate_line(estimate: ModelEstimate) -> str:
 
 def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
     """Return the best block of each n that can be exported, with its ties inside the error and the sink it removes."""
-    grid = distances.criteria[criterion]
+    grid, settling = distances.criteria[criterion], distances.settling.get(criterion)
     rows = []
     for n in range(1, distances.num_layers):
         start = best_start(grid, n, model)
@@ -61,8 +61,10 @@ def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> s
         sink = "removes the layer that writes the attention sink" if distances.sink_layers_in(block) else ""
         notes = "; ".join(part for part in (f"tied with start {shown}" if ties else "", sink) if part)
         layers = f"{start}" if n == 1 else f"{start}-{start + n - 1}"
-        rows.append([str(n), layers, f"{mean:.5f}", "-" if stderr != stderr else f"{stderr:.5f}", notes])
-    return table(["n", "layers", "distance", "+-", ""], rows)
+        error = "-" if stderr != stderr else f"{stderr:.5f}"
+        needed = [] if settling is None else [settling.words(n)]
+        rows.append([str(n), layers, f"{mean:.5f}", error, *needed, notes])
+    return table(["n", "layers", "distance", "+-", *([] if settling is None else ["rows needed"]), ""], rows)
 
 
 def distances_text(distances: BlockDistances, model: ModelInfo) -> str:

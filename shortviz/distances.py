@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from shortviz.criteria import Criterion, Score
 from shortviz.errors import ShortvizError, Stopped, TextError
 from shortviz.gram import NORMS, BoundaryStates, sequence_scores
 from shortviz.handle import ModelHandle
-from shortviz.records import BlockDistances, BoundaryNorms, Floats, OnProgress, Progress, Tokens, TokenSet
+from shortviz.records import BlockDistances, BoundaryNorms, Floats, OnProgress, Progress, Settling, Tokens, TokenSet
+from shortviz.row_scores import RowScores
+from shortviz.settling import settle
 from shortviz.sums import Sums, pack, unpack
 from shortviz.token_sample import TokenSample
 
@@ -55,17 +58,22 @@ def measure_distances(
     sample = None
     if any(c.from_sample for c in chosen):
         sample = TokenSample.of_rows(len(tokens.rows), states.num_boundaries, handle.info.hidden_size, checkpoint)
+    pairs = states.num_boundaries * (states.num_boundaries - 1) // 2
+    rows = RowScores.beside(checkpoint, [c.name for c in chosen if not c.from_sample], pairs)
     sums, done, seconds_before = _resume(checkpoint, key, chosen, handle, sample, batches)
+    rows.restore(sums[_FIRST].count)
 
     def record(complete: bool = False) -> BlockDistances:
         seconds = seconds_before + time.monotonic() - began
-        return _record(handle, tokens, chosen, sums, sample if complete else None, seconds)
+        found = _record(handle, tokens, chosen, sums, sample if complete else None, seconds)
+        return replace(found, settling=_settling(handle, rows)) if complete else found
 
     for index in range(done, len(batches)):
         if stop is not None and stop.is_set():
             break
         scores = _measure_batch(handle, states, batches[index], chosen, sample)
         sums = {name: s.add(scores[name]) for name, s in sums.items()}
+        rows.add(scores)
         last = index == len(batches) - 1
         if checkpoint is not None and (last or time.monotonic() - saved > CHECKPOINT_SECONDS):
             spent = seconds_before + time.monotonic() - began
@@ -73,11 +81,19 @@ def measure_distances(
             save_checkpoint(checkpoint, key, arrays)
             saved = time.monotonic()
         if on_progress is not None:
-            rows = sums[_FIRST].count
-            on_progress(Progress(stage="measure", done=rows, total=len(tokens.rows), unit="rows", snapshot=record))
+            count = sums[_FIRST].count
+            on_progress(Progress(stage="measure", done=count, total=len(tokens.rows), unit="rows", snapshot=record))
     if sums[_FIRST].count == 0:
         raise Stopped("Stopped before the first batch was measured; there is nothing to keep.")
     return record(complete=True)
+
+
+def _settling(handle: ModelHandle, rows: RowScores) -> dict[str, Settling]:
+    """Return how many rows each choice needs, for the criteria that score row by row."""
+    illegal = [(start, n) for start, n, _ in handle.info.illegal]
+    scores = {name: rows.of(name) for name in rows.criteria}
+    found = {n: settle(s, handle.info.num_layers, illegal) for n, s in scores.items() if s is not None}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def _check_rows(handle: ModelHandle, tokens: TokenSet) -> None:

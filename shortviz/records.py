@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shortviz.model_records import ModelEstimate, ModelInfo, ModelRef
 from shortviz.plan_records import Block, PrunePlan
+from shortviz.settling_records import Settling
 from shortviz.task_records import TaskPrediction, TaskRow, TaskRows, TaskScore, TaskSpec
 from shortviz.text_records import Bos, TextInfo, TextSpec, Tokens, TokenSet, WindowSet, WindowSpec
 
@@ -41,6 +42,7 @@ __all__ = [
     "PrunePlan",
     "Run",
     "Score",
+    "Settling",
     "TaskPrediction",
     "TaskRow",
     "TaskRows",
@@ -118,6 +120,8 @@ class BlockDistances:
     seconds: float = 0.0
     rows: int = 0
     """Sequences run; 0 where only the criteria's own counts are known."""
+    settling: Mapping[str, Settling] = field(default_factory=dict)
+    """By criterion: how many rows the best start of each n needs; only of a finished or stopped measurement."""
 
     @property
     def samples(self) -> int:

@@ -1,0 +1,121 @@
+"""Runs side by side in words, as a table and as JSON: how far a choice depends on its text. No torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from shortviz import criteria
+from shortviz.cli_output import table
+from shortviz.errors import RunError
+from shortviz.planning import best_start
+from shortviz.records import BlockDistances, Grid, ModelInfo, Run
+from shortviz.sensitivity import check_comparable, grid_difference, shift_words, start_shifts
+from shortviz.settling import settling_words
+
+
+def comparison_text(runs: Mapping[str, Run], criterion: str | None = None) -> str:
+    """Return the best start of each n on every text, where it moves, and how many rows it needs.
+
+    Raises RunError for fewer than two runs, runs of different models, or a criterion that one of them lacks.
+    """
+    measured, name = _checked(runs, criterion)
+    model = next(iter(runs.values())).model
+    letters = [chr(ord("A") + i) for i in range(len(measured))]
+    rows = []
+    for n in range(1, model.num_layers):
+        starts = [best_start(one.criteria[name], n, model) for one in measured]
+        moves = "" if len(set(starts)) == 1 else "moves"
+        cells = [_start_words(one, name, n, start) for one, start in zip(measured, starts, strict=True)]
+        rows.append([str(n), *cells, moves])
+    head = ["n", *letters, ""]
+    lines = [f"Best start of each n by {criteria.label(name)}; in brackets the rows of text that the choice needs."]
+    for letter, (folder, run), one in zip(letters, runs.items(), measured, strict=True):
+        lines.append(f"  {letter}: {run.text.source}, {one.samples} rows of at most {run.text.max_length} ({folder})")
+    lines += [table(head, rows), ""]
+    for letter, one in zip(letters[1:], measured[1:], strict=True):
+        lines.append(
+            f"A to {letter}: {shift_words(start_shifts(measured[0].criteria[name], one.criteria[name], model))}"
+        )
+    for letter, one in zip(letters, measured, strict=True):
+        lines.append(f"{letter}: {_settling_line(one, name, model)}")
+    fingerprints = {one.text.fingerprint for one in measured}
+    if len(fingerprints) < len(measured):
+        lines.append("Note: some of the runs are of the same text.")
+    return "\n".join(lines)
+
+
+def comparison_json(runs: Mapping[str, Run], criterion: str | None = None) -> dict[str, Any]:
+    """Return the comparison as one JSON object; differences are from the first run to each other one.
+
+    Raises as `comparison_text`.
+    """
+    measured, name = _checked(runs, criterion)
+    model = next(iter(runs.values())).model
+    first = measured[0].criteria[name]
+    return {
+        "criterion": name,
+        "model": model.id,
+        "runs": [
+            {
+                "folder": folder,
+                "text": asdict(run.text),
+                "best_starts": [best_start(one.criteria[name], n, model) for n in range(1, model.num_layers)],
+                "rows_needed": [_needed(one, name, n) for n in range(1, model.num_layers)],
+                "rows": one.samples,
+            }
+            for (folder, run), one in zip(runs.items(), measured, strict=True)
+        ],
+        "shifts": [[asdict(s) for s in start_shifts(first, one.criteria[name], model)] for one in measured[1:]],
+        "difference": [_grid_json(grid_difference(first, one.criteria[name], per_n=False)) for one in measured[1:]],
+        "difference_per_n": [_grid_json(grid_difference(first, one.criteria[name])) for one in measured[1:]],
+    }
+
+
+def _checked(runs: Mapping[str, Run], criterion: str | None) -> tuple[list[BlockDistances], str]:
+    if len(runs) < 2:
+        raise RunError(f"{len(runs)} run was named; name at least two different ones to compare.")
+    first = next(iter(runs.values()))
+    measured = []
+    for folder, run in runs.items():
+        check_comparable(first, run)
+        if run.distances is None:
+            raise RunError(f"{folder} holds no distances; measure them first (shortviz measure ... --out {folder}).")
+        measured.append(run.distances)
+    common = [name for name in measured[0].criteria if all(name in one.criteria for one in measured)]
+    if not common:
+        raise RunError("The runs have no criterion in common; measure one in all of them.")
+    chosen = criterion or ("angular_last" if "angular_last" in common else common[0])
+    if chosen not in common:
+        raise RunError(f"Criterion {chosen!r} is not in all of the runs; choose from {', '.join(common)}.")
+    return measured, chosen
+
+
+def _start_words(one: BlockDistances, name: str, n: int, start: int | None) -> str:
+    found = one.settling.get(name)
+    if start is None:
+        return "-"
+    return f"{start} ({found.words(n)})" if found is not None else str(start)
+
+
+def _needed(one: BlockDistances, name: str, n: int) -> int | None:
+    """Return the rows that the choice needs; None where the rows there are do not say."""
+    found = one.settling.get(name)
+    return found.needed[n - 1] if found is not None and found.enough(n) else None
+
+
+def _settling_line(one: BlockDistances, name: str, model: ModelInfo) -> str:
+    found = one.settling.get(name)
+    if found is None:
+        return "how many rows a choice needs was not recorded."
+    sizes = [n for n in range(1, model.num_layers) if best_start(one.criteria[name], n, model) is not None]
+    return settling_words(found, sizes)
+
+
+def _grid_json(grid: Grid) -> dict[str, list[list[float | None]]]:
+    size = grid.num_layers
+    rows: dict[str, Sequence[Sequence[float]]] = {"mean": grid.mean.tolist(), "stderr": grid.stderr.tolist()}
+    return {
+        name: [[None if math.isnan(v) else v for v in line[: size - n]] for n, line in enumerate(values)]
+        for name, values in rows.items()
+    }
