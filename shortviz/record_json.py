@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
+
 from shortviz.ledger import Ledger, LedgerStep, Treatment
-from shortviz.records import Evaluation, Score, TaskScore, TextInfo
+from shortviz.records import Evaluation, Score, Settling, TaskScore, TextInfo
 
 _NUMBERS = ("accuracy", "accuracy_stderr", "accuracy_norm", "accuracy_norm_stderr", "chance", "majority")
 
@@ -117,6 +119,17 @@ def _task_json(task: TaskScore) -> dict[str, Any]:
 
 def _read_task(found: Mapping[str, Any]) -> TaskScore:
     return TaskScore(**{**found, "removed": tuple(found["removed"])} | {name: number(found[name]) for name in _NUMBERS})
+
+
+def settling_json(found: Settling) -> dict[str, Any]:
+    """Return how many rows a choice needs."""
+    return asdict(found) | {"agree": found.agree.tolist()}
+
+
+def read_settling(found: Mapping[str, Any]) -> Settling:
+    """Return what `settling_json` wrote."""
+    tuples = {name: tuple(found[name]) for name in ("counts", "needed")}
+    return Settling(rows=found["rows"], orders=found["orders"], agree=np.array(found["agree"]), **tuples)
 
 
 def number(value: float | None) -> float:

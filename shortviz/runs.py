@@ -25,7 +25,9 @@ from shortviz.record_json import (
     read_evaluation,
     read_ledger,
     read_score,
+    read_settling,
     score_json,
+    settling_json,
 )
 from shortviz.records import (
     BlockDistances,
@@ -36,7 +38,6 @@ from shortviz.records import (
     Grid,
     ModelInfo,
     Run,
-    Settling,
     TextInfo,
 )
 
@@ -86,7 +87,7 @@ def run_json(run: Run) -> dict[str, Any]:
         found["norms"] = {"first": _list(run.distances.norms.first), "rest": _list(run.distances.norms.rest)}
         found["seconds"] = run.distances.seconds
         found["rows"] = run.distances.samples
-        found["settling"] = {name: _settling_json(one) for name, one in run.distances.settling.items()}
+        found["settling"] = {name: settling_json(one) for name, one in run.distances.settling.items()}
     if run.losses is not None:
         found["losses"] = _losses_json(run.losses)
     found["evaluations"] = [evaluation_json(e) for e in run.evaluations]
@@ -202,17 +203,8 @@ def _distances(found: Mapping[str, Any], num_layers: int, text: TextInfo) -> Blo
         text=text,
         seconds=float(found["seconds"]),
         rows=int(found.get("rows", 0)),
-        settling={name: _settling(one) for name, one in found.get("settling", {}).items()},
+        settling={name: read_settling(one) for name, one in found.get("settling", {}).items()},
     )
-
-
-def _settling_json(found: Settling) -> dict[str, Any]:
-    return {f.name: getattr(found, f.name) for f in fields(found)} | {"agree": found.agree.tolist()}
-
-
-def _settling(found: Mapping[str, Any]) -> Settling:
-    tuples = {name: tuple(found[name]) for name in ("counts", "needed")}
-    return Settling(rows=found["rows"], orders=found["orders"], agree=np.array(found["agree"]), **tuples)
 
 
 def _losses_json(losses: BlockLosses) -> dict[str, Any]:
