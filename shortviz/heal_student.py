@@ -1,0 +1,200 @@
+"""The model that is trained: a twin of the cut one, on the same frozen tensors, with what is trained put into it.
+
+Merging adapters into a model that shares weights changes the other one too. So the twin is thrown away, and what it
+learned is added up into new tensors for a second twin; the cut model and the uncut one are never touched.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shortviz.architectures import layer_stack
+from shortviz.errors import PlanError, ResourceError
+from shortviz.handle import ModelHandle
+from shortviz.heal_settings import HealSettings
+from shortviz.heal_targets import Targets, find_targets, last_part
+from shortviz.pruning import prune
+from shortviz.records import PrunePlan
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Student:
+    """A twin of a cut model, being trained."""
+
+    handle: ModelHandle
+    cut: ModelHandle
+    trained: Mapping[str, nn.Parameter]
+    """What is trained, by its name in the twin."""
+    adapter_config: Any = None
+    """peft's LoraConfig; None for partial fine-tuning."""
+    checkpoints: bool = False
+    """Activations are computed twice instead of kept."""
+    note: str = ""
+    masters: dict[str, Tensor] = field(default_factory=dict)
+    """float32 copies of the trained weights that are narrower: small steps would be rounded away."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(weight.numel() for weight in self.trained.values())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of what is trained, in full precision, on the CPU."""
+        return {name: self.masters.get(name, w).detach().to("cpu", copy=True) for name, w in self.trained.items()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put a state back."""
+        for name, weight in self.trained.items():
+            weight.copy_(state[name])
+            if name in self.masters:
+                self.masters[name].copy_(state[name])
+
+
+def make_student(cut: ModelHandle, settings: HealSettings) -> Student:
+    """Return a student of a cut model; the caller seeds torch's generator, which the adapters' first weights come from.
+
+    Raises PlanError where there is nothing to train by these settings, ResourceError where a package is missing.
+    """
+    twin = twin_of(cut)
+    student = _with_adapters(twin, cut, settings) if settings.method == "lora" else _partly_free(twin, cut, settings)
+    for name, weight in student.trained.items():
+        if weight.element_size() < 4:
+            student.masters[name] = weight.detach().float().clone()
+    if student.checkpoints:
+        student.handle.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return student
+
+
+def twin_of(handle: ModelHandle) -> ModelHandle:
+    """Return a handle on a new model with the very tensors of another one."""
+    twin = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=()))
+    return replace(twin, plan=handle.plan, info=handle.info)
+
+
+def set_training(student: Student, on: bool) -> None:
+    """Switch dropout of the adapters, and nothing else, on or off: the frozen model stays as it will be used."""
+    model = student.handle.model
+    model.eval()
+    if not on:
+        return
+    for name, module in model.named_modules():
+        if name.endswith("lora_dropout"):
+            module.train()
+    if student.checkpoints:
+        for layer in layer_stack(model).layers:
+            layer.training = True  # the flag that checkpointing looks at; what is inside the layer stays in eval mode
+
+
+def _with_adapters(twin: ModelHandle, cut: ModelHandle, settings: HealSettings) -> Student:
+    try:
+        import peft
+    except ImportError as error:
+        raise ResourceError(
+            "Training adapters needs the package peft, which is not installed; run `pip install peft`, or choose "
+            "method partial."
+        ) from error
+    targets = find_targets(twin.model, settings.targets)
+    if settings.quantize == "4bit":
+        from shortviz.heal_quantise import check_quantiser, quantise_layers
+
+        check_quantiser(twin.model.device)
+        quantise_layers(twin.model)
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.scale_alpha,
+        # peft cannot drop inputs of experts that are kept in one tensor
+        lora_dropout=0.0 if targets.parameters else settings.dropout,
+        target_modules=list(targets.modules),
+        target_parameters=list(targets.parameters) or None,
+        fan_in_fan_out=targets.transposed,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    peft.inject_adapter_in_model(config, twin.model)
+    trained = {name: weight for name, weight in twin.model.named_parameters() if weight.requires_grad}
+    _check_adapted(twin.model, cut, targets)
+    return Student(
+        handle=twin,
+        cut=cut,
+        trained=trained,
+        adapter_config=config,
+        checkpoints=settings.gradient_checkpointing,
+        note=targets.note,
+    )
+
+
+def _check_adapted(model: PreTrainedModel, cut: ModelHandle, targets: Targets) -> None:
+    """Raise PlanError unless the adapters sit on exactly the weights that were meant."""
+    path = layer_stack(cut.model).path
+    ends = (*(f"{name}.weight" for name in targets.modules), *targets.parameters)
+    meant = {
+        name
+        for name, _ in cut.model.named_parameters(remove_duplicate=False)
+        if name.startswith(f"{path}.") and name.removeprefix(f"{path}.").partition(".")[2] in ends
+    }
+    adapted = {name for name, _ in adapted_weights(model)}
+    if odd := sorted(meant ^ adapted):
+        what = "no adapter" if odd[0] in meant else "an adapter that was not asked for"
+        raise PlanError(f"peft gave {odd[0]} {what}; name the targets one by one, or choose method partial.")
+
+
+def adapted_weights(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """Yield (name of the weight in the unadapted model, peft's layer) of each adapter."""
+    from peft.tuners.lora import LoraLayer, ParamWrapper
+
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        clean = ".".join(part for part in name.split(".") if part != "base_layer")
+        leaf = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
+        yield f"{clean}.{leaf}", module
+
+
+def _partly_free(twin: ModelHandle, cut: ModelHandle, settings: HealSettings) -> Student:
+    """Give the twin copies of the weights that are trained, in place of the shared ones."""
+    trained: dict[str, nn.Parameter] = {}
+    for name, weight in last_part(twin.model, settings.last_layers).items():
+        trained[name] = nn.Parameter(weight.detach().clone(), requires_grad=True)
+    head = twin.model.get_output_embeddings()
+    embeddings = {id(weight) for weight in twin.model.get_input_embeddings().parameters()}
+    tied = head is not None and any(id(weight) in embeddings for weight in head.parameters())
+    put_weights(twin.model, trained)
+    note = "The head is tied to the input embeddings and was not trained." if tied else ""
+    return Student(handle=twin, cut=cut, trained=trained, checkpoints=settings.gradient_checkpointing, note=note)
+
+
+def put_weights(model: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
+    """Put parameters into a model by name, in place of its own; a weight that has several names gets all of them."""
+    names: dict[int, list[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), []).append(name)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for name, new in weights.items():
+        for place in names[id(own[name])]:
+            parent, _, leaf = place.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, new)
+
+
+@torch.no_grad()
+def merge(student: Student) -> ModelHandle:
+    """Return a new handle on the cut model with what was learned; only the changed weights are new tensors."""
+    healed = twin_of(student.cut)
+    own = dict(healed.model.named_parameters(remove_duplicate=False))
+    new: dict[str, nn.Parameter] = {}
+    if student.adapter_config is None:
+        for name, weight in student.trained.items():
+            new[name] = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    else:
+        for name, layer in adapted_weights(student.handle.model):
+            before = own[name]
+            wide = torch.float64 if before.dtype == torch.float64 else torch.float32
+            delta = layer.get_delta_weight("default").to(before.device, wide)
+            new[name] = nn.Parameter((before.to(wide) + delta).to(before.dtype), requires_grad=False)
+    put_weights(healed.model, new)
+    healed.model.requires_grad_(False).eval()
+    return healed

@@ -1,0 +1,34 @@
+"""What the tests of healing share: a small training on a tiny model."""
+
+from typing import Any
+
+from shortviz.handle import ModelHandle
+from shortviz.heal_data import ALL_TOKENS, split_heldout
+from shortviz.heal_settings import HealSettings
+from shortviz.records import TextSpec, TokenSet, WindowSet
+from shortviz.texts import tokenize
+
+WINDOW = 32
+
+
+def small_recipe(**changes: Any) -> HealSettings:
+    """Eight steps of two windows of 32 tokens, measured every second one."""
+    recipe: dict[str, Any] = {
+        "objective": "mixed",
+        "rank": 4,
+        "dropout": 0.1,
+        "steps": 8,
+        "warmup_steps": 2,
+        "length": WINDOW,
+        "batch_size": 2,
+        "eval_every": 2,
+        "learning_rate": 3e-3,
+        "last_layers": 1,
+    }
+    return HealSettings(**(recipe | changes))
+
+
+def small_text(handle: ModelHandle, limit: int = 20) -> tuple[TokenSet, WindowSet]:
+    """Text to train on, and two windows of it held out."""
+    spec = TextSpec(kind="builtin", value="passages/prose", limit=limit, max_length=ALL_TOKENS)
+    return split_heldout(tokenize(spec, handle.tokenizer), windows=2, window=WINDOW)
