@@ -15,13 +15,14 @@ from shortviz import criteria as known
 from shortviz.capture import residual_boundaries
 from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
-from shortviz.errors import ShortvizError, Stopped, TextError
+from shortviz.errors import ShortvizError, Stopped
 from shortviz.gram import NORMS, BoundaryStates, sequence_scores
 from shortviz.handle import ModelHandle
 from shortviz.records import BlockDistances, BoundaryNorms, Floats, OnProgress, Progress, Settling, Tokens, TokenSet
 from shortviz.row_scores import RowScores
 from shortviz.settling import settle
 from shortviz.sums import Sums, pack, unpack
+from shortviz.token_batches import batches_by_length, check_rows, padded_right
 from shortviz.token_sample import TokenSample
 
 CHECKPOINT_SECONDS = 2.0
@@ -49,9 +50,9 @@ def measure_distances(
     """
     if batch_size < 1:
         raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
-    _check_rows(handle, tokens)
+    check_rows(handle, tokens)
     chosen = [known.resolve(c) for c in criteria or known.names()]
-    batches = _batches(tokens, batch_size)
+    batches = batches_by_length(tokens.rows, batch_size)
     key = _key(handle, tokens, chosen, batch_size)
     began, saved = time.monotonic(), time.monotonic()
     states = BoundaryStates(handle.info.num_layers + 1)
@@ -96,28 +97,6 @@ def _settling(handle: ModelHandle, rows: RowScores) -> dict[str, Settling]:
     return {name: one for name, one in found.items() if one is not None}
 
 
-def _check_rows(handle: ModelHandle, tokens: TokenSet) -> None:
-    """Raise TextError where a row is too long for the model or holds tokens that it does not have."""
-    longest, highest = max(map(len, tokens.rows)), max(int(row.max()) for row in tokens.rows)
-    context, vocabulary = handle.info.context_length, handle.info.vocab_size
-    if context is not None and longest > context:
-        raise TextError(
-            f"A row of {longest} tokens is longer than the model's context of {context}; choose a row length of at "
-            f"most {context}."
-        )
-    if highest >= vocabulary:
-        raise TextError(
-            f"The rows hold token {highest}, but the model's vocabulary has {vocabulary}; make them with this model's "
-            "tokenizer."
-        )
-
-
-def _batches(tokens: TokenSet, batch_size: int) -> list[list[Tokens]]:
-    """Return the rows by length, longest first: little padding, and memory peaks at the start, not at the end."""
-    order = sorted(range(len(tokens.rows)), key=lambda i: (-len(tokens.rows[i]), i))
-    return [[tokens.rows[i] for i in order[low : low + batch_size]] for low in range(0, len(order), batch_size)]
-
-
 def _measure_batch(
     handle: ModelHandle,
     states: BoundaryStates,
@@ -126,11 +105,7 @@ def _measure_batch(
     sample: TokenSample | None,
 ) -> Mapping[str, Floats]:
     lengths = [len(row) for row in rows]
-    # Right padding and no mask: a causal model's real tokens never see what comes after them, and without a mask
-    # attention takes its fast path. (The contract suite checks this for every family.)
-    ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
-    for line, row in zip(ids, rows, strict=True):
-        line[: len(row)] = torch.tensor(row)
+    ids = padded_right(rows)
     with handle.lock, torch.inference_mode(), residual_boundaries(handle, states.keep) as decoder:
         decoder(input_ids=ids.to(handle.model.device), use_cache=False)
     scores = sequence_scores(states, lengths, max(lengths), [c for c in criteria if not c.from_sample])

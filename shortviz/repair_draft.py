@@ -1,0 +1,149 @@
+"""A draft of the repaired model while it is made: layers are fitted one after another, each judged before it stays."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from shortviz.architectures import layer_stack
+from shortviz.handle import ModelHandle
+from shortviz.held_out import EndLoss, check_replay, open_end_loss
+from shortviz.new_weights import own_copy, put_weights, take_back
+from shortviz.records import Floats, Tokens
+from shortviz.seam_fit import Fitted, Site, fit, gather
+from shortviz.seam_streams import Stream, advance, check_stop, open_stream
+from shortviz.token_batches import batches_by_length
+
+Tell = Callable[[int, str], None]
+"""Told of rows done, and in which part of the work."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Outcome:
+    """One site, fitted and judged."""
+
+    site: Site
+    layer: int
+    """In the uncut model's numbers."""
+    fitted: Fitted
+    before: Floats
+    """NLL of each held-out row without this site's repair, with those before it."""
+    after: Floats
+    applied: bool
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Draft:
+    """A model of one's own on its way from cut to repaired."""
+
+    handle: ModelHandle
+    layers: nn.ModuleList
+    numbers: Sequence[int]
+    """The layers' numbers in the uncut model."""
+    fit_on: list[Stream]
+    held_out: list[Stream]
+    weights: Floats
+    """Scored tokens of each held-out row."""
+    end_loss: EndLoss
+    place: int
+    """The layer that the streams are about to enter."""
+    nll: Floats
+    """Of each held-out row, mean over its scored tokens, as the draft is now."""
+    stop: threading.Event | None
+    tell: Tell
+
+    def mean(self, nll: Floats) -> float:
+        """Return the mean over held-out tokens."""
+        return float(np.average(nll, weights=self.weights))
+
+    def try_site(self, site: Site) -> Outcome:
+        """Fit a site at or after the draft's place, and keep it if the end loss on held-out rows falls."""
+        number = self.numbers[site.layer]
+        layer = self.layers[site.layer]
+        advance(self.layers, self.numbers, (*self.fit_on, *self.held_out), self.place, site.layer)
+        self.place = site.layer
+        moments = [
+            gather(layer, site, streams, number, self.stop, lambda rows: self.tell(rows, f"layer {number}"))
+            for streams in (self.fit_on, self.held_out)
+        ]
+        fitted = fit(layer, site, *moments)
+        old = put_weights(layer, fitted.weights)
+        before, after = self.nll, self.judge()
+        applied = self.mean(after) < self.mean(before)
+        if applied:
+            self.nll = after
+        else:
+            take_back(layer, old)
+        return Outcome(site=site, layer=number, fitted=fitted, before=before, after=after, applied=applied)
+
+    def judge(self) -> Floats:
+        """Return the NLL of each held-out row as the draft is now."""
+        check_stop(self.stop)
+        return self.end_loss.nll(self.layers, self.numbers, self.held_out, self.place)
+
+
+def open_draft(
+    cut: ModelHandle,
+    base: ModelHandle,
+    rows: tuple[Sequence[Tokens], Sequence[Tokens]],
+    sites: Sequence[Site],
+    *,
+    batch_size: int,
+    stop: threading.Event | None,
+    tell: Tell,
+) -> Draft:
+    """Return a draft, as the cut is, with its streams before the first site; `rows` are those to fit on and held out.
+
+    Raises ModelError where the family's layers cannot be run one by one.
+    """
+    assert cut.plan is not None
+    handle, numbers = own_copy(cut), cut.plan.kept
+    wanted = {site.boundary for site in sites}
+    start = shared_front(cut, base, numbers, min(site.layer for site in sites))
+
+    def opened(part: Sequence[Tokens], end: int) -> Iterable[Stream]:
+        for batch in batches_by_length(part, batch_size):
+            check_stop(stop)
+            yield open_stream(base, batch, wanted, start, end)
+            tell(len(batch), "the uncut model")
+
+    fit_on, held_out = list(opened(rows[0], max(wanted))), list(opened(rows[1], base.info.num_layers))
+    layers = layer_stack(handle.model).layers
+    ordered = [row for batch in batches_by_length(rows[1], batch_size) for row in batch]
+    end_loss = open_end_loss(cut, ordered[0])
+    nll = end_loss.nll(layers, numbers, held_out, start)
+    check_replay(cut, ordered[0], float(nll[0]))
+    return Draft(
+        handle=handle,
+        layers=layers,
+        numbers=numbers,
+        fit_on=fit_on,
+        held_out=held_out,
+        weights=np.array([len(row) - 1.0 for row in ordered]),
+        end_loss=end_loss,
+        place=start,
+        nll=nll,
+        stop=stop,
+        tell=tell,
+    )
+
+
+def shared_front(cut: ModelHandle, base: ModelHandle, numbers: Sequence[int], limit: int) -> int:
+    """Return how many layers, at most `limit`, the cut model's front has in common with the uncut model: same tensors.
+
+    What enters the next layer is then the same in both.
+    """
+    if not _same(cut.model.get_input_embeddings(), base.model.get_input_embeddings()):
+        return 0
+    ours, theirs = layer_stack(cut.model).layers, layer_stack(base.model).layers
+    for index in range(limit):
+        if numbers[index] != index or not _same(ours[index], theirs[index]):
+            return index
+    return limit
+
+
+def _same(ours: nn.Module, theirs: nn.Module) -> bool:
+    pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    return all(a.data_ptr() == b.data_ptr() for a, b in pairs)

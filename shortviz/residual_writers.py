@@ -1,0 +1,150 @@
+"""Which modules of a layer write into the residual stream that leaves it: found by watching, not by family.
+
+A writer is a module whose output the layer only adds: when its output moves by d, what leaves the layer moves by
+gain * d. In most families that is the MLP's last projection, with gain 1; granite and falcon_h1 scale it; in parallel
+families (phi, falcon, gpt_neox) the attention's projection is one too; in mamba it is the mixer's. Where a norm
+follows the MLP (gemma2, olmo2) the norm's scale is the only weight left that writes linearly; mixtures of experts have
+no linear writer at all. The attention's projection of a sequential layer is none: the MLP reads what it wrote.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shortviz.architectures import layer_stack
+from shortviz.handle import ModelHandle
+from shortviz.replay import LayerCall, record
+
+PROBE_TOKENS = 12
+_ROUNDING = 32
+"""A writer's effect may differ from gain * d by this many units of the dtype's rounding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Writer:
+    """A module whose output is added to the residual stream."""
+
+    name: str
+    """In its layer, e.g. `mlp.down_proj`."""
+    gain: float
+    """What leaves the layer moves by this times what the module's output moves."""
+    inputs: int
+    """Features it reads; for a norm's scale, channels."""
+    scale: bool = False
+    """True: a norm behind the MLP, whose one weight a channel is linear; False: a linear layer."""
+
+
+@torch.no_grad()
+def find_writers(handle: ModelHandle, layer: int) -> tuple[Writer, ...]:
+    """Return the writers of a layer, the one with the most inputs first; the last called of equals.
+
+    Linear layers where there is one; otherwise norms behind the MLP; empty where the layer has neither.
+    """
+    ids = torch.arange(PROBE_TOKENS) % (handle.info.vocab_size - 1) + 1
+    with handle.lock:
+        recording = record(handle, ids)
+        probe = _Probe(
+            layer=layer_stack(handle.model).layers[layer],
+            call=recording.calls[layer],
+            entering=recording.boundaries[layer].clone(),
+        )
+        seen = probe.watch()
+        for is_kind, scale in ((_is_linear, False), (_is_scale, True)):
+            found = [
+                Writer(name=name, gain=gain, inputs=args.shape[-1], scale=scale)
+                for name, (module, args, output) in seen.items()
+                if is_kind(module, args, output) and (gain := probe.gain(module, output)) is not None
+            ]
+            if found:
+                return tuple(sorted(reversed(found), key=lambda writer: -writer.inputs))
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Probe:
+    """One layer on a short input."""
+
+    layer: nn.Module
+    call: LayerCall
+    entering: Tensor
+
+    def watch(self) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+        """Return name -> (module, input, output) of the modules that run once and give (1, tokens, hidden)."""
+        calls: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+                    calls.setdefault(name, []).append((module, args[0].clone(), output.clone()))
+
+            return hook
+
+        with ExitStack() as hooks:
+            for name, module in self.layer.named_modules():
+                if name and next(module.children(), None) is None:
+                    hooks.callback(module.register_forward_hook(keep(name)).remove)
+            self.call.run(self.layer, self.entering.clone())
+        size = self.entering.numel()
+        return {name: found[0] for name, found in calls.items() if len(found) == 1 and found[0][2].numel() == size}
+
+    def gain(self, module: nn.Module, output: Tensor) -> float | None:
+        """Return how much the layer's output moves with the module's, None where it does not simply move along."""
+        before = self.call.run(self.layer, self.entering.clone())
+        noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)
+        move = noise * before.float().square().mean(-1, keepdim=True).sqrt().to(before.dtype)
+        hook = module.register_forward_hook(lambda _m, _a, out: out + move.view_as(out))
+        try:
+            moved = self.call.run(self.layer, self.entering.clone())
+        finally:
+            hook.remove()
+        change, step = (moved.double() - before.double()), move.double()
+        gain = float((change * step).sum() / step.square().sum())
+        scale = torch.maximum(before.abs(), moved.abs()).double().amax(-1) + step.abs().amax(-1)
+        missed = (change - gain * step).abs().amax(-1)
+        rounding = _ROUNDING * torch.finfo(before.dtype).eps
+        return gain if abs(gain) > 1e-3 and bool((missed <= rounding * scale).all()) else None
+
+
+def _is_linear(module: nn.Module, entered: Tensor, left: Tensor) -> bool:
+    """Tell whether the module is a linear layer, and does just what its weights say (quantising ones do more)."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return False
+    weight, bias = linear_weight(module).double(), module.bias
+    expected = entered.double() @ weight.T + (0.0 if bias is None else bias.double())
+    return _equal(expected, left, left.dtype)
+
+
+def _is_scale(module: nn.Module, entered: Tensor, left: Tensor) -> bool:
+    """Tell whether the module's output is affine in its weight, one number a channel; some add 1 to it."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.shape != left.shape[-1:]:
+        return False
+    once, twice = (_with_weight(module, weight + step, entered).double() for step in (1.0, 2.0))
+    return _equal(2 * once - left.double(), twice, left.dtype) and not torch.equal(once, left.double())
+
+
+def scale_features(module: nn.Module, entered: Tensor, left: Tensor) -> Tensor:
+    """Return by how much a norm's output moves when each channel's weight grows by 1, same shape as its output."""
+    return _with_weight(module, module.get_parameter("weight") + 1.0, entered) - left
+
+
+def _with_weight(module: nn.Module, weight: Tensor, entered: Tensor) -> Tensor:
+    left: Tensor = torch.func.functional_call(module, {"weight": weight}, (entered,))
+    return left
+
+
+def _equal(expected: Tensor, left: Tensor, dtype: torch.dtype) -> bool:
+    rounding = 8 * _ROUNDING * torch.finfo(dtype).eps
+    missed, scale = (expected - left).abs().amax(-1), expected.abs().amax(-1)
+    return bool((missed <= rounding * scale).all())
+
+
+def linear_weight(module: nn.Module) -> Tensor:
+    """Return the weight of a linear layer as (outputs, inputs); gpt2's Conv1D keeps it the other way round."""
+    weight = module.get_parameter("weight")
+    return weight.T if isinstance(module, Conv1D) else weight

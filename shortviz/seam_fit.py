@@ -1,0 +1,116 @@
+"""Fitting one module of a draft to the uncut model's boundary: moments, a ridge from held-out rows, new weights."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shortviz.residual_writers import Writer, linear_weight, scale_features
+from shortviz.seam_moments import Moments
+from shortviz.seam_streams import Stream, check_stop, visit
+
+Reads = Literal["inputs", "outputs"]
+"""`inputs`: a new weight from what the module reads; `outputs`: a linear map behind what it gives, folded in."""
+RIDGES = tuple(10.0 ** (step / 2) for step in range(-6, 5))
+"""Tried on held-out rows, as shares of a feature's mean square: 0.001 to 100."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """One module that is to be fitted, and the boundary of the uncut model that its layer should reach."""
+
+    layer: int
+    """In the draft's numbers."""
+    boundary: int
+    """In the uncut model's numbers."""
+    writer: Writer
+    reads: Reads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Fitted:
+    """What least squares found for one site."""
+
+    weights: dict[str, Tensor]
+    """New weights by name in the layer."""
+    ridge: float
+    missed: float
+    """Share of the wanted change's square, on held-out rows, that the new weights still miss."""
+    tokens: int
+    """Fitted on."""
+
+
+def gather(
+    layer: nn.Module,
+    site: Site,
+    streams: Sequence[Stream],
+    number: int,
+    stop: threading.Event | None,
+    on_batch: Callable[[int], None],
+) -> Moments:
+    """Return the moments of a site over the streams, which stand at its layer; `number` is its uncut number."""
+    module = layer.get_submodule(site.writer.name)
+    hidden, device = streams[0].state.shape[-1], streams[0].state.device
+    if site.writer.scale:
+        moments = Moments.scale_zeros(hidden, device=device)
+    else:
+        features = site.writer.inputs if site.reads == "inputs" else hidden
+        moments = Moments.zeros(features, hidden, bias=module.bias is not None, device=device)
+    for stream in streams:
+        check_stop(stop)
+        seen = visit(layer, site.writer.name, stream, stream.calls[number])
+        wanted = (stream.targets[site.boundary][stream.real] - seen.output) / site.writer.gain
+        if site.writer.scale:
+            with torch.inference_mode():
+                features_seen = scale_features(module, seen.entered, seen.left)
+        else:
+            features_seen = seen.entered if site.reads == "inputs" else seen.left
+        moments.add(features_seen, wanted)
+        on_batch(len(stream.ids))
+    return moments
+
+
+def fit(layer: nn.Module, site: Site, fit_on: Moments, held_out: Moments) -> Fitted:
+    """Return the weights that least squares gives, with the ridge that misses least on held-out rows."""
+    tried = [(held_out.missed(solution), ridge, solution) for ridge in RIDGES for solution in [fit_on.solve(ridge)]]
+    missed, ridge, solution = min(tried, key=lambda found: found[0])
+    module = layer.get_submodule(site.writer.name)
+    change = _scaled if site.writer.scale else _refitted if site.reads == "inputs" else _folded
+    weights = {f"{site.writer.name}.{leaf}": weight for leaf, weight in change(module, solution).items()}
+    return Fitted(weights=weights, ridge=ridge, missed=missed, tokens=fit_on.tokens)
+
+
+def _scaled(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
+    weight = module.get_parameter("weight")
+    return {"weight": weight.double() + solution.to(weight.device)}
+
+
+def _refitted(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
+    """Add to weight and bias what was found on the module's inputs."""
+    weight = linear_weight(module).double()
+    inputs = weight.shape[1]
+    solution = solution.to(weight.device)
+    return _as_stored(module, weight + solution[:inputs].T, solution[inputs:])
+
+
+def _folded(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
+    """Put the map M -> M + M solution behind the module into its weight and bias."""
+    weight = linear_weight(module).double()
+    outputs = len(weight)
+    solution = solution.to(weight.device)
+    mixed = weight + solution[:outputs].T @ weight
+    constant = solution[outputs:]
+    if module.bias is not None:
+        constant = constant + (module.get_parameter("bias").double() @ solution[:outputs])[None]
+    return _as_stored(module, mixed, constant)
+
+
+def _as_stored(module: nn.Module, weight: Tensor, constant: Tensor) -> dict[str, Tensor]:
+    stored = {"weight": weight.T if isinstance(module, Conv1D) else weight}
+    if module.bias is not None:
+        stored["bias"] = module.get_parameter("bias").double() + constant[0]
+    return stored

@@ -1,0 +1,137 @@
+"""Two models on the same text, side by side: the uncut one's boundaries, and a draft of the repaired one on its way.
+
+The uncut model runs once over every batch. Its boundaries at the seams are kept, and how its layers were called; the
+draft's layers are then called in the same way, one after another, with whatever weights they have by then. That way
+a seam further on sees what the repaired layers before it really give, and no layer runs twice.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shortviz.architectures import layer_stack
+from shortviz.capture import hidden_argument, hidden_output
+from shortviz.errors import Stopped
+from shortviz.handle import ModelHandle
+from shortviz.records import Tokens
+from shortviz.replay import LayerCall
+from shortviz.token_batches import padded_right
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Stream:
+    """One batch of rows in both models."""
+
+    ids: Tensor
+    """(rows, tokens), padded right."""
+    real: Tensor
+    """(rows, tokens): False where there is padding."""
+    targets: dict[int, Tensor]
+    """Boundaries of the uncut model, (rows, tokens, hidden) each."""
+    calls: list[LayerCall]
+    """How the uncut model calls its layers."""
+    state: Tensor
+    """The draft's residual stream where it stands now, (rows, tokens, hidden)."""
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass that has gone far enough."""
+
+
+@torch.inference_mode()
+def open_stream(base: ModelHandle, rows: Sequence[Tokens], wanted: Set[int], start: int, end: int) -> Stream:
+    """Return a batch with the uncut model's wanted boundaries and its first `end` calls, the draft at boundary `start`.
+
+    The uncut model runs up to boundary `end`.
+    """
+    ids = padded_right(rows)
+    real = torch.zeros(ids.shape, dtype=torch.bool)
+    for line, row in zip(real, rows, strict=True):
+        line[: len(row)] = True
+    kept: dict[int, Tensor] = {}
+    calls: list[LayerCall] = []
+    with base.lock, _recording(base, wanted | {start}, end, kept, calls) as decoder:
+        device = base.model.device
+        with suppress(_ReachedError):
+            decoder(input_ids=ids.to(device), use_cache=False)
+    return Stream(ids=ids.to(device), real=real.to(device), targets=kept, calls=calls, state=kept[start])
+
+
+@contextmanager
+def _recording(
+    base: ModelHandle, wanted: Set[int], end: int, kept: dict[int, Tensor], calls: list[LayerCall]
+) -> Iterator[nn.Module]:
+    stack = layer_stack(base.model)
+
+    def keep(boundary: int, hidden: Tensor) -> None:
+        if boundary in wanted:
+            kept[boundary] = hidden.clone()
+        if boundary == end:
+            raise _ReachedError
+
+    def enters(index: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            keep(index, hidden_argument(index, args, kwargs))
+            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            calls.append(LayerCall(positional=bool(args), args=args[1:], kwargs=rest))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for index, layer in enumerate(stack.layers):
+            hooks.callback(layer.register_forward_pre_hook(enters(index), with_kwargs=True).remove)
+        last = len(stack.layers)
+        hooks.callback(
+            stack.layers[-1].register_forward_hook(lambda _m, _a, output: keep(last, hidden_output(output))).remove
+        )
+        yield stack.decoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Visit:
+    """What one module of a draft's layer saw of a batch, real tokens only."""
+
+    entered: Tensor
+    """What the module read, (tokens, features)."""
+    left: Tensor
+    """What the module gave, (tokens, hidden)."""
+    output: Tensor
+    """What left the layer, (tokens, hidden)."""
+
+
+@torch.inference_mode()
+def visit(layer: nn.Module, module: str, stream: Stream, call: LayerCall) -> Visit:
+    """Run a draft's layer on the stream as it stands, and return what one of its modules saw; the stream stays."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = layer.get_submodule(module).register_forward_hook(
+        # Clones: falcon adds to the output in place afterwards.
+        lambda _m, args, output: seen.append((args[0].clone(), output.clone()))
+    )
+    try:
+        output = call.run(layer, stream.state.clone())
+    finally:
+        hook.remove()
+    ((entered, left),) = seen
+    shape = (*stream.real.shape, -1)
+    return Visit(
+        entered=entered.view(shape)[stream.real], left=left.view(shape)[stream.real], output=output[stream.real]
+    )
+
+
+@torch.inference_mode()
+def advance(layers: nn.ModuleList, numbers: Sequence[int], streams: Sequence[Stream], first: int, last: int) -> None:
+    """Take every stream through the draft's layers first .. last-1; `numbers` are the layers' uncut numbers."""
+    for stream in streams:
+        for index in range(first, last):
+            stream.state = stream.calls[numbers[index]].run(layers[index], stream.state)
+
+
+def check_stop(stop: threading.Event | None) -> None:
+    """Raise Stopped where a stop was asked for."""
+    if stop is not None and stop.is_set():
+        raise Stopped("Stopped before the repair was finished; the cut model is as it was.")

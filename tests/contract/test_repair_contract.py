@@ -1,0 +1,66 @@
+"""Repair, for every family: what the cut spoiled comes back, everything else stays the very same tensor."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from shortviz.errors import ModelError
+from shortviz.handle import ModelHandle
+from shortviz.repair import Repaired, repair
+from tests.families import FAMILIES, tiny_tokens
+from tests.repair_fixture import spoiled_cut, written_by
+
+EXPERTS = ("mixtral", "gpt_oss", "minimax", "qwen2_moe")
+"""Families whose MLP is a mixture of experts (qwen2_moe only in some layers)."""
+FITTED = [family for family in FAMILIES if family not in ("mixtral", "gpt_oss", "minimax")]
+
+
+@cache
+def repaired_family(family: str) -> tuple[ModelHandle, ModelHandle, str, Repaired]:
+    base, cut, weight = spoiled_cut(family)
+    return base, cut, weight, repair(cut, base, written_by(base), method="seam_refit")
+
+
+def logits(handle: ModelHandle) -> torch.Tensor:
+    with torch.no_grad():
+        return handle.model(input_ids=tiny_tokens(20), use_cache=False).logits
+
+
+@pytest.mark.parametrize("family", FITTED)
+def test_a_seam_refit_finds_the_weight_that_undoes_the_damage(family: str) -> None:
+    base, cut, weight, repaired = repaired_family(family)
+
+    expected, before, after = (logits(handle) for handle in (base, cut, repaired.handle))
+
+    assert repaired.applied, repaired.treatment.note
+    assert (after - expected).abs().mean() < 0.15 * (before - expected).abs().mean()
+    assert repaired.treatment.settings["held_out_nll_repaired"] < repaired.treatment.settings["held_out_nll_cut"]
+    assert weight.endswith(str(repaired.treatment.settings["weights"]).split(", ")[0].removeprefix("1."))
+
+
+@pytest.mark.parametrize("family", FITTED)
+def test_only_the_refitted_weights_are_new_tensors_and_no_hook_stays(family: str) -> None:
+    base, cut, weight, repaired = repaired_family(family)
+    theirs, ours = cut.model.state_dict(), repaired.handle.model.state_dict()
+
+    new = {name for name in ours if ours[name].data_ptr() != theirs[name].data_ptr()}
+
+    assert ours.keys() == theirs.keys()
+    assert weight in new
+    assert new <= {weight, weight.removesuffix("weight") + "bias"}
+    assert not ours[weight].is_inference()
+    assert repaired.handle.treatments == (*cut.treatments, repaired.treatment)
+    assert repaired.handle.plan == cut.plan
+    assert repaired.handle.info == cut.info
+    for handle in (base, cut, repaired.handle):
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in handle.model.modules())
+        assert not any(p.requires_grad for p in handle.model.parameters())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "minimax"])
+def test_a_mixture_of_experts_is_refused_by_name(family: str) -> None:
+    base, cut, _ = spoiled_cut(family)
+
+    with pytest.raises(ModelError, match=f"Layer 1 of {cut.info.architecture} ends in a mixture of experts"):
+        repair(cut, base, written_by(base, rows=8, length=12))

@@ -1,0 +1,223 @@
+"""repair: what it refuses, when it leaves a model alone, several seams, and the numbers it reports."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from shortviz.errors import ModelError, NumericsError, PlanError, Stopped, TextError
+from shortviz.handle import ModelHandle
+from shortviz.new_weights import own_copy, put_weights, take_back
+from shortviz.pruning import prune
+from shortviz.records import PrunePlan, TokenSet
+from shortviz.repair import METHODS, Repaired, repair
+from shortviz.repair_draft import shared_front
+from shortviz.seam_moments import Moments
+from tests.families import NUM_LAYERS, shared_handle, tiny_handle
+from tests.repair_fixture import spoiled_cut, token_set, written_by
+
+
+def cut_of(handle: ModelHandle, *removed: int) -> ModelHandle:
+    return prune(handle, PrunePlan(num_layers=NUM_LAYERS, removed=removed))
+
+
+@pytest.fixture(scope="module")
+def llama() -> ModelHandle:
+    return shared_handle("llama")
+
+
+@pytest.fixture(scope="module")
+def text(llama: ModelHandle) -> TokenSet:
+    return written_by(llama)
+
+
+@pytest.fixture(scope="module")
+def spoiled() -> tuple[ModelHandle, ModelHandle, TokenSet]:
+    base, cut, _ = spoiled_cut("llama")
+    return base, cut, written_by(base)
+
+
+def nll(handle: ModelHandle, rows: list[np.ndarray]) -> float:
+    from shortviz.logits import open_head
+    from shortviz.window_scores import score_window
+
+    scores = [score_window(open_head(handle, torch.tensor(row)), row) for row in rows]
+    return float(np.average([s.nll for s in scores], weights=[s.tokens for s in scores]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_that_is_reported_is_that_of_the_model_that_is_returned(
+    spoiled: tuple[ModelHandle, ModelHandle, TokenSet], method: str
+) -> None:
+    base, cut, text = spoiled
+
+    repaired = repair(cut, base, text, method=method, batch_size=3)
+
+    held_out = list(text.rows[7::8])
+    settings = repaired.treatment.settings
+    assert settings["held_out_tokens"] == sum(len(row) - 1 for row in held_out)
+    assert settings["fit_tokens"] == sum(map(len, text.rows)) - sum(map(len, held_out))
+    assert settings["held_out_nll_cut"] == pytest.approx(nll(cut, held_out), abs=1e-5)
+    assert settings["held_out_nll_repaired"] == pytest.approx(nll(repaired.handle, held_out), abs=1e-5)
+    assert repaired.treatment.method == method
+    assert repaired.treatment.text == text.info
+    assert repaired.treatment.seconds > 0
+
+
+def test_a_repair_that_raises_the_loss_on_held_out_rows_is_not_applied(llama: ModelHandle) -> None:
+    generator = np.random.default_rng(0)
+    noise = token_set([generator.integers(0, 256, size=24) for _ in range(10)])
+    cut = cut_of(llama, 2, 3)
+
+    repaired = repair(cut, llama, noise)
+
+    assert not repaired.applied
+    assert repaired.handle is cut
+    before, after = repaired.treatment.note.rstrip(".").rsplit(" from ", 1)[1].split(" to ")
+    assert float(after) >= float(before)
+    assert repaired.treatment.note.startswith("Layer 1 was left as it was: refitted, the loss on held-out rows would")
+
+
+def test_both_models_are_untouched(spoiled: tuple[ModelHandle, ModelHandle, TokenSet]) -> None:
+    base, cut, text = spoiled
+    before = [{name: t.clone() for name, t in h.model.state_dict().items()} for h in (base, cut)]
+
+    assert repair(cut, base, text).applied
+
+    for handle, kept in zip((base, cut), before, strict=True):
+        assert all(torch.equal(t, kept[name]) for name, t in handle.model.state_dict().items())
+
+
+def test_several_seams_are_refitted_from_the_front_and_a_repaired_model_can_be_repaired_again() -> None:
+    base, cut, _ = spoiled_cut("llama")
+    cut = prune(cut, PrunePlan(num_layers=NUM_LAYERS - 1, removed=(3,)))  # layer 4 of the uncut model
+    text = written_by(base)
+
+    once = repair(cut, base, text, method="linear_fold")
+    again = repair(once.handle, base, text)
+
+    assert cut.plan == PrunePlan(num_layers=NUM_LAYERS, removed=(2, 4))
+    assert once.treatment.settings["weights"].startswith("1.mlp.down_proj.weight")
+    assert [t.method for t in again.handle.treatments] == ["linear_fold", "seam_refit"][: 1 + again.applied]
+    assert again.treatment.settings["held_out_nll_cut"] == pytest.approx(
+        once.treatment.settings["held_out_nll_repaired"], abs=1e-5
+    )
+
+
+def test_the_front_is_shared_up_to_the_first_layer_that_was_changed(
+    spoiled: tuple[ModelHandle, ModelHandle, TokenSet],
+) -> None:
+    base, cut, _ = spoiled
+    numbers = cut.plan.kept
+
+    assert shared_front(cut_of(base, 2), base, numbers, 2) == 2
+    assert shared_front(cut, base, numbers, 2) == 1  # its layer 1 was changed
+    assert shared_front(tiny_handle("llama", seed=5), base, numbers, 2) == 0
+
+
+REFUSED = [
+    ("nothing is missing", PlanError, "No layer is missing from this model"),
+    ("unknown method", PlanError, "There is no repair called 'glue'; choose seam_refit, linear_fold"),
+    ("start 0", PlanError, "The cut begins at layer 0, so no layer stands before the seam"),
+    ("base of another name", ModelError, "The cut model was cut from tiny-llama, not from tiny-gpt2; give that one."),
+    ("base already cut", PlanError, "The cut is one of 6 layers, and the uncut model has 5"),
+    ("one row", TextError, "The text has one row, and another is needed to judge the repair on"),
+    ("too little text", TextError, r"seam_refit fits 48 numbers for each channel, and 24 of the text's 47 tokens"),
+    ("a row that is too long", TextError, "A row of 600 tokens is longer than the model's context of 512"),
+]
+
+
+@pytest.mark.parametrize(("case", "error", "message"), REFUSED, ids=[case for case, *_ in REFUSED])
+def test_what_cannot_be_repaired_is_refused_with_the_reason(
+    llama: ModelHandle, text: TokenSet, case: str, error: type[Exception], message: str
+) -> None:
+    cut, base, rows, method = cut_of(llama, 2), llama, text, "seam_refit"
+    if case == "nothing is missing":
+        cut = llama
+    elif case == "unknown method":
+        method = "glue"
+    elif case == "start 0":
+        cut = cut_of(llama, 0, 1)
+    elif case == "base of another name":
+        base = shared_handle("gpt2")
+    elif case == "base already cut":
+        base = replace(cut_of(llama, 2), plan=None)
+    elif case == "a row that is too long":
+        rows = token_set([np.zeros(600, dtype=np.int64)] * 3)
+    else:
+        rows = token_set([row[:24] for row in text.rows[: 1 if case == "one row" else 2]])
+
+    with pytest.raises(error, match=message):
+        repair(cut, base, rows, method=method)
+
+
+def test_the_number_of_tokens_that_a_refusal_asks_for_is_enough(llama: ModelHandle, text: TokenSet) -> None:
+    cut = cut_of(llama, 2)
+    with pytest.raises(TextError, match="give at least 96 tokens"):
+        repair(cut, llama, token_set([text.rows[0][:24], text.rows[3][:24]]))
+
+    assert isinstance(repair(cut, llama, token_set([row[:24] for row in text.rows[:6:3]] * 2)), Repaired)
+
+
+def test_nan_in_the_uncut_model_is_told(llama: ModelHandle, text: TokenSet) -> None:
+    base = own_copy(llama)
+    weight = "model.layers.3.mlp.down_proj.weight"
+    put_weights(base.model, {weight: torch.full_like(base.model.get_parameter(weight), float("nan"))})
+
+    with pytest.raises(NumericsError, match="NaN or Inf"):
+        repair(cut_of(base, 2, 3), base, text)
+
+
+def test_a_stop_ends_the_repair_and_leaves_no_hook(llama: ModelHandle, text: TokenSet) -> None:
+    stop, seen = threading.Event(), []
+
+    def stop_soon(progress: object) -> None:
+        seen.append(progress)
+        if len(seen) == 3:
+            stop.set()
+
+    with pytest.raises(Stopped, match="the cut model is as it was"):
+        repair(cut_of(llama, 2), llama, text, batch_size=2, on_progress=stop_soon, stop=stop)
+
+    assert len(seen) == 3
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in llama.model.modules())
+
+
+def test_progress_ends_at_its_total(llama: ModelHandle, text: TokenSet) -> None:
+    seen = []
+    repair(cut_of(llama, 2), llama, text, batch_size=4, on_progress=seen.append)
+
+    assert [p.stage for p in seen] == ["repair"] * len(seen)
+    assert sorted(p.done for p in seen) == [p.done for p in seen]
+    assert seen[-1].done == seen[-1].total
+
+
+def test_moments_solve_least_squares_with_a_free_constant() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(200, 5, generator=generator), torch.randn(5, 3, generator=generator)
+    y = x @ weight + torch.tensor([1.0, -2.0, 3.0])
+    moments = Moments.zeros(5, 3, bias=True, device=torch.device("cpu"))
+    for part in range(0, 200, 50):
+        moments.add(x[part : part + 50], y[part : part + 50])
+
+    exact, held_back = moments.solve(1e-9), moments.solve(1e6)
+
+    torch.testing.assert_close(exact[:5].float(), weight, atol=1e-5, rtol=0)
+    assert moments.missed(exact) == pytest.approx(0, abs=1e-9)
+    assert held_back[:5].abs().max() < 1e-3
+    torch.testing.assert_close(held_back[5].float(), y.mean(0), atol=1e-2, rtol=0)  # a constant is not held back
+    assert moments.missed(torch.zeros_like(exact)) == 1.0
+
+
+def test_weights_put_into_a_copy_leave_the_original_alone_and_can_be_taken_back(llama: ModelHandle) -> None:
+    copy, name = own_copy(llama), "model.layers.1.mlp.down_proj.weight"
+    kept = llama.model.get_parameter(name)
+
+    old = put_weights(copy.model, {name: kept * 2})
+    changed = copy.model.get_parameter(name)
+    take_back(copy.model, old)
+
+    assert torch.equal(changed, kept * 2)
+    assert copy.model.get_parameter(name).data_ptr() == kept.data_ptr()
