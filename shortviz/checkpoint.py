@@ -13,9 +13,10 @@ from shortviz.records import Floats
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
+    from shortviz.streamed_model import StreamedModel
 
 
-def model_facts(handle: "ModelHandle") -> list[object]:
+def model_facts(handle: "ModelHandle | StreamedModel") -> list[object]:
     """Return what tells one model from another, for the key of a checkpoint: weights retrained in place included."""
     info, removed = handle.info, handle.plan.removed if handle.plan else ()
     place = Path(handle.ref.id)

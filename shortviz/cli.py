@@ -5,13 +5,12 @@ Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stoppe
 
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from shortviz import __version__, cli_advise, cli_compare, cli_map
+from shortviz import __version__, cli_advise, cli_compare, cli_map, cli_measure
 from shortviz.cli_options import (
     JsonOption,
     LoadOptions,
@@ -19,13 +18,11 @@ from shortviz.cli_options import (
     PlanOptions,
     TaskOptions,
     TextOptions,
+    readable,
     with_options,
 )
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, run_command, working
 from shortviz.errors import PlanError, ShortvizError, Stopped
-
-if TYPE_CHECKING:
-    from shortviz.records import Run, TextSpec
 
 app = typer.Typer(
     name="shortviz",
@@ -57,77 +54,7 @@ def common(
     """Options that belong to no command. `run_command` has already taken --debug out of the arguments."""
 
 
-@app.command()
-@with_options
-def measure(
-    model: ModelArgument,
-    load: LoadOptions,
-    text: TextOptions,
-    criteria: Annotated[
-        str, typer.Option(help="Criteria, separated by commas, or all; a .py file of your own too.")
-    ] = "all",
-    out: Annotated[Path | None, typer.Option(help="Run directory; a measurement cut short goes on from there.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure the distance map: every criterion, every block."""
-    from shortviz import criteria as known
-    from shortviz import runs, texts
-    from shortviz.checkpoint import discard_checkpoint
-    from shortviz.cli_output import distances_text
-
-    chosen = known.names() if criteria == "all" else tuple(dict.fromkeys(c.strip() for c in criteria.split(",")))
-    own = [known.resolve(name) for name in chosen]
-    spec = _readable(text.spec(texts.DEFAULT_CALIBRATION))
-    with working() as (on_progress, stop):
-        from shortviz.distances import measure_distances
-
-        handle = load_model(load.ref(model), on_progress, stop)
-        tokens = texts.tokenize(spec, handle.tokenizer)
-        run = runs.new_run(handle.info, tokens.info)
-        checkpoint = None
-        if out is not None:
-            run, checkpoint = _claim(run, out), out / "checkpoint.npz"
-        distances = measure_distances(
-            handle,
-            tokens,
-            criteria=own,
-            batch_size=text.batch_size,
-            checkpoint=checkpoint,
-            on_progress=on_progress,
-            stop=stop,
-        )
-        run = replace(run, distances=distances)
-        if out is not None:
-            runs.save_run(run, out)
-    print_result(runs.run_json(run) if as_json else distances_text(distances, run.model))
-    if distances.samples < len(tokens.rows):
-        advice = "run the same command again to go on" if out is not None else "with --out it could go on from there"
-        print(f"Stopped after {distances.samples} of {len(tokens.rows)} rows; {advice}.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
-    if checkpoint is not None:
-        discard_checkpoint(checkpoint)
-
-
-def _readable(spec: "TextSpec") -> "TextSpec":
-    """Return the text, after reading a local one: a bad file is told before minutes are spent on loading a model."""
-    from shortviz import texts
-
-    if spec.kind != "dataset":
-        texts.read_rows(spec)
-    return spec
-
-
-def _claim(run: "Run", out: Path) -> "Run":
-    """Return the run, saved before the long work starts, with the losses that the folder's run already has.
-
-    Raises RunError where the folder holds something else, ResourceError where it cannot be written.
-    """
-    from shortviz import runs
-
-    old = runs.load_run(out) if (out / runs.FILE).exists() else run
-    run = replace(run, losses=old.losses, evaluations=old.evaluations, ledgers=old.ledgers)
-    runs.save_run(replace(run, distances=old.distances), out)
-    return run
+app.command("measure")(cli_measure.measure)
 
 
 @app.command()
@@ -150,7 +77,7 @@ def evaluate(
     from shortviz.task_rows import read_task
 
     chosen = plan.chosen()
-    spec = _readable(text.spec(texts.DEFAULT_EVALUATION))
+    spec = readable(text.spec(texts.DEFAULT_EVALUATION))
     windows = text.window_spec()
     asked = task.task()
     questions = read_task(asked) if asked is not None else None

@@ -227,3 +227,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     opened.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # how inspect is told
     opened.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return opened
+
+
+def readable(spec: TextSpec) -> TextSpec:
+    """Return the text, after reading a local one: a bad file is told before minutes are spent on loading a model."""
+    from shortviz import texts
+
+    if spec.kind != "dataset":
+        texts.read_rows(spec)
+    return spec

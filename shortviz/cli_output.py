@@ -75,6 +75,8 @@ def distances_text(distances: BlockDistances, model: ModelInfo) -> str:
         f"Text: {text.source}; {distances.samples} rows of at most {text.max_length} tokens; BOS {text.bos}.",
         f"Layers that write the attention sink: {sinks}.",
     ]
+    if distances.tokens_per_row is not None:
+        lines.insert(1, f"Token means are over {distances.tokens_per_row} evenly spaced tokens of each row.")
     for name in distances.criteria:
         lines += ["", f"Best block of each size by {criteria.label(name)} ({name})", best_table(distances, name, model)]
     return "\n".join(lines)

@@ -15,12 +15,12 @@ from shortviz import criteria as known
 from shortviz.capture import residual_boundaries
 from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
+from shortviz.distance_record import distances_record, empty_sums, settling_of
 from shortviz.errors import ShortvizError, Stopped
 from shortviz.gram import NORMS, BoundaryStates, sequence_scores
 from shortviz.handle import ModelHandle
-from shortviz.records import BlockDistances, BoundaryNorms, Floats, OnProgress, Progress, Settling, Tokens, TokenSet
+from shortviz.records import BlockDistances, Floats, OnProgress, Progress, Tokens, TokenSet
 from shortviz.row_scores import RowScores
-from shortviz.settling import settle
 from shortviz.sums import Sums, pack, unpack
 from shortviz.token_batches import batches_by_length, check_rows, padded_right
 from shortviz.token_sample import TokenSample
@@ -50,7 +50,7 @@ def measure_distances(
     """
     if batch_size < 1:
         raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
-    check_rows(handle, tokens)
+    check_rows(handle.info, tokens)
     chosen = [known.resolve(c) for c in criteria or known.names()]
     batches = batches_by_length(tokens.rows, batch_size)
     key = _key(handle, tokens, chosen, batch_size)
@@ -66,8 +66,8 @@ def measure_distances(
 
     def record(complete: bool = False) -> BlockDistances:
         seconds = seconds_before + time.monotonic() - began
-        found = _record(handle, tokens, chosen, sums, sample if complete else None, seconds)
-        return replace(found, settling=_settling(handle, rows)) if complete else found
+        found = distances_record(handle.info, tokens, chosen, sums, sample if complete else None, seconds)
+        return replace(found, settling=settling_of(handle.info, rows)) if complete else found
 
     for index in range(done, len(batches)):
         if stop is not None and stop.is_set():
@@ -87,14 +87,6 @@ def measure_distances(
     if sums[_FIRST].count == 0:
         raise Stopped("Stopped before the first batch was measured; there is nothing to keep.")
     return record(complete=True)
-
-
-def _settling(handle: ModelHandle, rows: RowScores) -> dict[str, Settling]:
-    """Return how many rows each choice needs, for the criteria that score row by row."""
-    illegal = [(start, n) for start, n, _ in handle.info.illegal]
-    scores = {name: rows.of(name) for name in rows.criteria}
-    found = {n: settle(s, handle.info.num_layers, illegal) for n, s in scores.items() if s is not None}
-    return {name: one for name, one in found.items() if one is not None}
 
 
 def _measure_batch(
@@ -139,30 +131,4 @@ def _resume(
             return unpack(arrays), done, float(arrays["seconds"])
     if sample is not None:
         sample.discard()
-    sums = {c.name: Sums.zeros(size * (size - 1) // 2) for c in criteria if not c.from_sample}
-    return sums | {name: Sums.zeros(size) for name in (_FIRST, _REST)}, 0, 0.0
-
-
-def _record(
-    handle: ModelHandle,
-    tokens: TokenSet,
-    criteria: Sequence[Criterion],
-    sums: Mapping[str, Sums],
-    sample: TokenSample | None,
-    seconds: float,
-) -> BlockDistances:
-    """Return the record of the sums; criteria that fit something are filled in from the sample, at the end only."""
-    size = handle.info.num_layers
-    grids = {}
-    for criterion in criteria:
-        if criterion.from_sample is None:
-            found = sums[criterion.name]
-        else:
-            values = criterion.from_sample(*sample.tensors()) if sample is not None else None
-            found = Sums.zeros(size * (size + 1) // 2)
-            found = found if values is None else found.add(values.numpy())
-        grids[criterion.name] = found.grid(size)
-    norms = BoundaryNorms(first=sums[_FIRST].mean, rest=sums[_REST].mean)
-    return BlockDistances(
-        num_layers=size, criteria=grids, norms=norms, text=tokens.info, seconds=seconds, rows=sums[_FIRST].count
-    )
+    return empty_sums(criteria, size), 0, 0.0

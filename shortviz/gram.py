@@ -6,6 +6,7 @@ differences of all L(L+1)/2 blocks come from it at once, for far less than one f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,17 @@ CHUNK_TOKENS = 128
 
 NORMS = ("norm.first", "norm.rest")
 """Names of the norms among the scores: at position 0, and the mean over the other positions."""
+
+
+class States(Protocol):
+    """The states of one batch at every boundary, wherever they are kept."""
+
+    @property
+    def num_boundaries(self) -> int:
+        """L+1."""
+
+    def of_tokens(self, rows: Tensor) -> Tensor:
+        """Return the states of some tokens in float64, shape (len(rows), L+1, hidden); a row is b * tokens + t."""
 
 
 class BoundaryStates:
@@ -60,29 +72,36 @@ class _Weights:
     """The mean over positions 1.. of the sequence."""
 
 
-def _weights(lengths: Sequence[int], tokens: int) -> _Weights:
-    rows = torch.cat([torch.arange(length) + b * tokens for b, length in enumerate(lengths)])
+def _weights(lengths: Sequence[int], tokens: int, sample: Sequence[Sequence[int]] | None) -> _Weights:
+    samples = sample or [range(1, length) for length in lengths]
+    used = [sorted({0, length - 1, *chosen}) for length, chosen in zip(lengths, samples, strict=True)]
+    rows = torch.tensor([t + b * tokens for b, positions in enumerate(used) for t in positions])
     first, last, rest = torch.zeros(3, len(lengths), len(rows), dtype=torch.float64)
     offset = 0
-    for b, length in enumerate(lengths):
+    for b, positions in enumerate(used):
         first[b, offset] = 1.0
-        last[b, offset + length - 1] = 1.0
-        rest[b, offset + 1 : offset + length] = 1.0 / (length - 1)
-        offset += length
+        last[b, offset + len(positions) - 1] = 1.0
+        chosen = torch.tensor(samples[b])
+        rest[b, offset + torch.searchsorted(torch.tensor(positions), chosen)] = 1.0 / len(chosen)
+        offset += len(positions)
     return _Weights(rows=rows, first=first, last=last, rest=rest)
 
 
 def sequence_scores(
-    states: BoundaryStates, lengths: Sequence[int], tokens: int, criteria: Sequence[Criterion]
+    states: States,
+    lengths: Sequence[int],
+    tokens: int,
+    criteria: Sequence[Criterion],
+    sample: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Floats]:
     """Return {criterion: (sequences, pairs)} and both NORMS: (sequences, L+1); float64.
 
     `lengths` are the real tokens of each sequence of a right-padded batch of `tokens` columns. Pairs are those of
     `np.triu_indices(L+1, 1)`. A criterion of the last token takes the last real one, a criterion of all tokens the
-    mean over positions 1.. of each sequence.
+    mean over positions 1.. of each sequence, or over those of `sample` (ascending, for each sequence).
     Raises NumericsError, naming the layer, at NaN or Inf, or where a zero vector would need an angle.
     """
-    weights = _weights(lengths, tokens)
+    weights = _weights(lengths, tokens, sample)
     count = states.num_boundaries
     pairs = count * (count - 1) // 2
     sums = {c.name: torch.zeros(len(lengths), pairs, dtype=torch.float64) for c in criteria}

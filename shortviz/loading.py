@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,23 +55,23 @@ def load(ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threadin
     files = settle_gguf(find_files(ref))
     expected = estimate_files(files, placement)
     refuse_too_large(expected)
-    _check_stop(stop)
-    folder = _fetch(files, expected, on_progress, stop)
-    _check_stop(stop)
+    check_stop(stop)
+    folder = fetch(files, expected, on_progress, stop)
+    check_stop(stop)
     total = expected.memory_bytes
     _report(on_progress, 0, total, "reading the weights")
-    tokenizer = _read_tokenizer(files.name, folder)
-    with _no_memory_left(expected):
+    tokenizer = read_tokenizer(files.name, folder)
+    with no_memory_left(expected):
         model = _read_model(files.name, folder, placement)
         refuse_not_finite(model)
     refuse_larger_vocabulary(files.name, tokenizer, model)
-    _check_stop(stop)
+    check_stop(stop)
     info = model_info(model, id=files.name, revision=files.revision, reason=expected.reason)
     _report(on_progress, total, total, "")
     return ModelHandle(model=model, tokenizer=tokenizer, info=info, ref=ref)
 
 
-def _fetch(
+def fetch(
     files: ModelFiles, expected: ModelEstimate, on_progress: OnProgress | None, stop: threading.Event | None
 ) -> Path:
     """Return a local folder with the checkpoint: downloaded, de-quantised, or the one that was given."""
@@ -85,7 +85,8 @@ def _fetch(
     return files.folder
 
 
-def _read_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+def read_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a checkpoint folder; raises ModelError where it cannot be read or brings code."""
     if (folder / "tokenizer_config.json").is_file():
         options = read_json(folder / "tokenizer_config.json")
         refuse_remote_code(name, "tokenizer_config.json", options if isinstance(options, dict) else {})
@@ -101,7 +102,7 @@ def _read_model(name: str, folder: Path, placement: Placement) -> PreTrainedMode
     config = parse_config(name, read_config(ModelFiles(name=name, folder=folder)))
     on_cpu = placement.device.type == "cpu"
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -116,12 +117,12 @@ def _read_model(name: str, folder: Path, placement: Placement) -> PreTrainedMode
         if is_out_of_memory(error):
             raise
         raise ModelError(f"transformers cannot load {name} ({_first_line(error)}); choose another model.") from error
-    _refuse_disagreement(name, info)
+    refuse_disagreement(name, info)
     assert isinstance(model, PreTrainedModel)
     return model.eval().requires_grad_(False)
 
 
-def _refuse_disagreement(name: str, info: dict[str, Any]) -> None:
+def refuse_disagreement(name: str, info: dict[str, Any]) -> None:
     """Raise ModelError where the weights are not exactly the ones that the config describes."""
     unexpected = sorted(key for key in info["unexpected_keys"] if not _OLD_BUFFERS.search(key))
     kinds = (
@@ -141,8 +142,12 @@ def _refuse_disagreement(name: str, info: dict[str, Any]) -> None:
 
 def refuse_not_finite(model: PreTrainedModel) -> None:
     """Raise NumericsError where a weight is NaN or infinite, naming the layer and the tensor."""
-    path = layer_stack(model).path
-    for name, weight in model.named_parameters():
+    refuse_not_finite_among(model.named_parameters(), layer_stack(model).path)
+
+
+def refuse_not_finite_among(weights: Iterable[tuple[str, torch.Tensor]], path: str) -> None:
+    """Raise NumericsError where one of the named weights is NaN or infinite; `path` is that of the layer list."""
+    for name, weight in weights:
         # One cheap pass first: a sum is finite unless a term is not, or it overflows.
         if bool(torch.isfinite(weight.sum())) or bool(torch.isfinite(weight).all()):
             continue
@@ -163,7 +168,8 @@ def refuse_larger_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, mode
 
 
 @contextmanager
-def _no_memory_left(expected: ModelEstimate) -> Iterator[None]:
+def no_memory_left(expected: ModelEstimate) -> Iterator[None]:
+    """Turn running out of memory inside into a ResourceError."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
@@ -176,7 +182,7 @@ def _no_memory_left(expected: ModelEstimate) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep progress bars and load reports off stderr: refusals say what matters."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -194,7 +200,8 @@ def _first_line(error: Exception) -> str:
     return line[:300].rstrip(".")
 
 
-def _check_stop(stop: threading.Event | None) -> None:
+def check_stop(stop: threading.Event | None) -> None:
+    """Raise Stopped where `stop` is set."""
     if stop is not None and stop.is_set():
         raise Stopped("Loading was stopped.")
 

@@ -10,10 +10,18 @@ from shortviz.architectures import illegal_blocks, layer_stack, num_layers, text
 from shortviz.records import ModelInfo
 
 
-def model_info(model: PreTrainedModel, *, id: str, revision: str | None, reason: str) -> ModelInfo:
+def model_info(
+    model: PreTrainedModel,
+    *,
+    id: str,
+    revision: str | None,
+    reason: str,
+    device: str | None = None,
+    layer_cache_bytes: tuple[int, ...] | None = None,
+) -> ModelInfo:
     """Return the facts of a model: sizes in parameters and bytes (tied weights once), cache bytes, illegal blocks.
 
-    Runs two forward passes, of one and of two tokens, to measure the cache.
+    Runs two forward passes, of one and of two tokens, to measure the cache, where `layer_cache_bytes` is not given.
 
     Raises:
         ModelError: the decoder layers cannot be found.
@@ -29,7 +37,7 @@ def model_info(model: PreTrainedModel, *, id: str, revision: str | None, reason:
         num_layers=num_layers(model.config),
         parameters=parameters,
         dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
+        device=device or str(model.device),
         reason=reason,
         bytes=num_bytes,
         hidden_size=int(text.hidden_size),
@@ -37,7 +45,7 @@ def model_info(model: PreTrainedModel, *, id: str, revision: str | None, reason:
         context_length=_context_length(text),
         layer_parameters=tuple(count for count, _ in sizes),
         layer_bytes=tuple(size for _, size in sizes),
-        layer_cache_bytes=_layer_cache_bytes(model, len(stack.layers)),
+        layer_cache_bytes=layer_cache_bytes or _layer_cache_bytes(model, len(stack.layers)),
         illegal=illegal_blocks(model.config),
     )
 

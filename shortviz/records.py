@@ -122,6 +122,8 @@ class BlockDistances:
     """Sequences run; 0 where only the criteria's own counts are known."""
     settling: Mapping[str, Settling] = field(default_factory=dict)
     """By criterion: how many rows the best start of each n needs; only of a finished or stopped measurement."""
+    tokens_per_row: int | None = None
+    """Evenly spaced tokens of a row that token means are taken over; None is all but the first."""
 
     @property
     def samples(self) -> int:

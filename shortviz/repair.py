@@ -65,7 +65,7 @@ def repair(
     """
     began = time.perf_counter()
     plan = _checked_plan(cut, base, method)
-    check_rows(base, tokens)
+    check_rows(base.info, tokens)
     work = _Work(
         cut=cut, base=base, plan=plan, tokens=tokens, batch_size=batch_size, on_progress=on_progress, stop=stop
     )

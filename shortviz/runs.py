@@ -88,6 +88,8 @@ def run_json(run: Run) -> dict[str, Any]:
         found["seconds"] = run.distances.seconds
         found["rows"] = run.distances.samples
         found["settling"] = {name: settling_json(one) for name, one in run.distances.settling.items()}
+        if run.distances.tokens_per_row is not None:
+            found["tokens_per_row"] = run.distances.tokens_per_row
     if run.losses is not None:
         found["losses"] = _losses_json(run.losses)
     found["evaluations"] = [evaluation_json(e) for e in run.evaluations]
@@ -204,6 +206,7 @@ def _distances(found: Mapping[str, Any], num_layers: int, text: TextInfo) -> Blo
         seconds=float(found["seconds"]),
         rows=int(found.get("rows", 0)),
         settling={name: read_settling(one) for name, one in found.get("settling", {}).items()},
+        tokens_per_row=found.get("tokens_per_row"),
     )
 
 

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from shortviz.errors import TextError
-from shortviz.handle import ModelHandle
-from shortviz.records import Tokens, TokenSet
+from shortviz.records import ModelInfo, Tokens, TokenSet
 
 
-def check_rows(handle: ModelHandle, tokens: TokenSet) -> None:
+def check_rows(info: ModelInfo, tokens: TokenSet) -> None:
     """Raise TextError where a row is too long for the model or holds tokens that it does not have."""
     longest, highest = max(map(len, tokens.rows)), max(int(row.max()) for row in tokens.rows)
-    context, vocabulary = handle.info.context_length, handle.info.vocab_size
+    context, vocabulary = info.context_length, info.vocab_size
     if context is not None and longest > context:
         raise TextError(
             f"A row of {longest} tokens is longer than the model's context of {context}; choose a row length of at "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shortviz.errors import ResourceError
-from shortviz.gram import BoundaryStates
+from shortviz.gram import States
 
 SAMPLE_TOKENS = 768
 """Tokens in a sample where memory allows; two thirds are fitted on, one third is scored."""
@@ -44,7 +44,7 @@ class TokenSample:
         count = min(self.per_row, length - 1)
         return [1 + (2 * i + 1) * (length - 1) // (2 * count) for i in range(count)]
 
-    def add(self, states: BoundaryStates, lengths: Sequence[int], tokens: int) -> None:
+    def add(self, states: States, lengths: Sequence[int], tokens: int) -> None:
         """Take the sample's share of a batch of `tokens` columns."""
         for b, length in enumerate(lengths):
             rows = torch.tensor([b * tokens + t for t in self.positions(length)])

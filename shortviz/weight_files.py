@@ -40,6 +40,16 @@ def safetensors_parameters(path: Path) -> int:
     Raises:
         ModelError: Where the file is no safetensors file, or is cut short.
     """
+    header, _ = safetensors_header(path)
+    return _read_entries(path, header)[0]
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return (header, where the tensors' bytes begin) of a local safetensors file, after checking that it is whole.
+
+    Raises:
+        ModelError: Where the file is no safetensors file, or is cut short.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -51,11 +61,11 @@ def safetensors_parameters(path: Path) -> int:
         header = json.loads(raw)
     except ValueError as error:
         raise ModelError(f"The header of {path} is corrupt ({error}); fetch the file again.") from error
-    parameters, end = _read_entries(path, header)
+    _, end = _read_entries(path, header)
     if size != 8 + length + end:
         state = "cut short" if size < 8 + length + end else "longer than it should be"
         raise ModelError(f"The file {path} is {state}: {size} of {8 + length + end} bytes; fetch it again.")
-    return parameters
+    return header, 8 + length
 
 
 def _read_entries(path: Path, header: Any) -> tuple[int, int]:

@@ -1,0 +1,126 @@
+"""The command `shortviz measure`: in memory, or streamed where the model does not fit. Heavy imports wait inside."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, TextOptions, readable, with_options
+from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
+
+if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
+    from shortviz.records import ModelRef, OnProgress, Run
+    from shortviz.streamed_model import StreamedModel
+
+    Opened = ModelHandle | StreamedModel
+
+
+@with_options
+def measure(
+    model: ModelArgument,
+    load: LoadOptions,
+    text: TextOptions,
+    criteria: Annotated[
+        str, typer.Option(help="Criteria, separated by commas, or all; a .py file of your own too.")
+    ] = "all",
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="One layer in memory at a time, each weight read once.  [default: where the model would not fit]",
+        ),
+    ] = None,
+    tokens_per_row: Annotated[
+        int | None,
+        typer.Option(help="--stream: average over so many tokens of a row.  [default: all, 32 where they do not fit]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; a measurement cut short goes on from there.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the distance map: every criterion, every block."""
+    from shortviz import criteria as known
+    from shortviz import runs, texts
+    from shortviz.checkpoint import discard_checkpoint
+    from shortviz.cli_output import distances_text
+    from shortviz.errors import ShortvizError
+
+    if tokens_per_row is not None and stream is False:
+        raise ShortvizError("--tokens-per-row belongs to --stream; leave it out, or give --stream.")
+    chosen = known.names() if criteria == "all" else tuple(dict.fromkeys(c.strip() for c in criteria.split(",")))
+    own = [known.resolve(name) for name in chosen]
+    spec = readable(text.spec(texts.DEFAULT_CALIBRATION))
+    with working() as (on_progress, stop):
+        ref = load.ref(model)
+        streams = stream or tokens_per_row is not None or (stream is None and _does_not_fit(ref))
+        with (_streamed if streams else _loaded)(ref, on_progress, stop) as opened:
+            tokens = texts.tokenize(spec, opened.tokenizer)
+            run = runs.new_run(opened.info, tokens.info)
+            checkpoint = None
+            if out is not None:
+                run, checkpoint = _claim(run, out), out / ("stream.npz" if streams else "checkpoint.npz")
+            common: dict[str, Any] = {"criteria": own, "batch_size": text.batch_size, "checkpoint": checkpoint}
+            common |= {"on_progress": on_progress, "stop": stop}
+            if streams:
+                from shortviz.streaming import measure_streamed
+
+                distances = measure_streamed(opened, tokens, tokens_per_row=tokens_per_row, **common)
+            else:
+                from shortviz.distances import measure_distances
+
+                distances = measure_distances(opened, tokens, **common)
+        run = replace(run, distances=distances)
+        if out is not None:
+            runs.save_run(run, out)
+    print_result(runs.run_json(run) if as_json else distances_text(distances, run.model))
+    if distances.samples < len(tokens.rows):
+        advice = "run the same command again to go on" if out is not None else "with --out it could go on from there"
+        print(f"Stopped after {distances.samples} of {len(tokens.rows)} rows; {advice}.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if checkpoint is not None:
+        discard_checkpoint(checkpoint)
+
+
+def _does_not_fit(ref: "ModelRef") -> bool:
+    from shortviz.loading import estimate
+    from shortviz.words import size
+
+    found = estimate(ref)
+    if not found.fits:
+        print(
+            f"{found.id} takes {size(found.memory_bytes)} and {size(found.available_bytes)} is free: it is streamed, "
+            "one layer in memory at a time.",
+            file=sys.stderr,
+        )
+    return not found.fits
+
+
+@contextmanager
+def _loaded(ref: "ModelRef", on_progress: "OnProgress", stop: threading.Event) -> "Iterator[Any]":
+    yield load_model(ref, on_progress, stop)
+
+
+@contextmanager
+def _streamed(ref: "ModelRef", on_progress: "OnProgress", stop: threading.Event) -> "Iterator[Any]":
+    from shortviz.streamed_model import open_streamed
+
+    with open_streamed(ref, on_progress=on_progress, stop=stop) as opened:
+        yield opened
+
+
+def _claim(run: "Run", out: Path) -> "Run":
+    """Return the run, saved before the long work starts, with the losses that the folder's run already has.
+
+    Raises RunError where the folder holds something else, ResourceError where it cannot be written.
+    """
+    from shortviz import runs
+
+    old = runs.load_run(out) if (out / runs.FILE).exists() else run
+    run = replace(run, losses=old.losses, evaluations=old.evaluations, ledgers=old.ledgers)
+    runs.save_run(replace(run, distances=old.distances), out)
+    return run

@@ -1,0 +1,153 @@
+"""A model that is never whole in memory: built on meta, its layers filled from the weight files one at a time.
+
+The weights go through transformers' own loader (renamings, merged experts, dtype plan), part by part, so that a layer
+holds bit for bit what `from_pretrained` would have put into it.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from shortviz import loading
+from shortviz.architectures import LayerStack, layer_stack
+from shortviz.layer_calls import CHECKED_TOKENS, cache_bytes, check_independent, record_calls, returns_tuple
+from shortviz.ledger import Treatment
+from shortviz.model_files import ModelFiles, find_files, read_config
+from shortviz.model_info import model_info, weight_size
+from shortviz.placement import Placement, choose_placement
+from shortviz.records import ModelInfo, ModelRef, OnProgress, PrunePlan
+from shortviz.replay import LayerCall
+from shortviz.shards import Entry, read_shards
+from shortviz.sizes import estimate_files, parse_config, settle_gguf
+from shortviz.streamed_parts import BESIDE, Parts
+
+
+@dataclass(kw_only=True, eq=False)
+class StreamedModel:
+    """A causal language model on meta, with its files; use `open_streamed`.
+
+    What stands outside the layers of its decoder is in memory until `drop_beside`.
+    """
+
+    model: PreTrainedModel
+    stack: LayerStack
+    tokenizer: PreTrainedTokenizerBase
+    info: ModelInfo
+    ref: ModelRef
+    placement: Placement
+    folder: Path
+    entries: Mapping[str, Entry]
+    """Every tensor of the files."""
+    parts: "Parts" = field(repr=False)
+    in_tuple: bool
+    """Whether the decoder expects a tuple from its layers."""
+    plan: PrunePlan | None = None
+    treatments: tuple[Treatment, ...] = ()
+
+    def calls(self, tokens: Tensor) -> tuple[Tensor, list[LayerCall]]:
+        """Return boundary 0 of rows of tokens, and what each layer is called with besides the residual stream."""
+        entered, calls = record_calls(self.stack, tokens.to(self.placement.device), in_tuple=self.in_tuple)
+        return entered[0], calls
+
+    def load_layer(self, index: int) -> nn.Module:
+        """Return the layer, filled from the files; raises NumericsError or ModelError where its weights are unsound."""
+        layer = self.stack.layers[index]
+        self.parts.fill(f"{self.stack.path}.{index}.", [layer])
+        return layer
+
+    def drop_layer(self, index: int) -> None:
+        """Free the layer's weights."""
+        _to_meta(self.stack.layers[index])
+
+    def load_beside(self) -> None:
+        """Fill what stands outside the layers of the decoder, the embeddings first of all."""
+        self.parts.fill(BESIDE, beside(self.stack))
+
+    def drop_beside(self) -> None:
+        """Free what stands outside the layers."""
+        for module in [*beside(self.stack), self.model.get_output_embeddings()]:
+            if isinstance(module, nn.Module):
+                _to_meta(module)
+
+    @property
+    def working_bytes(self) -> int:
+        """Memory that weights take at most at one time: what stands outside the layers, or two layers."""
+        outside = sum(weight_size(module)[1] for module in beside(self.stack))
+        return max(outside, 2 * max(self.info.layer_bytes))
+
+
+@contextmanager
+def open_streamed(
+    ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threading.Event | None = None
+) -> Iterator[StreamedModel]:
+    """Yield the model, downloaded if need be, with nothing of its layers in memory.
+
+    Raises what `load` raises, and ModelError where the family cannot be run layer by layer (the reason is named).
+    """
+    placement = choose_placement(ref)
+    files = settle_gguf(find_files(ref))
+    expected = estimate_files(files, placement)
+    folder = loading.fetch(files, expected, on_progress, stop)
+    config = parse_config(files.name, read_config(ModelFiles(name=files.name, folder=folder)))
+    with loading.quiet_transformers():
+        with torch.device(
+            "meta"
+        ):  # the thread's own; the default dtype is set for all threads, as from_pretrained does
+            model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype)
+        model.eval().requires_grad_(False)
+        stack = layer_stack(model)
+        tokenizer = loading.read_tokenizer(files.name, folder)
+        loading.refuse_larger_vocabulary(files.name, tokenizer, model)
+        entries = read_shards(folder, files.name)
+        parts = Parts(model, stack, entries, placement, files.name)
+        try:
+            parts.fill(BESIDE, beside(stack))
+            probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % config_vocabulary(model)
+            with torch.inference_mode():
+                in_tuple = returns_tuple(stack, probe)
+                check_independent(stack, probe, in_tuple=in_tuple)
+                cache = tuple(cache_bytes(stack, probe, in_tuple=in_tuple))
+            info = model_info(
+                model,
+                id=files.name,
+                revision=files.revision,
+                reason=f"{expected.reason} Streamed: one layer at a time.",
+                device=str(placement.device),
+                layer_cache_bytes=cache,
+            )
+            yield StreamedModel(
+                model=model,
+                stack=stack,
+                tokenizer=tokenizer,
+                info=info,
+                ref=ref,
+                placement=placement,
+                folder=folder,
+                entries=entries,
+                parts=parts,
+                in_tuple=in_tuple,
+            )
+        finally:
+            parts.close()
+
+
+@torch.inference_mode(mode=False)  # else the empty tensors could not be filled again outside of inference mode
+def _to_meta(module: nn.Module) -> None:
+    module.to("meta")
+
+
+def config_vocabulary(model: PreTrainedModel) -> int:
+    """Return the rows of the embedding."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def beside(stack: LayerStack) -> list[nn.Module]:
+    """Return the modules of the decoder next to its layer list."""
+    attribute = stack.path.rpartition(".")[2]
+    return [module for name, module in stack.decoder.named_children() if name != attribute]

@@ -1,0 +1,152 @@
+"""Filling a part of a model on meta from the weight files, with transformers' own loader.
+
+Renamings, merged experts, the dtype plan and the computed buffers are those of `from_pretrained`, so a part holds bit
+for bit what the whole model would hold there.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as transformers_init
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+
+from shortviz import loading
+from shortviz.architectures import LayerStack
+from shortviz.errors import ModelError
+from shortviz.placement import Placement
+from shortviz.shards import Entry
+
+BESIDE = ""
+"""The part of the decoder outside its layers; other parts are called by their prefix, e.g. `model.layers.3.`."""
+
+
+class Parts:
+    """Reads the weights of a part of the model out of the files."""
+
+    def __init__(
+        self, model: PreTrainedModel, stack: LayerStack, entries: Mapping[str, Entry], placement: Placement, name: str
+    ) -> None:
+        self._model, self._stack, self._entries, self._device = model, stack, entries, placement.device
+        self._name = name
+        mapping = get_model_conversion_mapping(model)
+        self._config = LoadStateDictConfig(
+            dtype=placement.dtype,
+            dtype_plan=model._get_dtype_plan(placement.dtype),
+            weight_mapping=mapping,
+            device_map=None if placement.device.type == "cpu" else {"": placement.device},
+        )
+        self._groups = grouped(model, stack, entries, mapping, name)
+        self._handles = ExitStack()
+        self._open = {file: self._enter(file) for file in {entry.file for entry in entries.values()}}
+
+    def _enter(self, file: Path) -> Any:
+        try:
+            return self._handles.enter_context(safe_open(file, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"The file {file} cannot be read ({error}); fetch it again.") from error
+
+    def close(self) -> None:
+        """Close the weight files."""
+        self._handles.close()
+
+    @torch.inference_mode(mode=False)
+    def fill(self, part: str, modules: Sequence[nn.Module]) -> None:
+        """Load the weights of a part into its modules, and compute the buffers that no file holds.
+
+        Raises ModelError where a weight is missing or has another shape, NumericsError where one is not finite.
+        """
+        slices = {key: self._open[self._entries[key].file].get_slice(key) for key in self._groups[part]}
+        info, _ = convert_and_load_state_dict_in_model(self._model, slices, self._config)
+        if part == BESIDE:
+            self._model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+        names = {key for key in info.missing_keys if self._part_of(key) == part}
+        loading.refuse_disagreement(
+            self._name, {"missing_keys": names, "unexpected_keys": (), "mismatched_keys": info.mismatched_keys}
+        )
+        where = {id(module): name for name, module in self._model.named_modules()}
+        for module in modules:
+            compute_buffers(self._owner(), module, self._device)
+            module.requires_grad_(False)
+            weights = ((f"{where[id(module)]}.{name}", weight) for name, weight in module.named_parameters())
+            loading.refuse_not_finite_among(weights, self._stack.path)
+
+    def _part_of(self, key: str) -> str | None:
+        return part_of(key, self._stack.path)
+
+    def _owner(self) -> PreTrainedModel:
+        """Return the innermost model around the layers: it knows how their buffers are computed."""
+        return self._stack.decoder if isinstance(self._stack.decoder, PreTrainedModel) else self._model
+
+
+def part_of(key: str, path: str) -> str | None:
+    """Return the part that a weight of the model belongs to; None outside the decoder (the head, other towers)."""
+    found = re.match(rf"{re.escape(path)}\.\d+\.", key)
+    if found:
+        return found.group()
+    outer = path.rpartition(".")[0]
+    return BESIDE if key.startswith(f"{outer}.") or not outer else None
+
+
+def grouped(
+    model: PreTrainedModel, stack: LayerStack, entries: Iterable[str], mapping: Sequence[Any], name: str
+) -> dict[str, list[str]]:
+    """Return {part: names in the files of its tensors}; raises ModelError where a file holds what no part has."""
+    renamed, count = model_names(model, entries, mapping), len(stack.layers)
+    groups: dict[str, list[str]] = {part: [] for part in (BESIDE, *(f"{stack.path}.{i}." for i in range(count)))}
+    known = model.state_dict().keys()
+    for key, target in renamed.items():
+        part = part_of(target, stack.path)
+        if target in known and part is not None:
+            groups[part].append(key)
+    # A tied weight may be in the file under the name of its partner only, such as the head's.
+    of_target = {target: key for key, target in renamed.items()}
+    for target, source in model.all_tied_weights_keys.items():
+        for here, there in ((source, target), (target, source)):
+            if here not in of_target and there in of_target and part_of(here, stack.path) == BESIDE:
+                groups[BESIDE].append(of_target[there])
+    unexpected = {target for target in renamed.values() if target not in known}
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    unexpected = {key for key in unexpected if not any(pattern.search(key) for pattern in ignored)}
+    loading.refuse_disagreement(name, {"missing_keys": (), "unexpected_keys": unexpected, "mismatched_keys": ()})
+    return {part: list(dict.fromkeys(keys)) for part, keys in groups.items()}
+
+
+def model_names(model: PreTrainedModel, entries: Iterable[str], mapping: Sequence[Any]) -> dict[str, str]:
+    """Return {name in the files: name in the model}; of a tensor that is merged with others, the merged one's name."""
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    known: dict[str, Tensor] = model.state_dict()
+    found = {}
+    for key in entries:
+        target, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
+        if target not in known and key in known:
+            target, _ = rename_source_key(key, [], [], model.base_model_prefix, known)
+        found[key] = target
+    return found
+
+
+@torch.no_grad()
+@transformers_init.guard_torch_init_functions()  # type: ignore[untyped-decorator]
+def compute_buffers(owner: PreTrainedModel, module: nn.Module, device: torch.device) -> None:
+    """Compute the buffers that no file holds (rotary frequencies, masks), as from_pretrained does after loading."""
+    for part in module.modules():
+        for leaf in part._non_persistent_buffers_set:
+            buffer = part._buffers.get(leaf)
+            if buffer is not None:
+                part._buffers[leaf] = torch.empty_like(buffer, device=device)
+        owner._init_weights(part)  # weights that were loaded are marked, and are left alone
+    owner._init_weights(owner)  # falcon_h1's model fills a buffer of its layers; those on meta take no notice

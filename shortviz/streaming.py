@@ -1,0 +1,220 @@
+"""measure_streamed: the distances of a model that does not fit in memory, layer by layer, each weight read once.
+
+Layer-major order: all batches go through a layer while the next one is read, then the layer is dropped. The numbers
+are those of `measure_distances`, by the same code on the same states.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from shortviz import criteria as known
+from shortviz import loading
+from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
+from shortviz.criteria import Criterion, Score
+from shortviz.distance_record import distances_record, empty_sums, settling_of
+from shortviz.errors import ResourceError, ShortvizError, Stopped, is_out_of_memory
+from shortviz.gram import NORMS, sequence_scores
+from shortviz.layer_calls import CallBook
+from shortviz.records import BlockDistances, Floats, OnProgress, Progress, Tokens, TokenSet
+from shortviz.replay import LayerCall
+from shortviz.row_scores import RowScores
+from shortviz.state_plan import planned_states
+from shortviz.state_store import StatePlan, StateStore, batch_shapes, sampled_positions
+from shortviz.streamed_model import StreamedModel
+from shortviz.token_batches import batches_by_length, check_rows, padded_right
+from shortviz.token_sample import TokenSample
+from shortviz.words import size
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def measure_streamed(
+    model: StreamedModel,
+    tokens: TokenSet,
+    *,
+    criteria: Sequence[str | Criterion | Score] | None = None,
+    batch_size: int = 8,
+    tokens_per_row: int | None = None,
+    memory_bytes: int | None = None,
+    checkpoint: Path | None = None,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> BlockDistances:
+    """Return every criterion for every block, as `measure_distances` does; each weight is read once.
+
+    The states of all tokens at all boundaries are kept where they fit (`planned_states`); else, or where
+    `tokens_per_row` says so, token means are taken over that many evenly spaced tokens of each row. With a `checkpoint`
+    path the states are in a file beside it, and a killed run goes on with the layer it was in.
+
+    Raises Stopped when stopped between layers, ResourceError where memory or disk does not suffice, and what
+    `measure_distances` raises.
+    """
+    if batch_size < 1:
+        raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
+    check_rows(model.info, tokens)
+    chosen = [known.resolve(c) for c in criteria or known.names()]
+    batches = batches_by_length(tokens.rows, batch_size)
+    sample = None
+    if any(c.from_sample for c in chosen):
+        sample = TokenSample.of_rows(len(tokens.rows), model.info.num_layers + 1, model.info.hidden_size, None)
+    file = None if checkpoint is None else checkpoint.with_suffix(".states")
+    with planned_states(
+        model,
+        batch_shapes(batches),
+        sample,
+        tokens_per_row=tokens_per_row,
+        memory_bytes=memory_bytes,
+        file=file,
+    ) as plan:
+        sweep = _Sweep(model, plan, checkpoint, _key(model, tokens, batch_size, plan.per_row), on_progress, stop)
+        with _memory_limit(model, plan), torch.inference_mode():
+            sweep.run(batches)
+            return _compared(sweep, tokens, chosen, sample)
+
+
+class _Sweep:
+    """One pass of all batches through all layers."""
+
+    def __init__(
+        self,
+        model: StreamedModel,
+        plan: StatePlan,
+        checkpoint: Path | None,
+        key: str,
+        on_progress: OnProgress | None,
+        stop: threading.Event | None,
+    ) -> None:
+        self.model, self.on_progress, self.stop = model, on_progress, stop
+        self._checkpoint, self._key, self._began = checkpoint, key, time.monotonic()
+        arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
+        goes_on = arrays is not None and arrays["boot"] == _boot() and plan.file is not None and plan.file.exists()
+        self._before = float(arrays["seconds"]) if arrays is not None and goes_on else 0.0
+        self._done = int(arrays["layers"]) if arrays is not None and goes_on else -1
+        pinned = model.placement.device.type == "cuda" and plan.file is None
+        self.store = StateStore(plan, keep_file=goes_on, pinned=pinned)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent, those of runs before a kill included."""
+        return self._before + time.monotonic() - self._began
+
+    def run(self, batches: Sequence[Sequence[Tokens]]) -> None:
+        """Fill the store; raises Stopped on the way."""
+        calls = self._enter(batches)
+        first, count = max(self._done, 0), self.model.info.num_layers
+        with loading.quiet_transformers(), ThreadPoolExecutor(max_workers=1) as ahead:
+            coming = ahead.submit(self.model.load_layer, first) if first < count else None
+            for index in range(first, count):
+                assert coming is not None
+                layer, coming = coming.result(), self._prefetch(ahead, index + 1)
+                self._through(index, layer, calls)
+                self.model.drop_layer(index)
+                self._save(index + 1)
+
+    def _prefetch(self, ahead: ThreadPoolExecutor, index: int) -> "Future[nn.Module] | None":
+        return ahead.submit(self.model.load_layer, index) if index < self.model.info.num_layers else None
+
+    def _enter(self, batches: Sequence[Sequence[Tokens]]) -> list[tuple[LayerCall, ...]]:
+        """Keep boundary 0 of all batches, and return what each layer is called with; the embeddings are then dropped.
+
+        A run that goes on has boundary 0 already, and needs the arguments only.
+        """
+        book, calls = CallBook(), []
+        self.model.load_beside()
+        for index, rows in enumerate(batches):
+            self._check_stop(0)
+            hidden, made = self.model.calls(padded_right(rows))
+            if self._done < 0:
+                self.store.write(0, index, hidden)
+            calls.append(book.add(made))
+        self.model.drop_beside()
+        if self._done < 0:
+            self._save(0)
+        return calls
+
+    def _through(self, index: int, layer: nn.Module, calls: Sequence[Sequence[LayerCall]]) -> None:
+        device = self.model.placement.device
+        for batch, call in enumerate(calls):
+            self._check_stop(index)
+            hidden = self.store.read(index, batch, device)
+            self.store.write(index + 1, batch, call[index].run(layer, hidden))
+            if self.on_progress is not None:
+                done = round(index + (batch + 1) / len(calls), 2)
+                total = self.model.info.num_layers
+                self.on_progress(Progress(stage="stream", done=done, total=total, unit="layers"))
+
+    def _save(self, layers: int) -> None:
+        if self._checkpoint is not None:
+            arrays = {"layers": np.array(float(layers)), "seconds": np.array(self.seconds), "boot": _boot()}
+            save_checkpoint(self._checkpoint, self._key, arrays)
+
+    def _check_stop(self, index: int) -> None:
+        if self.stop is not None and self.stop.is_set():
+            then = "the same command goes on there" if self._checkpoint is not None else "with --out it could go on"
+            raise Stopped(f"Stopped in layer {index} of {self.model.info.num_layers}; {then}.")
+
+
+def _compared(
+    sweep: _Sweep, tokens: TokenSet, chosen: Sequence[Criterion], sample: TokenSample | None
+) -> BlockDistances:
+    """Return the distances from the states of all boundaries, batch by batch."""
+    store, per_row, device = sweep.store, sweep.store.plan.per_row, sweep.model.placement.device
+    sums = empty_sums(chosen, sweep.model.info.num_layers + 1)
+    fast = [c for c in chosen if not c.from_sample]
+    rows = RowScores.beside(
+        None, [c.name for c in fast], store.plan.num_boundaries * (store.plan.num_boundaries - 1) // 2
+    )
+    for index, shape in enumerate(store.plan.shapes):
+        if sweep.stop is not None and sweep.stop.is_set():
+            raise Stopped("Stopped while the boundaries were compared; the same command does that again.")
+        states = store.of_batch(index, device)
+        picked = None if per_row is None else [sampled_positions(length, per_row) for length in shape.lengths]
+        scores = sequence_scores(states, shape.lengths, shape.width, fast, picked)
+        sums = {name: s.add(scores[name]) for name, s in sums.items()}
+        rows.add(scores)
+        if sample is not None:
+            sample.add(states, shape.lengths, shape.width)
+        if sweep.on_progress is not None:
+            sweep.on_progress(Progress(stage="compare", done=sums[NORMS[0]].count, total=len(tokens.rows), unit="rows"))
+    record = distances_record(sweep.model.info, tokens, chosen, sums, sample, sweep.seconds)
+    return replace(record, settling=settling_of(sweep.model.info, rows), tokens_per_row=per_row)
+
+
+def _key(model: StreamedModel, tokens: TokenSet, batch_size: int, per_row: int | None) -> str:
+    """Return a fingerprint of everything the states depend on; the criteria are computed from them at the end."""
+    facts = ["streamed", *model_facts(model), tokens.info.fingerprint, batch_size, per_row]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _boot() -> Floats:
+    """Return which start of this machine it is: what a mapped file held is only sure while the kernel that had it runs.
+
+    (Pages go to the disk in their own time, so that a kill loses nothing, and a power cut might.)
+    """
+    text = _BOOT.read_text().strip() if _BOOT.exists() else ""
+    return np.array(float(int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)))
+
+
+@contextmanager
+def _memory_limit(model: StreamedModel, plan: StatePlan) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"Memory ran out while {model.info.id} was streamed: {size(model.working_bytes)} for weights"
+            + (f" and {size(plan.num_bytes)} for states" if plan.file is None else "")
+            + " were expected; give a smaller --batch-size, fewer rows, or --out, which keeps the states in a file."
+        ) from error

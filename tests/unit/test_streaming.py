@@ -1,0 +1,225 @@
+"""Streaming a model from its files: what is refused before and during it, and where the states go."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shortviz import state_plan
+from shortviz.architectures import LayerStack
+from shortviz.distances import measure_distances
+from shortviz.errors import ModelError, NumericsError, ResourceError, RunError, ShortvizError, Stopped
+from shortviz.layer_calls import check_independent
+from shortviz.loading import load
+from shortviz.records import ModelRef
+from shortviz.streamed_model import open_streamed
+from shortviz.streaming import measure_streamed
+from tests.contract.test_streaming_families import rows
+from tests.families import build_tiny, tiny_config, tiny_tokenizer
+
+ANGLES = ("angular_last", "angular_mean")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in many small shards, so that one layer is in several files."""
+    folder = tmp_path_factory.mktemp("llama")
+    build_tiny("llama").save_pretrained(folder, max_shard_size="20KB")
+    tiny_tokenizer().save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 6
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def streamed(folder: Path, **options):
+    with open_streamed(ModelRef(id=str(folder))) as model:
+        return measure_streamed(model, rows(), batch_size=2, criteria=ANGLES, **options)
+
+
+def assert_equal(found, expected) -> None:
+    for name in ANGLES:
+        np.testing.assert_array_equal(found.criteria[name].mean, expected.criteria[name].mean)
+
+
+def test_a_checkpoint_whose_layers_are_not_in_order_across_its_files_gives_the_same_numbers(folder):
+    expected = streamed(folder)
+    weights = {name: tensor for shard in shards(folder) for name, tensor in load_file(shard).items()}
+    for shard in shards(folder):
+        shard.unlink()
+    names = sorted(weights, key=lambda name: name[::-1])
+    index = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(names)}
+    for file in sorted(set(index.values())):
+        save_file({n: weights[n] for n in names if index[n] == file}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert_equal(streamed(folder), expected)
+
+
+def test_a_missing_file_is_named(folder):
+    shards(folder)[2].unlink()
+    with pytest.raises(ModelError, match=r"lacks 1 of \d+ weight files: model-00003"):
+        streamed(folder)
+
+
+def test_a_file_cut_short_is_named_before_anything_runs(folder):
+    whole = shards(folder)[3].read_bytes()
+    shards(folder)[3].write_bytes(whole[:-10])
+    with pytest.raises(ModelError, match="model-00004.*cut short"):
+        streamed(folder)
+
+
+def test_a_tensor_in_two_files_is_refused(folder):
+    first, second = shards(folder)[:2]
+    save_file(load_file(first) | load_file(second), second, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="is in two weight files"):
+        streamed(folder)
+
+
+def test_an_index_that_promises_what_its_file_does_not_hold_is_refused(folder):
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    name = next(n for n in index["weight_map"] if ".3." in n)
+    index["weight_map"][name] = shards(folder)[0].name
+    file.write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"says that .* holds model\.layers\.3\..*, and it does not"):
+        streamed(folder)
+
+
+def test_a_weight_that_is_in_no_file_is_named(folder):
+    shard = next(s for s in shards(folder) if "model.layers.4.mlp.up_proj.weight" in load_file(s))
+    kept = {n: t for n, t in load_file(shard).items() if n != "model.layers.4.mlp.up_proj.weight"}
+    save_file(kept, shard, metadata={"format": "pt"})
+    file = folder / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    del index["weight_map"]["model.layers.4.mlp.up_proj.weight"]
+    file.write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"lack model\.layers\.4\.mlp\.up_proj\.weight"):
+        streamed(folder)
+
+
+def test_a_weight_that_is_nan_is_named_with_its_layer(folder):
+    shard = next(s for s in shards(folder) if "model.layers.4.mlp.up_proj.weight" in load_file(s))
+    weights = load_file(shard)
+    weights["model.layers.4.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, shard, metadata={"format": "pt"})
+    with pytest.raises(NumericsError, match="Layer 4 has NaN or Inf among its weights"):
+        streamed(folder)
+
+
+def test_tied_embeddings_may_be_in_the_file_under_the_name_of_the_head_only(tmp_path):
+    model = build_tiny("llama", config=tiny_config("llama", tie_word_embeddings=True))
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    expected = streamed(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_equal(streamed(tmp_path), expected)
+
+
+def test_states_in_a_file_and_sampled_tokens_give_the_last_token_exactly(saved, tmp_path):
+    expected = measure_distances(load(ModelRef(id=str(saved))), rows(), batch_size=2, criteria=ANGLES)
+    in_file = streamed(saved, checkpoint=tmp_path / "s.npz")
+    padded = 2 * 34 + 2 * 11 + 1 * 2  # rows of 34 and 14, of 11 and 9, and of 2
+    assert (tmp_path / "s.states").stat().st_size == 7 * padded * 32 * 4
+    assert_equal(in_file, expected)
+    sampled = streamed(saved, tokens_per_row=4, checkpoint=tmp_path / "t.npz")
+    assert sampled.tokens_per_row == 4
+    np.testing.assert_array_equal(sampled.criteria["angular_last"].mean, expected.criteria["angular_last"].mean)
+    near = np.nanmax(np.abs(sampled.criteria["angular_mean"].mean - expected.criteria["angular_mean"].mean))
+    assert 0 < near < 0.05
+
+
+def test_states_too_large_for_the_memory_go_to_a_file_and_for_the_disk_are_sampled_then_refused(saved, monkeypatch):
+    usage = shutil.disk_usage("/")
+    expected = streamed(saved)
+    assert_equal(streamed(saved, memory_bytes=0), expected)
+    sampled_bytes = 40_000
+    monkeypatch.setattr(state_plan.shutil, "disk_usage", lambda _: usage._replace(free=sampled_bytes))
+    monkeypatch.setattr(state_plan, "TOKENS_PER_ROW", 2)
+    assert streamed(saved, memory_bytes=0).tokens_per_row == 2
+    monkeypatch.setattr(state_plan.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ResourceError, match=r"The states between layers need .* KB, and the disk of .* has 1\.0 KB"):
+        streamed(saved, memory_bytes=0)
+
+
+def test_too_little_memory_for_two_layers_is_told_before_the_start(saved, monkeypatch):
+    monkeypatch.setattr(state_plan, "free_memory", lambda _: 10_000)
+    with pytest.raises(ResourceError, match=r"Streaming .* needs .* of memory for the weights of two layers"):
+        streamed(saved)
+
+
+def test_memory_that_runs_out_on_the_way_is_told_with_what_was_expected(saved, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    with open_streamed(ModelRef(id=str(saved))) as model:
+        monkeypatch.setattr(model, "load_layer", fail)
+        with pytest.raises(ResourceError, match="Memory ran out while .* for weights and .* for states were expected"):
+            measure_streamed(model, rows(), criteria=ANGLES)
+
+
+def test_a_stopped_pass_goes_on_with_the_layer_it_was_in_and_other_text_is_refused(saved, tmp_path):
+    expected, stop, path = streamed(saved), threading.Event(), tmp_path / "s.npz"
+
+    def watch(progress):
+        if progress.done > 3.2:
+            stop.set()
+
+    with pytest.raises(Stopped, match="Stopped in layer 3 of 6; the same command goes on there"):
+        streamed(saved, checkpoint=path, on_progress=watch, stop=stop)
+    with pytest.raises(RunError, match="belongs to another measurement"):
+        streamed(saved, checkpoint=path, tokens_per_row=3)
+    seen = []
+    resumed = streamed(saved, checkpoint=path, on_progress=lambda p: seen.append((p.stage, p.done)))
+    assert seen[0] == ("stream", 3.33), "layer 3 of the three batches again, from its beginning"
+    assert_equal(resumed, expected)
+
+
+class Gossip(torch.nn.Module):
+    """A decoder that tells each layer something about what the one before gave."""
+
+    def __init__(self, decoder: torch.nn.Module, told: str) -> None:
+        super().__init__()
+        self.embed, self.layers, self.told = decoder.embed_tokens, decoder.layers, told
+
+    def forward(self, input_ids, use_cache):
+        hidden, extra = self.embed(input_ids), None
+        for layer in self.layers:
+            hidden = layer(hidden, told=extra)
+            extra = hidden.mean() if self.told == "mean" else {"last": hidden} if self.told == "dict" else None
+            hidden = hidden * 0.5 if self.told == "scaled" else hidden
+
+
+@pytest.mark.parametrize(
+    ("told", "match"),
+    [
+        ("mean", "Layer 1 of Gossip is given told, which the layers before it may change"),
+        ("dict", "Layer 1 of Gossip is given told, which the layers before it may change"),
+        ("scaled", "Gossip changes the residual stream between layers 0 and 1"),
+    ],
+)
+def test_a_family_whose_layers_hear_more_than_the_residual_stream_is_refused(saved, told, match):
+    with open_streamed(ModelRef(id=str(saved))) as model:
+        decoder = Gossip(model.stack.decoder, told)
+        stack = LayerStack(decoder=decoder, layers=decoder.layers, path="layers")
+        with pytest.raises(ModelError, match=match):
+            check_independent(stack, torch.arange(24).reshape(2, 12), in_tuple=False)
+
+
+def test_the_options_are_checked(saved):
+    with pytest.raises(ShortvizError, match="0 tokens of each row"):
+        streamed(saved, tokens_per_row=0)
