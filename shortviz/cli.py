@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from shortviz import __version__, cli_advise, cli_compare, cli_map, cli_measure
+from shortviz import __version__, cli_advise, cli_compare, cli_map, cli_measure, cli_share
 from shortviz.cli_options import (
     JsonOption,
     LoadOptions,
@@ -140,11 +140,14 @@ app.command("curve")(cli_map.removal_curve)
 app.command("advise")(cli_advise.advise_command)
 app.command("compare")(cli_compare.compare)
 app.command("sensitivity")(cli_compare.sensitivity)
+app.command("report")(cli_share.report)
 
 
 @app.command()
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], as_json: JsonOption = False
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every block as CSV.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print a saved run: best blocks, evaluations, the measured map and how well it was predicted, ledgers."""
     from shortviz import runs
@@ -153,6 +156,11 @@ def show(
     from shortviz.cli_output import run_text
 
     found = runs.load_run(run)
+    if as_csv:
+        from shortviz.run_tables import block_csv
+
+        print_result(block_csv(found).rstrip("\n"))
+        return
     measured = [losses_text(found, found.losses, "nll")] if found.losses is not None else []
     measured += [ledger_text(ledger) for ledger in found.ledgers]
     print_result(runs.run_json(found) if as_json else "\n\n".join([run_text(found), *measured]))

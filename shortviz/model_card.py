@@ -9,18 +9,11 @@ from typing import Any
 
 import yaml
 
+from shortviz.citations import GROMOV
 from shortviz.recipes import DEMO_HUB_ID, hub_id, loading_python, reproduce_command
 from shortviz.records import Evaluation, ModelInfo, PrunePlan, Score, TextInfo
 from shortviz.runs import evaluation_json, versions
 from shortviz.words import size
-
-CITATION = """@misc{gromov2024unreasonable,
-  title  = {The Unreasonable Ineffectiveness of the Deeper Layers},
-  author = {Andrey Gromov and Kushal Tirumala and Hassan Shapourian and Paolo Glorioso and Daniel A. Roberts},
-  year   = {2024},
-  eprint = {2403.17887},
-  archivePrefix = {arXiv},
-}"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +73,7 @@ def model_card(facts: CardFacts) -> str:
         _proved(facts.proof),
         f"## Load it\n\n```python\n{loading_python(facts.name)}```",
         _made(facts),
-        f"## Method\n\n```bibtex\n{CITATION}\n```",
+        f"## Method\n\n```bibtex\n{GROMOV}\n```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

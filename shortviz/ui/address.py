@@ -1,28 +1,35 @@
 """The address bar: what a link carries. Opening one prefills; it never starts work.
 
-Criterion, scale, palette and view are widgets bound to the address. Model, run, block and job are written here, on
-every page, because a page link drops parameters that no widget holds.
+Criterion, scale, palette and view are widgets bound to the address. Model, texts, run, block and job are written here,
+on every page, because a page link drops parameters that no widget holds.
 """
 
 import re
 from collections.abc import Mapping
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import streamlit as st
+from pydantic import TypeAdapter, ValidationError
 
 from shortviz import criteria, policy
-from shortviz.errors import PolicyError, RunError
+from shortviz.errors import PolicyError, RunError, ShortvizError
 from shortviz.map_cells import MEASURED
-from shortviz.records import Block, ModelRef
+from shortviz.records import Block, ModelRef, TextSpec
 from shortviz.settings import settings
+from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, builtin_names
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LINKED_KINDS = ("builtin", "dataset")
+"""Kinds of text that a link can name."""
 LONG_KINDS = ("load", "measure", "losses", "export")
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
 _MOST_CHARACTERS = 300
+_MOST_ROWS, _MOST_TOKENS = 100_000, 8192
+_TEXT = TypeAdapter(TextSpec)
+_TEXT_FIELDS = ("key", "subset", "split", "limit", "max_length", "bos")
 _VIEW_KEYS = (s.CRITERION, s.SHOW, s.METRIC, s.SCALE, s.PALETTE, s.VIEW)
 
 
@@ -42,6 +49,7 @@ def read_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) ->
         state[s.CRITERION] = parameters[s.CRITERION]
     if parameters.get(s.METRIC) in MEASURED:
         state[s.METRIC] = parameters[s.METRIC]
+    _prefill_texts(state, parameters)
     key = parameters.get("run")
     if key and context is None and _readable(bench, key):
         s.open_run(state, key)
@@ -58,6 +66,14 @@ def _prefill_model(state: s.State, ref: ModelRef) -> None:
         state[s.NOTICE] = str(error)
     else:
         s.set_model(state, ref)
+
+
+def _prefill_texts(state: s.State, parameters: Mapping[str, str]) -> None:
+    calibration, evaluation = read_text(parameters.get("text", "")), read_text(parameters.get("eval", ""))
+    if calibration is not None and policy.allowed(settings(), calibration):
+        s.set_calibration(state, calibration)
+    if evaluation is not None and policy.allowed(settings(), evaluation):
+        s.set_evaluation(state, evaluation)
 
 
 def read_ref(parameters: Mapping[str, str]) -> ModelRef | None:
@@ -85,7 +101,7 @@ def read_block(parameters: Mapping[str, str]) -> Block | None:
 def write_address(bench: Bench, state: s.State) -> None:
     """Put model, run and running job into the address."""
     wanted = address(bench, state)
-    for key in ("model", "rev", "dtype", "device", "run", "start", "n", "job"):
+    for key in ("model", "rev", "dtype", "device", "text", "eval", "run", "start", "n", "job"):
         value = wanted.get(key)
         if value is None:
             if key in st.query_params:
@@ -103,6 +119,8 @@ def address(bench: Bench, state: s.State) -> dict[str, str]:
         if ref.revision:
             found["rev"] = ref.revision
         found |= {k: v for k, v in (("dtype", ref.dtype), ("device", ref.device)) if v != "auto"}
+    for name, spec, default in _texts(state):
+        found |= {name: write_text(spec)} if spec != default and spec.kind in LINKED_KINDS else {}
     run = s.run_key(state)
     if run is not None:
         found["run"] = run
@@ -114,6 +132,50 @@ def address(bench: Bench, state: s.State) -> dict[str, str]:
     if job is not None and job.live and not settings().is_hosted:
         found["job"] = job.id
     return found
+
+
+def _texts(state: s.State) -> tuple[tuple[str, TextSpec, TextSpec], ...]:
+    return (
+        ("text", s.calibration(state), DEFAULT_CALIBRATION),
+        ("eval", s.evaluation(state), DEFAULT_EVALUATION),
+    )
+
+
+def left_out(state: s.State) -> list[str]:
+    """Return what a link of this session cannot carry, in sentences."""
+    roles = {"text": "calibration", "eval": "evaluation"}
+    why = {"paste": "was pasted", "file": "is a file of this machine"}
+    return [
+        f"The {roles[name]} text {why[spec.kind]} and is not in the link; results measured on it are."
+        for name, spec, _ in _texts(state)
+        if spec.kind not in LINKED_KINDS
+    ]
+
+
+def write_text(spec: TextSpec) -> str:
+    """Return a built-in text or data set as a link carries it: `kind:value?limit=64&...`, defaults left out."""
+    plain = TextSpec(kind=spec.kind, value=spec.value)
+    changed = {name: getattr(spec, name) for name in _TEXT_FIELDS if getattr(spec, name) != getattr(plain, name)}
+    return f"{spec.kind}:{spec.value}" + (f"?{urlencode(changed)}" if changed else "")
+
+
+def read_text(value: str) -> TextSpec | None:
+    """Return the text that a link names; None where it could not be one.
+
+    Files and pasted text are never taken from a link: it must not make this machine read a file of the sender's choice.
+    """
+    if not value or len(value) > _MOST_CHARACTERS or not value.isprintable():
+        return None
+    kind, _, rest = value.partition(":")
+    name, _, query = rest.partition("?")
+    fields = {key: text for key, text in parse_qsl(query) if key in _TEXT_FIELDS}
+    try:
+        spec: TextSpec = _TEXT.validate_python({"kind": kind, "value": name} | fields)
+    except (ValidationError, ShortvizError):
+        return None
+    known = spec.kind == "dataset" or (spec.kind == "builtin" and spec.value in builtin_names())
+    small = (spec.limit or 1) <= _MOST_ROWS and spec.max_length <= _MOST_TOKENS
+    return spec if known and small and spec.value else None
 
 
 def linked() -> dict[str, str]:

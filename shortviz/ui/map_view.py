@@ -142,15 +142,13 @@ def views(
     drawn = measured.drawn(which, criterion, distances, losses)
     if drawn is None:
         return False
-    if which == "measured":
-        criterion = str(state.get(s.METRIC))
-        criterion = criterion if criterion in drawn.criteria else next(iter(drawn.criteria))
+    criterion = drawn_criterion(state, which, criterion, drawn)
     if view == "Table":
         _table(drawn, criterion)
     elif view == "Best per n":
         _best(drawn, criterion, model)
     else:
-        _map(drawn, criterion, model, chosen, difference=which == "difference")
+        _map(drawn, criterion, model, map_look(state, which, chosen, dark=st.context.theme.type == "dark"))
     return True
 
 
@@ -173,17 +171,26 @@ def criterion_of(state: s.State, distances: BlockDistances) -> str:
     return chosen if chosen in distances.criteria else next(iter(distances.criteria))
 
 
-def _map(
-    distances: BlockDistances, criterion: str, model: ModelInfo, chosen: Block | None, *, difference: bool
-) -> None:
-    state = s.session()
+def drawn_criterion(state: s.State, which: str, criterion: str, drawn: BlockDistances) -> str:
+    """Return what the drawn map shows: the criterion, or the chosen measured loss."""
+    if which != "measured":
+        return criterion
+    metric = str(state.get(s.METRIC))
+    return metric if metric in drawn.criteria else next(iter(drawn.criteria))
+
+
+def map_look(state: s.State, which: str, chosen: Block | None, *, dark: bool) -> charts.MapView:
+    """Return how this session looks at a map."""
     scale: charts.Scale = "raw" if state.get(s.SCALE) == "raw" else "per_n"
-    view = charts.MapView(
-        scale="difference" if difference else scale,
+    return charts.MapView(
+        scale="difference" if which == "difference" else scale,
         palette="viridis" if state.get(s.PALETTE) == "viridis" else "cividis",
         selected=chosen,
-        dark=st.context.theme.type == "dark",
+        dark=dark,
     )
+
+
+def _map(distances: BlockDistances, criterion: str, model: ModelInfo, view: charts.MapView) -> None:
     figure = charts.distance_map(distances, criterion, model, view)
     figure.update_layout(height=max(CHART_HEIGHT, 12 * distances.num_layers), font={"family": FONT, "size": 11})
     st.plotly_chart(

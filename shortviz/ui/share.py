@@ -1,15 +1,19 @@
-"""Taking things away: links, reproducing lines, and the numbers as files."""
+"""Taking things away: links, reproducing lines, figures, and the numbers as files."""
 
 import json
 
-import pandas as pd
 import streamlit as st
 
-from shortviz.records import Block, Run
-from shortviz.runs import run_json
-from shortviz.ui import actions, snippets
+from shortviz.citations import bibtex
+from shortviz.records import Block, ModelRef
+from shortviz.report import report_html
+from shortviz.run_tables import block_csv
+from shortviz.runs import folder_name, run_json
+from shortviz.ui import actions, measured, snippets
 from shortviz.ui import state as s
-from shortviz.ui.address import link
+from shortviz.ui.address import left_out, link
+from shortviz.ui.figure_dialog import figure_dialog, picture
+from shortviz.ui.map_view import criterion_of
 from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown, ref_of
 
@@ -24,6 +28,8 @@ def buttons(tools: Bench, shown: Shown, block: Block) -> None:
         with st.popover("Copy link", icon=":material/link:"):
             st.caption("Restores this view; it starts no work.")
             st.code(link(tools, state), language=None, wrap_lines=True)
+            for words in left_out(state):
+                st.caption(f":material/info: {words}")
         if ref is not None:
             spec = s.evaluation(state)
             with st.popover("Copy as Python", icon=":material/code:", width="content"):
@@ -33,46 +39,75 @@ def buttons(tools: Bench, shown: Shown, block: Block) -> None:
 
 
 def downloads(shown: Shown) -> None:
-    """Draw the buttons that save the map's numbers."""
+    """Draw what takes the map away: its figure, its numbers, a report, the lines that measure it, what to cite."""
+    state = s.session()
     run = shown.run
-    if run is None or run.distances is None:
+    if run is None or (run.distances is None and run.losses is None):
         return
     with st.container(horizontal=True, gap="small", width="content"):
-        st.download_button(
-            "CSV",
-            data=lambda: map_csv(run),
-            file_name="distances.csv",
-            mime="text/csv",
-            icon=":material/download:",
-            on_click="ignore",
-            help="Every criterion for every block, one row per block.",
-        )
-        st.download_button(
-            "JSON",
-            data=lambda: json.dumps(run_json(run)),
-            file_name="run.json",
-            mime="application/json",
-            icon=":material/download:",
-            on_click="ignore",
-            help="The whole run, as shortviz show RUN reads it.",
-        )
+        if st.button("Figure", key="figure_button", help="SVG or PNG for a paper, drawn by your browser."):
+            found = picture(shown, state, s.block(state))
+            if found is None:
+                st.toast("This view has no figure yet; choose the map, agreement or curve.", icon=":material/image:")
+            else:
+                figure_dialog(found)
+        with st.popover("Data", help="The numbers of this run as files, and all of it as one page."):
+            _file("CSV, one row a block", lambda: block_csv(run), "blocks.csv", "text/csv")
+            _file("JSON, the whole run", lambda: json.dumps(run_json(run)), "run.json", "application/json")
+            criterion = criterion_of(state, run.distances) if run.distances is not None else ""
+            name = f"{folder_name(run)}.html"
+            _file("Report, a page to mail", lambda: report_html(run, criterion=criterion), name, "text/html")
         ref = ref_of(shown)
         if ref is not None:
-            spec = s.calibration(s.session())
-            with st.popover("Code", help="The command and the Python lines that measure this map."):
-                st.code(snippets.measure_command(ref, spec), language="bash", wrap_lines=True)
-                st.code(snippets.measure_python(ref, spec), language="python")
+            with st.popover("Code", help="The command and the Python lines that measure this, and what to cite."):
+                _code(shown, ref)
 
 
-def map_csv(run: Run) -> str:
-    """Return one row per block: start, n, and mean and standard error by every criterion."""
-    distances = run.distances
+def _file(label: str, data: object, name: str, mime: str) -> None:
+    st.download_button(
+        label,
+        data=data,  # type: ignore[arg-type]  # a callable: made when it is asked for
+        file_name=name,
+        mime=mime,
+        icon=":material/download:",
+        on_click="ignore",
+        width="stretch",
+    )
+
+
+def _code(shown: Shown, ref: ModelRef) -> None:
+    command, python, cite = st.tabs(["Command", "Python", "Cite"])
+    lines = code_of(ref, s.session())
+    command.code(lines[0], language="bash", wrap_lines=True)
+    python.code(lines[1], language="python")
+    cite.code(cite_of(shown, s.session()), language="bibtex", wrap_lines=True)
+
+
+def code_of(ref: ModelRef, state: s.State) -> tuple[str, str]:
+    """Return the command and the Python lines that measure what is on screen."""
+    view, windows = state.get(s.VIEW), actions.APP_WINDOWS
+    calibration, evaluation = s.calibration(state), s.evaluation(state)
+    if view == "Agreement" or measured.show(state) == "difference":
+        both = (ref, calibration, evaluation, windows)
+        return snippets.agreement_command(*both), snippets.agreement_python(*both)
+    if view == "Curve":
+        return (
+            snippets.curve_command(ref, evaluation, windows),
+            snippets.losses_python(ref, evaluation, windows),
+        )
+    if measured.show(state) == "measured":
+        return (
+            snippets.losses_command(ref, evaluation, windows),
+            snippets.losses_python(ref, evaluation, windows),
+        )
+    return snippets.measure_command(ref, calibration), snippets.measure_python(ref, calibration)
+
+
+def cite_of(shown: Shown, state: s.State) -> str:
+    """Return the BibTeX entries of the methods in the view that is on screen."""
+    distances = shown.distances
     if distances is None:
-        return ""
-    layers = distances.num_layers
-    blocks = [(start, n) for n in range(1, layers + 1) for start in range(layers - n + 1)]
-    columns: dict[str, list[float]] = {"start": [b[0] for b in blocks], "n": [b[1] for b in blocks]}
-    for name, grid in distances.criteria.items():
-        columns[name] = [float(grid.mean[n - 1, start]) for start, n in blocks]
-        columns[f"{name}_stderr"] = [float(grid.stderr[n - 1, start]) for start, n in blocks]
-    return str(pd.DataFrame(columns).to_csv(index=False))
+        return bibtex()
+    every = state.get(s.VIEW) in ("Agreement", "Curve")
+    names = distances.criteria if every else [criterion_of(state, distances)]
+    return bibtex(names, sink=bool(distances.norms.sink_layers))

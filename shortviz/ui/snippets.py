@@ -29,9 +29,7 @@ def evaluate_python(ref: ModelRef, block: Block, spec: TextSpec, windows: Window
         "from shortviz import evaluate, load, make_windows, prune\n\n"
         f"model = load({_ref(ref)})\n"
         f"{_plan(block)}"
-        f"text = {_spec(spec)}\n"
-        f"size = WindowSpec(window={windows.window}, windows={windows.windows})\n"
-        "windows = make_windows(text, size, model.tokenizer)\n"
+        f"{_windows(spec, windows)}"
         "print(evaluate(prune(model, plan), windows, base=model))\n"
     )
 
@@ -39,8 +37,68 @@ def evaluate_python(ref: ModelRef, block: Block, spec: TextSpec, windows: Window
 def evaluate_command(ref: ModelRef, block: Block, spec: TextSpec, windows: WindowSpec) -> str:
     """Return the command that measures what removing the block costs."""
     words = ["shortviz", "evaluate", ref.id, *_model_options(ref), *_block(block), *_text_options(spec)]
-    words += ["--window", str(windows.window), "--windows", str(windows.windows)]
-    return _command(words, spec)
+    return _command([*words, *_window_options(windows)], spec)
+
+
+def losses_python(ref: ModelRef, spec: TextSpec, windows: WindowSpec) -> str:
+    """Return Python that measures the loss of every block, and what the removal curve is read off."""
+    return (
+        "from shortviz import ModelRef, TextSpec, WindowSpec, load, make_windows, measure_losses\n"
+        "from shortviz.curve import curve_from_map\n\n"
+        f"model = load({_ref(ref)})\n"
+        f"{_windows(spec, windows)}"
+        "losses = measure_losses(model, windows)\n"
+        "print(losses.increase.row(1))  # nats, without each single layer\n"
+        "print(curve_from_map(losses, model=model.info).lines[0])\n"
+    )
+
+
+def losses_command(ref: ModelRef, spec: TextSpec, windows: WindowSpec) -> str:
+    """Return the command that measures the loss of every block."""
+    return _losses_command("map", [ref.id, *_model_options(ref)], spec, windows)
+
+
+def curve_command(ref: ModelRef, spec: TextSpec, windows: WindowSpec) -> str:
+    """Return the command that measures every block and prints the removal curve."""
+    return _losses_command("curve", [ref.id, *_model_options(ref)], spec, windows)
+
+
+def agreement_python(ref: ModelRef, calibration: TextSpec, spec: TextSpec, windows: WindowSpec) -> str:
+    """Return Python that measures both maps and compares them."""
+    return (
+        "from shortviz import ModelRef, TextSpec, WindowSpec\n"
+        "from shortviz import load, make_windows, measure_distances, measure_losses, tokenize\n"
+        "from shortviz.agreement import agreement, agreement_table\n\n"
+        f"model = load({_ref(ref)})\n"
+        f"calibration = {_spec(calibration)}\n"
+        "distances = measure_distances(model, tokenize(calibration, model.tokenizer))\n"
+        f"{_windows(spec, windows)}"
+        "losses = measure_losses(model, windows)\n"
+        "print(agreement_table(agreement(distances, losses, model.info)).to_string())\n"
+    )
+
+
+def agreement_command(ref: ModelRef, calibration: TextSpec, spec: TextSpec, windows: WindowSpec) -> str:
+    """Return the commands that measure both maps into one run and show how well they agree."""
+    first = measure_command(ref, calibration)
+    return f"{first}\n{_losses_command('map', ['RUN'], spec, windows)}\nshortviz show RUN"
+
+
+def _losses_command(command: str, model: list[str], spec: TextSpec, windows: WindowSpec) -> str:
+    words = ["shortviz", command, *model, *_text_options(spec), *_window_options(windows)]
+    return _command([*words, "--out", "RUN"] if model != ["RUN"] else words, spec)
+
+
+def _window_options(windows: WindowSpec) -> list[str]:
+    return ["--window", str(windows.window), "--windows", str(windows.windows)]
+
+
+def _windows(spec: TextSpec, windows: WindowSpec) -> str:
+    return (
+        f"text = {_spec(spec)}\n"
+        f"size = WindowSpec(window={windows.window}, windows={windows.windows})\n"
+        "windows = make_windows(text, size, model.tokenizer)\n"
+    )
 
 
 def _plan(block: Block) -> str:

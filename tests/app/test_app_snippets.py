@@ -24,21 +24,42 @@ def test_the_python_of_an_evaluation_runs(tiny_folder: Path, capsys: pytest.Capt
     assert "removed=(2, 3)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("it", ["measure", "evaluate"])
+def test_the_python_of_both_maps_runs(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ref = ModelRef(id=str(tiny_folder))
+    exec(snippets.losses_python(ref, TEXT, WINDOWS), {})
+    assert "CurveLine(" in capsys.readouterr().out
+    exec(snippets.agreement_python(ref, TEXT, TEXT, WINDOWS), {})
+    assert "mean regret, nats" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("it", ["measure", "evaluate", "map", "curve"])
 def test_a_command_is_one_the_command_line_takes(
     it: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ref, spec = ModelRef(id=str(tiny_folder), dtype="float32"), TextSpec(kind="file", value="it's.txt", max_length=32)
     (tmp_path / "it's.txt").write_text(TEXT.value)
     monkeypatch.chdir(tmp_path)
-    if it == "measure":
-        line = snippets.measure_command(ref, spec)
-    else:
-        line = snippets.evaluate_command(ref, BLOCK, spec, WINDOWS)
+    line = {
+        "measure": snippets.measure_command(ref, spec),
+        "evaluate": snippets.evaluate_command(ref, BLOCK, spec, WINDOWS),
+        "map": snippets.losses_command(ref, spec, WINDOWS),
+        "curve": snippets.curve_command(ref, spec, WINDOWS),
+    }[it]
     words = shlex.split(line)
     assert words[:2] == ["shortviz", it]
     command_line(words[1:], standalone_mode=False)
     assert capsys.readouterr().out
+
+
+def test_the_commands_of_an_agreement_run_one_after_another(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = TextSpec(kind="file", value="text.txt", max_length=32)
+    (tmp_path / "text.txt").write_text(TEXT.value)
+    monkeypatch.chdir(tmp_path)
+    for line in snippets.agreement_command(ModelRef(id=str(tiny_folder)), spec, spec, WINDOWS).splitlines():
+        command_line(shlex.split(line)[1:], standalone_mode=False)
+    assert "regret" in capsys.readouterr().out
 
 
 def test_a_command_with_pasted_text_says_to_save_it_first() -> None:

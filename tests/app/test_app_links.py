@@ -1,0 +1,118 @@
+"""A link restores the view it was copied from, field by field; what it says is never trusted."""
+
+from collections.abc import Callable
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+
+from shortviz.records import Block, ModelRef, TextSpec
+from shortviz.ui import share
+from shortviz.ui import state as s
+from shortviz.ui.address import LINKED_KINDS, left_out, read_text, write_text
+from shortviz.ui.resources import Bench
+from tests.app.conftest import App
+
+Start = Callable[..., App]
+TEXTS = [
+    TextSpec(kind="builtin", value="passages"),
+    TextSpec(kind="builtin", value="passages/german", limit=3, max_length=17, bos="never"),
+    TextSpec(kind="dataset", value="org/rows", subset="en&x=1?y", split="test[:5]", key="a b", limit=100_000),
+]
+HOSTILE = [
+    "",
+    ":",
+    "builtin:",
+    "builtin:../../etc/passwd",
+    "builtin:no such text",
+    "file:/etc/passwd",
+    "paste:words",
+    "code:print(1)",
+    "builtin:passages?limit=0",
+    "builtin:passages?limit=-5",
+    "builtin:passages?limit=1e9",
+    "builtin:passages?limit=99999999999999999999",
+    "builtin:passages?limit=NaN",
+    "builtin:passages?max_length=1",
+    "builtin:passages?max_length=100000000",
+    "builtin:passages?bos=sometimes",
+    "dataset:?limit=5",
+    "dataset:org/rows\0",
+    "dataset:" + "x" * 10_000,
+]
+
+
+@pytest.mark.parametrize("spec", TEXTS)
+def test_a_text_goes_through_a_link_unchanged(spec: TextSpec) -> None:
+    assert read_text(write_text(spec)) == spec
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_text_that_a_link_should_not_name_is_passed_over(value: str) -> None:
+    assert read_text(value) is None
+
+
+def test_a_link_never_carries_pasted_text_or_a_file_and_says_so() -> None:
+    state = {s.CALIBRATION: TextSpec(kind="paste", value="secret"), s.EVALUATION: TextSpec(kind="file", value="/x")}
+    said = left_out(state)
+    assert len(said) == 2
+    assert "calibration text was pasted" in said[0]
+    assert "evaluation text is a file" in said[1]
+    assert set(LINKED_KINDS) == {"builtin", "dataset"}
+
+
+def link_of(page: App) -> dict[str, str]:
+    """The link that the page offers, as parameters."""
+    (address,) = [code.value for code in page.at.code if code.value.startswith("http")]
+    return dict(parse_qsl(urlsplit(address).query))
+
+
+def test_every_view_is_restored_by_its_own_link(app: Start, tools: Bench) -> None:
+    run = tools.runs.get("example")
+    assert run is not None
+    tools.runs.put("kept", run)
+    page = app(model="demo", rev="abc", dtype="bfloat16", device="cpu", run="kept", start="4", n="7", show="measured")
+    page.state[s.CALIBRATION], page.state[s.EVALUATION] = TEXTS[1], TEXTS[2]
+    page.at.selectbox(key=s.METRIC).set_value("kl")
+    page.at.selectbox(key=s.PALETTE).set_value("viridis")
+    scale, view = (next(g for g in page.at.get("button_group") if g.key == key) for key in (s.SCALE, s.VIEW))
+    scale.set_value("raw")
+    view.set_value("Best per n")
+    parameters = link_of(page.run())
+    assert "job" not in parameters
+
+    other = app(**parameters)
+    assert other.state[s.REF] == ModelRef(id="demo", revision="abc", dtype="bfloat16", device="cpu")
+    assert other.state[s.CHOSEN] == Block(start=4, n=7)
+    assert other.state[s.RUN] == "kept"
+    assert other.state[s.CALIBRATION] == TEXTS[1]
+    assert other.state[s.EVALUATION] == TEXTS[2]
+    for key in (s.SHOW, s.METRIC, s.SCALE, s.PALETTE, s.VIEW):
+        assert other.state[key] == page.state[key], key
+    assert link_of(other) == parameters
+    assert tools.jobs.jobs() == ()
+
+
+def test_a_criterion_goes_through_a_link_by_its_name(app: Start) -> None:
+    page = app()
+    page.at.selectbox(key=s.CRITERION).set_value("block_influence")
+    parameters = link_of(page.run())
+    assert parameters["criterion"] == "block_influence"
+    assert app(**parameters).state[s.CRITERION] == "block_influence"
+
+
+@pytest.mark.parametrize(
+    ("view", "show", "command"),
+    [
+        ("Map", "predicted", "measure"),
+        ("Table", "measured", "map"),
+        ("Curve", "predicted", "curve"),
+        ("Agreement", "predicted", "measure"),
+        ("Map", "difference", "measure"),
+    ],
+)
+def test_the_lines_offered_are_those_of_the_view(view: str, show: str, command: str) -> None:
+    state = {s.VIEW: view, s.SHOW: show}
+    line, python = share.code_of(ModelRef(id="demo"), state)
+    assert line.split()[:3] == ["shortviz", command, "demo"]
+    assert ("agreement" in python) == (view == "Agreement" or show == "difference")
+    compile(python, "offered", "exec")
