@@ -74,31 +74,36 @@ def start_measure(bench: Bench, ref: ModelRef, spec: TextSpec, key: str) -> str:
     """Measure the distance map into run `key`; partial BlockDistances stream out, the result is the key."""
 
     def work(control: JobControl) -> str:
-        handle = bench.models.load(ref, control)
-        from shortviz.checkpoint import discard_checkpoint
-        from shortviz.distances import measure_distances
-        from shortviz.texts import tokenize
-
-        control.on_progress(Progress(stage="read text", done=0, total=1, unit="steps"))
-        tokens = tokenize(spec, handle.tokenizer)
-        checkpoint = bench.runs.path(key) / f"measure-{tokens.info.fingerprint[:12]}.npz"
-        distances = measure_distances(
-            handle,
-            tokens,
-            batch_size=CPU_BATCH if handle.info.device == "cpu" else GPU_BATCH,
-            checkpoint=checkpoint,
-            on_progress=control.on_progress,
-            stop=control.stop,
-        )
-        bench.runs.update(
-            key, lambda old: replace(old or new_run(handle.info, tokens.info), text=tokens.info, distances=distances)
-        )
-        if distances.samples == len(tokens.rows):
-            discard_checkpoint(checkpoint)
+        measure_run(bench, ref, spec, key, control)
         return key
 
     context = JobContext(kind="measure", ref=ref, run_key=key, calibration=spec)
     return bench.submit(context, f"Distances of {ref.id}", work)
+
+
+def measure_run(bench: Bench, ref: ModelRef, spec: TextSpec, key: str, control: JobControl) -> None:
+    """Measure the distances on a text into run `key`; for background jobs only (torch is imported here)."""
+    handle = bench.models.load(ref, control)
+    from shortviz.checkpoint import discard_checkpoint
+    from shortviz.distances import measure_distances
+    from shortviz.texts import tokenize
+
+    control.on_progress(Progress(stage="read text", done=0, total=1, unit="steps"))
+    tokens = tokenize(spec, handle.tokenizer)
+    checkpoint = bench.runs.path(key) / f"measure-{tokens.info.fingerprint[:12]}.npz"
+    distances = measure_distances(
+        handle,
+        tokens,
+        batch_size=CPU_BATCH if handle.info.device == "cpu" else GPU_BATCH,
+        checkpoint=checkpoint,
+        on_progress=control.on_progress,
+        stop=control.stop,
+    )
+    bench.runs.update(
+        key, lambda old: replace(old or new_run(handle.info, tokens.info), text=tokens.info, distances=distances)
+    )
+    if distances.samples == len(tokens.rows):
+        discard_checkpoint(checkpoint)
 
 
 def windows_of(bench: Bench, ref: ModelRef, spec: TextSpec, handle: "ModelHandle") -> "WindowSet":

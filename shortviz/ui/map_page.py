@@ -13,6 +13,8 @@ from shortviz.ui.shown import Shown, live_losses, live_map, look, measure_job, s
 TICK_SECONDS = 1.0
 """A changed figure remounts the chart, and a click in that moment is lost: not oftener than a person needs."""
 INSPECT_TICK_SECONDS = 0.3
+KINDS = ("measure", "losses", "texts")
+"""Jobs whose progress the left side shows."""
 
 
 def draw() -> None:
@@ -54,7 +56,7 @@ def _left(shown: Shown) -> None:
         map_view.facts(which, distances, losses, job)
         notes.job_error(job)
         if shown.model is None or not map_view.views(
-            which, distances, losses, shown.model, _chosen(state, shown.model)
+            bench(), shown, jobs, which, distances, losses, shown.model, _chosen(state, shown.model)
         ):
             _nothing_yet(shown, which, job is not None and job.live)
 
@@ -70,7 +72,7 @@ def _left(shown: Shown) -> None:
 def _jobs(shown: Shown) -> dict[str, JobState | None]:
     """Return this session's newest measurement of either map."""
     tools, state = bench(), s.session()
-    return {kind: measure_job(tools, state, shown, kind) for kind in ("measure", "losses")}
+    return {kind: measure_job(tools, state, shown, kind) for kind in KINDS}
 
 
 def _live_kinds(shown: Shown) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ import streamlit as st
 from shortviz import charts, criteria
 from shortviz.job_state import JobState
 from shortviz.records import Block, BlockDistances, BlockLosses, ModelInfo
-from shortviz.ui import actions, loss_actions, measured
+from shortviz.ui import actions, loss_actions, measured, texts_view
 from shortviz.ui import state as s
+from shortviz.ui.choosing import choose
 from shortviz.ui.notes import job_progress
 from shortviz.ui.resources import Bench
 from shortviz.ui.selection import parse_cell, parse_row, parse_selection
@@ -19,7 +20,7 @@ from shortviz.ui.words import count, duration, plain
 
 SCALES = ("per n", "raw")
 PALETTES = ("cividis", "viridis")
-VIEWS = ("Map", "Table", "Best per n", "Agreement", "Curve")
+VIEWS = ("Map", "Table", "Best per n", "Agreement", "Curve", "Texts")
 CHART_HEIGHT = 440
 FONT = '"Source Sans", "Source Sans Pro", sans-serif'
 
@@ -120,6 +121,9 @@ def facts(which: str, distances: BlockDistances | None, losses: BlockLosses | No
 
 
 def views(
+    bench: Bench,
+    shown: Shown,
+    jobs: Mapping[str, JobState | None],
     which: str,
     distances: BlockDistances | None,
     losses: BlockLosses | None,
@@ -138,6 +142,9 @@ def views(
         return True
     if view == "Curve":
         measured.curve_view(distances, losses, model)
+        return True
+    if view == "Texts":
+        texts_view.draw(bench, shown, distances, criterion, chosen, jobs["texts"])
         return True
     drawn = measured.drawn(which, criterion, distances, losses)
     if drawn is None:
@@ -236,14 +243,6 @@ def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> None:
         },
         alt="The lowest block of every size n",
     )
-
-
-def choose(block: Block | None) -> None:
-    """Choose a block because a person did; its measurement is wanted."""
-    if block is not None:
-        s.set_block(s.session(), block)
-        s.want(s.session(), "numbers")
-        st.rerun()
 
 
 def _clicked(num_layers: int) -> None:

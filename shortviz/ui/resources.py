@@ -35,6 +35,7 @@ class JobContext:
     block: Block | None = None
     folder: str | None = None
     prompt: str = ""
+    texts: tuple[TextSpec, ...] = ()
 
 
 @dataclass(kw_only=True, eq=False)

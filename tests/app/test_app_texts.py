@@ -1,0 +1,35 @@
+"""The view of another text: measured in one go, drawn as a difference, and choosing a block from it."""
+
+import json
+from collections.abc import Callable
+
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from tests.app.conftest import App
+from tests.app.test_app_measured import view
+
+
+def test_without_a_second_text_the_view_says_how_to_get_one(app: Callable[..., App]) -> None:
+    page = view(app(), "Texts")
+    assert "No distances of this model on another text: measure on more texts." in page.words
+
+
+def test_several_texts_are_measured_into_runs_of_their_own_and_compared(measured: App, tools: Bench) -> None:
+    page = view(measured, "Texts")
+    page.at.multiselect(key="more_texts").set_value(["passages/code", "passages/prose"])
+    page.run().click("measure_texts")
+    job = page.finish("texts")
+    assert job.state == "done", job.error
+    assert len(set(job.result)) == 2
+    page.run()
+    assert tools.runs.get(job.result[0]) is not None
+    (chart,) = page.at.get("plotly_chart")
+    colour = json.loads(chart.proto.spec)["data"][0]
+    assert colour["zmin"] == -colour["zmax"]
+    assert "minus pasted text by" in chart.proto.alt
+    assert "The best start" in page.words
+    picker = next(w for w in page.at.selectbox if w.key == "other_run")
+    assert len(picker.options) == 2
+    assert page.state[s.RUN] is None if s.RUN in page.state else True, "the page still shows the run it showed"
+    measured_again = page.click("measure_texts").finish("texts")
+    assert measured_again.result == job.result, "texts that are known are not measured twice"
