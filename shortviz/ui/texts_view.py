@@ -81,13 +81,13 @@ def _comparable(run: Run, shown: Shown, criterion: str) -> bool:
 
 
 def _picker(others: dict[str, Run]) -> str | None:
+    if not others:  # a box drawn empty would keep its nothing when there is something
+        return None
     return st.selectbox(
         "Compare with",
         list(others),
         format_func=lambda key: _words(others[key]),
         key="other_run",
-        placeholder="no other text measured",
-        disabled=not others,
         persist_state="session",
         width=320,
     )
@@ -161,11 +161,8 @@ def _chart(
     st.caption(plain(alt))
     for name, distances in zip(names, (one, other), strict=True):
         found = distances.settling.get(criterion)
-        sizes = [
-            n for n in range(1, model.num_layers) if best_start(distances.criteria[criterion], n, model) is not None
-        ]
         if found is not None:
-            st.caption(plain(f"{name}: {settling_words(found, sizes)}"))
+            st.caption(plain(f"{name}: {settling_words(found, [shift.n for shift in shifts])}"))
 
 
 def _names(one: BlockDistances, other: BlockDistances) -> tuple[str, str]:
