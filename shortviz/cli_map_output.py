@@ -8,8 +8,8 @@ from shortviz.agreement import agreement
 from shortviz.cli_output import table
 from shortviz.curve import RemovalCurve
 from shortviz.planning import best_start, tied_starts
+from shortviz.race import SearchResult
 from shortviz.records import Block, BlockLosses, Run
-from shortviz.search import SearchResult
 
 
 def losses_text(run: Run, losses: BlockLosses, metric: str) -> str:
