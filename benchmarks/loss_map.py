@@ -3,7 +3,7 @@
 Both take turns, group of rows by group of rows, in one process, so that a busy machine slows both alike. The naive loop
 computes the NLL only; measure_losses computes the KL divergence too. Prints a table, then one JSON line.
 
-    python benchmarks/loss_map.py                      # 1 window x 128 tokens, then 4 x 256: about an hour on one thread
+    python benchmarks/loss_map.py                      # 1 window x 128 tokens, then 4 x 256: an hour on one thread
     python benchmarks/loss_map.py --shapes 1x128       # about 5 minutes on two cores
     python benchmarks/loss_map.py --shapes 4x256 --sample 48    # 48 blocks spread evenly over n and start: minutes
 
@@ -149,9 +149,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--shapes", nargs="+", default=["1x128", "4x256"], help="windows x tokens")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--sample", type=int, default=0, help="only so many blocks, spread evenly over the map; 0 is all"
-    )
+    parser.add_argument("--sample", type=int, default=0, help="only so many blocks, spread over the map; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
