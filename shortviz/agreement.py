@@ -1,12 +1,15 @@
 """How well a criterion predicts what a cut really costs: rank correlation and regret. No torch."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from shortviz.planning import best_start
 from shortviz.records import Block, BlockDistances, BlockLosses, Floats, Grid, ModelInfo
+
+if TYPE_CHECKING:
+    import pandas as pd  # a third of a second, which the first page need not wait for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +57,8 @@ def spearman(one: Floats, other: Floats) -> float:
 
     NaN with fewer than three positions, or where one side is constant.
     """
+    import pandas as pd
+
     known = np.isfinite(one) & np.isfinite(other)
     if known.sum() < 3:
         return float("nan")
@@ -93,8 +98,10 @@ def _regret(n: int, grid: Grid, measured: Grid, model: ModelInfo | None) -> Regr
     return Regret(n=n, picked=picked, best=best, nats=there - here, stderr=error)
 
 
-def agreement_table(found: tuple[Agreement, ...]) -> pd.DataFrame:
+def agreement_table(found: tuple[Agreement, ...]) -> "pd.DataFrame":
     """Return one line per criterion: correlations, mean regret in nats, and how often it picks the best start."""
+    import pandas as pd
+
     return pd.DataFrame(
         {
             "criterion": [a.criterion for a in found],

@@ -1,5 +1,6 @@
 """Reading the residual stream: forward pre-hooks that come and go with a context manager."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from shortviz.architectures import layer_stack
-from shortviz.errors import ModelError
+from shortviz.errors import ModelError, Stopped
 from shortviz.handle import ModelHandle
 
 
@@ -50,3 +51,21 @@ def residual_boundaries(handle: ModelHandle, keep: Callable[[int, Tensor], None]
             stack.layers[-1].register_forward_hook(lambda _m, _a, output: keep(last, hidden_output(output))).remove
         )
         yield stack.decoder
+
+
+@contextmanager
+def stoppable(handle: ModelHandle, stop: threading.Event | None) -> Iterator[None]:
+    """Raise Stopped out of a forward pass before its next layer, once `stop` is set; hold `handle.lock` around it.
+
+    A window of a slow model takes seconds, and whoever asked for another one should not wait for them.
+    """
+
+    def look(_module: nn.Module, _inputs: Any) -> None:
+        assert stop is not None
+        if stop.is_set():
+            raise Stopped("Stopped within a forward pass.")
+
+    with ExitStack() as hooks:
+        for layer in layer_stack(handle.model).layers if stop is not None else ():
+            hooks.callback(layer.register_forward_pre_hook(look).remove)
+        yield

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,10 +32,17 @@ _POLL_SECONDS = 0.1
 
 def copy_folder(gguf: Path) -> Path:
     """Return where the copy of this GGUF file is kept, whether it is there yet or not; it depends on content alone."""
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = gguf.stat()
+    digest = _digest(gguf.absolute(), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", gguf.stem)[:60].lstrip(".")
     return settings().cache_dir.absolute() / "gguf" / f"{stem}-{digest[:20]}-{_FORMAT}"
+
+
+@lru_cache(maxsize=64)
+def _digest(gguf: Path, *_facts: int) -> str:
+    """Return the SHA-256 of a file, read once while it stays as it is: `_facts` change with it."""
+    with gguf.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_whole(folder: Path) -> bool:

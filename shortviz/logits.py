@@ -7,6 +7,7 @@ pass is used.
 """
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shortviz.capture import stoppable
 from shortviz.handle import ModelHandle
 
 CHUNK_BYTES = 32 * 2**20
@@ -33,13 +35,14 @@ class LogitHead:
     """Tokens whose logits are made at once."""
 
     @torch.inference_mode()
-    def states(self, tokens: Tensor) -> tuple[Tensor, float]:
+    def states(self, tokens: Tensor, stop: threading.Event | None = None) -> tuple[Tensor, float]:
         """Return what the logits are made from, (tokens, hidden), and the seconds it took.
 
-        Without `split` these are the logits themselves, (tokens, vocabulary), in the model's dtype.
+        Without `split` these are the logits themselves, (tokens, vocabulary), in the model's dtype. Raises Stopped at
+        the next layer once `stop` is set.
         """
         started = time.perf_counter()
-        with self.handle.lock:
+        with self.handle.lock, stoppable(self.handle, stop):
             found = head_input(self.handle.model, tokens) if self.split else whole_logits(self.handle.model, tokens)
         synchronise(found)
         return found, time.perf_counter() - started

@@ -43,14 +43,19 @@ class BaseScores:
         with self._lock:
             return sum(w.states.numel() * w.states.element_size() for w in self._windows.values())
 
-    def window(self, tokens: Tokens) -> BaseWindow:
-        """Return the uncut model on one window, from memory where it is known."""
+    def head(self, tokens: Tokens) -> LogitHead:
+        """Return how the uncut model's logits are made, checked once on the first few tokens."""
+        with self._lock:
+            if self._head is None:
+                self._head = open_head(self.handle, torch.tensor(tokens))
+            return self._head
+
+    def window(self, tokens: Tokens, stop: threading.Event | None = None) -> BaseWindow:
+        """Return the uncut model on one window, from memory where it is known; raises Stopped once `stop` is set."""
         key = hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest()
         with self._lock:
             if key not in self._windows:
-                if self._head is None:
-                    self._head = open_head(self.handle, torch.tensor(tokens))
-                self._windows[key] = score_base(self._head, tokens)
+                self._windows[key] = score_base(self.head(tokens), tokens, stop)
                 while len(self._windows) > 1 and self.bytes > self.limit_bytes:
                     self._windows.popitem(last=False)
             self._windows.move_to_end(key)
@@ -71,16 +76,17 @@ def evaluate(
     With `base`, the uncut model, also what changed on the same windows: the NLL's increase with a paired standard
     error, KL(uncut || pruned) per token, and the share of tokens with the same most likely next token. Standard errors
     are over windows; with one window they are NaN. `base_scores` keeps the uncut model's share of the work between
-    calls. Partial results come by `Progress.snapshot`; a stop after at least one window returns what there is.
+    calls. Partial results come by `Progress.snapshot`; a stop, heard within a window too, returns what the windows
+    before it gave.
 
     Raises TextError where a window does not fit the model, NumericsError for NaN or Inf (the layer is named), Stopped
-    before the first window.
+    where no window was finished.
     """
     check_windows(handle, windows)
     cache = base_scores if base_scores is not None or base is None else BaseScores(base)
     if cache is not None and base is not None and cache.handle is not base:
         raise ValueError("base_scores belongs to another model than base")
-    head = open_head(handle, torch.tensor(windows.tokens[0]))
+    head = _head_of(handle, windows.tokens[0], cache)
     own: list[WindowScore] = []
     before: list[WindowScore] = []
     changes: list[WindowChange] = []
@@ -90,16 +96,17 @@ def evaluate(
         return done if cache is None else _with_base(done, cache.handle, before, changes)
 
     for index, tokens in enumerate(windows.tokens):
-        if stop is not None and stop.is_set():
+        try:
+            if cache is None:
+                own.append(score_window(head, tokens, stop))
+            else:
+                uncut = cache.window(tokens, stop)
+                score, change = compare_window(head, tokens, uncut, stop)
+                own.append(score)
+                before.append(uncut.score)
+                changes.append(change)
+        except Stopped:
             break
-        if cache is None:
-            own.append(score_window(head, tokens))
-        else:
-            uncut = cache.window(tokens)
-            score, change = compare_window(head, tokens, uncut)
-            own.append(score)
-            before.append(uncut.score)
-            changes.append(change)
         if on_progress is not None:
             on_progress(
                 Progress(stage="evaluate", done=index + 1, total=len(windows.tokens), unit="windows", snapshot=partial)
@@ -107,6 +114,13 @@ def evaluate(
     if not own:
         raise Stopped("Stopped before the first window was scored; there is no result yet.")
     return partial()
+
+
+def _head_of(handle: ModelHandle, tokens: Tokens, cache: BaseScores | None) -> LogitHead:
+    """Return how the handle's logits are made; a cut model has its uncut model's head, which was checked already."""
+    if cache is None or type(handle.model) is not type(cache.handle.model):
+        return open_head(handle, torch.tensor(tokens))
+    return replace(cache.head(tokens), handle=handle)
 
 
 def check_windows(handle: ModelHandle, windows: WindowSet) -> None:

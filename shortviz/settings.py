@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     """De-quantised copies of GGUF models; safe to delete."""
     runs_dir: Path = Path(platformdirs.user_data_dir("shortviz")) / "runs"
     """Run directories of the app."""
+    preload: bool = True
+    """Import torch in the background while the first page is read; costs 0.4 GB where no model is ever loaded."""
     hosted: bool | None = None
     """Whether strangers use this app; where it is not said, it follows from SPACE_ID, which a Space sets."""
     space_id: str = Field(default="", validation_alias=AliasChoices("SPACE_ID", "SHORTVIZ_SPACE_ID"))

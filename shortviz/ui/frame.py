@@ -6,7 +6,7 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from shortviz.job_state import JobState
-from shortviz.ui import actions, notes
+from shortviz.ui import actions, notes, warm
 from shortviz.ui import state as s
 from shortviz.ui.address import linked, read_address, write_address
 from shortviz.ui.resources import Bench, bench
@@ -80,8 +80,9 @@ def status_line() -> None:
 
 
 def close_page() -> None:
-    """Write what a link must carry into the address."""
+    """Write what a link must carry into the address; then there is time for what the next page will need."""
     write_address(bench(), s.session())
+    warm.page_was_drawn()
 
 
 def _loading(tools: Bench, job: JobState) -> None:
@@ -120,5 +121,5 @@ def _load(tools: Bench, shown: Shown) -> None:
         state = s.session()
         s.load_for_run(state, ref)
         s.want(state, "numbers")
-        s.set_job(state, "load", actions.start_load(tools, ref))
+        s.set_job(state, "load", actions.start_load(tools, ref, s.evaluation(state)))
         st.rerun()  # the whole page, not only the fragment that the button is in

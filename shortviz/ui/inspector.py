@@ -7,7 +7,7 @@ import streamlit as st
 from shortviz import criteria
 from shortviz.job_state import JobState
 from shortviz.records import Block, BlockDistances, Evaluation, ModelInfo
-from shortviz.ui import actions
+from shortviz.ui import inspect_actions
 from shortviz.ui import state as s
 from shortviz.ui.map_view import criterion_of
 from shortviz.ui.measured import from_map, is_from_map
@@ -56,7 +56,9 @@ def draw(
     if distances is not None:
         predicted(distances, block, criterion_of(state, distances))
     if found.evaluation is not None:
-        measured(found.evaluation, refining=running and not found.evaluation.complete)
+        newest = job.record if running and job is not None and isinstance(job.record, Inspection) else Inspection()
+        done = newest.evaluation is not None and newest.evaluation.complete
+        measured(found.evaluation, refining=running and not done)
     elif running:
         st.caption(":material/autorenew: Measuring …")
     elif block.n < model.num_layers:
@@ -117,14 +119,19 @@ def measured(evaluation: Evaluation, *, refining: bool) -> None:
             st.metric("KL, nats", with_error(evaluation.kl, float("nan")), width="content", help=_KL_HELP)
         if evaluation.same_top1 is not None:
             st.metric("Same next token", share(evaluation.same_top1), width="content", help=_TOP1_HELP)
-    rest = "steady" if evaluation.complete else "stopped early"
-    state = ":material/autorenew: still refining" if refining else rest
-    if is_from_map(evaluation):
-        state = "from the measured map"
-    st.caption(
+    words = [
         f"{score.tokens:,} tokens scored of {plain(evaluation.text.source)}, "
-        f"{score.windows} window{'s' * (score.windows > 1)} of {evaluation.text.max_length} · {state}"
-    )
+        f"{score.windows} window{'s' * (score.windows > 1)} of {evaluation.text.max_length}"
+    ]
+    if score.windows < 2:
+        words.append("no error from one window" if evaluation.complete else "no error before two windows")
+    if is_from_map(evaluation):
+        words.append("from the measured map")
+    if refining:
+        words.append(":material/autorenew: still refining")
+    elif not is_from_map(evaluation):
+        words.append("steady" if evaluation.complete else "stopped early")
+    st.caption(" · ".join(words))
 
 
 _KL_HELP = "KL(uncut ‖ cut) per token: how far the cut model's predictions have moved from the uncut model's."
@@ -217,7 +224,7 @@ def start_wanted(bench: Bench, shown: Shown, block: Block | None, job: JobState 
         bench.jobs.cancel(job.id)
     if shown.model is None or block.n >= shown.model.num_layers or shown.model.illegal_reason(block):
         return
-    job_id = actions.start_inspect(
+    job_id = inspect_actions.start_inspect(
         bench,
         shown.ref,
         block,
@@ -240,11 +247,19 @@ def inspection(bench: Bench, state: s.State, shown: Shown, block: Block, job: Jo
         found = job.record
     evaluation = found.evaluation
     if evaluation is None and shown.ref is not None:
-        evaluation = actions.measured(bench, shown.ref, spec, block)
-    if evaluation is None and shown.run is not None:
-        evaluation = shown.run.evaluation_of(block.layers) or from_map(shown.run.losses, shown.run.model, block)
+        evaluation = inspect_actions.measured(bench, shown.ref, spec, block)
+    if (evaluation is None or not evaluation.complete) and shown.run is not None:
+        kept = shown.run.evaluation_of(block.layers) or from_map(shown.run.losses, shown.run.model, block)
+        evaluation = _more_text(evaluation, kept)
     return (
         found
         if evaluation is found.evaluation
         else Inspection(evaluation=evaluation, prompt=found.prompt, uncut=found.uncut, cut=found.cut)
     )
+
+
+def _more_text(new: Evaluation | None, kept: Evaluation | None) -> Evaluation | None:
+    """Return the evaluation with more text behind it: a first look does not push out what was measured on more."""
+    if new is None or kept is None:
+        return new or kept
+    return new if new.score.tokens >= kept.score.tokens else kept

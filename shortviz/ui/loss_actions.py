@@ -5,7 +5,7 @@ from dataclasses import replace
 from shortviz.job_state import JobControl
 from shortviz.records import ModelRef, Run, TextSpec
 from shortviz.runs import new_run
-from shortviz.ui import actions
+from shortviz.ui import inspect_actions
 from shortviz.ui.resources import Bench, JobContext
 
 
@@ -19,7 +19,7 @@ def start_losses(bench: Bench, ref: ModelRef, spec: TextSpec, key: str, known: R
         handle = bench.models.load(ref, control)
         from shortviz.loss_map import measure_losses
 
-        windows = actions.windows_of(bench, ref, spec, handle)
+        windows = inspect_actions.windows_of(bench, ref, spec, handle)
         checkpoint = bench.runs.path(key) / f"losses-{windows.info.fingerprint[:12]}.npz"
         losses = measure_losses(
             handle,

@@ -32,6 +32,7 @@ def draw() -> None:
     with right:
         if shown.model is not None:
             inspector.block_inputs(shown.model.num_layers)  # before the map, which outlines what they say
+            _start_wanted(shown, shown.model)
     with left:
         _left(shown)
     with right:
@@ -102,6 +103,15 @@ def _chosen(state: s.State, model: ModelInfo) -> Block | None:
         return None
 
 
+def _start_wanted(shown: Shown, model: ModelInfo) -> None:
+    """Start what the person's choice asked for, before anything is drawn: they wait for its first number."""
+    tools, state = bench(), s.session()
+    block = _chosen(state, model)
+    if block is not None:
+        tools.wanted_rows[:] = [block.n]
+        inspector.start_wanted(tools, shown, block, tools.state(s.job(state, "inspect")))
+
+
 def _right(shown: Shown, model: ModelInfo) -> None:
     tools, state = bench(), s.session()
     block = s.block(state)
@@ -113,8 +123,6 @@ def _right(shown: Shown, model: ModelInfo) -> None:
     except ShortvizError as error:
         notes.problem(str(error))
         return
-    tools.wanted_rows[:] = [block.n]
-    inspector.start_wanted(tools, shown, block, tools.state(s.job(state, "inspect")))
     own = s.job(state, "inspect")
     follow = tools.inspecting(shown.ref, block, s.evaluation(state), own) or own
     job = tools.state(follow)

@@ -190,5 +190,5 @@ def _load(tools: Bench, ref: ModelRef) -> None:
     if s.ref(state) != ref or s.run_key(state) is not None:
         s.set_model(state, ref)
     if tools.models.get(ref) is None:
-        s.set_job(state, "load", actions.start_load(tools, ref))
+        s.set_job(state, "load", actions.start_load(tools, ref, s.evaluation(state)))
     st.rerun()

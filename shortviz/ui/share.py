@@ -9,7 +9,7 @@ from shortviz.records import Block, ModelRef
 from shortviz.report import report_html
 from shortviz.run_tables import block_csv
 from shortviz.runs import folder_name, run_json
-from shortviz.ui import actions, measured, snippets
+from shortviz.ui import inspect_actions, measured, snippets
 from shortviz.ui import state as s
 from shortviz.ui.address import left_out, link
 from shortviz.ui.figure_dialog import figure_dialog, picture
@@ -33,9 +33,9 @@ def buttons(tools: Bench, shown: Shown, block: Block) -> None:
         if ref is not None:
             spec = s.evaluation(state)
             with st.popover("Copy as Python", icon=":material/code:", width="content"):
-                st.code(snippets.evaluate_python(ref, block, spec, actions.APP_WINDOWS), language="python")
+                st.code(snippets.evaluate_python(ref, block, spec, inspect_actions.APP_WINDOWS), language="python")
             with st.popover("Command", icon=":material/terminal:", width="content"):
-                st.code(snippets.evaluate_command(ref, block, spec, actions.APP_WINDOWS), language="bash")
+                st.code(snippets.evaluate_command(ref, block, spec, inspect_actions.APP_WINDOWS), language="bash")
 
 
 def downloads(shown: Shown) -> None:
@@ -85,7 +85,7 @@ def _code(shown: Shown, ref: ModelRef) -> None:
 
 def code_of(ref: ModelRef, state: s.State) -> tuple[str, str]:
     """Return the command and the Python lines that measure what is on screen."""
-    view, windows = state.get(s.VIEW), actions.APP_WINDOWS
+    view, windows = state.get(s.VIEW), inspect_actions.APP_WINDOWS
     calibration, evaluation = s.calibration(state), s.evaluation(state)
     if view == "Agreement" or measured.show(state) == "difference":
         both = (ref, calibration, evaluation, windows)

@@ -62,6 +62,18 @@ class Shelf(Generic[_V]):
             self._items.clear()
 
 
+_importing = threading.Lock()
+
+
+def import_engine() -> None:
+    """Import torch and transformers: seconds, the first time. One thread at a time, so that none sees half a module."""
+    with _importing:
+        import shortviz.loading
+        import shortviz.losses
+        import shortviz.pruning
+        import shortviz.texts  # noqa: F401
+
+
 class ModelShelf:
     """Loaded models, shared by all sessions and never changed; at most two are kept."""
 
@@ -81,6 +93,7 @@ class ModelShelf:
             if found is not None:
                 return found
             control.on_progress(Progress(stage="start", done=0, total=1, unit="steps", detail="starting the engine"))
+            import_engine()
             from shortviz.loading import estimate, load
 
             if settings().is_hosted:

@@ -12,7 +12,7 @@ from shortviz.errors import ShortvizError
 from shortviz.records import Bos, TextSpec
 from shortviz.settings import settings
 from shortviz.texts import builtin_names, read_rows
-from shortviz.ui import actions, notes
+from shortviz.ui import actions, inspect_actions, notes
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 from shortviz.ui.words import plain
@@ -189,10 +189,10 @@ def _cost(role: str, spec: TextSpec) -> None:
             "halve the error bars."
         )
     elif role == "evaluation":
-        windows = actions.APP_WINDOWS
+        windows = inspect_actions.APP_WINDOWS
         st.caption(
-            f"The app scores up to {windows.windows} windows of {windows.window} tokens; the first numbers come "
-            "after one."
+            f"The app scores up to {windows.windows} windows of {windows.window} tokens; a first number comes after "
+            f"{inspect_actions.FIRST_LOOK_TOKENS} tokens."
         )
 
 

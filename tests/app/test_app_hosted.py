@@ -8,7 +8,8 @@ import pytest
 
 from shortviz.records import Block, ModelRef, TextSpec
 from shortviz.settings import Settings, settings
-from shortviz.ui import actions
+from shortviz.texts import DEFAULT_EVALUATION
+from shortviz.ui import actions, inspect_actions
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench, JobContext, bench
 from tests.app.conftest import TEXT, App
@@ -126,11 +127,11 @@ def test_a_job_that_may_not_start_has_failed_with_the_reason(tools: Bench, tiny_
     ref = ModelRef(id=str(tiny_folder))
     spec = TextSpec(kind="paste", value="Some words.")
     refused = [
-        actions.start_load(tools, ModelRef(id="/etc")),
+        actions.start_load(tools, ModelRef(id="/etc"), spec),
         actions.start_estimate(tools, ModelRef(id="org/other")),
         actions.start_measure(tools, ref, TextSpec(kind="file", value="/etc/passwd"), "key"),
         actions.start_export(tools, ref, Block(start=0, n=1), Path("/tmp/x"), key=None, spec=spec, archive=False),
-        actions.start_inspect(tools, ref, Block(start=0, n=1), spec, prompt="x" * 10_000, key=None),
+        inspect_actions.start_inspect(tools, ref, Block(start=0, n=1), spec, prompt="x" * 10_000, key=None),
         tools.submit(JobContext(kind="brand new", ref=ModelRef(id="x")), "New", lambda control: None),
     ]
     for job_id in refused:
@@ -147,7 +148,7 @@ def test_size_and_time_are_judged_inside_the_job(
     monkeypatch.setenv("SHORTVIZ_MAX_PARAMETERS", "1000")
     monkeypatch.setenv("SHORTVIZ_MAX_JOB_SECONDS", "1")
     settings.cache_clear()
-    job = tools.jobs.wait(actions.start_load(tools, ModelRef(id=str(tiny_folder))), 60)
+    job = tools.jobs.wait(actions.start_load(tools, ModelRef(id=str(tiny_folder)), DEFAULT_EVALUATION), 60)
     assert job is not None
     assert job.state == "failed"
     assert "million parameters" in job.error

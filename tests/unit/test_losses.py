@@ -205,3 +205,32 @@ def test_other_dtypes_are_scored_in_float32_or_wider(dtype: torch.dtype) -> None
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(windows.tokens[:, 1:]).flatten())
     assert result.base is not None
     assert result.base.nll == pytest.approx(float(expected), abs=1e-10 if dtype == torch.float64 else 1e-2)
+
+
+def test_a_stop_is_heard_within_a_window() -> None:
+    handle, windows, stop, layers = tiny_handle("llama"), window_set(3), threading.Event(), []
+    pruned = prune(handle, PLAN)
+
+    def stop_in_the_second_window(*_: object) -> None:
+        layers.append(1)
+        if len(layers) == 6:  # the cut model has four layers
+            stop.set()
+
+    cache = BaseScores(handle)
+    for tokens in windows.tokens:
+        cache.window(tokens)
+    for layer in pruned.model.model.layers:
+        layer.register_forward_hook(stop_in_the_second_window)
+    result = evaluate(pruned, windows, base=handle, base_scores=cache, stop=stop)
+    assert len(layers) == 6
+    assert (result.score.windows, result.complete) == (1, False)
+    assert not any(layer._forward_pre_hooks for layer in pruned.model.model.layers)
+
+
+def test_a_stop_within_the_first_window_leaves_nothing_of_it() -> None:
+    handle, stop = tiny_handle("llama"), threading.Event()
+    cache = BaseScores(handle)
+    handle.model.model.layers[1].register_forward_hook(lambda *_: stop.set())
+    with pytest.raises(Stopped, match="no result yet"):
+        evaluate(prune(handle, PLAN), window_set(2), base=handle, base_scores=cache, stop=stop)
+    assert cache.windows == 0

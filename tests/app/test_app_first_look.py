@@ -1,0 +1,95 @@
+"""A clicked block's first number: soon, from little text, and said to be so."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from shortviz.job_state import JobControl
+from shortviz.records import Block, Progress
+from shortviz.ui import inspect_actions, warm
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from shortviz.ui.shelves import Inspection
+from tests.app.conftest import App
+
+BLOCK = Block(start=1, n=2)
+
+
+@pytest.fixture
+def steps(measured: App, tools: Bench, monkeypatch: pytest.MonkeyPatch) -> list[Inspection]:
+    """What the inspection of a block knew at each of its steps."""
+    works: list[Any] = []
+    ref = s.ref(measured.state)
+    assert ref is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "submit", lambda _bench, _context, _title, work, **_: works.append(work))
+        inspect_actions.start_inspect(tools, ref, BLOCK, s.evaluation(measured.state), prompt="", key=None)
+    seen: list[Inspection] = []
+
+    def note(progress: Progress) -> None:
+        assert progress.snapshot is not None
+        seen.append(progress.snapshot())
+
+    works[0](JobControl(on_progress=note, stop=threading.Event()))
+    return seen
+
+
+def test_the_first_number_rests_on_the_beginning_of_the_first_window(steps: list[Inspection]) -> None:
+    tokens = [step.evaluation.score.tokens for step in steps if step.evaluation is not None]
+    assert tokens[0] == inspect_actions.FIRST_LOOK_TOKENS - 1
+    assert tokens[1] == inspect_actions.APP_WINDOWS.window - 1
+    assert tokens == sorted(tokens)
+    first, last = steps[0].evaluation, steps[-1].evaluation
+    assert first is not None
+    assert last is not None
+    assert not first.complete
+    assert last.complete
+    assert last.score.windows > 1
+
+
+def test_one_window_says_that_it_has_no_error(measured: App, tools: Bench, steps: list[Inspection]) -> None:
+    ref = s.ref(measured.state)
+    first = steps[0].evaluation
+    assert first is not None
+    tools.measured.put((ref, s.evaluation(measured.state), BLOCK.layers), first)
+    measured.state[s.CHOSEN], measured.state[s.INPUTS] = BLOCK, 99
+    measured.run()
+    assert "127 tokens scored" in measured.words
+    assert "1 window of 128 · no error before two windows · stopped early" in measured.words
+    assert not any("±" in metric.value or "nan" in metric.value for metric in measured.at.metric)
+
+
+def test_a_loaded_model_is_ready_for_the_first_click(loaded: App, tools: Bench) -> None:
+    for job in tools.jobs.jobs():
+        tools.jobs.wait(job.id, 60)
+    ref = s.ref(loaded.state)
+    assert ref is not None
+    kept = tools.base_scores.get(ref)
+    assert kept is not None
+    assert kept.windows == 1
+
+
+def test_the_engine_is_imported_once_and_not_before_the_page_is_quiet() -> None:
+    begun: list[float] = []
+    started, done = time.monotonic(), threading.Event()
+
+    def work() -> None:
+        begun.append(time.monotonic() - started)
+        done.set()
+
+    warmth = warm.Warmth(work, quiet_seconds=0.2)
+    for _ in range(3):
+        warmth.page_was_drawn()
+    assert done.wait(30)
+    warmth.page_was_drawn()
+    assert len(begun) == 1
+    assert begun[0] >= 0.2
+
+
+def test_a_script_without_a_server_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(warm.Warmth, "page_was_drawn", lambda _self: begun.append(1))
+    warm.page_was_drawn()
+    assert begun == []
