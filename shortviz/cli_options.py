@@ -191,7 +191,30 @@ def plan_file(path: Path) -> tuple[int, ...]:
     return tuple(layers)
 
 
-_GROUPS = (LoadOptions, TextOptions, PlanOptions, TaskOptions)
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The text that a model is scored on, where another text is fitted or trained on."""
+
+    eval_text: Annotated[Path | None, typer.Option(help="Text to score on: a .txt, .jsonl, .csv or .parquet file.")] = (
+        None
+    )
+    eval_key: Annotated[str | None, typer.Option(help="Column that holds the text to score on.")] = None
+    eval_builtin: Annotated[str | None, typer.Option(help="A built-in text to score on.  [default: passages]")] = None
+
+    def spec(self, default: TextSpec, bos: Bos) -> TextSpec:
+        """Return the text to score on; raises TextError where two are named, or --eval-key names no file's column."""
+        if self.eval_text is not None and self.eval_builtin is not None:
+            raise TextError("--eval-text and --eval-builtin both name a text; give one of them.")
+        if self.eval_key is not None and self.eval_text is None:
+            raise TextError(f"--eval-key {self.eval_key} names a column of a file; give --eval-text too.")
+        if self.eval_text is not None:
+            return replace(
+                default, kind="file", value=str(self.eval_text), key=self.eval_key or "text", limit=None, bos=bos
+            )
+        return replace(default, value=self.eval_builtin or default.value, bos=bos)
+
+
+_GROUPS = (LoadOptions, TextOptions, PlanOptions, TaskOptions, EvaluationOptions)
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,6 +1,7 @@
 """Greedy scattered removal: take out the least harmful layer, measure again, repeat (as SLEB, arXiv 2402.09025)."""
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def greedy_removal(
     base: Floats | None = None
     for step in range(1, limit + 1):
         plan = PrunePlan(num_layers=layers, removed=removed)
-        measured = _single_layers(prune(handle, plan), windows, stop)
+        measured = single_layer_losses(prune(handle, plan), windows, stop)
         if measured is None:
             break
         before, nll = measured
@@ -62,10 +63,16 @@ def greedy_removal(
     return CurveLine(strategy="greedy", label="greedy scattered layers", points=tuple(points))
 
 
-def _single_layers(
-    handle: ModelHandle, windows: WindowSet, stop: threading.Event | None
+def single_layer_losses(
+    handle: ModelHandle,
+    windows: WindowSet,
+    stop: threading.Event | None,
+    on_share: Callable[[float], None] | None = None,
 ) -> tuple[Floats, Floats] | None:
-    """Return NLL per window before (windows,) and without each layer (windows, layers), NaN for illegal ones."""
+    """Return NLL per window before (windows,) and without each layer (windows, layers), NaN for illegal ones.
+
+    None when stopped; `on_share` is told the share of windows done.
+    """
     blocks = [Block(start=i, n=1) for i in range(handle.info.num_layers)]
     engine = open_engine(handle, windows.tokens[0])
     before, nll = np.zeros(len(windows.tokens)), np.full((len(windows.tokens), len(blocks)), np.nan)
@@ -78,6 +85,8 @@ def _single_layers(
             return None
         before[index] = opened.base.nll
         nll[index, [block.start for block in measured[0]]] = measured[1][0]
+        if on_share is not None:
+            on_share((index + 1) / len(windows.tokens))
     legal = [handle.info.illegal_reason(block) is None for block in blocks]
     nll[:, ~np.array(legal)] = np.nan
     return before, nll

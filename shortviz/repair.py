@@ -7,21 +7,23 @@ lower the end loss on those rows is not applied.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from shortviz.errors import ModelError, PlanError, TextError
+from shortviz.errors import ModelError, PlanError
 from shortviz.handle import ModelHandle
 from shortviz.ledger import Setting, Treatment
-from shortviz.records import Block, OnProgress, Progress, PrunePlan, Tokens, TokenSet
-from shortviz.repair_draft import Draft, Outcome, open_draft
-from shortviz.residual_writers import find_writers
-from shortviz.seam_fit import Reads, Site
+from shortviz.records import Block, OnProgress, PrunePlan, TokenSet
+from shortviz.repair_draft import Draft, Outcome
+from shortviz.repair_refit import refit
+from shortviz.repair_work import Work
 from shortviz.token_batches import check_rows
 
-METHODS = ("seam_refit", "linear_fold")
-HELD_OUT_EVERY = 8
-"""Every eighth row is left out of the fit: the ridge is chosen, and the repair judged, on those."""
+_RECIPES: Mapping[str, Callable[[Work], tuple[Draft, list[Outcome]]]] = {
+    "seam_refit": refit,
+    "linear_fold": refit,
+}
+METHODS = tuple(_RECIPES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -42,6 +44,7 @@ def repair(
     tokens: TokenSet,
     *,
     method: str = "seam_refit",
+    blocks: Sequence[Block] | None = None,
     batch_size: int = 8,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
@@ -56,6 +59,8 @@ def repair(
     linear map of what that layer gives behind it (after ReplaceMe, arXiv 2505.02819, but shrinking towards the identity
     and not to 0). Where a norm follows the MLP only its scale is linear, and both refit that.
 
+    `blocks` are those of the plan whose seams are to be repaired; all if None.
+
     Memory besides the models: the residual stream of all rows, once for the draft and once a seam, and the moments
     (see `seam_moments`).
 
@@ -66,34 +71,19 @@ def repair(
     began = time.perf_counter()
     plan = _checked_plan(cut, base, method)
     check_rows(base.info, tokens)
-    work = _Work(
-        cut=cut, base=base, plan=plan, tokens=tokens, batch_size=batch_size, on_progress=on_progress, stop=stop
+    work = Work(
+        cut=cut,
+        base=base,
+        plan=plan,
+        method=method,
+        blocks=plan.blocks if blocks is None else tuple(blocks),
+        tokens=tokens,
+        batch_size=batch_size,
+        on_progress=on_progress,
+        stop=stop,
     )
-    sites = _sites(work, method)
-    _check_enough(work, sites, method)
-    draft, outcomes = _fit_sites(work, sites)
-    return _report(work, draft, outcomes, method, time.perf_counter() - began)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Work:
-    cut: ModelHandle
-    base: ModelHandle
-    plan: PrunePlan
-    tokens: TokenSet
-    batch_size: int
-    on_progress: OnProgress | None
-    stop: threading.Event | None
-
-    @property
-    def held_out(self) -> list[Tokens]:
-        every = min(HELD_OUT_EVERY, len(self.tokens.rows))
-        return [row for i, row in enumerate(self.tokens.rows) if i % every == every - 1]
-
-    @property
-    def fitted(self) -> list[Tokens]:
-        every = min(HELD_OUT_EVERY, len(self.tokens.rows))
-        return [row for i, row in enumerate(self.tokens.rows) if i % every != every - 1]
+    draft, outcomes = _RECIPES[method](work)
+    return _report(work, draft, outcomes, time.perf_counter() - began)
 
 
 def _checked_plan(cut: ModelHandle, base: ModelHandle, method: str) -> PrunePlan:
@@ -112,79 +102,20 @@ def _checked_plan(cut: ModelHandle, base: ModelHandle, method: str) -> PrunePlan
     return plan
 
 
-def _sites(work: _Work, method: str) -> list[Site]:
-    """Return what is to be fitted, from the front; raises PlanError or ModelError where there is nothing."""
-    blocks = [block for block in work.plan.blocks if block.start > 0]
-    if not blocks:
-        raise PlanError(
-            "The cut begins at layer 0, so no layer stands before the seam and there is nothing to refit; choose a "
-            "block that starts at 1 or later, or heal the cut by training."
-        )
-    return [_seam_site(work, block, method) for block in blocks]
-
-
-def _seam_site(work: _Work, block: Block, method: str) -> Site:
-    layer = work.plan.kept.index(block.start - 1)
-    writers = find_writers(work.cut, layer)
-    if not writers:
-        raise ModelError(
-            f"Layer {block.start - 1} of {work.cut.info.architecture} ends in a mixture of experts, or in something "
-            "else that is not linear, so it cannot be refitted; heal the cut by training instead."
-        )
-    reads: Reads = "inputs" if method == "seam_refit" else "outputs"
-    return Site(layer=layer, boundary=block.start + block.n, writer=writers[0], reads=reads)
-
-
-def _check_enough(work: _Work, sites: Sequence[Site], method: str) -> None:
-    """Raise TextError where there are fewer tokens to fit on than numbers to fit for each output."""
-    if len(work.tokens.rows) < 2:
-        raise TextError("The text has one row, and another is needed to judge the repair on; give several rows.")
-    needed = max(_unknowns(site, work.cut.info.hidden_size) for site in sites)
-    given = sum(map(len, work.fitted))
-    if given < needed:
-        total = sum(map(len, work.tokens.rows))
-        raise TextError(
-            f"{method} fits {needed:,} numbers for each channel, and {given:,} of the text's {total:,} tokens are "
-            f"there to fit on; give at least {-(-needed * total // given):,} tokens."
-        )
-
-
-def _unknowns(site: Site, hidden: int) -> int:
-    if site.writer.scale:
-        return 1
-    return site.writer.inputs if site.reads == "inputs" else hidden
-
-
-def _fit_sites(work: _Work, sites: Sequence[Site]) -> tuple[Draft, list[Outcome]]:
-    """Return a draft with every repair that helps, and what each site gave."""
-    total, done = len(work.tokens.rows) * (1 + len(sites)), 0
-
-    def tell(rows: int, detail: str) -> None:
-        nonlocal done
-        done += rows
-        if work.on_progress is not None:
-            work.on_progress(Progress(stage="repair", done=done, total=total, unit="rows", detail=detail))
-
-    rows = work.fitted, work.held_out
-    draft = open_draft(work.cut, work.base, rows, sites, batch_size=work.batch_size, stop=work.stop, tell=tell)
-    return draft, [draft.try_site(site) for site in sites]
-
-
-def _report(work: _Work, draft: Draft, outcomes: Sequence[Outcome], method: str, seconds: float) -> Repaired:
+def _report(work: Work, draft: Draft, outcomes: Sequence[Outcome], seconds: float) -> Repaired:
     kept = [outcome for outcome in outcomes if outcome.applied]
-    first = outcomes[0].before
     settings: dict[str, Setting] = {
-        "weights": ", ".join(f"{o.layer}.{name}" for o in kept for name in o.fitted.weights),
-        "ridge": ", ".join(f"{o.fitted.ridge:.3g}" for o in kept),
-        "fit_tokens": outcomes[0].fitted.tokens,
+        "weights": ", ".join(name for outcome in kept for name in outcome.weights),
+        "factor" if work.method == "scale" else "ridge": ", ".join(f"{outcome.found:.4g}" for outcome in outcomes),
+        "fit_tokens": outcomes[0].tokens,
         "held_out_tokens": int(draft.weights.sum()),
-        "held_out_nll_cut": draft.mean(first),
+        "held_out_nll_cut": draft.mean(outcomes[0].before),
         "held_out_nll_repaired": draft.mean(draft.nll),
         "batch_size": work.batch_size,
     }
     treatment = Treatment(
         kind="repair",
-        method=method,
+        method=work.method,
         settings=settings,
         text=work.tokens.info,
         seconds=seconds,
@@ -197,18 +128,16 @@ def _report(work: _Work, draft: Draft, outcomes: Sequence[Outcome], method: str,
 
 
 def _note(draft: Draft, outcomes: Sequence[Outcome]) -> str:
-    """Return what was not applied and why, what is only a scale, and what the held-out rows say."""
+    """Return what was not applied and why, what there is to say of the rest, and the loss on held-out rows."""
     parts = []
     for outcome in outcomes:
         if not outcome.applied:
             parts.append(
-                f"Layer {outcome.layer} was left as it was: refitted, the loss on held-out rows would have gone from "
+                f"{outcome.subject} was left as it was: {outcome.how}, the loss on held-out rows would have gone from "
                 f"{draft.mean(outcome.before):.4f} to {draft.mean(outcome.after):.4f}."
             )
-        elif outcome.site.writer.scale:
-            parts.append(
-                f"A norm follows the MLP of layer {outcome.layer}: only its scale was refitted, one number a channel."
-            )
+        elif outcome.remark:
+            parts.append(outcome.remark)
     if any(outcome.applied for outcome in outcomes):
         parts.append(
             f"Loss on held-out rows {draft.mean(outcomes[0].before):.4f} before, {draft.mean(draft.nll):.4f} after."

@@ -1,18 +1,18 @@
 """A draft of the repaired model while it is made: layers are fitted one after another, each judged before it stays."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from shortviz.architectures import layer_stack
 from shortviz.handle import ModelHandle
 from shortviz.held_out import EndLoss, check_replay, open_end_loss
 from shortviz.new_weights import own_copy, put_weights, take_back
 from shortviz.records import Floats, Tokens
-from shortviz.seam_fit import Fitted, Site, fit, gather
+from shortviz.seam_fit import Site, fit, gather
 from shortviz.seam_streams import Stream, advance, check_stop, open_stream
 from shortviz.token_batches import batches_by_length
 
@@ -22,16 +22,24 @@ Tell = Callable[[int, str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Outcome:
-    """One site, fitted and judged."""
+    """One change to the draft, judged."""
 
-    site: Site
-    layer: int
-    """In the uncut model's numbers."""
-    fitted: Fitted
+    subject: str
+    """What was changed, for a sentence, e.g. `Layer 11`."""
+    how: str
+    """E.g. `refitted`."""
+    weights: tuple[str, ...]
+    """Names of the new weights, layers in the uncut model's numbers, e.g. `11.mlp.down_proj.weight`."""
+    found: float
+    """The ridge that was chosen, or the factor."""
+    tokens: int
+    """Fitted on."""
     before: Floats
-    """NLL of each held-out row without this site's repair, with those before it."""
+    """NLL of each held-out row without this change, with those before it."""
     after: Floats
     applied: bool
+    remark: str = ""
+    """What is to be said of the change where it is applied."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -58,25 +66,44 @@ class Draft:
         """Return the mean over held-out tokens."""
         return float(np.average(nll, weights=self.weights))
 
+    def go_to(self, layer: int) -> None:
+        """Take the streams to the entrance of a layer, at or after the draft's place."""
+        advance(self.layers, self.numbers, (*self.fit_on, *self.held_out), self.place, layer)
+        self.place = layer
+
     def try_site(self, site: Site) -> Outcome:
         """Fit a site at or after the draft's place, and keep it if the end loss on held-out rows falls."""
-        number = self.numbers[site.layer]
-        layer = self.layers[site.layer]
-        advance(self.layers, self.numbers, (*self.fit_on, *self.held_out), self.place, site.layer)
-        self.place = site.layer
+        number, layer = self.numbers[site.layer], self.layers[site.layer]
+        self.go_to(site.layer)
         moments = [
             gather(layer, site, streams, number, self.stop, lambda rows: self.tell(rows, f"layer {number}"))
             for streams in (self.fit_on, self.held_out)
         ]
         fitted = fit(layer, site, *moments)
-        old = put_weights(layer, fitted.weights)
+        before, after, applied = self.keep_if_better(site.layer, fitted.weights)
+        remark = f"A norm follows the MLP of layer {number}: only its scale was refitted, one number a channel."
+        return Outcome(
+            subject=f"Layer {number}",
+            how="refitted",
+            weights=tuple(f"{number}.{name}" for name in fitted.weights),
+            found=fitted.ridge,
+            tokens=fitted.tokens,
+            before=before,
+            after=after,
+            applied=applied,
+            remark=remark if site.writer.scale else "",
+        )
+
+    def keep_if_better(self, layer: int, weights: Mapping[str, Tensor]) -> tuple[Floats, Floats, bool]:
+        """Put weights into a layer; return the held-out loss before and after, and whether it fell: else they go."""
+        old = put_weights(self.layers[layer], weights)
         before, after = self.nll, self.judge()
         applied = self.mean(after) < self.mean(before)
         if applied:
             self.nll = after
         else:
-            take_back(layer, old)
-        return Outcome(site=site, layer=number, fitted=fitted, before=before, after=after, applied=applied)
+            take_back(self.layers[layer], old)
+        return before, after, applied
 
     def judge(self) -> Floats:
         """Return the NLL of each held-out row as the draft is now."""
@@ -88,20 +115,21 @@ def open_draft(
     cut: ModelHandle,
     base: ModelHandle,
     rows: tuple[Sequence[Tokens], Sequence[Tokens]],
-    sites: Sequence[Site],
     *,
+    wanted: Set[int],
+    first: int,
     batch_size: int,
     stop: threading.Event | None,
     tell: Tell,
 ) -> Draft:
-    """Return a draft, as the cut is, with its streams before the first site; `rows` are those to fit on and held out.
+    """Return a draft, as the cut is; `rows` are those to fit on and those held out.
 
+    `wanted` are the boundaries of the uncut model that will be needed. The draft's place is at most at layer `first`.
     Raises ModelError where the family's layers cannot be run one by one.
     """
     assert cut.plan is not None
     handle, numbers = own_copy(cut), cut.plan.kept
-    wanted = {site.boundary for site in sites}
-    start = shared_front(cut, base, numbers, min(site.layer for site in sites))
+    start = shared_front(cut, base, numbers, first)
 
     def opened(part: Sequence[Tokens], end: int) -> Iterable[Stream]:
         for batch in batches_by_length(part, batch_size):

@@ -22,6 +22,7 @@ __all__ = [
     "TextRows",
     "builtin_names",
     "make_windows",
+    "packed_rows",
     "read_rows",
     "tokenize",
     "tokenize_rows",
@@ -116,6 +117,11 @@ def make_windows(spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedToke
         max_length=windows.window,
     )
     return WindowSet(tokens=tokens, info=info)
+
+
+def packed_rows(windows: WindowSet) -> TokenSet:
+    """Return windows as rows, for what fits or trains on text and is to lose none of it."""
+    return TokenSet(rows=tuple(windows.tokens), info=windows.info)
 
 
 def fingerprint(rows: Iterable[Tokens]) -> str:

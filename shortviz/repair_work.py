@@ -1,0 +1,76 @@
+"""What a repair is asked to do: the two models, the seams, the text and how it is split."""
+
+import threading
+from collections.abc import Set
+from dataclasses import dataclass
+
+from shortviz.errors import TextError
+from shortviz.handle import ModelHandle
+from shortviz.records import Block, OnProgress, Progress, PrunePlan, Tokens, TokenSet
+from shortviz.repair_draft import Draft, open_draft
+
+HELD_OUT_EVERY = 8
+"""Every eighth row is left out of the fit: the ridge is chosen, and the repair judged, on those."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Work:
+    """One repair, checked."""
+
+    cut: ModelHandle
+    base: ModelHandle
+    plan: PrunePlan
+    method: str
+    blocks: tuple[Block, ...]
+    """Removed runs of layers whose seams are to be repaired, from the front."""
+    tokens: TokenSet
+    batch_size: int
+    on_progress: OnProgress | None
+    stop: threading.Event | None
+
+    @property
+    def fitted(self) -> list[Tokens]:
+        """Rows to fit on."""
+        return [row for i, row in enumerate(self.tokens.rows) if i % self._every != self._every - 1]
+
+    @property
+    def held_out(self) -> list[Tokens]:
+        """Rows to judge on."""
+        return [row for i, row in enumerate(self.tokens.rows) if i % self._every == self._every - 1]
+
+    @property
+    def _every(self) -> int:
+        return min(HELD_OUT_EVERY, len(self.tokens.rows))
+
+    def check_enough(self, unknowns: int) -> None:
+        """Raise TextError where there are fewer tokens to fit on than numbers to fit for each channel."""
+        if len(self.tokens.rows) < 2:
+            raise TextError("The text has one row, and another is needed to judge the repair on; give several rows.")
+        given = sum(map(len, self.fitted))
+        if given < unknowns:
+            total = sum(map(len, self.tokens.rows))
+            raise TextError(
+                f"{self.method} fits {unknowns:,} numbers for each channel, and {given:,} of the text's {total:,} "
+                f"tokens are there to fit on; give at least {-(-unknowns * total // given):,} tokens."
+            )
+
+    def open_draft(self, *, wanted: Set[int], first: int, passes: int) -> Draft:
+        """Return the draft to work on; rows go through it `passes` times after the uncut model, for the progress."""
+        total, done = len(self.tokens.rows) * (1 + passes), 0
+
+        def tell(rows: int, detail: str) -> None:
+            nonlocal done
+            done += rows
+            if self.on_progress is not None:
+                self.on_progress(Progress(stage="repair", done=done, total=total, unit="rows", detail=detail))
+
+        return open_draft(
+            self.cut,
+            self.base,
+            (self.fitted, self.held_out),
+            wanted=wanted,
+            first=first,
+            batch_size=self.batch_size,
+            stop=self.stop,
+            tell=tell,
+        )

@@ -1,0 +1,77 @@
+"""shrink: every step removes one layer, never raises the loss by its repair, and a stop keeps what is done."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from shortviz.errors import PlanError, Stopped
+from shortviz.handle import ModelHandle
+from shortviz.losses import evaluate
+from shortviz.records import Progress, TextInfo, TokenSet, WindowSet
+from shortviz.shrink import Shrunk, shrink
+from tests.families import shared_handle
+from tests.repair_fixture import written_by
+
+
+@pytest.fixture(scope="module")
+def llama() -> ModelHandle:
+    return shared_handle("llama")
+
+
+@pytest.fixture(scope="module")
+def text(llama: ModelHandle) -> TokenSet:
+    return written_by(llama, rows=16)
+
+
+@pytest.fixture(scope="module")
+def windows(llama: ModelHandle) -> WindowSet:
+    rows = written_by(llama, rows=9, seed=7).rows[::3]
+    return WindowSet(tokens=np.array(rows), info=TextInfo(source="windows", rows=3, tokens=72, fingerprint="w"))
+
+
+def test_it_removes_one_layer_at_a_time_and_repairs_each_seam(
+    llama: ModelHandle, windows: WindowSet, text: TokenSet
+) -> None:
+    shrunk = shrink(llama, windows, text, 3)
+
+    assert shrunk.complete
+    assert shrunk.handle.info.num_layers == 3
+    assert [len(step.removed) for step in shrunk.steps] == [1, 2, 3]
+    assert shrunk.handle.plan is not None
+    assert shrunk.handle.plan.removed == shrunk.steps[-1].removed
+    assert shrunk.handle.treatments == tuple(s.treatment for s in shrunk.steps if s.treatment is not None)
+    assert shrunk.steps[-1].nll == pytest.approx(evaluate(shrunk.handle, windows).score.nll, abs=1e-6)
+    assert shrunk.base_nll == pytest.approx(evaluate(llama, windows).score.nll, abs=1e-6)
+    for step in shrunk.steps:
+        assert step.treatment is not None or step.nll == pytest.approx(step.nll_cut, abs=1e-4)
+        assert step.note
+
+
+def test_a_stop_keeps_the_steps_that_are_done(llama: ModelHandle, windows: WindowSet, text: TokenSet) -> None:
+    stop, snapshots = threading.Event(), []
+
+    def after_one(progress: Progress) -> None:
+        assert progress.snapshot is not None
+        if progress.detail.startswith("removed layer"):
+            snapshots.append(progress.snapshot())
+            stop.set()
+
+    shrunk = shrink(llama, windows, text, 2, on_progress=after_one, stop=stop)
+
+    assert not shrunk.complete
+    assert len(shrunk.steps) == 1
+    assert isinstance(snapshots[0], Shrunk)
+    assert shrunk.handle.info.num_layers == 5
+
+
+def test_a_stop_before_the_first_step_and_a_wrong_number_are_told(
+    llama: ModelHandle, windows: WindowSet, text: TokenSet
+) -> None:
+    stop = threading.Event()
+    stop.set()
+
+    with pytest.raises(Stopped, match="before the first layer was removed"):
+        shrink(llama, windows, text, 3, stop=stop)
+    with pytest.raises(PlanError, match="The model has 6 layers and is to have 0; give 1 to 5"):
+        shrink(llama, windows, text, 0)
