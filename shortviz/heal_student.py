@@ -60,14 +60,13 @@ def make_student(cut: ModelHandle, settings: HealSettings) -> Student:
 
     Raises PlanError where there is nothing to train by these settings, ResourceError where a package is missing.
     """
-    twin = twin_of(cut)
-    student = _with_adapters(twin, cut, settings) if settings.method == "lora" else _partly_free(twin, cut, settings)
+    student = _with_adapters(cut, settings) if settings.method == "lora" else _partly_free(cut, settings)
     for name, weight in student.trained.items():
         if weight.element_size() < 4:
             student.masters[name] = weight.detach().float().clone()
-    if student.checkpoints:
-        student.handle.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    return student
+    if settings.gradient_checkpointing:
+        student.handle.model.activation_checkpointing_enable({"use_reentrant": False})
+    return replace(student, checkpoints=settings.gradient_checkpointing)
 
 
 def twin_of(handle: ModelHandle) -> ModelHandle:
@@ -90,20 +89,9 @@ def set_training(student: Student, on: bool) -> None:
             layer.training = True  # the flag that checkpointing looks at; what is inside the layer stays in eval mode
 
 
-def _with_adapters(twin: ModelHandle, cut: ModelHandle, settings: HealSettings) -> Student:
-    try:
-        import peft
-    except ImportError as error:
-        raise ResourceError(
-            "Training adapters needs the package peft, which is not installed; run `pip install peft`, or choose "
-            "method partial."
-        ) from error
-    targets = find_targets(twin.model, settings.targets)
-    if settings.quantize == "4bit":
-        from shortviz.heal_quantise import check_quantiser, quantise_layers
-
-        check_quantiser(twin.model.device)
-        quantise_layers(twin.model)
+def _with_adapters(cut: ModelHandle, settings: HealSettings) -> Student:
+    peft = _peft()
+    targets = find_targets(cut.model, settings.targets)
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.scale_alpha,
@@ -115,17 +103,34 @@ def _with_adapters(twin: ModelHandle, cut: ModelHandle, settings: HealSettings) 
         bias="none",
         task_type="CAUSAL_LM",
     )
+    student = inject(cut, config, in_4bit=settings.quantize == "4bit")
+    _check_adapted(student.handle.model, cut, targets)
+    return replace(student, note=targets.note)
+
+
+def inject(cut: ModelHandle, config: Any, *, in_4bit: bool = False) -> Student:
+    """Return a student with the adapters that peft's LoraConfig describes; their first weights are torch's to draw."""
+    peft = _peft()
+    twin = twin_of(cut)
+    if in_4bit:
+        from shortviz.heal_quantise import check_quantiser, quantise_layers
+
+        check_quantiser(twin.model.device)
+        quantise_layers(twin.model)
     peft.inject_adapter_in_model(config, twin.model)
     trained = {name: weight for name, weight in twin.model.named_parameters() if weight.requires_grad}
-    _check_adapted(twin.model, cut, targets)
-    return Student(
-        handle=twin,
-        cut=cut,
-        trained=trained,
-        adapter_config=config,
-        checkpoints=settings.gradient_checkpointing,
-        note=targets.note,
-    )
+    return Student(handle=twin, cut=cut, trained=trained, adapter_config=config)
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ResourceError(
+            "Training adapters needs the package peft, which is not installed; run `pip install peft`, or choose "
+            "method partial."
+        ) from error
+    return peft
 
 
 def _check_adapted(model: PreTrainedModel, cut: ModelHandle, targets: Targets) -> None:
@@ -155,8 +160,9 @@ def adapted_weights(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
         yield f"{clean}.{leaf}", module
 
 
-def _partly_free(twin: ModelHandle, cut: ModelHandle, settings: HealSettings) -> Student:
-    """Give the twin copies of the weights that are trained, in place of the shared ones."""
+def _partly_free(cut: ModelHandle, settings: HealSettings) -> Student:
+    """Return a student with its own copies of the weights that are trained, in place of the shared ones."""
+    twin = twin_of(cut)
     trained: dict[str, nn.Parameter] = {}
     for name, weight in last_part(twin.model, settings.last_layers).items():
         trained[name] = nn.Parameter(weight.detach().clone(), requires_grad=True)
@@ -165,7 +171,7 @@ def _partly_free(twin: ModelHandle, cut: ModelHandle, settings: HealSettings) ->
     tied = head is not None and any(id(weight) in embeddings for weight in head.parameters())
     put_weights(twin.model, trained)
     note = "The head is tied to the input embeddings and was not trained." if tied else ""
-    return Student(handle=twin, cut=cut, trained=trained, checkpoints=settings.gradient_checkpointing, note=note)
+    return Student(handle=twin, cut=cut, trained=trained, note=note)
 
 
 def put_weights(model: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
