@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import streamlit as st
 from pydantic import TypeAdapter, ValidationError
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from shortviz import criteria, policy
 from shortviz.errors import PolicyError, RunError, ShortvizError
@@ -98,16 +99,38 @@ def read_block(parameters: Mapping[str, str]) -> Block | None:
     return Block(start=int(start), n=int(n))
 
 
+def follow_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) -> None:
+    """Choose the block, and open the run, of an address that the browser went back or forward to."""
+    chosen = read_block(parameters)
+    if chosen is None:
+        return
+    key = parameters.get("run")
+    if key is None:
+        s.leave_run(state)
+    elif key != s.run_key(state) and _readable(bench, key):
+        s.open_run(state, key)
+    s.set_block(state, chosen)
+    s.want(state, "numbers")
+
+
+def went_back() -> bool:
+    """Return whether the browser's Back or Forward button made this run of the script (not public in Streamlit 1.67).
+
+    The address alone does not tell: a message that left the browser before it heard of a new address has the old one.
+    """
+    context = get_script_run_ctx(suppress_warning=True)
+    return context is not None and context.is_history_navigation
+
+
 def write_address(bench: Bench, state: s.State) -> None:
-    """Put model, run and running job into the address."""
+    """Put model, run and running job into the address, as one entry of the browser's history."""
     wanted = address(bench, state)
     for key in ("model", "rev", "dtype", "device", "text", "eval", "run", "start", "n", "job"):
-        value = wanted.get(key)
-        if value is None:
-            if key in st.query_params:
-                del st.query_params[key]
-        elif st.query_params.get(key) != value:
-            st.query_params[key] = value
+        if key not in wanted and key in st.query_params:
+            del st.query_params[key]
+    changed = {key: value for key, value in wanted.items() if st.query_params.get(key) != value}
+    if changed:
+        st.query_params.update(changed)
 
 
 def address(bench: Bench, state: s.State) -> dict[str, str]:

@@ -8,7 +8,7 @@ from streamlit.navigation.page import StreamlitPage
 from shortviz.job_state import JobState
 from shortviz.ui import actions, notes, warm
 from shortviz.ui import state as s
-from shortviz.ui.address import linked, read_address, write_address
+from shortviz.ui.address import follow_address, linked, read_address, went_back, write_address
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of
 from shortviz.ui.words import plain
@@ -36,6 +36,8 @@ def open_page() -> None:
     if not s.begun(state):
         s.begin(state)
         read_address(bench(), state, linked())
+    elif went_back():
+        follow_address(bench(), state, linked())
     s.frame(state)
     told = s.notice(state)
     if told:

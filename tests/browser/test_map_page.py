@@ -9,7 +9,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
 from tests.browser.map_mouse import click_cell, random_cells, wait_for_map, wait_for_outline
-from tests.browser.visitor import no_failure, wait_for_block
+from tests.browser.visitor import no_failure, to_page, wait_for_block
 
 pytestmark = pytest.mark.browser
 
@@ -67,6 +67,23 @@ def test_typing_moves_the_outline_and_the_address(page: Page, server: AppServer)
     wait_for_block(page, 5, 4)
     wait_for_outline(page, 5, 4)
     expect(page).to_have_url(re.compile(r"start=5\b"))
+
+
+def test_back_and_forward_choose_the_block_that_was_chosen_before(page: Page, server: AppServer) -> None:
+    page.goto(f"{server.url}/?start=12&n=4")
+    wait_for_map(page)
+    for start, n in ((3, 2), (20, 5)):
+        click_cell(page, 30, start, n)
+        wait_for_outline(page, start, n)
+        expect(page).to_have_url(re.compile(rf"start={start}&n={n}$"))
+    to_page(page, "Export")
+    expect(page).to_have_url(re.compile("/export.*start=20&n=5$"))
+    for go, start, n in ((page.go_back, 20, 5), (page.go_back, 3, 2), (page.go_back, 12, 4), (page.go_forward, 3, 2)):
+        go()
+        wait_for_block(page, start, n)
+        wait_for_outline(page, start, n)
+        expect(page).to_have_url(re.compile(rf"/\?start={start}&n={n}$"))
+    no_failure(page)
 
 
 def test_two_visitors_choose_independently(new_visitor: Callable[[], BrowserContext], server: AppServer) -> None:
