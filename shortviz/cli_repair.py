@@ -67,6 +67,8 @@ def repair_command(
 
         if method not in METHODS:
             raise PlanError(f"There is no repair called {method!r}; choose {', '.join(METHODS)}.")
+        if out is not None and method == "linear_replacement":
+            raise PlanError("A linear_replacement has no place in a stock model; leave --out away, or use linear_fold.")
         texts = _Texts(text, evaluation, fit_tokens)
         handle = load_model(load.ref(model), on_progress, stop, removes=chosen)
         tokens, windows = texts.of(handle)

@@ -15,13 +15,17 @@ from shortviz.handle import ModelHandle
 from shortviz.ledger import Setting, Treatment
 from shortviz.records import Block, OnProgress, PrunePlan, TokenSet
 from shortviz.repair_draft import Draft, Outcome
+from shortviz.repair_linear import replace_linear
 from shortviz.repair_refit import refit
+from shortviz.repair_scale import rescale
 from shortviz.repair_work import Work
 from shortviz.token_batches import check_rows
 
 _RECIPES: Mapping[str, Callable[[Work], tuple[Draft, list[Outcome]]]] = {
     "seam_refit": refit,
     "linear_fold": refit,
+    "scale": rescale,
+    "linear_replacement": replace_linear,
 }
 METHODS = tuple(_RECIPES)
 
@@ -57,7 +61,9 @@ def repair(
 
     `seam_refit` solves the last linear layer before the seam anew, from what it reads. `linear_fold` puts the best
     linear map of what that layer gives behind it (after ReplaceMe, arXiv 2505.02819, but shrinking towards the identity
-    and not to 0). Where a norm follows the MLP only its scale is linear, and both refit that.
+    and not to 0). Where a norm follows the MLP only its scale is linear, and both refit that. `scale` is one number
+    (see `repair_scale`). `linear_replacement` keeps an explicit linear layer in the block's place, which can be
+    measured but not exported.
 
     `blocks` are those of the plan whose seams are to be repaired; all if None.
 

@@ -80,7 +80,8 @@ class Draft:
             for streams in (self.fit_on, self.held_out)
         ]
         fitted = fit(layer, site, *moments)
-        before, after, applied = self.keep_if_better(site.layer, fitted.weights)
+        new = {f"{site.layer}.{name}": weight for name, weight in fitted.weights.items()}
+        before, after, applied = self.keep_if_better(new)
         remark = f"A norm follows the MLP of layer {number}: only its scale was refitted, one number a channel."
         return Outcome(
             subject=f"Layer {number}",
@@ -94,15 +95,18 @@ class Draft:
             remark=remark if site.writer.scale else "",
         )
 
-    def keep_if_better(self, layer: int, weights: Mapping[str, Tensor]) -> tuple[Floats, Floats, bool]:
-        """Put weights into a layer; return the held-out loss before and after, and whether it fell: else they go."""
-        old = put_weights(self.layers[layer], weights)
+    def keep_if_better(self, weights: Mapping[str, Tensor]) -> tuple[Floats, Floats, bool]:
+        """Put weights into the layers; return the held-out loss before and after, and whether it fell: else they go.
+
+        Names begin with the draft's number of the layer, which is not before the draft's place.
+        """
+        old = put_weights(self.layers, weights)
         before, after = self.nll, self.judge()
         applied = self.mean(after) < self.mean(before)
         if applied:
             self.nll = after
         else:
-            take_back(self.layers[layer], old)
+            take_back(self.layers, old)
         return before, after, applied
 
     def judge(self) -> Floats:

@@ -2,19 +2,24 @@
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from shortviz.errors import ModelError, NumericsError, PlanError, Stopped, TextError
+from shortviz.architectures import layer_stack
+from shortviz.errors import ExportError, ModelError, NumericsError, PlanError, Stopped, TextError
+from shortviz.export import export_checkpoint
 from shortviz.handle import ModelHandle
 from shortviz.new_weights import own_copy, put_weights, take_back
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan, TokenSet
 from shortviz.repair import METHODS, Repaired, repair
 from shortviz.repair_draft import shared_front
+from shortviz.replay import record
 from shortviz.seam_moments import Moments
+from shortviz.stream_scale import adding_layers, divided_weights
 from tests.families import NUM_LAYERS, shared_handle, tiny_handle
 from tests.repair_fixture import spoiled_cut, token_set, written_by
 
@@ -221,3 +226,73 @@ def test_weights_put_into_a_copy_leave_the_original_alone_and_can_be_taken_back(
 
     assert torch.equal(changed, kept * 2)
     assert copy.model.get_parameter(name).data_ptr() == kept.data_ptr()
+
+
+def seam(family: str, boundary: int, text: TokenSet) -> list[torch.Tensor]:
+    """The stream at a boundary of a family's uncut model, on the rows that a repair fits on."""
+    rows = [row for i, row in enumerate(text.rows) if i % 8 != 7]
+    return [record(shared_handle(family), torch.tensor(row)).boundaries[boundary][0] for row in rows]
+
+
+def test_the_scale_is_the_ratio_of_the_stream_behind_the_block_to_that_before_it(
+    llama: ModelHandle, text: TokenSet
+) -> None:
+    sizes = [torch.cat(seam("llama", boundary, text)).double().abs().mean(0) for boundary in (2, 4)]
+
+    repaired = repair(cut_of(llama, 2, 3), llama, text, method="scale")
+
+    factor = float(str(repaired.treatment.settings["factor"]))
+    assert factor == pytest.approx(float((sizes[1] / sizes[0]).mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon_h1", "mamba", "lfm2", "bloom"])
+def test_a_layer_whose_additions_are_divided_follows_a_divided_stream(family: str) -> None:
+    handle = shared_handle(family)
+    recording = record(handle, torch.arange(12) + 1)
+    for index in (1, 4):
+        layer, call = layer_stack(own_copy(handle).model).layers[index], recording.calls[index]
+        x = 100 * recording.boundaries[index]  # so that the epsilon of a norm does not count
+        names = adding_layers(layer, call, recording.boundaries[index])
+        expected = call.run(layer, 3 * x)
+
+        put_weights(layer, divided_weights(layer, names, 3.0))
+
+        torch.testing.assert_close(3 * call.run(layer, x.clone()), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_linear_replacement_stands_between_the_layers_and_is_not_exported(
+    llama: ModelHandle, text: TokenSet, tmp_path: Path
+) -> None:
+    for removed in ((2, 3), (4, 5), (0,)):
+        cut = cut_of(llama, *removed)
+        repaired = repair(cut, llama, text, method="linear_replacement")
+        if repaired.applied:
+            break
+    assert repaired.applied
+
+    held_out = list(text.rows[7::8])
+    assert repaired.treatment.settings["held_out_nll_repaired"] == pytest.approx(
+        nll(repaired.handle, held_out), abs=1e-5
+    )
+    ids = torch.tensor(text.rows[0])[None]
+    assert repaired.handle.model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=256).shape[1] > 24
+    with pytest.raises(ExportError, match="no stock model has a place for it; repair the cut by linear_fold"):
+        export_checkpoint(repaired.handle, tmp_path / "out", base_info=llama.info)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "message"),
+    [
+        ("gemma2", "scale", "Layer 3 of Gemma2ForCausalLM does not forget the size of what it reads, or adds"),
+        ("mixtral", "scale", "Layer 3 of MixtralForCausalLM does not forget"),
+    ],
+)
+def test_families_that_a_scale_does_not_fit_are_refused_by_name(
+    family: str, method: str, message: str, text: TokenSet
+) -> None:
+    base = shared_handle(family)
+
+    with pytest.raises(ModelError, match=message):
+        repair(cut_of(base, 2), base, text, method=method)
+    with pytest.raises(PlanError, match="The cut takes the last layer"):
+        repair(cut_of(base, 5), base, text, method=method)
