@@ -115,9 +115,13 @@ def prune(
     plan: PlanOptions,
     load: LoadOptions,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write; must be new or empty.")],
+    stream: cli_measure.StreamOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove layers, write a checkpoint, prove it equal."""
+    """Remove layers, write a checkpoint, prove it equal.
+
+    Streamed, the tensors are copied from file to file in the dtype they have, and the model is never whole in memory.
+    """
     from shortviz.checkpoint_folder import check_target
     from shortviz.cli_output import export_text
     from shortviz.recipes import prune_json
@@ -127,11 +131,15 @@ def prune(
     if chosen is None:
         raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
     with working() as (on_progress, stop):
-        from shortviz import export, pruning
+        from shortviz import export, pruning, streamed_export
 
-        handle = load_model(load.ref(model), on_progress, stop, removes=chosen)
-        pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
-        report = export.export_checkpoint(pruned, out, base_info=handle.info, on_progress=on_progress, stop=stop)
+        ref = load.ref(model)
+        if cli_measure.streams(ref, stream):
+            report = streamed_export.export_streamed(ref, chosen.of, out, on_progress=on_progress, stop=stop)
+        else:
+            handle = load_model(ref, on_progress, stop, removes=chosen)
+            pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
+            report = export.export_checkpoint(pruned, out, base_info=handle.info, on_progress=on_progress, stop=stop)
     print_result(prune_json(report) if as_json else export_text(report))
 
 

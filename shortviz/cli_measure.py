@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     Opened = ModelHandle | StreamedModel
 
 
+StreamOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Never the whole model in memory: from its files, part by part.  [default: where it would not fit]",
+    ),
+]
+
+
 @with_options
 def measure(
     model: ModelArgument,
@@ -29,13 +38,7 @@ def measure(
     criteria: Annotated[
         str, typer.Option(help="Criteria, separated by commas, or all; a .py file of your own too.")
     ] = "all",
-    stream: Annotated[
-        bool | None,
-        typer.Option(
-            "--stream/--no-stream",
-            help="One layer in memory at a time, each weight read once.  [default: where the model would not fit]",
-        ),
-    ] = None,
+    stream: StreamOption = None,
     tokens_per_row: Annotated[
         int | None,
         typer.Option(help="--stream: average over so many tokens of a row.  [default: all, 32 where they do not fit]"),
@@ -57,16 +60,16 @@ def measure(
     spec = readable(text.spec(texts.DEFAULT_CALIBRATION))
     with working() as (on_progress, stop):
         ref = load.ref(model)
-        streams = stream or tokens_per_row is not None or (stream is None and _does_not_fit(ref))
-        with (_streamed if streams else _loaded)(ref, on_progress, stop) as opened:
+        streamed = tokens_per_row is not None or streams(ref, stream)
+        with (_streamed if streamed else _loaded)(ref, on_progress, stop) as opened:
             tokens = texts.tokenize(spec, opened.tokenizer)
             run = runs.new_run(opened.info, tokens.info)
             checkpoint = None
             if out is not None:
-                run, checkpoint = _claim(run, out), out / ("stream.npz" if streams else "checkpoint.npz")
+                run, checkpoint = _claim(run, out), out / ("stream.npz" if streamed else "checkpoint.npz")
             common: dict[str, Any] = {"criteria": own, "batch_size": text.batch_size, "checkpoint": checkpoint}
             common |= {"on_progress": on_progress, "stop": stop}
-            if streams:
+            if streamed:
                 from shortviz.streaming import measure_streamed
 
                 distances = measure_streamed(opened, tokens, tokens_per_row=tokens_per_row, **common)
@@ -86,7 +89,10 @@ def measure(
         discard_checkpoint(checkpoint)
 
 
-def _does_not_fit(ref: "ModelRef") -> bool:
+def streams(ref: "ModelRef", asked: bool | None) -> bool:
+    """Return whether to stream: as asked, else where the model would not fit, which is then told."""
+    if asked is not None:
+        return asked
     from shortviz.loading import estimate
     from shortviz.words import size
 

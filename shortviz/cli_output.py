@@ -121,11 +121,21 @@ def _saved(base: Score, score: Score) -> str:
 def export_text(report: ExportReport) -> str:
     """Return what was written and proved."""
     layers = ", ".join(map(str, report.removed)) or "none"
-    return (
+    wrote = (
         f"Wrote {report.folder}: {len(report.kept)} layers, {report.parameters:,} parameters, "
         f"{size(report.bytes)}; removed layers {layers}.\n"
+    )
+    seconds = f"({report.seconds:.1f} s)."
+    if report.proof == "bytes":
+        return wrote + f"Checked that every kept byte is the original's; quantised weights are not run here {seconds}"
+    if report.proof == "streamed":
+        return wrote + (
+            f"Proved by streaming both: largest logit difference {report.max_logit_diff:g} against the original with "
+            f"the layers bypassed; generation not run, since the model does not fit in memory {seconds}"
+        )
+    return wrote + (
         f"Proved in a fresh process: largest logit difference {report.max_logit_diff:g}, cached generation "
-        f"{'equal' if report.generation_equal else 'NOT equal'} to uncached ({report.seconds:.1f} s)."
+        f"{'equal' if report.generation_equal else 'NOT equal'} to uncached {seconds}"
     )
 
 

@@ -47,7 +47,7 @@ __all__ = [
 
 SHARD_BYTES = 2_000_000_000
 """Largest shard: a stop or an interrupted upload costs at most this much."""
-_TEXT_FILES_BYTES = 32 * 1024 * 1024
+TEXT_FILES_BYTES = 32 * 1024 * 1024
 """Room for the tokenizer, configs and the card; the largest tokenizers take about 30 MB."""
 _LEFTOVERS = ("quantization_config", "gguf_file", "transformers_weights", "_commit_hash")
 _LOADING_ARGUMENTS = ("gguf_file", "is_local", "local_files_only", "name_or_path")
@@ -100,7 +100,7 @@ def export_checkpoint(
                 proof=asdict(proof) | {"generation_equal": True},
                 notes=notes,
             )
-            _write_card(checkpoint, facts)
+            write_card(checkpoint, facts)
             files = fingerprints(checkpoint)
         except (OSError, SafetensorError) as error:
             raise write_error(error, target, needed) from error
@@ -123,7 +123,7 @@ def needed_bytes(pruned: ModelHandle) -> int:
     """Return the disk space an export takes while it runs: weights, text files, and the logits of the proof."""
     tokens = sum(len(prompt) for prompt in proof_prompts(pruned))
     logits = tokens * pruned.info.vocab_size * int(pruned.model.dtype.itemsize)
-    return pruned.info.bytes + logits + _TEXT_FILES_BYTES
+    return pruned.info.bytes + logits + TEXT_FILES_BYTES
 
 
 def write_checkpoint(
@@ -138,14 +138,14 @@ def write_checkpoint(
 
     The model itself is not touched. Raises Stopped, OSError or SafetensorError, and then leaves no folder.
     """
-    twin, notes = _twin(pruned.model)
+    twin, notes = stock_twin(pruned.model)
     total = pruned.info.bytes
     with ThreadPoolExecutor(max_workers=1) as writer, _no_progress_bars():
         work = writer.submit(twin.save_pretrained, folder, max_shard_size=shard_bytes)
         try:
             _watch(work, folder, total, on_progress, stop)
             work.result()
-            _save_tokenizer(pruned, folder)
+            save_tokenizer(pruned, folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # a writer between two shards fails on the next, and ends
             raise
@@ -154,7 +154,8 @@ def write_checkpoint(
     return notes
 
 
-def _save_tokenizer(pruned: ModelHandle, folder: Path) -> None:
+def save_tokenizer(pruned: ModelHandle, folder: Path) -> None:
+    """Write the tokenizer, without a trace of how our own was loaded."""
     pruned.tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -175,7 +176,7 @@ def _watch(
             return
 
 
-def _twin(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[str, ...]]:
+def stock_twin(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Return a shallow copy with its own configs, for save_pretrained writes to the configs of what it saves."""
     twin = copy.copy(model)
     twin.config = _stock_config(model.config)
@@ -194,7 +195,8 @@ def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return stock
 
 
-def _write_card(checkpoint: Path, facts: CardFacts) -> None:
+def write_card(checkpoint: Path, facts: CardFacts) -> None:
+    """Write the card, its record and the mergekit recipe, and make all files as readable as the umask lets them be."""
     record = json.dumps(shortviz_json(facts), indent=2, allow_nan=False) + "\n"
     recipe = mergekit_yaml(facts.base.id, facts.plan, facts.pruned.dtype)
     for name, text in (("README.md", model_card(facts)), ("shortviz.json", record), ("mergekit.yml", recipe)):

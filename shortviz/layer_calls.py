@@ -91,6 +91,23 @@ def record_calls(
     raise ModelError(f"The decoder called {len(calls)} of its {len(stack.layers)} layers; it cannot be streamed.")
 
 
+def finish(model: nn.Module, stack: LayerStack, tokens: Tensor, final: Tensor, *, in_tuple: bool) -> Any:
+    """Return what the model makes of `final`, the state at boundary L, by its own code: norm, head, scalings.
+
+    The decoder and the head must be filled; the layers need not be.
+    """
+
+    def visit(index: int) -> Callable[..., Any]:
+        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            passed = final if index == len(stack.layers) - 1 else hidden_argument(index, args, kwargs)
+            return (passed, None) if in_tuple else passed
+
+        return note
+
+    with _recorders(stack, list(stack.layers), visit):
+        return model(input_ids=tokens, use_cache=False)
+
+
 def returns_tuple(stack: LayerStack, tokens: Tensor) -> bool:
     """Return whether the decoder expects a tuple from its layers, found by trying both.
 

@@ -24,7 +24,7 @@ from shortviz.records import ModelEstimate, ModelRef, OnProgress, Progress
 from shortviz.sizes import estimate_files, parse_config, refuse_too_large, settle_gguf
 from shortviz.weight_files import read_gguf_header
 
-_OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
+OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
 """Constants that old versions of transformers saved among the weights; models compute them now."""
 
 
@@ -124,7 +124,7 @@ def _read_model(name: str, folder: Path, placement: Placement) -> PreTrainedMode
 
 def refuse_disagreement(name: str, info: dict[str, Any]) -> None:
     """Raise ModelError where the weights are not exactly the ones that the config describes."""
-    unexpected = sorted(key for key in info["unexpected_keys"] if not _OLD_BUFFERS.search(key))
+    unexpected = sorted(key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key))
     kinds = (
         ("lack", sorted(info["missing_keys"]), "which it describes"),
         ("hold", unexpected, "which it does not describe"),

@@ -172,6 +172,18 @@ def _pm(value: float, stderr: float | None) -> str:
 
 
 def _proved(proof: dict[str, Any]) -> str:
+    if proof.get("kind") == "bytes":
+        return (
+            f"## Checked\n\nThe bytes of all {proof['tensors']} tensors are those of the original checkpoint. "
+            "The weights are quantised and were not run: neither logits nor generation were compared."
+        )
+    if proof.get("kind") == "streamed":
+        return (
+            "## Proved\n\nStreamed layer by layer from these files, the logits on prompts of "
+            f"{', '.join(map(str, proof['prompt_lengths']))} tokens equal those of the original with the removed "
+            f"layers bypassed, bit for bit (largest difference {proof['max_logit_diff']:g}). Generation was not run: "
+            "the model does not fit in the memory it was exported on."
+        )
     lengths = ", ".join(map(str, proof["prompt_lengths"]))
     return (
         "## Proved\n\nA fresh process loaded these files with plain `AutoModelForCausalLM.from_pretrained`. Its logits "

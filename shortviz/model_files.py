@@ -117,11 +117,12 @@ def _cached(name: str, repo: str, revision: str | None) -> ModelFiles | None:
     return files
 
 
-def read_config(files: ModelFiles) -> dict[str, Any]:
+def read_config(files: ModelFiles, *, quantised: bool = False) -> dict[str, Any]:
     """Return the parsed config.json of a hub model or folder.
 
     Raises:
-        ModelError: Where there is none, it is broken, it asks for remote code, or the weights are quantised.
+        ModelError: Where there is none, it is broken, it asks for remote code, or the weights are quantised and
+            `quantised` does not allow that.
     """
     names = file_names(files)
     if "config.json" not in names:
@@ -131,9 +132,9 @@ def read_config(files: ModelFiles) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"The config.json of {files.name} is not a JSON object.")
     refuse_remote_code(files.name, "config.json", config)
-    quantised = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "unknown method") if isinstance(quantised, dict) else quantised
+    found = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    if found and not quantised:
+        method = found.get("quant_method", "unknown method") if isinstance(found, dict) else found
         raise ModelError(
             f"The weights of {files.name} are quantised ({method}), so its layers cannot be measured exactly; "
             "use the original model, or a GGUF file, which is de-quantised."

@@ -36,7 +36,7 @@ def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
     original = handle.model
     config = pruned_config(original.config, plan)
     path = layer_stack(original).path
-    model = _empty_model(original, config)
+    model = empty_model(original, config)
     state = original.state_dict()
     names = rename_state(state, plan, path)
     _fill(model, {new: state[old] for new, old in names.items()})
@@ -44,7 +44,7 @@ def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
     _fill_computed(original, model, plan, path)
     model.generation_config = copy.deepcopy(original.generation_config)
     model.requires_grad_(False).eval()
-    info = _pruned_info(handle.info, model, plan)
+    info = pruned_info(handle.info, model, plan)
     return ModelHandle(
         model=model,
         tokenizer=handle.tokenizer,
@@ -55,7 +55,7 @@ def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
     )
 
 
-def _empty_model(like: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+def empty_model(like: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     """Return a model of the same class with nothing in it: every tensor on meta.
 
     The device context is this thread's own; accelerate's init_empty_weights patches torch for all threads, and two
@@ -127,7 +127,8 @@ def _close(new: torch.Tensor, old: torch.Tensor) -> bool:
     return torch.allclose(new.to(old.dtype).double(), old.cpu().double(), rtol=tolerance, atol=0.0, equal_nan=True)
 
 
-def _pruned_info(info: ModelInfo, model: PreTrainedModel, plan: PrunePlan) -> ModelInfo:
+def pruned_info(info: ModelInfo, model: PreTrainedModel, plan: PrunePlan) -> ModelInfo:
+    """Return the facts of a model that was pruned by a plan, from those of the one it comes from."""
     parameters, num_bytes = weight_size(model)
     return dataclasses.replace(
         info,

@@ -8,7 +8,7 @@ The records of models, texts, plans and tasks have files of their own; import al
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,11 +198,14 @@ class ExportReport:
     bytes: int
     files: Mapping[str, str]
     """File name -> SHA-256."""
-    max_logit_diff: float
-    """Largest absolute difference of logits, memory against reload in a fresh process; 0.0 is equal."""
-    generation_equal: bool
-    """Cached generation of the reloaded model equals uncached."""
+    max_logit_diff: float | None
+    """Largest absolute difference of logits, memory against reload in a fresh process; 0.0 is equal. None: not run."""
+    generation_equal: bool | None
+    """Cached generation of the reloaded model equals uncached; None where it was not run."""
     seconds: float
+    proof: Literal["fresh process", "streamed", "bytes"] = "fresh process"
+    """By stock transformers in a fresh process; by streaming the files, where the model does not fit; by comparing
+    every kept byte, where the weights cannot be run here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -5,7 +5,8 @@ holds bit for bit what `from_pretrained` would have put into it.
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from shortviz.records import ModelInfo, ModelRef, OnProgress, PrunePlan
 from shortviz.replay import LayerCall
 from shortviz.shards import Entry, read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
-from shortviz.streamed_parts import BESIDE, Parts
+from shortviz.streamed_parts import BESIDE, HEAD, Parts
 
 
 @dataclass(kw_only=True, eq=False)
@@ -61,13 +62,37 @@ class StreamedModel:
         self.parts.fill(f"{self.stack.path}.{index}.", [layer])
         return layer
 
+    def layers_in_turn(self, indices: Sequence[int], *, aligned: bool = False) -> Iterator[tuple[int, nn.Module]]:
+        """Yield (index, filled layer) one after the other; the next one is read meanwhile, the last one dropped.
+
+        `aligned` copies the weights to addresses that are multiples of 64: matrix kernels choose their path, and so the
+        last bits, by alignment.
+        """
+
+        def load(index: int) -> nn.Module:
+            layer = self.load_layer(index)
+            if aligned:
+                align(layer)
+            return layer
+
+        with loading.quiet_transformers(), ThreadPoolExecutor(max_workers=1) as ahead:
+            coming = [ahead.submit(load, index) for index in indices[:1]]
+            for place, index in enumerate(indices):
+                layer = coming.pop().result()
+                coming += [ahead.submit(load, following) for following in indices[place + 1 : place + 2]]
+                yield index, layer
+                self.drop_layer(index)
+
     def drop_layer(self, index: int) -> None:
         """Free the layer's weights."""
         _to_meta(self.stack.layers[index])
 
-    def load_beside(self) -> None:
-        """Fill what stands outside the layers of the decoder, the embeddings first of all."""
+    def load_beside(self, *, head: bool = False) -> None:
+        """Fill what stands outside the layers of the decoder, the embeddings first of all; and the head if asked."""
         self.parts.fill(BESIDE, beside(self.stack))
+        output = self.model.get_output_embeddings()
+        if head and isinstance(output, nn.Module) and next(output.parameters()).is_meta:
+            self.parts.fill(HEAD, [output])
 
     def drop_beside(self) -> None:
         """Free what stands outside the layers."""
@@ -140,6 +165,13 @@ def open_streamed(
 @torch.inference_mode(mode=False)  # else the empty tensors could not be filled again outside of inference mode
 def _to_meta(module: nn.Module) -> None:
     module.to("meta")
+
+
+@torch.inference_mode(mode=False)
+def align(module: nn.Module) -> None:
+    """Give every weight memory of its own, at an address that torch aligns."""
+    for weight in (*module.parameters(), *module.buffers()):
+        weight.data = weight.data.clone()
 
 
 def config_vocabulary(model: PreTrainedModel) -> int:

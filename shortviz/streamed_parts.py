@@ -32,6 +32,8 @@ from shortviz.shards import Entry
 
 BESIDE = ""
 """The part of the decoder outside its layers; other parts are called by their prefix, e.g. `model.layers.3.`."""
+HEAD = "head"
+"""The part that makes logits, where it is not tied to the embeddings."""
 
 
 class Parts:
@@ -73,23 +75,25 @@ class Parts:
         info, _ = convert_and_load_state_dict_in_model(self._model, slices, self._config)
         if part == BESIDE:
             self._model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
-        names = {key for key in info.missing_keys if self._part_of(key) == part}
+        names = {key for key in info.missing_keys if part_of(key, self._stack.path) == part}
         loading.refuse_disagreement(
             self._name, {"missing_keys": names, "unexpected_keys": (), "mismatched_keys": info.mismatched_keys}
         )
-        where = {id(module): name for name, module in self._model.named_modules()}
         for module in modules:
             compute_buffers(self._owner(), module, self._device)
             module.requires_grad_(False)
-            weights = ((f"{where[id(module)]}.{name}", weight) for name, weight in module.named_parameters())
+            place = name_of(self._model, module)
+            weights = ((f"{place}.{name}", weight) for name, weight in module.named_parameters())
             loading.refuse_not_finite_among(weights, self._stack.path)
-
-    def _part_of(self, key: str) -> str | None:
-        return part_of(key, self._stack.path)
 
     def _owner(self) -> PreTrainedModel:
         """Return the innermost model around the layers: it knows how their buffers are computed."""
         return self._stack.decoder if isinstance(self._stack.decoder, PreTrainedModel) else self._model
+
+
+def name_of(model: nn.Module, module: nn.Module | None) -> str:
+    """Return the module's name in the model; empty for none."""
+    return next((name for name, found in model.named_modules() if found is module), "")
 
 
 def part_of(key: str, path: str) -> str | None:
@@ -106,10 +110,12 @@ def grouped(
 ) -> dict[str, list[str]]:
     """Return {part: names in the files of its tensors}; raises ModelError where a file holds what no part has."""
     renamed, count = model_names(model, entries, mapping), len(stack.layers)
-    groups: dict[str, list[str]] = {part: [] for part in (BESIDE, *(f"{stack.path}.{i}." for i in range(count)))}
+    parts = (BESIDE, HEAD, *(f"{stack.path}.{i}." for i in range(count)))
+    groups: dict[str, list[str]] = {part: [] for part in parts}
+    head = name_of(model, model.get_output_embeddings())
     known = model.state_dict().keys()
     for key, target in renamed.items():
-        part = part_of(target, stack.path)
+        part = HEAD if head and target.startswith(f"{head}.") else part_of(target, stack.path)
         if target in known and part is not None:
             groups[part].append(key)
     # A tied weight may be in the file under the name of its partner only, such as the head's.

@@ -9,7 +9,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ import torch
 from torch import nn
 
 from shortviz import criteria as known
-from shortviz import loading
 from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
 from shortviz.distance_record import distances_record, empty_sums, settling_of
@@ -112,18 +110,9 @@ class _Sweep:
     def run(self, batches: Sequence[Sequence[Tokens]]) -> None:
         """Fill the store; raises Stopped on the way."""
         calls = self._enter(batches)
-        first, count = max(self._done, 0), self.model.info.num_layers
-        with loading.quiet_transformers(), ThreadPoolExecutor(max_workers=1) as ahead:
-            coming = ahead.submit(self.model.load_layer, first) if first < count else None
-            for index in range(first, count):
-                assert coming is not None
-                layer, coming = coming.result(), self._prefetch(ahead, index + 1)
-                self._through(index, layer, calls)
-                self.model.drop_layer(index)
-                self._save(index + 1)
-
-    def _prefetch(self, ahead: ThreadPoolExecutor, index: int) -> "Future[nn.Module] | None":
-        return ahead.submit(self.model.load_layer, index) if index < self.model.info.num_layers else None
+        for index, layer in self.model.layers_in_turn(range(max(self._done, 0), self.model.info.num_layers)):
+            self._through(index, layer, calls)
+            self._save(index + 1)
 
     def _enter(self, batches: Sequence[Sequence[Tokens]]) -> list[tuple[LayerCall, ...]]:
         """Keep boundary 0 of all batches, and return what each layer is called with; the embeddings are then dropped.

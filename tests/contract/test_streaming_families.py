@@ -1,4 +1,4 @@
-"""Every family: streamed layer by layer from its files, the numbers are those of the pass in memory, bit for bit."""
+"""Every family, streamed from its files: the numbers are those of the pass in memory, the export has the same bytes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,11 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shortviz import streamed_proof
+from shortviz.checkpoint_folder import fingerprints
 from shortviz.distances import measure_distances
+from shortviz.export import write_checkpoint
 from shortviz.loading import load
+from shortviz.pruning import prune
 from shortviz.records import ModelRef, TextInfo, TokenSet
+from shortviz.streamed_export import export_streamed
 from shortviz.streamed_model import open_streamed
 from shortviz.streaming import measure_streamed
+from tests.contract.test_export_families import plan_for
 from tests.families import FAMILIES, shared_handle
 
 LENGTHS = (9, 14, 2, 11, 34)
@@ -22,12 +28,12 @@ def rows() -> TokenSet:
     return TokenSet(rows=found, info=TextInfo(source="random", rows=5, tokens=sum(LENGTHS), fingerprint="s"))
 
 
-@pytest.fixture(params=FAMILIES)
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    handle = shared_handle(request.param)
-    handle.model.save_pretrained(tmp_path)
-    handle.tokenizer.save_pretrained(tmp_path)
-    return tmp_path
+@pytest.fixture(params=FAMILIES, scope="module")
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    handle, folder = shared_handle(request.param), tmp_path_factory.mktemp(request.param)
+    handle.model.save_pretrained(folder)
+    handle.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def test_streamed_distances_equal_those_of_the_loaded_model_bit_for_bit(folder: Path) -> None:
@@ -42,3 +48,17 @@ def test_streamed_distances_equal_those_of_the_loaded_model_bit_for_bit(folder: 
         np.testing.assert_array_equal(found.criteria[name].mean, grid.mean, err_msg=name)
         np.testing.assert_array_equal(found.criteria[name].stderr, grid.stderr, err_msg=name)
     np.testing.assert_array_equal(found.norms.first, expected.norms.first)
+
+
+def test_a_streamed_export_has_the_bytes_of_the_one_in_memory_and_computes_what_bypassing_computes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = load(ModelRef(id=str(folder)))
+    plan = plan_for(handle)
+    write_checkpoint(prune(handle, plan), tmp_path / "in-memory")
+    monkeypatch.setattr(streamed_proof, "free_memory", lambda _: 0)  # the short model does not fit: stream the proof
+    report = export_streamed(ModelRef(id=str(folder)), lambda _: plan, tmp_path / "streamed")
+    expected = fingerprints(tmp_path / "in-memory")
+    assert {name: report.files[name] for name in expected} == expected, "weights, configs and tokenizer"
+    assert dict(report.files) == fingerprints(tmp_path / "streamed")
+    assert (report.proof, report.max_logit_diff, report.generation_equal) == ("streamed", 0.0, None)

@@ -1,0 +1,176 @@
+"""export_streamed: a pruned checkpoint written file to file, no layer ever in memory, dtype and bytes untouched.
+
+The config goes by the same table as everywhere. The proof is the ordinary one where the short model fits in memory: a
+fresh process, stock transformers. Where it does not, its files are streamed and compared with the original's, the
+removed layers bypassed. Quantised weights cannot be run here; their proof is that every kept byte is the original's.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import GenerationConfig
+
+from shortviz import loading
+from shortviz.architectures import pruned_config
+from shortviz.checkpoint_folder import (
+    check_space,
+    check_target,
+    filled_beside,
+    fingerprints,
+    move_into_place,
+    sha256,
+    write_error,
+)
+from shortviz.checkpoint_source import CheckpointSource, open_source
+from shortviz.errors import Stopped
+from shortviz.export import SHARD_BYTES, TEXT_FILES_BYTES, save_tokenizer, stock_twin, write_card
+from shortviz.handle import ModelHandle
+from shortviz.kept_tensors import KeptTensors, kept_tensors
+from shortviz.model_card import CardFacts
+from shortviz.placement import DTYPES
+from shortviz.pruning import empty_model, pruned_info
+from shortviz.quantised_config import prune_quantization
+from shortviz.records import Evaluation, ExportReport, ModelRef, OnProgress, Progress, PrunePlan, TextInfo
+from shortviz.safetensors_copy import shard_layout, write_index, write_shard
+from shortviz.streamed_proof import Proved, prove_bytes, prove_logits
+
+
+def export_streamed(
+    ref: ModelRef,
+    plan_for: Callable[[int], PrunePlan],
+    folder: Path,
+    *,
+    text: TextInfo | None = None,
+    evaluation: Evaluation | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> ExportReport:
+    """Return the report of a pruned checkpoint, copied tensor by tensor from the files of `ref`.
+
+    `plan_for` makes the plan from the number of layers. The dtype is that of the files, whatever `ref` says. Progress
+    stages: `write`, then those of the proof. Whatever goes wrong, nothing stays behind.
+
+    Raises what `export_checkpoint` raises; PlanError too where a quantisation config or the names in the files cannot
+    be rewritten (the field is named).
+    """
+    started = time.perf_counter()
+    target = check_target(Path(folder))
+    with open_source(ref, on_progress=on_progress, stop=stop) as source:
+        plan = plan_for(source.info.num_layers)
+        pruned = _pruned(source, plan)
+        kept = kept_tensors(source.model, source.name, source.entries, plan, quantised=source.quantised is not None)
+        num_bytes = sum(entry.num_bytes for entry in kept.tensors.values())
+        pruned = replace(pruned, info=replace(pruned.info, bytes=num_bytes))
+        needed = num_bytes + TEXT_FILES_BYTES
+        check_space(target, needed)
+        with filled_beside(target) as room:
+            checkpoint = room / "checkpoint"
+            try:
+                # The configs first: save_pretrained would take our weight files for leftovers of an earlier save.
+                notes = kept.notes + _write_configs(source, pruned, checkpoint, plan, kept.path)
+                hashes = _write_weights(kept, checkpoint, shard_bytes, pruned.info.parameters, on_progress, stop)
+                save_tokenizer(pruned, checkpoint)
+                proved = _prove(source, pruned, kept, checkpoint, room, on_progress, stop)
+                facts = CardFacts(
+                    name=target.name,
+                    base=source.info,
+                    pruned=pruned.info,
+                    plan=plan,
+                    text=text,
+                    evaluation=evaluation,
+                    proof=dict(proved.facts),
+                    notes=notes,
+                )
+                write_card(checkpoint, facts)
+                files = fingerprints(checkpoint, known=hashes)
+            except (OSError, SafetensorError) as error:
+                raise write_error(error, target, needed) from error
+            _check_stop(stop)
+            move_into_place(checkpoint, target)
+    return ExportReport(
+        folder=str(target),
+        removed=plan.removed,
+        kept=plan.kept,
+        parameters=pruned.info.parameters,
+        bytes=num_bytes,
+        files=files,
+        max_logit_diff=proved.max_logit_diff,
+        generation_equal=proved.generation_equal,
+        seconds=time.perf_counter() - started,
+        proof=proved.kind,
+    )
+
+
+def _pruned(source: CheckpointSource, plan: PrunePlan) -> ModelHandle:
+    """Return the pruned model on meta, with the generation config of the files."""
+    config = pruned_config(source.model.config, plan)
+    model = empty_model(source.model, config).to(DTYPES[source.ref.dtype])
+    if (source.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source.folder)
+    info = pruned_info(source.info, model, plan)
+    return ModelHandle(model=model, tokenizer=source.tokenizer, info=info, ref=source.ref, plan=plan)
+
+
+def _write_configs(
+    source: CheckpointSource, pruned: ModelHandle, checkpoint: Path, plan: PrunePlan, path: str
+) -> tuple[str, ...]:
+    twin, notes = stock_twin(pruned.model)
+    if source.quantised is not None:
+        twin.config.quantization_config = prune_quantization(dict(source.quantised), plan, path)
+    with loading.quiet_transformers():
+        twin.save_pretrained(checkpoint, state_dict={})  # no weights: the configs alone
+    return notes
+
+
+def _write_weights(
+    kept: KeptTensors,
+    checkpoint: Path,
+    shard_bytes: int,
+    parameters: int,
+    on_progress: OnProgress | None,
+    stop: threading.Event | None,
+) -> dict[str, str]:
+    """Write the weight files and return the SHA-256 of each; one is hashed while the next is written."""
+    layout = shard_layout(kept.tensors, shard_bytes)
+    total = sum(entry.num_bytes for entry in kept.tensors.values())
+    done = 0
+
+    def written(count: int) -> None:
+        nonlocal done
+        _check_stop(stop)
+        done += count
+        if on_progress is not None:
+            on_progress(Progress(stage="write", done=done, total=total, unit="bytes"))
+
+    hashes: dict[str, Future[str]] = {}
+    with ThreadPoolExecutor(max_workers=1) as hasher:
+        for name, tensors in layout.items():
+            write_shard(checkpoint / name, tensors, written)
+            hashes[name] = hasher.submit(sha256, checkpoint / name)
+        write_index(checkpoint, layout, parameters)
+    return {name: found.result() for name, found in hashes.items()}
+
+
+def _prove(
+    source: CheckpointSource,
+    pruned: ModelHandle,
+    kept: KeptTensors,
+    checkpoint: Path,
+    room: Path,
+    on_progress: OnProgress | None,
+    stop: threading.Event | None,
+) -> Proved:
+    if source.opened is None:
+        return prove_bytes(kept.tensors, checkpoint, stop)
+    return prove_logits(source.opened, pruned, checkpoint, room, on_progress=on_progress, stop=stop)
+
+
+def _check_stop(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise Stopped("The export was stopped; nothing was left behind.")

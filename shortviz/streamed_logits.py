@@ -1,0 +1,57 @@
+"""The logits of a model that is never whole in memory, with layers left out if asked: what a proof compares with."""
+
+import threading
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from shortviz.errors import NumericsError, Stopped
+from shortviz.layer_calls import finish
+from shortviz.streamed_model import StreamedModel, align, beside
+
+
+@torch.inference_mode()
+def streamed_logits(
+    model: StreamedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    removed: Collection[int] = (),
+    stop: threading.Event | None = None,
+) -> list[Tensor]:
+    """Return the logits after each token of each prompt, (tokens, vocabulary), in the model's dtype.
+
+    The layers in `removed` are bypassed: each returns its input. Weights lie at aligned addresses. Raises NumericsError
+    where a logit is NaN, Stopped when asked to stop.
+    """
+    ids = [torch.tensor([list(prompt)], device=model.placement.device) for prompt in prompts]
+    _fill_beside(model)
+    entered = [model.calls(tokens) for tokens in ids]
+    states = [hidden.clone() for hidden, _ in entered]
+    model.drop_beside()
+    kept = [index for index in range(model.info.num_layers) if index not in removed]
+    for index, layer in model.layers_in_turn(kept, aligned=True):
+        if stop is not None and stop.is_set():
+            raise Stopped("The export was stopped; nothing was left behind.")
+        states = [calls[index].run(layer, state) for state, (_, calls) in zip(states, entered, strict=True)]
+    _fill_beside(model, head=True)
+    found = []
+    for tokens, state in zip(ids, states, strict=True):
+        output = finish(model.model, model.stack, tokens, state, in_tuple=model.in_tuple)
+        found.append(output.logits[0].cpu().contiguous().clone())
+        if torch.isnan(found[-1]).any():
+            raise NumericsError(
+                "The model's logits are NaN, so no checkpoint can be proved equal; choose other layers."
+            )
+    model.drop_beside()
+    return found
+
+
+def _fill_beside(model: StreamedModel, *, head: bool = False) -> None:
+    model.load_beside(head=head)
+    output = model.model.get_output_embeddings()
+    tied = output is not None and output.weight is model.model.get_input_embeddings().weight
+    for module in beside(model.stack):
+        align(module)
+    if output is not None and head and not tied:
+        align(output)

@@ -1,0 +1,103 @@
+"""Proving a checkpoint that was written file to file: by a fresh process, by streaming it, or byte by byte."""
+
+import mmap
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from shortviz.errors import ExportError
+from shortviz.handle import ModelHandle
+from shortviz.placement import free_memory
+from shortviz.proving import fresh_process, proof_prompts, prove_checkpoint
+from shortviz.records import ModelRef, OnProgress, Progress
+from shortviz.shards import Entry, read_shards
+from shortviz.streamed_logits import streamed_logits
+from shortviz.streamed_model import StreamedModel, open_streamed
+
+_PIECE = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proved:
+    """What was proved, and how."""
+
+    kind: Literal["fresh process", "streamed", "bytes"]
+    max_logit_diff: float | None = None
+    generation_equal: bool | None = None
+    facts: Mapping[str, Any]
+    """For shortviz.json and the card."""
+
+
+def prove_logits(
+    source: StreamedModel,
+    pruned: ModelHandle,
+    checkpoint: Path,
+    room: Path,
+    *,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> Proved:
+    """Return the proof that a written folder computes what the original does with the removed layers bypassed.
+
+    In a fresh process where the short model fits in memory; else its files are streamed, and generation is not run.
+    Raises ExportError with the difference.
+    """
+    tell = on_progress or (lambda progress: None)
+    assert pruned.plan is not None
+    prompts = proof_prompts(pruned)
+    tell(Progress(stage="stream original", done=0, total=1, unit="steps", detail=f"{len(prompts)} prompts"))
+    expected = streamed_logits(source, prompts, removed=pruned.plan.removed, stop=stop)
+    tell(Progress(stage="stream original", done=1, total=1, unit="steps"))
+    if pruned.info.bytes * 1.2 <= free_memory(torch.device("cpu")):
+        with fresh_process(room) as child:
+            proof = prove_checkpoint(
+                child, pruned, checkpoint, room, expected=expected, on_progress=on_progress, stop=stop
+            )
+        facts = asdict(proof) | {"generation_equal": True}
+        return Proved(kind="fresh process", max_logit_diff=proof.max_logit_diff, generation_equal=True, facts=facts)
+    tell(Progress(stage="stream copy", done=0, total=1, unit="steps"))
+    ref = ModelRef(id=str(checkpoint), dtype=pruned.info.dtype, device="cpu")
+    with open_streamed(ref, stop=stop) as written:
+        found = streamed_logits(written, prompts, stop=stop)
+    pairs = list(zip(expected, found, strict=True))
+    difference = max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+    if not all(torch.equal(a, b) for a, b in pairs):
+        raise ExportError(
+            "The written checkpoint computes other logits than the original with the layers bypassed "
+            f"(largest difference {difference:.3g}); nothing was exported."
+        )
+    tell(Progress(stage="stream copy", done=1, total=1, unit="steps"))
+    lengths = [len(prompt) for prompt in prompts]
+    facts = {"kind": "streamed", "max_logit_diff": difference, "prompt_lengths": lengths, "generation_equal": None}
+    return Proved(kind="streamed", max_logit_diff=difference, facts=facts)
+
+
+def prove_bytes(tensors: Mapping[str, Entry], checkpoint: Path, stop: threading.Event | None = None) -> Proved:
+    """Return the proof that every tensor of a written folder has the bytes it was copied from; raises ExportError."""
+    written = read_shards(checkpoint, checkpoint.name)
+    if written.keys() != tensors.keys():
+        odd = sorted(written.keys() ^ tensors.keys())[0]
+        raise ExportError(f"The written checkpoint differs from what was to be written ({odd}); nothing was exported.")
+    with ExitStack() as files:
+        views: dict[Path, memoryview] = {}
+        for file in {entry.file for entry in (*written.values(), *tensors.values())}:
+            opened = files.enter_context(file.open("rb"))
+            mapped = files.enter_context(mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ))
+            views[file] = files.enter_context(memoryview(mapped))
+        for name, entry in tensors.items():
+            if not _equal(views, entry, written[name]):
+                raise ExportError(f"The bytes of {name} were not written as they are; nothing was exported.")
+    return Proved(kind="bytes", facts={"kind": "bytes", "tensors": len(tensors), "generation_equal": None})
+
+
+def _equal(views: Mapping[Path, memoryview], a: Entry, b: Entry) -> bool:
+    if (a.dtype, a.shape, a.num_bytes) != (b.dtype, b.shape, b.num_bytes):
+        return False
+    left = views[a.file][a.start : a.start + a.num_bytes]
+    right = views[b.file][b.start : b.start + b.num_bytes]
+    return all(left[low : low + _PIECE] == right[low : low + _PIECE] for low in range(0, a.num_bytes, _PIECE))
