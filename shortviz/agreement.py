@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shortviz.map_cells import exportable
 from shortviz.planning import best_start
 from shortviz.records import Block, BlockDistances, BlockLosses, Floats, Grid, ModelInfo
 
@@ -71,14 +72,14 @@ def spearman(one: Floats, other: Floats) -> float:
 def agreement(distances: BlockDistances, losses: BlockLosses, model: ModelInfo | None = None) -> tuple[Agreement, ...]:
     """Return, for every criterion measured, how well it predicts the measured increase in NLL.
 
-    Blocks without a measured loss are left out; with `model`, blocks that cannot be exported are never picked.
+    Blocks without a measured loss are left out; with `model`, so are blocks that cannot be exported.
     """
     known = (name for name, grid in distances.criteria.items() if grid.samples)
     return tuple(_agreement(name, distances.criteria[name], losses, model) for name in known)
 
 
 def _agreement(name: str, grid: Grid, losses: BlockLosses, model: ModelInfo | None) -> Agreement:
-    measured = losses.increase
+    measured = losses.increase if model is None else exportable(losses.increase, model)
     rows = np.array([spearman(grid.row(n), measured.row(n)) for n in range(1, losses.num_layers + 1)])
     regrets = [_regret(n, grid, measured, model) for n in range(1, losses.num_layers)]
     return Agreement(

@@ -48,17 +48,20 @@ class Engine(Protocol):
         """Run the uncut model on a window, shape (tokens,)."""
 
 
-def open_engine(handle: ModelHandle, tokens: Tokens) -> Engine:
+def open_engine(handle: ModelHandle, tokens: Tokens, like: Engine | None = None) -> Engine:
     """Return the fastest way that agrees with really pruned models on the first tokens.
 
     Tried in this order: replay of several blocks at once; replay block by block, for families whose layers take
-    arguments that fit one batch size only; the pruned models themselves.
+    arguments that fit one batch size only; the pruned models themselves. `like` is the engine of a model that this one
+    was cut from: what agreed there is taken over unchecked, for the layers are the same.
     """
     head = open_head(handle, torch.tensor(tokens))
     probe = tokens[:CHECKED_TOKENS]
     tail = find_tail(handle, torch.tensor(probe)) if head.split and is_tileable(handle.model) else None
     pruned = PrunedEngine(handle=handle, head=head)
-    if tail is not None:
+    if tail is not None and isinstance(like, ReplayEngine):
+        return ReplayEngine(head=head, replay=Replay(handle=handle, tail=tail, stacked=like.replay.stacked))
+    if tail is not None and like is None:
         blocks, expected = _expected(pruned, probe)
         for stacked in (True, False):
             engine = ReplayEngine(head=head, replay=Replay(handle=handle, tail=tail, stacked=stacked))

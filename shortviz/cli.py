@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from shortviz import __version__, cli_advise, cli_compare, cli_map, cli_measure, cli_repair, cli_share
+from shortviz import __version__, cli_advise, cli_compare, cli_curve, cli_map, cli_measure, cli_repair, cli_share
 from shortviz.cli_options import (
     JsonOption,
     LoadOptions,
@@ -144,9 +144,9 @@ def prune(
 
 
 app.command("map")(cli_map.measured_map)
-app.command("curve")(cli_map.removal_curve)
 app.command("repair")(cli_repair.repair_command)
 app.command("shrink")(cli_repair.shrink_command)
+app.command("curve")(cli_curve.removal_curve)
 app.command("advise")(cli_advise.advise_command)
 app.command("compare")(cli_compare.compare)
 app.command("sensitivity")(cli_compare.sensitivity)

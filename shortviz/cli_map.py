@@ -1,10 +1,9 @@
-"""The commands over measured losses: `shortviz map` and `shortviz curve`. Heavy imports wait inside."""
+"""`shortviz map`: the measured loss of every block. Heavy imports wait inside."""
 
-import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +15,7 @@ from shortviz.records import ModelRef
 if TYPE_CHECKING:
     from shortviz.records import BlockLosses, Run, TextInfo
 
-_CHECKPOINT = "map-checkpoint.npz"
+CHECKPOINT = "map-checkpoint.npz"
 """In the run directory, while a map is unfinished."""
 
 MapArgument = Annotated[
@@ -44,7 +43,7 @@ def measured_map(
         raise ShortvizError(f"--metric is {metric!r}; it must be nll or kl.")
     if max_n is not None and not search:
         raise ShortvizError("--max-n belongs to --search; give --search too, or leave it out.")
-    ref, run, out = _source(model, load, out)
+    ref, run, out = source(model, load, out)
     spec, windows = text.spec(texts.DEFAULT_EVALUATION), text.window_spec()
     with working() as (on_progress, stop):
         handle = load_model(ref, on_progress, stop)
@@ -61,7 +60,7 @@ def measured_map(
             _refuse_other_text(run, window_set.info, out)
             if out is not None:
                 runs.save_run(run, out)
-            checkpoint = out / _CHECKPOINT if out is not None else None
+            checkpoint = out / CHECKPOINT if out is not None else None
             losses = measure_losses(handle, window_set, checkpoint=checkpoint, on_progress=on_progress, stop=stop)
     if search:
         print_result(search_json(found) if as_json else search_text(found))
@@ -71,7 +70,7 @@ def measured_map(
     if out is not None:
         runs.save_run(run, out)
     print_result(runs.run_json(run) if as_json else losses_text(run, losses, metric))
-    _finish(losses, out)
+    finish(losses, out)
 
 
 def _refuse_other_text(run: "Run", text: "TextInfo", out: Path | None) -> None:
@@ -84,65 +83,17 @@ def _refuse_other_text(run: "Run", text: "TextInfo", out: Path | None) -> None:
         )
 
 
-def _finish(losses: "BlockLosses", out: Path | None) -> None:
+def finish(losses: "BlockLosses", out: Path | None) -> None:
+    """Remove the checkpoint of a complete map; exit with the code of a stopped one otherwise."""
     if not losses.complete:
         advice = "run the same command again to go on" if out is not None else "with --out it could go on from there"
         print(f"Stopped with part of the map measured; {advice}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if out is not None:
-        (out / _CHECKPOINT).unlink(missing_ok=True)
+        (out / CHECKPOINT).unlink(missing_ok=True)
 
 
-@with_options
-def removal_curve(
-    model: MapArgument,
-    load: LoadOptions,
-    text: TextOptions,
-    greedy: Annotated[int, typer.Option(help="Also remove so many single layers greedily; 0 is none.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Run directory to keep the measured map in.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Loss against layers removed, for every strategy; measures the map where the run has none."""
-    from shortviz import runs, texts
-    from shortviz.cli_map_output import curve_text
-    from shortviz.curve import curve_from_map
-
-    ref, run, out = _source(model, load, out)
-    line = None
-    losses = run.losses if run is not None else None
-    if losses is not None and not losses.complete and out is not None and (out / _CHECKPOINT).exists():
-        losses = None  # a map cut short goes on from its checkpoint
-    measured_here = losses is None
-    if losses is None or greedy:
-        spec, windows = text.spec(texts.DEFAULT_EVALUATION), text.window_spec()
-        with working() as (on_progress, stop):
-            from shortviz.greedy import greedy_removal
-            from shortviz.loss_map import measure_losses
-
-            handle = load_model(ref, on_progress, stop)
-            window_set = texts.make_windows(spec, windows, handle.tokenizer)
-            if losses is not None and losses.text.fingerprint != window_set.info.fingerprint:
-                raise ShortvizError(
-                    f"The run's map was measured on {losses.text.source}, windows of {losses.text.max_length}; greedy "
-                    f"removal would be on {window_set.info.source}, windows of {window_set.info.max_length}; give "
-                    "the same text and window options."
-                )
-            if losses is None:
-                checkpoint = out / _CHECKPOINT if out is not None else None
-                losses = measure_losses(handle, window_set, checkpoint=checkpoint, on_progress=on_progress, stop=stop)
-            if greedy and not stop.is_set():
-                line = greedy_removal(handle, window_set, max_removed=greedy, on_progress=on_progress, stop=stop)
-            run = replace(run or runs.new_run(handle.info, window_set.info), losses=losses)
-        if out is not None:
-            runs.save_run(run, out)
-    assert run is not None
-    curve = curve_from_map(losses, run.distances, run.model, line)
-    print_result(_without_nan(asdict(curve)) if as_json else curve_text(curve))
-    if measured_here:
-        _finish(losses, out)
-
-
-def _source(model: str, load: LoadOptions, out: Path | None) -> tuple[ModelRef, "Run | None", Path | None]:
+def source(model: str, load: LoadOptions, out: Path | None) -> tuple[ModelRef, "Run | None", Path | None]:
     """Return (what to load, the run to add to, where to save) for a model or a run directory."""
     from shortviz import runs
 
@@ -166,12 +117,3 @@ def _warn_about(text: "TextInfo", run: "Run | None") -> None:
         )
     if text.rows < 2:
         print("Note: one window gives no error bars; give --windows 2 or more.", file=sys.stderr)
-
-
-def _without_nan(value: Any) -> Any:
-    """Return JSON-ready data: NaN and infinity as null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,29 +1,32 @@
 """What `shortviz map` and `shortviz curve` print."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from shortviz import criteria
 from shortviz.agreement import agreement
 from shortviz.cli_output import table
 from shortviz.curve import RemovalCurve
+from shortviz.curve_tasks import AccuracyLine
+from shortviz.map_cells import exportable
 from shortviz.planning import best_start, tied_starts
 from shortviz.race import SearchResult
-from shortviz.records import Block, BlockLosses, Run
+from shortviz.records import Block, BlockLosses, Run, TaskScore
 
 
 def losses_text(run: Run, losses: BlockLosses, metric: str) -> str:
     """Return the best measured block of each n with its ties, and how well each criterion would have chosen."""
     grid, unit = (losses.kl, "KL, nats") if metric == "kl" else (losses.increase, "NLL increase, nats")
-    rows = []
+    rows, possible = [], exportable(grid, run.model)
     for n in range(1, losses.num_layers):
-        start = best_start(grid, n, run.model)
+        start = best_start(possible, n)
         if start is None:
             continue
         block = Block(start=start, n=n)
         mean, error = grid.at(block)
         nll = losses.base.nll + losses.increase.at(block)[0]
-        ties = ", ".join(str(s) for s in tied_starts(grid, n) if s != start)
+        ties = ", ".join(str(s) for s in tied_starts(possible, n) if s != start)
         layers = str(start) if n == 1 else f"{start}-{start + n - 1}"
         perplexity = f"{math.exp(nll):.2f}" if nll < 20 else "> 1e8"
         rows.append(
@@ -111,6 +114,23 @@ def curve_text(curve: RemovalCurve) -> str:
         for n in range(curve.num_layers)
     ]
     return f"Perplexity against layers removed. Text: {curve.text.source}.\n" + table(head, rows)
+
+
+def accuracy_text(lines: Sequence[AccuracyLine]) -> str:
+    """Return accuracy against layers removed, one column a strategy, with chance and majority."""
+    any_score = lines[0].points[0][1]
+    by_n = {line.strategy: dict(line.points) for line in lines}
+    sizes = sorted({n for points in by_n.values() for n in points})
+    rows = [[str(n), *(_accuracy(points.get(n)) for points in by_n.values()), ""] for n in sizes]
+    return (
+        f"Accuracy in % against layers removed, over {any_score.questions} questions of {any_score.source}; "
+        f"chance {100 * any_score.chance:.1f} %, always the most frequent label {100 * any_score.majority:.1f} %.\n"
+        + table(["n", *by_n, ""], rows)
+    )
+
+
+def _accuracy(score: TaskScore | None) -> str:
+    return "-" if score is None else f"{100 * score.accuracy:.1f} +- {100 * score.accuracy_stderr:.1f}"
 
 
 def _error(value: float) -> str:

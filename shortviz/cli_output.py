@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from shortviz import criteria
+from shortviz.map_cells import exportable
 from shortviz.planning import best_start, tied_starts
 from shortviz.records import (
     Block,
@@ -49,14 +50,14 @@ def estimate_line(estimate: ModelEstimate) -> str:
 def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
     """Return the best block of each n that can be exported, with its ties inside the error and the sink it removes."""
     grid, settling = distances.criteria[criterion], distances.settling.get(criterion)
-    rows = []
+    rows, possible = [], exportable(grid, model)
     for n in range(1, distances.num_layers):
-        start = best_start(grid, n, model)
+        start = best_start(possible, n)
         if start is None:
             continue
         block = Block(start=start, n=n)
         mean, stderr = grid.at(block)
-        ties = [str(s) for s in tied_starts(grid, n) if s != start]
+        ties = [str(s) for s in tied_starts(possible, n) if s != start]
         shown = ", ".join(ties[:6]) + (f" and {len(ties) - 6} more" if len(ties) > 6 else "")
         sink = "removes the layer that writes the attention sink" if distances.sink_layers_in(block) else ""
         notes = "; ".join(part for part in (f"tied with start {shown}" if ties else "", sink) if part)

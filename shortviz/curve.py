@@ -1,13 +1,14 @@
 """The removal curve: loss against layers removed, for several strategies (Gromov et al. 2024, figure 1). No torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shortviz import criteria
+from shortviz.map_cells import exportable
 from shortviz.planning import best_start, simple_plan
-from shortviz.records import Block, BlockDistances, BlockLosses, ModelInfo, TextInfo
+from shortviz.records import Block, BlockDistances, BlockLosses, ModelInfo, Run, TextInfo, perplexity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +26,7 @@ class CurvePoint:
     @property
     def perplexity(self) -> float:
         """Exp of the NLL."""
-        return math.exp(self.nll) if self.nll < 700 else math.inf
+        return perplexity(self.nll)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +37,17 @@ class CurveLine:
     """`best measured`, `simple`, `random`, `greedy`, or the name of a criterion."""
     label: str
     points: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GreedyRemoval:
+    """Greedy removal as a run keeps it."""
+
+    line: CurveLine
+    text: TextInfo
+    """The evaluation windows that every step was measured on."""
+    complete: bool = True
+    """False: stopped before the layers asked for were gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +70,10 @@ def curve_from_map(
 
     Similarity-informed blocks (each criterion of `distances`), the paper's simple deepest block, the best measured
     block, and the mean over all blocks of a size, which is what a random one costs on average. `greedy` adds the line
-    of `greedy_removal`. With `model`, blocks that cannot be exported are not chosen.
+    of `greedy_removal`. With `model`, blocks that cannot be exported are on no line.
     """
+    if model is not None:
+        losses = replace(losses, increase=exportable(losses.increase, model))
     layers, sizes = losses.num_layers, range(1, losses.num_layers)
     grids = {"best measured": losses.increase}
     if distances is not None:
@@ -78,6 +92,17 @@ def curve_from_map(
         lines=(*lines, greedy) if greedy is not None else tuple(lines),
         text=losses.text,
     )
+
+
+def curve_of_run(run: Run) -> RemovalCurve | None:
+    """Return the curve of everything a run holds; None without a measured map.
+
+    Greedy removal is on it where it was measured on the windows of the map.
+    """
+    if run.losses is None:
+        return None
+    same = run.greedy is not None and run.greedy.text.fingerprint == run.losses.text.fingerprint
+    return curve_from_map(run.losses, run.distances, run.model, run.greedy.line if run.greedy and same else None)
 
 
 def uncut(nll: float) -> CurvePoint:

@@ -1,12 +1,12 @@
 """Greedy scattered removal: take out the least harmful layer, measure again, repeat (as SLEB, arXiv 2402.09025)."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from shortviz.block_losses import open_engine
-from shortviz.curve import CurveLine, CurvePoint, uncut
+from shortviz.block_losses import Engine, open_engine
+from shortviz.curve import CurveLine, CurvePoint, GreedyRemoval, uncut
 from shortviz.errors import PlanError, Stopped
 from shortviz.handle import ModelHandle
 from shortviz.losses import check_windows
@@ -21,12 +21,13 @@ def greedy_removal(
     max_removed: int | None = None,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
-) -> CurveLine:
+) -> GreedyRemoval:
     """Return the loss after each step of greedy removal, n = 0 .. max_removed (L-1 if None).
 
     At each step the loss without every layer still there is measured on all windows (a row n = 1 of the measured map of
     the model pruned so far), and the layer whose removal costs least goes. Layers that the config cannot do without
-    are passed over; where none is left to remove, or on `stop`, the line ends.
+    are passed over; where none is left to remove, or on `stop`, the line ends. Partial results come by
+    `Progress.snapshot`. Whether replay is exact is checked once, on the uncut model.
     Raises PlanError for a max_removed outside 1 .. L-1, Stopped before the first step, TextError and NumericsError as
     `evaluate` does.
     """
@@ -38,9 +39,17 @@ def greedy_removal(
     points: list[CurvePoint] = []
     removed: tuple[int, ...] = ()
     base: Floats | None = None
+    engine: Engine | None = None
+
+    def partial() -> GreedyRemoval:
+        line = CurveLine(strategy="greedy", label="greedy scattered layers", points=tuple(points))
+        return GreedyRemoval(line=line, text=windows.info, complete=len(points) == limit + 1)
+
     for step in range(1, limit + 1):
         plan = PrunePlan(num_layers=layers, removed=removed)
-        measured = single_layer_losses(prune(handle, plan), windows, stop)
+        pruned = prune(handle, plan)
+        engine = open_engine(pruned, windows.tokens[0], like=engine)
+        measured = single_layer_losses(pruned, windows, stop, engine=engine)
         if measured is None:
             break
         before, nll = measured
@@ -52,15 +61,21 @@ def greedy_removal(
             break
         gone = int(np.nanargmin(means))
         removed = tuple(sorted((*removed, plan.kept[gone])))
-        change = nll[:, gone] - base
-        error = float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else float("nan")
-        points.append(CurvePoint(n=step, removed=removed, nll=float(means[gone]), stderr=error))
+        points.append(_point(removed, nll[:, gone], base))
         if on_progress is not None:
             detail = f"removed layer {plan.kept[gone]}"
-            on_progress(Progress(stage="greedy", done=step, total=limit, unit="layers", detail=detail))
+            on_progress(
+                Progress(stage="greedy", done=step, total=limit, unit="layers", detail=detail, snapshot=partial)
+            )
     if not points:
         raise Stopped("Stopped before the first layer was removed; there is nothing to keep.")
-    return CurveLine(strategy="greedy", label="greedy scattered layers", points=tuple(points))
+    return partial()
+
+
+def _point(removed: Sequence[int], nll: Floats, base: Floats) -> CurvePoint:
+    change = nll - base
+    error = float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else float("nan")
+    return CurvePoint(n=len(removed), removed=tuple(removed), nll=float(nll.mean()), stderr=error)
 
 
 def single_layer_losses(
@@ -68,25 +83,26 @@ def single_layer_losses(
     windows: WindowSet,
     stop: threading.Event | None,
     on_share: Callable[[float], None] | None = None,
+    *,
+    engine: Engine | None = None,
 ) -> tuple[Floats, Floats] | None:
     """Return NLL per window before (windows,) and without each layer (windows, layers), NaN for illegal ones.
 
-    None when stopped; `on_share` is told the share of windows done.
+    None when stopped; `on_share` is told the share of windows done. `engine` spares the making of one.
     """
+    engine = engine or open_engine(handle, windows.tokens[0])
     blocks = [Block(start=i, n=1) for i in range(handle.info.num_layers)]
-    engine = open_engine(handle, windows.tokens[0])
+    legal = [block for block in blocks if handle.info.illegal_reason(block) is None]
     before, nll = np.zeros(len(windows.tokens)), np.full((len(windows.tokens), len(blocks)), np.nan)
     for index, tokens in enumerate(windows.tokens):
         if stop is not None and stop.is_set():
             return None
         opened = engine.open(tokens)
-        measured = opened.losses(blocks, stop)
+        measured = opened.losses(legal, stop) if legal else ([], np.zeros((2, 0)))
         if measured is None:
             return None
         before[index] = opened.base.nll
         nll[index, [block.start for block in measured[0]]] = measured[1][0]
         if on_share is not None:
             on_share((index + 1) / len(windows.tokens))
-    legal = [handle.info.illegal_reason(block) is None for block in blocks]
-    nll[:, ~np.array(legal)] = np.nan
     return before, nll

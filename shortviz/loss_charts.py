@@ -1,6 +1,7 @@
 """Figures over measured losses: predicted beside measured, regret, the removal curve. No streamlit, no torch."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -9,9 +10,10 @@ import plotly.graph_objects as go
 from shortviz import criteria
 from shortviz.agreement import Agreement
 from shortviz.curve import CurveLine, RemovalCurve
+from shortviz.curve_tasks import AccuracyLine
 from shortviz.map_canvas import text_colour
 from shortviz.map_cells import MEASURED, cells, layer_words
-from shortviz.records import Block, BlockDistances, BlockLosses, BoundaryNorms, Grid
+from shortviz.records import Block, BlockDistances, BlockLosses, BoundaryNorms, Grid, TaskScore
 
 TOP_NATS = 10.0
 """Where the y axes end: a model 10 nats worse is broken, and showing how much would flatten everything else."""
@@ -113,6 +115,54 @@ def curve_figure(curve: RemovalCurve, *, perplexity: bool = False, top: float = 
     return figure
 
 
+def accuracy_figure(lines: Sequence[AccuracyLine], *, by_length: bool = False, dark: bool = False) -> go.Figure:
+    """Return accuracy in per cent against layers removed, a line for each strategy, with chance and majority.
+
+    Errors are binomial. `by_length` takes the accuracy by log-likelihood per character.
+    """
+    figure = go.Figure()
+    for index, line in enumerate(lines):
+        scores = [score for _, score in line.points]
+        values = [100 * (s.accuracy_norm if by_length else s.accuracy) for s in scores]
+        errors = [100 * (s.accuracy_norm_stderr if by_length else s.accuracy_stderr) for s in scores]
+        words = [f"{_cut_words(s.removed)}, {s.questions} questions" for s in scores]
+        figure.add_trace(_line(index, line.label, [n for n, _ in line.points], values, errors, words))
+    score = lines[0].points[0][1]
+    for value, name in ((score.chance, "chance"), (score.majority, "always the most frequent label")):
+        figure.add_hline(
+            y=100 * value,
+            line={"color": text_colour(dark), "dash": "dot", "width": 1},
+            annotation={"text": f"{name}, {100 * value:.1f} %", "font": {"color": text_colour(dark), "size": 11}},
+            annotation_position="bottom right" if name == "chance" else "top right",
+        )
+    _lay_out(figure, "layers removed", "questions answered rightly, %", dark=dark)
+    figure.update_yaxes(range=[0, 100])
+    return figure
+
+
+def accuracy_alt(lines: Sequence[AccuracyLine]) -> str:
+    """Return the finding: the uncut model's accuracy, and that of each strategy's largest scored cut."""
+    first = lines[0].points[0][1]
+    found = []
+    for line in lines:
+        n, score = line.points[-1]
+        found.append(
+            f"{line.label}: {100 * score.accuracy:.1f} ± {100 * score.accuracy_stderr:.1f} % without {n} layers"
+        )
+    uncut = next((s for line in lines for n, s in line.points if n == 0), None)
+    before = "" if uncut is None else f"Uncut {100 * uncut.accuracy:.1f} ± {100 * uncut.accuracy_stderr:.1f} %. "
+    return (
+        f"{before}{'; '.join(found)}. Over {first.questions} questions of {first.source}; chance "
+        f"{100 * first.chance:.1f} %."
+    )
+
+
+def accuracy_words(score: TaskScore) -> str:
+    """Return `45.0 ± 5.0 %`; without an error for one question."""
+    error = "" if math.isnan(score.accuracy_stderr) else f" ± {100 * score.accuracy_stderr:.1f}"
+    return f"{100 * score.accuracy:.1f}{error} %"
+
+
 def curve_alt(curve: RemovalCurve) -> str:
     """Return the finding: how many layers go before the loss has risen by half a nat and by one, per strategy."""
     found = []
@@ -159,6 +209,12 @@ def _removed_words(line: CurveLine, removed: tuple[int, ...], spread: float) -> 
     if not removed:
         mean = f"mean over all blocks of this size, spread {spread:.2g} nats"
         return mean if line.strategy == "random" else "uncut"
+    return _cut_words(removed)
+
+
+def _cut_words(removed: tuple[int, ...]) -> str:
+    if not removed:
+        return "uncut"
     block = removed[-1] - removed[0] + 1 == len(removed)
     return layer_words(removed[0], len(removed)) if block else f"layers {', '.join(map(str, removed))}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from shortviz.curve import CurveLine, CurvePoint, GreedyRemoval
 from shortviz.ledger import Ledger, LedgerStep, Treatment
 from shortviz.records import Evaluation, Score, Settling, TaskScore, TextInfo
 
@@ -75,7 +76,7 @@ def _step_json(step: LedgerStep) -> dict[str, Any]:
         "evaluation": evaluation_json(step.evaluation),
         "treatments": [treatment_json(treatment) for treatment in step.treatments],
         **finite(numbers),
-        "task": None if step.task is None else _task_json(step.task),
+        "task": None if step.task is None else task_json(step.task),
         "continuation": step.continuation,
     }
 
@@ -88,7 +89,7 @@ def _read_step(found: Mapping[str, Any]) -> LedgerStep:
         treatments=treatments,
         recovered=number(found["recovered"]) if treatments else None,
         recovered_stderr=number(found["recovered_stderr"]) if treatments else None,
-        task=None if found["task"] is None else _read_task(found["task"]),
+        task=None if found["task"] is None else read_task_score(found["task"]),
         continuation=found["continuation"],
     )
 
@@ -111,13 +112,14 @@ def read_treatment(found: Mapping[str, Any]) -> Treatment:
     return Treatment(**{**found, "text": text})
 
 
-def _task_json(task: TaskScore) -> dict[str, Any]:
+def task_json(task: TaskScore) -> dict[str, Any]:
     """Return a task score without its answers to each question."""
     values = {f.name: getattr(task, f.name) for f in fields(task) if f.name != "predictions"}
     return finite(values | {"removed": list(task.removed)})
 
 
-def _read_task(found: Mapping[str, Any]) -> TaskScore:
+def read_task_score(found: Mapping[str, Any]) -> TaskScore:
+    """Return the score that `task_json` wrote."""
     return TaskScore(**{**found, "removed": tuple(found["removed"])} | {name: number(found[name]) for name in _NUMBERS})
 
 
@@ -137,6 +139,29 @@ def number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
+def greedy_json(greedy: GreedyRemoval) -> dict[str, Any]:
+    """Return greedy removal with the loss after each step."""
+    return finite(asdict(greedy))
+
+
+def read_greedy(found: Mapping[str, Any]) -> GreedyRemoval:
+    """Return what `greedy_json` wrote."""
+    points = tuple(
+        CurvePoint(n=p["n"], removed=tuple(p["removed"]), nll=p["nll"], stderr=number(p["stderr"]))
+        for p in found["line"]["points"]
+    )
+    line = CurveLine(strategy=found["line"]["strategy"], label=found["line"]["label"], points=points)
+    return GreedyRemoval(line=line, text=TextInfo(**found["text"]), complete=found["complete"])
+
+
 def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with null for NaN and Inf, which JSON does not have."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    """Return the values, and all that is in them, with null for NaN and Inf, which JSON does not have."""
+    return {key: _finite(value) for key, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return finite(value)
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

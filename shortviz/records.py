@@ -20,6 +20,7 @@ from shortviz.task_records import TaskPrediction, TaskRow, TaskRows, TaskScore, 
 from shortviz.text_records import Bos, TextInfo, TextSpec, Tokens, TokenSet, WindowSet, WindowSpec
 
 if TYPE_CHECKING:
+    from shortviz.curve import GreedyRemoval
     from shortviz.ledger import Ledger
 
 Floats = NDArray[np.float64]
@@ -54,6 +55,7 @@ __all__ = [
     "TokenSet",
     "WindowSet",
     "WindowSpec",
+    "perplexity",
 ]
 
 
@@ -135,6 +137,11 @@ class BlockDistances:
         return tuple(i for i in self.norms.sink_layers if i in block.layers)
 
 
+def perplexity(nll: float) -> float:
+    """Return exp of a mean NLL in nats; infinity where a float cannot hold it."""
+    return math.exp(nll) if nll < 700 else math.inf
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
     """A model's loss on evaluation windows."""
@@ -157,7 +164,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """Exp of the token-weighted mean NLL."""
-        return math.exp(self.nll) if self.nll < 700 else math.inf
+        return perplexity(self.nll)
 
     @property
     def perplexity_stderr(self) -> float:
@@ -220,6 +227,10 @@ class Run:
     evaluations: tuple[Evaluation, ...] = ()
     ledgers: "tuple[Ledger, ...]" = ()
     """What repair and healing gave back, one for each cut and evaluation text."""
+    greedy: "GreedyRemoval | None" = None
+    """The loss after each step of greedy removal; its text is the evaluation set."""
+    tasks: tuple[TaskScore, ...] = ()
+    """Accuracies, one for each cut (none removed: the uncut model) and set of questions; without the answers."""
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     """UTC, ISO 8601."""
@@ -229,6 +240,10 @@ class Run:
         """Return the evaluation of exactly these removed layers, the one with the most tokens, or None."""
         found = [e for e in self.evaluations if e.removed == removed]
         return max(found, key=lambda e: e.score.tokens, default=None)
+
+    def task_of(self, removed: tuple[int, ...], fingerprint: str) -> TaskScore | None:
+        """Return the accuracy of exactly this cut on these questions, or None."""
+        return next((t for t in self.tasks if (t.removed, t.fingerprint) == (removed, fingerprint)), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

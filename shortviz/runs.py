@@ -20,14 +20,18 @@ from shortviz.ledger_steps import merged
 from shortviz.record_json import (
     evaluation_json,
     finite,
+    greedy_json,
     ledger_json,
     number,
     read_evaluation,
+    read_greedy,
     read_ledger,
     read_score,
     read_settling,
+    read_task_score,
     score_json,
     settling_json,
+    task_json,
 )
 from shortviz.records import (
     BlockDistances,
@@ -38,6 +42,7 @@ from shortviz.records import (
     Grid,
     ModelInfo,
     Run,
+    TaskScore,
     TextInfo,
 )
 
@@ -54,6 +59,7 @@ __all__ = [
     "versions",
     "with_evaluation",
     "with_ledger",
+    "with_task",
 ]
 
 SCHEMA = 1
@@ -95,6 +101,10 @@ def run_json(run: Run) -> dict[str, Any]:
     found["evaluations"] = [evaluation_json(e) for e in run.evaluations]
     if run.ledgers:
         found["ledgers"] = [ledger_json(ledger) for ledger in run.ledgers]
+    if run.greedy is not None:
+        found["greedy"] = greedy_json(run.greedy)
+    if run.tasks:
+        found["tasks"] = [task_json(task) for task in run.tasks]
     return found
 
 
@@ -149,6 +159,8 @@ def parse_run(text: str, where: str) -> Run:
             losses=_losses(found["losses"], model.num_layers) if found.get("losses") else None,
             evaluations=tuple(read_evaluation(e) for e in found["evaluations"]),
             ledgers=tuple(read_ledger(each) for each in found.get("ledgers", ())),
+            greedy=read_greedy(found["greedy"]) if found.get("greedy") else None,
+            tasks=tuple(read_task_score(task) for task in found.get("tasks", ())),
             versions=found["versions"],
             created=found["created"],
             name=found["name"],
@@ -187,6 +199,13 @@ def with_ledger(run: Run, ledger: Ledger) -> Run:
     same = [old for old in run.ledgers if (old.removed, old.text.fingerprint) == key]
     others = [old for old in run.ledgers if (old.removed, old.text.fingerprint) != key]
     return replace(run, ledgers=(*others, merged(same[-1], ledger) if same else ledger))
+
+
+def with_task(run: Run, score: TaskScore) -> Run:
+    """Return the run with an accuracy added; it takes the place of one of the same cut on the same questions."""
+    key = (score.removed, score.fingerprint)
+    others = [old for old in run.tasks if (old.removed, old.fingerprint) != key]
+    return replace(run, tasks=(*others, replace(score, predictions=())))
 
 
 def folder_name(run: Run) -> str:

@@ -70,3 +70,36 @@ def test_questions_stopped_with_ctrl_c_do_not_lose_the_evaluation(shortviz, chec
     assert code == 130
     assert json.loads(out)["windows"] == 2
     assert last_line(err) == "Stopped before every question was scored by every model."
+
+
+def test_the_curve_scores_its_cuts_once_and_keeps_them_in_the_run(shortviz, checkpoint, questions, tmp_path):
+    run = str(tmp_path / "run")
+    options = (*TEXT, "--tasks", questions, "--strategies", "simple,best measured", "--sizes", "1-2", "--greedy", "2")
+    code, out, err = shortviz("curve", checkpoint, *options, "--out", run)
+    assert code == 0, err
+    assert "Accuracy in % against layers removed, over 3 questions" in out
+    assert "3 questions with each of" in err
+    code, out, err = shortviz("curve", run, *options, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert {"simple", "best measured", "greedy"} <= {line["strategy"] for line in found["lines"]}
+    assert [] in [task["removed"] for task in found["tasks"]]
+    assert "3 questions with each of 0 models" in err
+    assert "greedy:" not in err, "greedy removal is kept in the run"
+    shown = shortviz("curve", run)[1]
+    assert "greedy" in shown
+    assert "Accuracy in %" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--strategies", "best"), "There is no strategy 'best' on this curve; choose from best measured"),
+        (("--sizes", "9"), "The size 9 is outside 1-5"),
+        (("--sizes", "few"), "'few' is not a layer"),
+    ],
+)
+def test_bad_options_of_a_scored_curve_are_one_sentence(shortviz, checkpoint, questions, options, message):
+    code, out, err = shortviz("curve", checkpoint, *TEXT, "--tasks", questions, *options)
+    assert (code, out) == (2, "")
+    assert message in last_line(err)
