@@ -99,6 +99,7 @@ def export_checkpoint(
                 evaluation=evaluation,
                 proof=asdict(proof) | {"generation_equal": True},
                 notes=notes,
+                treatments=pruned.treatments,
             )
             write_card(checkpoint, facts)
             files = fingerprints(checkpoint)

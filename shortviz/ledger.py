@@ -6,6 +6,7 @@ cut stand in it side by side, each healing says by its treatments what it began 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 from shortviz.records import Evaluation, TaskScore, TextInfo
@@ -61,7 +62,8 @@ class LedgerStep:
     @property
     def label(self) -> str:
         """The step in words, e.g. `repaired (seam refit)`, `healed (seam refit, then lora)`."""
-        words = ", then ".join(method.replace("_", " ") for method in self.methods)
+        groups = [(name, len(list(same))) for name, same in groupby(self.methods)]
+        words = ", then ".join(name.replace("_", " ") + (f" × {n}" if n > 1 else "") for name, n in groups)
         return f"{self.name} ({words})" if words else self.name
 
 

@@ -74,6 +74,8 @@ def merged(old: Ledger, new: Ledger) -> Ledger:
     kept = [s for s in old.steps if s.treatments and (s.name, s.methods) not in have]
     if not math.isclose(_nll_cut(old), _nll_cut(new), abs_tol=1e-6):
         kept = []  # measured anew with another result: shares against another loss do not belong beside these
+    if new.prompt and old.prompt != new.prompt:
+        kept = [replace(step, continuation="") for step in kept]
     steps = sorted([*kept, *new.steps], key=lambda s: _ORDER.index(s.name))
     return replace(new, steps=tuple(steps), prompt=new.prompt or old.prompt)
 

@@ -10,10 +10,12 @@ from typing import Any
 import yaml
 
 from shortviz.citations import GROMOV
+from shortviz.ledger import Treatment
 from shortviz.recipes import DEMO_HUB_ID, hub_id, loading_python, reproduce_command
+from shortviz.record_json import evaluation_json, treatment_json
 from shortviz.records import Evaluation, ModelInfo, PrunePlan, Score, TextInfo
-from shortviz.runs import evaluation_json, versions
-from shortviz.words import size
+from shortviz.runs import versions
+from shortviz.words import duration, size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +34,8 @@ class CardFacts:
     """As in shortviz.json."""
     notes: tuple[str, ...] = ()
     """Sentences about what was changed on the way."""
+    treatments: tuple[Treatment, ...] = ()
+    """Repairs and healings after the cut, in order."""
 
 
 def shortviz_json(facts: CardFacts) -> dict[str, Any]:
@@ -48,6 +52,7 @@ def shortviz_json(facts: CardFacts) -> dict[str, Any]:
             "blocks": [{"start": block.start, "n": block.n} for block in facts.plan.blocks],
         },
         "layer_map": {str(layer): new.get(layer) for layer in range(facts.plan.num_layers)},
+        "treatments": [treatment_json(treatment) for treatment in facts.treatments],
         "text": None if facts.text is None else asdict(facts.text),
         "evaluation": None if facts.evaluation is None else evaluation_json(facts.evaluation),
         "proof": facts.proof,
@@ -68,6 +73,7 @@ def model_card(facts: CardFacts) -> str:
         f"---\n{yaml.safe_dump(_front_matter(facts), sort_keys=False)}---",
         f"# {facts.name}",
         _removed(facts),
+        _treated(facts),
         _sizes(facts),
         _measured(facts.evaluation),
         _proved(facts.proof),
@@ -111,10 +117,25 @@ def _removed(facts: CardFacts) -> str:
     if not removed:
         return f"All {total} layers of {base}, written as ordinary safetensors."
     blocks = "; ".join(map(str, facts.plan.blocks))
-    return (
-        f"{base}, without {len(removed)} of its {total} decoder layers: {blocks}. Layers are counted from 0. "
-        "Nothing was trained after the cut."
-    )
+    kinds = [treatment.kind for treatment in facts.treatments]
+    done = "It was healed by training" if "heal" in kinds else "It was repaired in closed form, without training,"
+    after = f"{done} after the cut." if kinds else "Nothing was trained after the cut."
+    return f"{base}, without {len(removed)} of its {total} decoder layers: {blocks}. Layers are counted from 0. {after}"
+
+
+def _treated(facts: CardFacts) -> str:
+    """Return what was done after the cut, each treatment with its text, its time and everything to do it again."""
+    if not facts.treatments:
+        return ""
+    lines = ["## After the cut", ""]
+    for number, treatment in enumerate(facts.treatments, 1):
+        name, text = treatment.method.replace("_", " "), treatment.text
+        on = "" if text is None else f" on {text.source} ({text.tokens:,} tokens, fingerprint `{text.fingerprint}`)"
+        verb = "Repaired" if treatment.kind == "repair" else "Healed"
+        lines.append(f"{number}. {verb} by {name}{on}, in {duration(treatment.seconds)}. {treatment.note}".rstrip())
+        shown = ", ".join(f"{key} {value}" for key, value in treatment.settings.items() if value is not None)
+        lines += [f"   Settings: {shown}."] if shown else []
+    return "\n".join(lines)
 
 
 def _sizes(facts: CardFacts) -> str:
@@ -200,6 +221,8 @@ def _made(facts: CardFacts) -> str:
         shown, facts.plan, folder=facts.name, revision=facts.base.revision, dtype=facts.base.dtype
     )
     lines = ["## How it was made", "", f"```\n{command}\n```"]
+    if facts.treatments:
+        lines += ["", "The command and `mergekit.yml` repeat the cut; what was done after it stands above."]
     if facts.text is not None:
         text = facts.text
         lines += [

@@ -3,34 +3,24 @@
 The work runs in a background thread that may not call streamlit. Everything that needs torch is imported in there.
 """
 
-import shutil
-import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from shortviz import policy
 from shortviz.job_state import JobControl
 from shortviz.records import (
-    Block,
-    ExportReport,
     ModelEstimate,
     ModelInfo,
     ModelRef,
     Progress,
-    PrunePlan,
     TextSpec,
 )
 from shortviz.runs import new_run
-from shortviz.settings import settings
-from shortviz.ui.inspect_actions import measured, prepare
+from shortviz.ui.inspect_actions import prepare
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.shelves import import_engine
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
-
-KEEP_DOWNLOAD_SECONDS: Final = 3600
 
 CPU_BATCH: Final = 2
 """Rows that hold the model at a time: the map redraws, a stop is heard and a clicked block gets its turn after each."""
@@ -95,50 +85,6 @@ def measure_run(bench: Bench, ref: ModelRef, spec: TextSpec, key: str, control: 
     )
     if distances.samples == len(tokens.rows):
         discard_checkpoint(checkpoint)
-
-
-def start_export(
-    bench: Bench, ref: ModelRef, block: Block, folder: Path, *, key: str | None, spec: TextSpec, archive: bool
-) -> str:
-    """Write the cut model and prove it; the result is an ExportReport, of a zip file of the folder with `archive`."""
-
-    def work(control: JobControl) -> ExportReport:
-        handle = bench.models.load(ref, control)
-        policy.check_export(settings(), handle.info.id, handle.info.parameters)
-        from shortviz.export import export_checkpoint, zip_checkpoint
-        from shortviz.pruning import prune
-
-        pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
-        run = bench.runs.get(key) if key is not None else None
-        evaluation = measured(bench, ref, spec, block) or (run.evaluation_of(block.layers) if run else None)
-        report = export_checkpoint(
-            pruned,
-            folder,
-            base_info=handle.info,
-            text=run.text if run is not None else None,
-            evaluation=evaluation,
-            on_progress=control.on_progress,
-            stop=control.stop,
-        )
-        if not archive:
-            return report
-        _forget_downloads(folder.parent)
-        target = folder.with_name(f"{folder.name}.zip")
-        try:
-            zip_checkpoint(folder, target, on_progress=control.on_progress, stop=control.stop)
-        finally:
-            shutil.rmtree(folder)
-        return replace(report, folder=str(target))
-
-    context = JobContext(kind="export", ref=ref, run_key=key, block=block, folder=str(folder))
-    return bench.submit(context, f"Export without {block}", work)
-
-
-def _forget_downloads(newest: Path) -> None:
-    """Remove the archives that were made for downloads more than an hour ago."""
-    for old in newest.parent.iterdir():
-        if old != newest and time.time() - old.stat().st_mtime > KEEP_DOWNLOAD_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def first_row_tokens(ids: list[int], handle: "ModelHandle") -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from shortviz.ui.resources import Bench
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LINKED_KINDS = ("builtin", "dataset")
 """Kinds of text that a link can name."""
-LONG_KINDS = ("load", "measure", "losses", "export")
+LONG_KINDS = ("load", "measure", "losses", "heal", "shrink", "export")
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
 _MOST_CHARACTERS = 300

@@ -7,10 +7,11 @@ import streamlit as st
 
 from shortviz.errors import PlanError
 from shortviz.job_state import JobState
+from shortviz.planning import layers_text
 from shortviz.recipes import loading_python, mergekit_yaml, reproduce_command, reproduce_python
-from shortviz.records import Block, ExportReport, ModelInfo, ModelRef, PrunePlan
+from shortviz.records import ExportReport, ModelInfo, ModelRef, PrunePlan
 from shortviz.settings import settings
-from shortviz.ui import actions, inspector, notes
+from shortviz.ui import export_actions, export_choice, inspector, notes
 from shortviz.ui import state as s
 from shortviz.ui.proof_view import checklist, report_lines
 from shortviz.ui.resources import Bench, bench
@@ -42,19 +43,24 @@ def draw() -> None:
 def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None:
     state = s.session()
     inspector.block_inputs(model.num_layers)
-    block = s.block(state)
+    block, removed = s.block(state), s.cut(state)
     if block is None:
         st.caption("Type a start layer and n, or choose a block on the map.")
         return
     try:
-        plan = PrunePlan.of_blocks(model.num_layers, block)
+        if removed == block.layers:
+            block.check(model.num_layers)
+        plan = PrunePlan(num_layers=model.num_layers, removed=removed)
     except PlanError as error:
         notes.problem(str(error))
         return
-    reason = model.illegal_reason(block)
+    if removed != block.layers:
+        st.caption(f"Exported is the cut that the Heal page shows: layers {layers_text(removed)} go.")
+    reason = next((found for part in plan.blocks if (found := model.illegal_reason(part))), None)
     if reason is not None:
         notes.problem(f"This block cannot be exported: {reason}")
         return
+    methods = export_choice.choose(tools, shown, removed)
     _what(model, plan)
     targets = ["zip"] if settings().is_hosted else list(TARGETS)
     target = st.segmented_control(
@@ -66,7 +72,8 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
         key=s.TARGET,
         persist_state="session",
     )
-    s.suggest_folder(state, str(Path.home() / "shortviz-exports" / name_of(model, block)))
+    name = export_choice.name_of(model, removed, methods)
+    s.suggest_folder(state, str(Path.home() / "shortviz-exports" / name))
     if target != "zip":
         st.text_input(
             "Folder, new or empty", key=s.FOLDER, max_chars=1000, persist_state="session", help="Never written over."
@@ -80,7 +87,7 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
             icon=":material/download:",
             disabled=live,
             on_click=_export,
-            args=(tools, shown, ref, model, block),
+            args=(tools, shown, ref, removed, methods, name),
             key="export_button",
         )
         st.button(
@@ -91,7 +98,9 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
             args=(job.id if job is not None else "",),
             key="cancel_export",
         )
-    _recipes(ref, model, plan, str(state.get(s.FOLDER, "")) if target != "zip" else name_of(model, block))
+    if methods:
+        st.caption("These lines repeat the cut; the model card says what was done after it.")
+    _recipes(ref, model, plan, str(state.get(s.FOLDER, "")) if target != "zip" else name)
 
 
 def _what(model: ModelInfo, plan: PrunePlan) -> None:
@@ -113,19 +122,14 @@ def _what(model: ModelInfo, plan: PrunePlan) -> None:
     )
 
 
-def name_of(model: ModelInfo, block: Block) -> str:
-    """Return the name of the cut model: what it was, and which layers went."""
-    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model.id).name).strip(".-") or "model"
-    last = block.start + block.n - 1
-    return f"{kept}-without-{block.start}" + (f"-{last}" if block.n > 1 else "")
-
-
-def _export(tools: Bench, shown: Shown, ref: ModelRef, model: ModelInfo, block: Block) -> None:
+def _export(
+    tools: Bench, shown: Shown, ref: ModelRef, removed: tuple[int, ...], methods: tuple[str, ...], name: str
+) -> None:
     state = s.session()
     archive = state.get(s.TARGET) == "zip" or settings().is_hosted
     typed = str(state.get(s.FOLDER, "")).strip()
     if archive:
-        folder = settings().downloads_dir / uuid.uuid4().hex[:12] / name_of(model, block)
+        folder = settings().downloads_dir / uuid.uuid4().hex[:12] / name
         folder.parent.mkdir(parents=True, exist_ok=True)
     elif typed:
         folder = Path(typed).expanduser()
@@ -133,7 +137,9 @@ def _export(tools: Bench, shown: Shown, ref: ModelRef, model: ModelInfo, block: 
         return
     if shown.ref is None:
         s.load_for_run(state, ref)
-    job_id = actions.start_export(tools, ref, block, folder, key=shown.key, spec=s.evaluation(state), archive=archive)
+    job_id = export_actions.start_export(
+        tools, ref, removed, folder, methods=methods, key=shown.key, spec=s.evaluation(state), archive=archive
+    )
     s.set_job(state, "export", job_id)
 
 
@@ -149,8 +155,9 @@ def _follow(tools: Bench, state: s.State) -> None:
         if live and (job is None or not job.live):
             st.rerun()
         context = tools.context(job_id or "")
-        block = context.block if context is not None else None
-        st.subheader("Proof" if block is None else f"Proof, without {block}")
+        st.subheader("Proof" if context is None else f"Proof, without layers {layers_text(context.removed)}")
+        if context is not None and context.methods:
+            st.caption(f"After {', then '.join(method.replace('_', ' ') for method in context.methods)}.")
         checklist(job)
         notes.job_error(job)
         if job is not None and job.state == "cancelled":

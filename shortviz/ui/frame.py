@@ -23,6 +23,7 @@ def navigation() -> StreamlitPage:
         [
             st.Page("pages/map.py", title="Map", icon=":material/grid_on:", url_path="map", default=True),
             st.Page("pages/model.py", title="Model", icon=":material/deployed_code:", url_path="model"),
+            st.Page("pages/heal.py", title="Heal", icon=":material/healing:", url_path="heal"),
             st.Page("pages/export.py", title="Export", icon=":material/download:", url_path="export"),
             st.Page("pages/runs.py", title="Runs", icon=":material/history:", url_path="runs"),
         ],
@@ -39,6 +40,7 @@ def open_page() -> None:
     elif went_back():
         follow_address(bench(), state, linked())
     s.frame(state)
+    s.keep_prompt(state)
     told = s.notice(state)
     if told:
         notes.problem(told)

@@ -5,7 +5,7 @@ import streamlit as st
 from shortviz.errors import PlanError, ShortvizError
 from shortviz.job_state import JobState
 from shortviz.records import Block, ModelInfo
-from shortviz.ui import inspector, map_view, measured, notes, share
+from shortviz.ui import inspector, map_view, measured, notes, share, treat_buttons
 from shortviz.ui import state as s
 from shortviz.ui.resources import bench
 from shortviz.ui.shown import Shown, live_losses, live_map, look, measure_job, settle_block
@@ -137,4 +137,5 @@ def _right(shown: Shown, model: ModelInfo) -> None:
         inspector.draw(tools, shown, model, block, now, distances)
 
     right()
+    treat_buttons.cell(tools, shown, block)
     share.buttons(tools, shown, block)

@@ -1,7 +1,7 @@
 """The one bench of a process: jobs, models and runs, shared by all sessions."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from shortviz import policy
 from shortviz.errors import ShortvizError
+from shortviz.heal_settings import HealSettings
 from shortviz.job_state import JobControl, JobState, Lane
 from shortviz.jobs import JobRegistry
 from shortviz.memory import free_bytes
@@ -19,6 +20,7 @@ from shortviz.ui import state as s
 from shortviz.ui.shelves import ModelShelf, RunShelf, Shelf
 
 if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
     from shortviz.losses import BaseScores
     from shortviz.records import WindowSet
 
@@ -36,6 +38,13 @@ class JobContext:
     folder: str | None = None
     prompt: str = ""
     texts: tuple[TextSpec, ...] = ()
+    removed: tuple[int, ...] = ()
+    """The cut that is repaired, healed or exported."""
+    methods: tuple[str, ...] = ()
+    """Treatments after the cut: those to be made, or those of the model that is exported."""
+    training: TextSpec | None = None
+    recipe: HealSettings | None = None
+    to_layers: int | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,6 +61,8 @@ class Bench:
     """By (model, evaluation text, removed layers)."""
     continuations: "Shelf[str]" = field(default_factory=lambda: Shelf(500))
     """By (model, removed layers, prompt)."""
+    treated: "Shelf[ModelHandle]" = field(default_factory=lambda: Shelf(1 if settings().is_hosted else 3))
+    """Repaired and healed models, by (model, removed layers, methods); a healed one has many tensors of its own."""
     windows: "Shelf[WindowSet]" = field(default_factory=lambda: Shelf(4))
     wanted_rows: list[int] = field(default_factory=list)
     """Rows of the measured map that people look at now; a running measurement takes them first."""
@@ -96,9 +107,21 @@ class Bench:
                 return state.id
         return None
 
+    def treating(self, kinds: Collection[str], ref: ModelRef | None, removed: tuple[int, ...]) -> JobState | None:
+        """Return the newest job of these kinds that is about this cut, a live one first, whichever session began it."""
+        found = None
+        for state in self.jobs.jobs():
+            about = self._contexts.get(state.id) if state.kind in kinds else None
+            if about is None or (about.ref, about.removed) != (ref, removed) or not self._visible(state.id):
+                continue
+            if found is None or state.live or not found.live:
+                found = state
+        return found
+
     def close(self) -> None:
         """Cancel the jobs and let go of the models."""
         self.jobs.close()
+        self.treated.clear()
         self.base_scores.clear()
         self.models.clear()
 

@@ -9,7 +9,7 @@ from shortviz.records import Block, ModelRef
 from shortviz.report import report_html
 from shortviz.run_tables import block_csv
 from shortviz.runs import folder_name, run_json
-from shortviz.ui import inspect_actions, measured, snippets
+from shortviz.ui import inspect_actions, measured, snippets, treat_buttons
 from shortviz.ui import state as s
 from shortviz.ui.address import left_out, link
 from shortviz.ui.figure_dialog import figure_dialog, picture
@@ -23,6 +23,7 @@ def buttons(tools: Bench, shown: Shown, block: Block) -> None:
     state = s.session()
     ref = ref_of(shown)
     with st.container(horizontal=True, gap="small"):
+        treat_buttons.buttons(tools, shown, block)
         if st.button("Export", icon=":material/download:", key="to_export"):
             st.switch_page("pages/export.py")
         with st.popover("Copy link", icon=":material/link:"):

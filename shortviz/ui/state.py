@@ -2,11 +2,13 @@
 
 | setter          | sets           | clears what depends on it            |
 |-----------------|----------------|--------------------------------------|
-| set_model       | ref            | run, chosen, wanted                  |
+| set_model       | ref            | run, chosen, cut, wanted             |
 | set_calibration | calibration    | run                                  |
 | set_evaluation  | evaluation     | (measured numbers are kept per text) |
-| set_block       | chosen, inputs |                                      |
-| open_run        | run            | chosen, wanted                       |
+| set_training    | training       |                                      |
+| set_block       | chosen, inputs | cut                                  |
+| set_cut         | cut            |                                      |
+| open_run        | run            | chosen, cut, wanted                  |
 | leave_run       |                | run                                  |
 
 `CLEARS` is that table for the program; a test walks it. Nothing here is shared between sessions; what is worth more
@@ -33,10 +35,19 @@ REF: Final = "ref"
 RUN: Final = "run"
 CALIBRATION: Final = "calibration"
 EVALUATION: Final = "evaluation"
+TRAINING: Final = "training"
 JOBS: Final = "jobs"
 WANTED: Final = "wanted"
 CHOSEN: Final = "chosen"
 INPUTS: Final = "inputs"
+CUT: Final = "cut"
+METHOD: Final = "method"
+RECIPE: Final = "recipe"
+REPAIR_FIRST: Final = "repair_first"
+SHRINK_TO: Final = "shrink_to"
+VERSION: Final = "version"
+BUDGET: Final = "budget"
+LIMIT: Final = "limit"
 CRITERION: Final = "criterion"
 SHOW: Final = "show"
 METRIC: Final = "metric"
@@ -44,6 +55,7 @@ SCALE: Final = "scale"
 PALETTE: Final = "palette"
 VIEW: Final = "view"
 PROMPT: Final = "prompt"
+PROMPT_KEPT: Final = "prompt_kept"
 ESTIMATE_WANTED: Final = "estimate_wanted"
 PRESET: Final = "preset"
 MODEL_ID: Final = "model_id"
@@ -55,14 +67,19 @@ TARGET: Final = "target"
 FOLDER: Final = "folder"
 SUGGESTED: Final = "suggested"
 
+DEFAULT_TRAINING: Final = TextSpec(kind="builtin", value="python-reference", limit=256, max_length=256)
+"""Not the evaluation text: what is learned by heart must not count as healed."""
+
 FIRST_PROMPT: Final = "The capital of France is"
 
 CLEARS: Final[Mapping[str, tuple[str, ...]]] = {
-    "set_model": (RUN, CHOSEN, WANTED),
+    "set_model": (RUN, CHOSEN, CUT, WANTED),
     "set_calibration": (RUN,),
     "set_evaluation": (),
-    "set_block": (),
-    "open_run": (CHOSEN, WANTED),
+    "set_training": (),
+    "set_block": (CUT,),
+    "set_cut": (),
+    "open_run": (CHOSEN, CUT, WANTED),
     "leave_run": (RUN,),
 }
 
@@ -83,6 +100,15 @@ def owner(state: State) -> str:
     """Return this session's secret name, which its jobs belong to; "" before the session has begun."""
     found = state.get(OWNER, "")
     return found if isinstance(found, str) else ""
+
+
+def keep_prompt(state: State) -> None:
+    """Carry the prompt from page to page; call it before any widget is drawn.
+
+    A widget's value belongs to its page in Streamlit 1.67, and `persist_state` brings it back on that page only:
+    assigned here it is the session's own, and the next page's input takes it.
+    """
+    state[PROMPT] = state[PROMPT_KEPT] = state.get(PROMPT, state.get(PROMPT_KEPT, FIRST_PROMPT))
 
 
 def notice(state: State) -> str:
@@ -116,6 +142,25 @@ def set_evaluation(state: State, spec: TextSpec) -> None:
     _set("set_evaluation", state, {EVALUATION: spec})
 
 
+def set_training(state: State, spec: TextSpec) -> None:
+    """Fit repairs and train on this text from now on."""
+    _set("set_training", state, {TRAINING: spec})
+
+
+def set_cut(state: State, removed: tuple[int, ...]) -> None:
+    """Look at this cut, which need not be one block, until another block is chosen."""
+    _set("set_cut", state, {CUT: removed})
+
+
+def take_cut(state: State, removed: tuple[int, ...]) -> None:
+    """Choose the block where the layers are one, else look at them as a cut."""
+    block = Block(start=removed[0], n=len(removed))
+    if block.layers == removed:
+        set_block(state, block)
+    else:
+        set_cut(state, removed)
+
+
 def set_block(state: State, block: Block) -> None:
     """Choose this block, on every page and in the address; the number inputs are made anew with its values."""
     _set("set_block", state, {CHOSEN: block, INPUTS: _inputs(state) + 1})
@@ -126,6 +171,7 @@ def type_block(state: State) -> None:
     start, n = state.get(input_key(state, "start")), state.get(input_key(state, "n"))
     if isinstance(start, int) and isinstance(n, int):
         state[CHOSEN] = Block(start=start, n=n)
+        state.pop(CUT, None)
 
 
 def input_key(state: State, name: str) -> str:
@@ -200,6 +246,21 @@ def evaluation(state: State) -> TextSpec:
     """Return the text that losses are scored on."""
     found = state.get(EVALUATION)
     return found if isinstance(found, TextSpec) else DEFAULT_EVALUATION
+
+
+def training(state: State) -> TextSpec:
+    """Return the text that repairs are fitted to and healing trains on."""
+    found = state.get(TRAINING)
+    return found if isinstance(found, TextSpec) else DEFAULT_TRAINING
+
+
+def cut(state: State) -> tuple[int, ...]:
+    """Return the layers that are removed: the cut that was looked up, else the chosen block; () where none is."""
+    found = state.get(CUT)
+    if isinstance(found, tuple) and found and all(type(layer) is int for layer in found):
+        return found
+    chosen = block(state)
+    return chosen.layers if chosen is not None else ()
 
 
 def block(state: State) -> Block | None:

@@ -15,6 +15,7 @@ from shortviz.texts import builtin_names, read_rows
 from shortviz.ui import actions, inspect_actions, notes
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
+from shortviz.ui.treat_actions import REPAIR_TOKENS
 from shortviz.ui.words import plain
 
 KINDS = {"builtin": "Built-in", "paste": "Paste", "file": "File", "dataset": "Hub data set"}
@@ -22,6 +23,11 @@ _ROLES = {
     "calibration": "Distances are averaged over this text.",
     "evaluation": "Perplexity is scored on this text; keep it different from the calibration text.",
 }
+_WORDS = _ROLES | {
+    "training": "Repairs are fitted to this text and healing trains on it; keep it different from the evaluation text."
+}
+_READ = {"calibration": s.calibration, "evaluation": s.evaluation, "training": s.training}
+_SET = {"calibration": s.set_calibration, "evaluation": s.set_evaluation, "training": s.set_training}
 _SHOWN_TOKENS = 64
 
 
@@ -38,9 +44,13 @@ def draw(bench: Bench, state: s.State) -> None:
         label_visibility="collapsed",
         persist_state="session",
     )
-    role = role if role in _ROLES else "calibration"
-    st.caption(_ROLES[role])
-    spec = s.calibration(state) if role == "calibration" else s.evaluation(state)
+    pick(bench, state, role if role in _ROLES else "calibration")
+
+
+def pick(bench: Bench, state: s.State, role: str) -> None:
+    """Draw the picker of one text: `calibration`, `evaluation` or `training`."""
+    st.caption(_WORDS[role])
+    spec = _READ[role](state)
     try:
         chosen = _inputs(role, spec)
         policy.check(settings(), chosen)
@@ -50,7 +60,7 @@ def draw(bench: Bench, state: s.State) -> None:
     if chosen is None:
         return
     if chosen != spec:
-        (s.set_calibration if role == "calibration" else s.set_evaluation)(state, chosen)
+        _SET[role](state, chosen)
     _cost(role, chosen)
     _first_row(bench, state, chosen)
 
@@ -161,14 +171,14 @@ def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
                 key=f"{role}_limit",
                 persist_state="session",
             )
-            if role == "calibration"
+            if role != "evaluation"
             else spec.limit
         )
         length = (
             st.number_input(
                 "Tokens a row", 2, 8192, value=spec.max_length, key=f"{role}_length", persist_state="session"
             )
-            if role == "calibration"
+            if role != "evaluation"
             else spec.max_length
         )
         bos = st.selectbox(
@@ -183,7 +193,12 @@ def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
 
 
 def _cost(role: str, spec: TextSpec) -> None:
-    if role == "calibration" and spec.limit is not None:
+    if role == "training" and spec.limit is not None:
+        st.caption(
+            f"Up to {spec.limit * spec.max_length:,} tokens; a repair takes the first {REPAIR_TOKENS:,}, healing all "
+            "but the end, which is held out to find the best step."
+        )
+    elif role == "calibration" and spec.limit is not None:
         st.caption(
             f"Up to {spec.limit * spec.max_length:,} tokens: time grows with rows × tokens; four times the rows "
             "halve the error bars."

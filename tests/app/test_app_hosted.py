@@ -9,7 +9,7 @@ import pytest
 from shortviz.records import Block, ModelRef, TextSpec
 from shortviz.settings import Settings, settings
 from shortviz.texts import DEFAULT_EVALUATION
-from shortviz.ui import actions, inspect_actions
+from shortviz.ui import actions, export_actions, inspect_actions
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench, JobContext, bench
 from tests.app.conftest import TEXT, App
@@ -130,7 +130,7 @@ def test_a_job_that_may_not_start_has_failed_with_the_reason(tools: Bench, tiny_
         actions.start_load(tools, ModelRef(id="/etc"), spec),
         actions.start_estimate(tools, ModelRef(id="org/other")),
         actions.start_measure(tools, ref, TextSpec(kind="file", value="/etc/passwd"), "key"),
-        actions.start_export(tools, ref, Block(start=0, n=1), Path("/tmp/x"), key=None, spec=spec, archive=False),
+        export_actions.start_export(tools, ref, (0,), Path("/tmp/x"), key=None, spec=spec, archive=False),
         inspect_actions.start_inspect(tools, ref, Block(start=0, n=1), spec, prompt="x" * 10_000, key=None),
         tools.submit(JobContext(kind="brand new", ref=ModelRef(id="x")), "New", lambda control: None),
     ]

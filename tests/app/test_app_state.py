@@ -10,7 +10,9 @@ FULL = {
     s.RUN: "old-run",
     s.CALIBRATION: TextSpec(kind="paste", value="old"),
     s.EVALUATION: TextSpec(kind="paste", value="old too"),
+    s.TRAINING: TextSpec(kind="paste", value="old three"),
     s.CHOSEN: Block(start=3, n=2),
+    s.CUT: (1, 5),
     s.WANTED: "numbers",
     s.PROMPT: "old prompt",
     s.CRITERION: "angular_mean",
@@ -25,6 +27,11 @@ SETTERS = {
         lambda state: s.set_evaluation(state, TextSpec(kind="paste", value="new")),
         {s.EVALUATION: TextSpec(kind="paste", value="new")},
     ),
+    "set_training": (
+        lambda state: s.set_training(state, TextSpec(kind="paste", value="new")),
+        {s.TRAINING: TextSpec(kind="paste", value="new")},
+    ),
+    "set_cut": (lambda state: s.set_cut(state, (0, 2)), {s.CUT: (0, 2)}),
     "set_block": (
         lambda state: s.set_block(state, Block(start=7, n=4)),
         {s.CHOSEN: Block(start=7, n=4), s.INPUTS: 1},
@@ -56,12 +63,37 @@ def test_the_table_in_the_docstring_is_the_table_of_the_program() -> None:
 
 
 def test_foreign_values_in_the_session_read_as_nothing() -> None:
-    state = {s.REF: "demo", s.RUN: 3, s.CHOSEN: (3, 2), s.INPUTS: "x", s.WANTED: True, s.CALIBRATION: "x"}
+    state = {
+        s.REF: "demo",
+        s.RUN: 3,
+        s.CHOSEN: (3, 2),
+        s.INPUTS: "x",
+        s.WANTED: True,
+        s.CALIBRATION: "x",
+        s.TRAINING: 1,
+    }
+    assert s.training(state) == s.DEFAULT_TRAINING
     assert s.ref(state) is None
     assert s.run_key(state) is None
     assert s.block(state) is None
     assert s.wanted(state) == ""
     assert s.calibration(state).value == "python-reference"
+
+
+def test_the_cut_is_the_chosen_block_until_another_one_is_looked_at() -> None:
+    state: dict = {}
+    assert s.cut(state) == ()
+    s.set_block(state, Block(start=3, n=2))
+    s.take_cut(state, (1, 5))
+    assert s.cut(state) == (1, 5)
+    assert s.block(state) == Block(start=3, n=2)
+    s.take_cut(state, (7, 8))
+    assert (s.cut(state), s.block(state)) == ((7, 8), Block(start=7, n=2))
+    s.set_cut(state, (0, 2))
+    state |= {s.input_key(state, "start"): 3, s.input_key(state, "n"): 1}
+    s.type_block(state)
+    assert s.cut(state) == (3,), "typing a block returns to it"
+    assert s.cut({s.CUT: ("a",)}) == ()
 
 
 def test_the_newest_job_is_the_one_started_last() -> None:

@@ -1,0 +1,93 @@
+"""Exports as jobs: the cut model, or what a repair or a healing made of it, written and proved."""
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from shortviz import policy
+from shortviz.errors import ExportError
+from shortviz.job_state import JobControl
+from shortviz.planning import layers_text
+from shortviz.records import Evaluation, ExportReport, ModelRef, PrunePlan, TextSpec
+from shortviz.settings import settings
+from shortviz.ui.resources import Bench, JobContext
+from shortviz.ui.treating import ledger_of
+
+if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
+
+KEEP_DOWNLOAD_SECONDS: Final = 3600
+
+
+def start_export(
+    bench: Bench, ref: ModelRef, removed: tuple[int, ...], folder: Path, *,
+    methods: tuple[str, ...] = (), key: str | None, spec: TextSpec, archive: bool,
+) -> str:  # fmt: skip
+    """Write a cut model and prove it; the result is an ExportReport, of a zip file of the folder with `archive`.
+
+    `methods` name the treatments after the cut of the model that is meant; it must still be in memory.
+    """
+
+    def work(control: JobControl) -> ExportReport:
+        handle = bench.models.load(ref, control)
+        policy.check_export(settings(), handle.info.id, handle.info.parameters)
+        from shortviz.export import export_checkpoint, zip_checkpoint
+
+        run = bench.runs.get(key) if key is not None else None
+        report = export_checkpoint(
+            _model(bench, ref, removed, methods, handle),
+            folder,
+            base_info=handle.info,
+            text=run.text if run is not None else None,
+            evaluation=_evaluation(bench, ref, removed, methods, key, spec),
+            on_progress=control.on_progress,
+            stop=control.stop,
+        )
+        if not archive:
+            return report
+        _forget_downloads(folder.parent)
+        target = folder.with_name(f"{folder.name}.zip")
+        try:
+            zip_checkpoint(folder, target, on_progress=control.on_progress, stop=control.stop)
+        finally:
+            shutil.rmtree(folder)
+        return replace(report, folder=str(target))
+
+    context = JobContext(kind="export", ref=ref, run_key=key, removed=removed, methods=methods, folder=str(folder))
+    return bench.submit(context, f"Export without layers {layers_text(removed)}", work)
+
+
+def _model(
+    bench: Bench, ref: ModelRef, removed: tuple[int, ...], methods: tuple[str, ...], handle: "ModelHandle"
+) -> "ModelHandle":
+    """Return the model that is meant; raises ExportError where a treated one is not in memory any more."""
+    if methods:
+        kept = bench.treated.get((ref, removed, methods))
+        if kept is None:
+            words = ", then ".join(method.replace("_", " ") for method in methods)
+            raise ExportError(f"The model treated by {words} is not in memory any more; repair or heal again.")
+        return kept
+    from shortviz.pruning import prune
+
+    return prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=removed))
+
+
+def _evaluation(
+    bench: Bench, ref: ModelRef, removed: tuple[int, ...], methods: tuple[str, ...], key: str | None, spec: TextSpec
+) -> Evaluation | None:
+    """Return what was measured of exactly this model, or None."""
+    run = bench.runs.get(key) if key is not None else None
+    if not methods:
+        return bench.measured.get((ref, spec, removed)) or (run.evaluation_of(removed) if run is not None else None)
+    ledger = ledger_of(run, removed)
+    steps = [step for step in ledger.steps if step.methods == methods] if ledger is not None else []
+    return steps[-1].evaluation if steps else None
+
+
+def _forget_downloads(newest: Path) -> None:
+    """Remove the archives that were made for downloads more than an hour ago."""
+    for old in newest.parent.iterdir():
+        if old != newest and time.time() - old.stat().st_mtime > KEEP_DOWNLOAD_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,84 @@
+"""Repair and Heal beside the numbers of a cut: the map's inspector, and what both pages start."""
+
+import streamlit as st
+
+from shortviz.heal_settings import HealSettings
+from shortviz.records import Block
+from shortviz.ui import ledger_view, notes, treat_actions
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from shortviz.ui.shelves import run_key
+from shortviz.ui.shown import Shown
+from shortviz.ui.treating import METHODS, Treating, ledger_of
+from shortviz.ui.words import plain
+
+TICK_SECONDS = 1.0
+
+
+def start_repair(tools: Bench, shown: Shown, removed: tuple[int, ...], method: str) -> None:
+    """Start the repair of a cut of the model that is shown."""
+    state, ref = s.session(), shown.ref
+    if ref is None:
+        return
+    key = run_key(ref, s.calibration(state))
+    job_id = treat_actions.start_repair(
+        tools, ref, removed, s.evaluation(state), s.training(state),
+        method=method, key=key, known=shown.run, prompt=str(state.get(s.PROMPT, "")),
+    )  # fmt: skip
+    s.leave_run(state)
+    s.set_job(state, "repair", job_id)
+
+
+def start_heal(
+    tools: Bench, shown: Shown, removed: tuple[int, ...], recipe: HealSettings | None, repair_first: str
+) -> None:
+    """Start the healing of a cut of the model that is shown."""
+    state, ref = s.session(), shown.ref
+    if ref is None or recipe is None:
+        return
+    key = run_key(ref, s.calibration(state))
+    job_id = treat_actions.start_heal(
+        tools, ref, removed, s.evaluation(state), s.training(state),
+        recipe=recipe, repair_first=repair_first, key=key, known=shown.run, prompt=str(state.get(s.PROMPT, "")),
+    )  # fmt: skip
+    s.leave_run(state)
+    s.set_job(state, "heal", job_id)
+
+
+def buttons(tools: Bench, shown: Shown, block: Block) -> None:
+    """Draw the buttons that repair the chosen block, or take it to the Heal page."""
+    job = tools.treating(("repair",), shown.ref, block.layers)
+    live = job is not None and job.live
+    why = "Load the model first." if shown.handle is None else "Solves the layer before the cut anew, without training."
+    found = s.session().get(s.METHOD)
+    method = found if found in METHODS else next(iter(METHODS))
+    st.button(
+        "Repair", icon=":material/build:", disabled=shown.handle is None or live, help=why, key="repair_cell",
+        on_click=start_repair, args=(tools, shown, block.layers, method),
+    )  # fmt: skip
+    if st.button("Heal", icon=":material/healing:", key="to_heal"):
+        st.switch_page("pages/heal.py")
+
+
+def cell(tools: Bench, shown: Shown, block: Block) -> None:
+    """Draw what repairs and healings made of the chosen block, on the same windows, and a repair that is at work."""
+    first = tools.treating(("repair",), shown.ref, block.layers)
+    live = first is not None and first.live
+
+    @st.fragment(run_every=TICK_SECONDS if live else None)
+    def treated() -> None:
+        now = tools.state(first.id) if first is not None else None
+        if live and (now is None or not now.live):
+            st.rerun()
+        if now is not None:
+            notes.job_error(now)
+            if now.live:
+                notes.job_progress(now)
+            elif isinstance(now.record, Treating) and now.record.note:
+                st.caption(f":material/info: {plain(now.record.note)}")
+        ledger = ledger_of(shown.run, block.layers)
+        for step in ledger.steps if ledger is not None else ():
+            if step.treatments:
+                st.markdown(f":material/build: {ledger_view.step_words(step)}")
+
+    treated()

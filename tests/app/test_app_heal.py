@@ -1,0 +1,192 @@
+"""The Heal page on a tiny model: repair and heal through real jobs, the ledger kept, the treated model exported."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shortviz.records import Block, TextSpec
+from shortviz.runs import load_run, with_ledger
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from shortviz.ui.shelves import EXAMPLE
+from shortviz.ui.treating import METHODS
+from tests.app.conftest import App
+from tests.ledger_fixture import fixture_ledger
+
+Start = Callable[..., App]
+TRAINING = TextSpec(kind="builtin", value="python-reference", limit=24, max_length=64)
+
+
+@pytest.fixture
+def healing(loaded: App) -> App:
+    """The Heal page with the tiny model in memory, a cut of two layers, and text of several rows."""
+    loaded.state[s.TRAINING] = TRAINING
+    loaded.state[s.CHOSEN] = Block(start=2, n=2)
+    return loaded.page("heal")
+
+
+def small(page: App, **values: float) -> App:
+    """Set fields of the recipe, which are widgets of the preset."""
+    for name, value in values.items():
+        page.at.number_input(key=f"recipe_quick_{name}").set_value(value)
+    return page.run()
+
+
+def run_on_disk(tools: Bench):  # noqa: ANN201  (a Run)
+    (folder,) = [p for p in tools.runs.folder.glob("tiny-llama-*") if (p / "run.json").is_file()]
+    return load_run(folder)
+
+
+def test_before_a_model_is_loaded_the_page_shows_the_run_and_says_what_to_do(app: Start, tools: Bench) -> None:
+    page = app(start="12", n="4").page("heal")
+    assert page.at.button(key="repair_button").disabled
+    assert page.at.button(key="heal_button").disabled
+    assert "32 windows of 256, the same for every step" in page.words, "the bundled run knows what this cut costs"
+    page = app(start="0", n="3").page("heal")
+    assert "Load the model first." in page.words
+
+
+def test_a_kept_ledger_is_shown_without_a_model_in_numbers_and_in_words(app: Start, tools: Bench) -> None:
+    run = tools.runs.get(EXAMPLE)
+    assert run is not None
+    tools.runs.put(EXAMPLE, with_ledger(run, fixture_ledger()))
+    page = app(start="12", n="4").page("heal")
+    (chart,) = page.at.get("plotly_chart")
+    assert "repaired (seam refit) wins back 39.3 ± 1.2 %" in chart.proto.alt
+    table = page.at.dataframe[0].value
+    assert list(table["step"]) == ["uncut", "cut", "repaired (seam refit)", "healed (seam refit, then lora)"]
+    assert table["won back"][2] == "39.3 ± 1.2 %"
+    assert "a city" in page.words, "the continuation that was kept with the ledger"
+    assert "Not in memory any more: heal again." in page.words
+
+
+def test_repair_and_heal_add_to_one_ledger_that_is_kept_and_exported(
+    healing: App, tools: Bench, tmp_path: Path
+) -> None:
+    page = healing.click("repair_button")
+    job = page.finish("repair")
+    assert job.state == "done", job.error
+    small(page, steps=3, warmup_steps=0, batch_size=1, length=32, eval_every=1, rank=2)
+    page.click("heal_button")
+    job = page.finish("heal")
+    assert job.state == "done", job.error
+    assert [p.step for p in job.result.history.points] == [0, 1, 2, 3]
+    (ledger,) = run_on_disk(tools).ledgers
+    assert ledger.removed == (2, 3)
+    assert ledger.steps[-1].name == "healed"
+    healed = ledger.steps[-1]
+    assert healed.evaluation.base == ledger.steps[0].evaluation.score
+    assert healed.treatments[-1].settings["steps"] == 3
+    assert healed.continuation
+    charts = page.at.get("plotly_chart")
+    assert "After 3 of 3 steps the held-out NLL" in charts[-1].proto.alt
+    assert "tokens/s" in page.words
+    assert len(page.at.dataframe[0].value) == len(ledger.steps)
+
+    page = page.page("export")
+    assert page.at.selectbox[0].label == "Which model"
+    assert page.at.selectbox[0].value == ledger.best.methods
+    target = tmp_path / "healed"
+    page.at.text_input(key=s.FOLDER).set_value(str(target))
+    page.run()
+    page.click("export_button")
+    done = page.finish("export")
+    assert done.state == "done", done.error
+    card = (target / "README.md").read_text()
+    record = json.loads((target / "shortviz.json").read_text())
+    kinds = [treatment["kind"] for treatment in record["treatments"]]
+    assert kinds == [treatment.kind for treatment in ledger.best.treatments]
+    assert "## After the cut" in card
+    assert "Nothing was trained" not in card
+    assert "After " in page.words
+
+
+def test_a_healing_that_is_stopped_keeps_the_best_and_goes_on_when_asked_again(healing: App, tools: Bench) -> None:
+    page = small(healing, steps=2000, warmup_steps=0, batch_size=1, length=32, eval_every=1, rank=2)
+    page.at.checkbox(key=s.REPAIR_FIRST).set_value(False)
+    page.run()
+    page.click("heal_button")
+    job_id = page.state["jobs"]["heal"]
+    while (found := tools.state(job_id)) is not None and found.live and found.stage != "heal":
+        tools.jobs.wait(job_id, 0.2)
+    page.run().click("stop_treating")
+    job = page.finish("heal")
+    assert job.state == "cancelled"
+    steps = job.result.history.points[-1].step
+    assert any("Stopped after" in info.value for info in page.at.info)
+    (ledger,) = run_on_disk(tools).ledgers
+    assert [step.name for step in ledger.steps] == ["uncut", "cut", "healed"]
+    page.click("heal_button")
+    again = tools.state(page.state["jobs"]["heal"])
+    tools.jobs.cancel(page.state["jobs"]["heal"])
+    assert again is not None
+    job = page.finish("heal")
+    assert job.result.history.points[-1].step >= steps, "from the checkpoint"
+
+
+def test_another_session_sees_the_job_and_a_reload_keeps_the_result(
+    healing: App, app: Start, tools: Bench, tiny_folder: Path
+) -> None:
+    healing.click("repair_button")
+    healing.finish("repair")
+    other = app(model=str(tiny_folder), start="2", n="2")
+    other.state[s.CALIBRATION] = healing.state[s.CALIBRATION]
+    other.state[s.EVALUATION] = healing.state[s.EVALUATION]
+    other.page("heal")
+    assert len(other.at.dataframe[0].value) == len(healing.at.dataframe[0].value) >= 2
+
+
+def test_the_inspector_repairs_the_cell_it_shows_on_the_same_windows(healing: App, tools: Bench) -> None:
+    page = healing.page("map")
+    page.click("repair_cell")
+    job = page.finish("repair")
+    assert job.state == "done", job.error
+    repaired = job.result.ledger.step("repaired")
+    if repaired is not None:
+        assert repaired.evaluation.score.windows == job.result.ledger.step("cut").evaluation.score.windows
+        assert "Repaired (seam refit): perplexity" in page.words
+    else:
+        assert job.result.note in page.words
+
+
+def test_a_text_of_one_row_cannot_be_fitted_to_and_the_page_says_so(loaded: App) -> None:
+    loaded.state[s.CHOSEN] = Block(start=2, n=2)
+    loaded.state[s.TRAINING] = TextSpec(kind="paste", value="One row of text, and not a long one.")
+    page = loaded.page("heal").click("repair_button")
+    assert page.finish("repair").state == "failed"
+    assert any("The text has one row" in error for error in page.errors)
+
+
+def test_settings_that_contradict_each_other_are_told_and_cannot_be_started(healing: App) -> None:
+    page = small(healing, warmup_steps=60)
+    assert any("The warm-up takes 60 steps of 50" in error for error in page.errors)
+    assert page.at.button(key="heal_button").disabled
+
+
+def test_a_cut_that_begins_at_layer_0_is_refused_by_the_repair_in_a_sentence(healing: App) -> None:
+    next(w for w in healing.at.number_input if w.label == "start").set_value(0)
+    healing.run().click("repair_button")
+    assert healing.finish("repair").state == "failed"
+    assert any("The cut begins at layer 0" in error for error in healing.errors)
+
+
+def test_advice_proposes_a_cut_that_the_page_then_shows(app: Start, tools: Bench) -> None:
+    page = app(start="20", n="1").page("heal")
+    assert "nats a token (measured map" in page.words
+    page.at.number_input(key=f"{s.LIMIT}_layers").set_value(6)
+    page.run()
+    page.click("take_advice")
+    assert len(s.cut(page.state)) >= 6
+    next(w for w in page.at.segmented_control if w.key == s.BUDGET).set_value("max_increase")
+    page.run()
+    page.at.number_input(key=f"{s.LIMIT}_max_increase").set_value(0.01)
+    page.run()
+    assert "No measured cut raises the NLL by at most 0.01 nats" in page.words
+
+
+def test_the_repairs_that_the_page_offers_are_those_that_there_are() -> None:
+    from shortviz.repair import METHODS as KNOWN
+
+    assert set(METHODS) <= set(KNOWN)
