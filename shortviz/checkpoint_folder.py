@@ -12,11 +12,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from shortviz.errors import ExportError, ResourceError, ShortvizError, Stopped
 from shortviz.records import OnProgress, Progress
 from shortviz.words import size
 
 _CHUNK = 4 * 1024 * 1024
+_LOCK, _OWNER = "lock", "owner"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -52,13 +55,16 @@ def filled_beside(target: Path) -> Iterator[Path]:
     """Give a new temporary folder beside `target`; whatever happens, nothing of it stays.
 
     What is to stay is moved out of it (`move_into_place`). Parents that had to be made go again when nothing came of
-    it. Raises ExportError where the place cannot be written to.
+    it. A lock in it tells others that its process lives; what a killed one left here is removed first. Raises
+    ExportError where the place cannot be written to.
     """
+    remove_leftovers(target.parent)
     made = [parent for parent in target.parents if not parent.exists()]
     room: Path | None = None
     try:
         room = _make_room(target)
-        yield room
+        with _owned(room):
+            yield room
     finally:
         if room is not None:
             shutil.rmtree(room, ignore_errors=True)
@@ -75,6 +81,35 @@ def _make_room(target: Path) -> Path:
         raise ExportError(
             f"Nothing can be written to {target.parent} ({error.strerror}); choose a folder you may write to."
         ) from error
+
+
+@contextmanager
+def _owned(room: Path) -> Iterator[None]:
+    """Hold the lock of a room: the system lets go of it when the process ends, however it ends."""
+    lock = FileLock(room / _LOCK)
+    try:
+        lock.acquire()
+        (room / _OWNER).write_text(f"{os.getpid()}\n", encoding="utf-8")  # only now may others judge by the lock
+    except (OSError, NotImplementedError):  # a full disk, or one without locks: nobody will take this for a leftover
+        lock.release()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the temporary folders of exports that were killed; those of living processes, and all else, stay."""
+    for room in parent.glob(".*.partial-*"):
+        if room.is_symlink() or not (room / _OWNER).is_file():
+            continue
+        lock = FileLock(room / _LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except (Timeout, OSError, NotImplementedError):
+            continue
+        lock.release()
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def move_into_place(folder: Path, target: Path) -> None:
@@ -135,6 +170,7 @@ def zip_checkpoint(
     if target.exists():
         raise ExportError(f"{target} exists; choose another name.")
     total = folder_bytes(folder)
+    remove_leftovers(target.parent)
     check_space(target.parent, total)
     with filled_beside(target) as room:
         try:

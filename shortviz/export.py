@@ -23,6 +23,7 @@ from shortviz.checkpoint_folder import (
     fingerprints,
     folder_bytes,
     move_into_place,
+    remove_leftovers,
     write_error,
     zip_checkpoint,
 )
@@ -77,6 +78,7 @@ def export_checkpoint(
     started = time.perf_counter()
     target = check_target(Path(folder))
     needed = needed_bytes(pruned)
+    remove_leftovers(target.parent)
     check_space(target, needed)
     plan = pruned.plan or PrunePlan(num_layers=base_info.num_layers, removed=())
     if any(treatment.method == "linear_replacement" for treatment in pruned.treatments):

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from shortviz.checkpoint_folder import check_target, filled_beside, move_into_place, zip_checkpoint
+from shortviz.checkpoint_folder import (
+    check_target,
+    filled_beside,
+    move_into_place,
+    remove_leftovers,
+    zip_checkpoint,
+)
 from shortviz.errors import ExportError, ResourceError, Stopped
 from shortviz.export import export_checkpoint
 from shortviz.handle import ModelHandle
@@ -191,3 +197,57 @@ def test_a_zip_without_room_is_refused(folder: Path, small_disk: Callable[..., P
     with pytest.raises(ResourceError, match=r"needs 9\.0 MB"):
         zip_checkpoint(folder, disk / "out.zip")
     assert list(disk.iterdir()) == []
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from shortviz.checkpoint_folder import filled_beside
+with filled_beside(Path(sys.argv[1])) as room:
+    (room / "checkpoint").mkdir()
+    (room / "checkpoint" / "model.safetensors").write_bytes(bytes(1000))
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def leftover(tmp_path: Path) -> Iterator[tuple[Path, "subprocess.Popen[str]"]]:
+    """The temporary folder of a process that writes a checkpoint, and that process."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "writing\n"
+    (room,) = tmp_path.glob(".out.partial-*")
+    yield room, child
+    child.kill()
+    child.wait()
+    child.stdout.close()
+
+
+def test_the_next_export_removes_what_a_killed_one_left(
+    handle: ModelHandle, tmp_path: Path, leftover: "tuple[Path, subprocess.Popen[str]]"
+) -> None:
+    room, child = leftover
+    remove_leftovers(tmp_path)
+    assert (room / "checkpoint" / "model.safetensors").is_file(), "its process lives"
+    child.kill()
+    child.wait()
+    assert room.is_dir()
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        export_checkpoint(handle, tmp_path / "other", base_info=handle.info, stop=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
+    theirs = tmp_path / ".out.partial-theirs"
+    theirs.mkdir()
+    (tmp_path / ".notes.partial-txt").write_text("a file")
+    with filled_beside(tmp_path / "out") as room:
+        remove_leftovers(tmp_path)
+        assert room.is_dir(), "two exports of one process side by side"
+    assert theirs.is_dir()
+    assert (tmp_path / ".notes.partial-txt").is_file()
