@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from shortviz import __version__, cli_advise, cli_compare, cli_curve, cli_map, cli_measure, cli_repair, cli_share
+from shortviz import (
+    __version__,
+    cli_advise,
+    cli_compare,
+    cli_curve,
+    cli_heal,
+    cli_map,
+    cli_measure,
+    cli_repair,
+    cli_share,
+)
 from shortviz.cli_options import (
     JsonOption,
     LoadOptions,
@@ -147,6 +157,7 @@ app.command("map")(cli_map.measured_map)
 app.command("repair")(cli_repair.repair_command)
 app.command("shrink")(cli_repair.shrink_command)
 app.command("curve")(cli_curve.removal_curve)
+app.command("heal")(cli_heal.heal_command)
 app.command("advise")(cli_advise.advise_command)
 app.command("compare")(cli_compare.compare)
 app.command("sensitivity")(cli_compare.sensitivity)

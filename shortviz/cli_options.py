@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -56,7 +56,7 @@ class TextOptions:
     windows: Annotated[int, typer.Option(help="evaluate: at most this many windows.")] = 16
     bos: Annotated[str, typer.Option(help="auto (what the tokenizer itself does), always or never.")] = "auto"
     batch_size: Annotated[int, typer.Option(help="measure: rows in a batch.")] = 8
-    seed: Annotated[int, typer.Option(help="Random seed; no command that takes it is random yet.")] = 0
+    seed: Annotated[int, typer.Option(help="heal: of first weights, order of the text, dropout.")] = 0
 
     def spec(self, default: TextSpec) -> TextSpec:
         """Return the text that the options name; without --text, --dataset and --builtin it is `default`.
@@ -214,16 +214,13 @@ class EvaluationOptions:
         return replace(default, value=self.eval_builtin or default.value, bos=bos)
 
 
-_GROUPS = (LoadOptions, TextOptions, PlanOptions, TaskOptions, EvaluationOptions)
-
-
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with each parameter that is an options record opened into that record's options.
 
     So the help lists every option, and the body gets checked records instead of twenty arguments.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if hint in _GROUPS}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name not in groups:

@@ -55,7 +55,7 @@ def training_facts(
 
 
 def _treatment(treatment: Treatment) -> list[Any]:
-    return [treatment.kind, treatment.method, dict(treatment.settings)]
+    return [treatment.kind, treatment.method, treatment.text.fingerprint if treatment.text is not None else None]
 
 
 def save_state(path: Path, facts: Mapping[str, Any], state: HealState) -> None:

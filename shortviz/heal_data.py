@@ -74,8 +74,8 @@ def split_heldout(
     count = min(windows, held // window)
     if cut < 1 or count < 1 or held > total // 2:
         return _split_tokens(tokens, windows, window, total)
-    rest = _part(tokens, tokens.rows[:cut])
-    packed = pack(_part(tokens, tokens.rows[cut:]), window, separator)[:count]
+    rest = part_of(tokens, tokens.rows[:cut])
+    packed = pack(part_of(tokens, tokens.rows[cut:]), window, separator)[:count]
     return rest, _windows(tokens, packed)
 
 
@@ -89,10 +89,11 @@ def _split_tokens(tokens: TokenSet, windows: int, window: int, total: int) -> tu
             f"{window}: give at least {5 * window:,} tokens, or choose a smaller window."
         )
     cut = total - count * window
-    return _part(tokens, (joined[:cut],)), _windows(tokens, joined[cut:].reshape(count, window))
+    return part_of(tokens, (joined[:cut],)), _windows(tokens, joined[cut:].reshape(count, window))
 
 
-def _part(tokens: TokenSet, rows: tuple[Tokens, ...]) -> TokenSet:
+def part_of(tokens: TokenSet, rows: tuple[Tokens, ...]) -> TokenSet:
+    """Return some rows of a text as a text of their own."""
     info = TextInfo(
         source=tokens.info.source,
         rows=len(rows),
