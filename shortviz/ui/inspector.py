@@ -7,14 +7,14 @@ import streamlit as st
 from shortviz import criteria
 from shortviz.job_state import JobState
 from shortviz.records import Block, BlockDistances, Evaluation, ModelInfo
-from shortviz.ui import inspect_actions
+from shortviz.ui import inspect_actions, task_view
 from shortviz.ui import state as s
 from shortviz.ui.map_view import criterion_of
 from shortviz.ui.measured import from_map, is_from_map
 from shortviz.ui.notes import job_error
 from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import Inspection
-from shortviz.ui.shown import Shown
+from shortviz.ui.shown import Shown, measure_job
 from shortviz.ui.words import count, plain, share, size, with_error
 
 
@@ -66,6 +66,8 @@ def draw(
     if about is not None and about.block == block:
         job_error(job)
     saves(model, block, found.evaluation)
+    if block.n < model.num_layers:
+        task_view.block_score(bench, shown, block, measure_job(bench, state, shown, "tasks"))
     continuations(bench, shown, found, running=running)
 
 

@@ -13,7 +13,7 @@ from shortviz.ui.shown import Shown, live_losses, live_map, look, measure_job, s
 TICK_SECONDS = 1.0
 """A changed figure remounts the chart, and a click in that moment is lost: not oftener than a person needs."""
 INSPECT_TICK_SECONDS = 0.3
-KINDS = ("measure", "losses", "texts")
+KINDS = ("measure", "losses", "texts", "greedy", "tasks")
 """Jobs whose progress the left side shows."""
 
 
@@ -127,8 +127,9 @@ def _right(shown: Shown, model: ModelInfo) -> None:
     follow = tools.inspecting(shown.ref, block, s.evaluation(state), own) or own
     job = tools.state(follow)
     live = job is not None and job.live
+    scoring = "tasks" in _live_kinds(shown)  # its end is seen on the left, which redraws the page
 
-    @st.fragment(run_every=INSPECT_TICK_SECONDS if live else None)
+    @st.fragment(run_every=INSPECT_TICK_SECONDS if live else (TICK_SECONDS if scoring else None))
     def right() -> None:
         now = tools.state(follow)
         if live and (now is None or not now.live):

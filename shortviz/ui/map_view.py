@@ -8,7 +8,7 @@ import streamlit as st
 from shortviz import charts, criteria
 from shortviz.job_state import JobState
 from shortviz.records import Block, BlockDistances, BlockLosses, ModelInfo
-from shortviz.ui import actions, loss_actions, measured, texts_view
+from shortviz.ui import actions, curve_view, loss_actions, measured, texts_view
 from shortviz.ui import state as s
 from shortviz.ui.choosing import choose
 from shortviz.ui.notes import job_progress
@@ -141,7 +141,7 @@ def views(
         measured.agreement_view(distances, losses, model, criterion, chosen)
         return True
     if view == "Curve":
-        measured.curve_view(distances, losses, model)
+        curve_view.draw(bench, shown, distances, losses, model, (jobs["greedy"], jobs["tasks"]))
         return True
     if view == "Texts":
         texts_view.draw(bench, shown, distances, criterion, chosen, jobs["texts"])

@@ -6,7 +6,6 @@ import streamlit as st
 
 from shortviz import loss_charts
 from shortviz.agreement import agreement, agreement_table
-from shortviz.curve import curve_from_map
 from shortviz.map_cells import MEASURED
 from shortviz.records import Block, BlockDistances, BlockLosses, Evaluation, ModelInfo, Score
 from shortviz.ui import state as s
@@ -62,7 +61,7 @@ def agreement_view(
 ) -> None:
     """Draw how well the criteria predict the measured loss: points, regret, a table."""
     if distances is None or losses is None:
-        _missing("Agreement needs both maps: the predicted one and the measured one.")
+        missing("Agreement needs both maps: the predicted one and the measured one.")
         return
     found = agreement(distances, losses, model)
     dark = st.context.theme.type == "dark"
@@ -85,20 +84,8 @@ def agreement_view(
     )
 
 
-def curve_view(distances: BlockDistances | None, losses: BlockLosses | None, model: ModelInfo) -> None:
-    """Draw loss against layers removed for every strategy that removes one block."""
-    if losses is None:
-        _missing("The removal curve is read off the measured map.")
-        return
-    curve = curve_from_map(losses, distances, model)
-    figure = loss_charts.curve_figure(curve, top=curve.base_nll + 6.0, dark=st.context.theme.type == "dark")
-    figure.update_layout(legend={"x": 0.99, "xanchor": "right", "y": 0.01, "yanchor": "bottom"})
-    alt = loss_charts.curve_alt(curve)
-    st.plotly_chart(figure, theme=None, key="curve", config={"displaylogo": False}, alt=alt)
-    st.caption(plain(alt))
-
-
-def _missing(words: str) -> None:
+def missing(words: str) -> None:
+    """Say in place of a chart what has to be measured first."""
     with st.container(height=440, border=True, vertical_alignment="center"):
         st.caption(f"{words} Show “measured” and press Measure.", text_alignment="center")
 

@@ -14,7 +14,7 @@ from shortviz.heal_settings import HealSettings
 from shortviz.job_state import JobControl, JobState, Lane
 from shortviz.jobs import JobRegistry
 from shortviz.memory import free_bytes
-from shortviz.records import Block, Evaluation, ModelRef, TextSpec
+from shortviz.records import Block, Evaluation, ModelRef, TaskRows, TaskScore, TaskSpec, TextSpec
 from shortviz.settings import settings
 from shortviz.ui import state as s
 from shortviz.ui.shelves import ModelShelf, RunShelf, Shelf
@@ -45,6 +45,9 @@ class JobContext:
     training: TextSpec | None = None
     recipe: HealSettings | None = None
     to_layers: int | None = None
+    task: TaskSpec | None = None
+    plans: tuple[tuple[int, ...], ...] = ()
+    layers: int = 0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -63,6 +66,9 @@ class Bench:
     """By (model, removed layers, prompt)."""
     treated: "Shelf[ModelHandle]" = field(default_factory=lambda: Shelf(1 if settings().is_hosted else 3))
     """Repaired and healed models, by (model, removed layers, methods); a healed one has many tensors of its own."""
+    tasks: "Shelf[TaskScore]" = field(default_factory=lambda: Shelf(500))
+    """By (model, removed layers, fingerprint of the questions)."""
+    questions: "Shelf[TaskRows]" = field(default_factory=lambda: Shelf(4))
     windows: "Shelf[WindowSet]" = field(default_factory=lambda: Shelf(4))
     wanted_rows: list[int] = field(default_factory=list)
     """Rows of the measured map that people look at now; a running measurement takes them first."""

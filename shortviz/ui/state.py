@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 
 import streamlit as st
 
-from shortviz.records import Block, ModelRef, TextSpec
+from shortviz.records import Block, ModelRef, TaskSpec, TextSpec
 from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 
 State = MutableMapping[Any, Any]
@@ -36,6 +36,8 @@ RUN: Final = "run"
 CALIBRATION: Final = "calibration"
 EVALUATION: Final = "evaluation"
 TRAINING: Final = "training"
+TASK: Final = "task"
+TASK_PROBLEM: Final = "task_problem"
 JOBS: Final = "jobs"
 WANTED: Final = "wanted"
 CHOSEN: Final = "chosen"
@@ -159,6 +161,28 @@ def take_cut(state: State, removed: tuple[int, ...]) -> None:
         set_block(state, block)
     else:
         set_cut(state, removed)
+
+
+def set_task(state: State, spec: TaskSpec) -> None:
+    """Score these multiple-choice questions from now on; scores are kept per set of questions."""
+    state[TASK] = spec
+    state.pop(TASK_PROBLEM, None)
+
+
+def refuse_task(state: State, problem: str) -> None:
+    """Remember why the questions that were named last cannot be used."""
+    state[TASK_PROBLEM] = problem
+
+
+def task_problem(state: State) -> str:
+    """Return why the questions that were named last cannot be used; "" where they can."""
+    return str(state.get(TASK_PROBLEM, ""))
+
+
+def task(state: State) -> TaskSpec | None:
+    """Return the chosen multiple-choice questions, if any."""
+    found = state.get(TASK)
+    return found if isinstance(found, TaskSpec) else None
 
 
 def set_block(state: State, block: Block) -> None:

@@ -122,11 +122,11 @@ def _file(role: str, base: TextSpec) -> TextSpec | None:
         )
     key = st.text_input("Column", value=base.key, key=f"{role}_key", persist_state="session")
     if upload is not None:
-        return TextSpec(kind="file", value=str(_store(upload)), key=key)
+        return TextSpec(kind="file", value=str(store_upload(upload)), key=key)
     return TextSpec(kind="file", value=path.strip(), key=key) if path.strip() else None
 
 
-def _store(upload: Any) -> Path:
+def store_upload(upload: Any) -> Path:
     """Keep an uploaded file under the name of its content, never under the name that the browser sent."""
     content = upload.getvalue()
     policy.check_upload_bytes(settings(), len(content))

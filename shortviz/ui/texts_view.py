@@ -125,6 +125,7 @@ def _start(bench: Bench, shown: Shown, names: tuple[str, ...]) -> None:
         for name in names
     ]
     s.set_job(state, "texts", text_actions.start_texts(bench, shown.ref, specs))
+    st.rerun()  # the whole page, so that it follows the job
 
 
 def _chart(

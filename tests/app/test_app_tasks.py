@@ -1,0 +1,99 @@
+"""Questions in the inspector and on the curve, and greedy removal on the page."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from tests.app.conftest import App
+from tests.app.test_app_measured import show, view
+
+ROWS = [
+    {"goal": "The river carries", "sol1": "what the hills let go", "sol2": "nothing", "label": 0},
+    {"goal": "The mill turns it", "sol1": "away", "sol2": "into bread", "label": 1},
+    {"goal": "What the hills", "sol1": "let go", "sol2": "turn", "label": 0},
+]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return file
+
+
+def choose(page: App, file: Path, columns: tuple[str, str], form: str = "inspector") -> App:
+    page.at.text_input(key=f"{form}_task_path").set_value(str(file))
+    page.at.text_input(key=f"{form}_question").set_value(columns[0])
+    page.at.text_input(key=f"{form}_choices").set_value(columns[1])
+    return page.run().click(f"{form}_use")
+
+
+def test_questions_with_the_wrong_columns_are_refused_in_a_sentence(loaded: App, questions: Path) -> None:
+    page = choose(loaded.page("map"), questions, ("question", "choices"))
+    assert "There is no column 'question' in line 1" in page.errors[0]
+    assert "Choose one of them in the columns above." in page.errors[0]
+    assert s.TASK not in page.state
+
+
+def test_the_chosen_block_is_scored_beside_the_uncut_model_once(measured: App, tools: Bench, questions: Path) -> None:
+    page = choose(measured, questions, ("goal", "sol1, sol2"))
+    assert "Chosen: 3 questions of file questions.jsonl, columns goal, sol1, sol2, label; chance 50 %" in page.words
+    page.click("score_block")
+    job = page.finish("tasks")
+    assert (job.state, job.result) == ("done", 2), job.error
+    assert "Accuracy, uncut → cut" in page.words
+    assert "always the most frequent label 67 %" in page.words
+    (run,) = [tools.runs.get(p.name) for p in tools.runs.folder.glob("tiny-llama-*")]
+    assert run is not None
+    assert [task.removed == () for task in run.tasks] == [True, False]
+    start = page.number("start")
+    start.set_value(0 if start.value else 1)
+    page.run().click("score_block")
+    assert page.finish("tasks").result == 1, "the uncut model is known"
+
+
+def test_greedy_removal_and_accuracies_are_run_from_the_curve_kept_and_drawn(
+    measured: App, tools: Bench, questions: Path
+) -> None:
+    page = show(measured, "measured")
+    page.click("measure_button")
+    page.finish("losses")
+    view(page, "Curve")
+    page.at.number_input(key="greedy_layers").set_value(2)
+    page.run().click("start_greedy")
+    assert page.finish("greedy").state == "done"
+    (chart,) = page.at.get("plotly_chart")
+    assert "greedy scattered layers" in chart.proto.spec
+    (run,) = [tools.runs.get(p.name) for p in tools.runs.folder.glob("tiny-llama-*")]
+    assert run is not None
+    assert run.greedy is not None
+    assert [point.n for point in run.greedy.line.points] == [0, 1, 2]
+    page.at.segmented_control(key="curve_axis").set_value("accuracy")
+    assert "No cut on this curve was scored yet" in page.run().words
+    choose(page, questions, ("goal", "sol1, sol2"), form="curve")
+    page.at.text_input(key="curve_sizes").set_value("1, 2")
+    page.run()
+    assert "3 questions with each of 3 models that have no score yet" in page.words
+    page.click("score_curve")
+    assert page.finish("tasks").result == 3
+    (chart,) = page.at.get("plotly_chart")
+    drawn = json.loads(chart.proto.spec)
+    assert drawn["data"][0]["x"] == [0, 1, 2]
+    assert "chance" in json.dumps(drawn["layout"]["annotations"])
+    assert "Over 3 questions of file questions.jsonl" in chart.proto.alt
+
+
+def test_greedy_removal_on_another_text_than_the_map_is_refused(measured: App) -> None:
+    from shortviz.records import TextSpec
+
+    page = show(measured, "measured")
+    page.click("measure_button")
+    page.finish("losses")
+    page.state[s.EVALUATION] = TextSpec(kind="builtin", value="passages/code")
+    view(page, "Curve").click("start_greedy")
+    job = page.finish("greedy")
+    assert job.state == "failed"
+    assert "choose that text again, or measure the map anew" in page.errors[0]
