@@ -3,6 +3,6 @@
 from shortviz.ui import frame
 
 page = frame.navigation()
-frame.open_page()
+frame.open_page(page)
 page.run()
 frame.close_page()

@@ -96,7 +96,7 @@ def one_server(browser: Browser, options: argparse.Namespace, number: int) -> di
             other.context.close()
             if options.no_model:
                 return found
-            page.goto(f"{server.url}/?run={key}")
+            page.goto(f"{server.url}/map?run={key}")
             page.wait_for_function(MAP_IS_DRAWN)
             page.wait_for_timeout(1000 * options.read)
             found["load demo"] = [load_model(page)]

@@ -32,6 +32,9 @@ _MOST_ROWS, _MOST_TOKENS = 100_000, 8192
 _TEXT = TypeAdapter(TextSpec)
 _TEXT_FIELDS = ("key", "subset", "split", "limit", "max_length", "bos")
 _VIEW_KEYS = (s.CRITERION, s.SHOW, s.METRIC, s.SCALE, s.PALETTE, s.VIEW)
+_WRITTEN = ("model", "rev", "dtype", "device", "text", "eval", "run", "start", "n", "job")
+VIEW_PARAMETERS = frozenset((*_WRITTEN, *_VIEW_KEYS))
+"""Parameters that say what is on the map: an address that carries one means the map."""
 
 
 def read_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) -> None:
@@ -125,7 +128,7 @@ def went_back() -> bool:
 def write_address(bench: Bench, state: s.State) -> None:
     """Put model, run and running job into the address, as one entry of the browser's history."""
     wanted = address(bench, state)
-    for key in ("model", "rev", "dtype", "device", "text", "eval", "run", "start", "n", "job"):
+    for key in _WRITTEN:
         if key not in wanted and key in st.query_params:
             del st.query_params[key]
     changed = {key: value for key, value in wanted.items() if st.query_params.get(key) != value}
@@ -211,7 +214,7 @@ def link(bench: Bench, state: s.State) -> str:
     parts = urlsplit(st.context.url or "http://localhost:8501/")
     parameters = {k: v for k, v in address(bench, state).items() if k != "job"}
     parameters |= {k: str(state[k]) for k in _VIEW_KEYS if state.get(k)}
-    return urlunsplit((parts.scheme, parts.netloc, "/", urlencode(parameters), ""))
+    return urlunsplit((parts.scheme, parts.netloc, "/map", urlencode(parameters), ""))
 
 
 def _readable(bench: Bench, key: str) -> bool:

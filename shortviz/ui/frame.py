@@ -8,7 +8,7 @@ from streamlit.navigation.page import StreamlitPage
 from shortviz.job_state import JobState
 from shortviz.ui import actions, notes, warm
 from shortviz.ui import state as s
-from shortviz.ui.address import follow_address, linked, read_address, went_back, write_address
+from shortviz.ui.address import VIEW_PARAMETERS, follow_address, linked, read_address, went_back, write_address
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of
 from shortviz.ui.words import plain
@@ -21,8 +21,9 @@ def navigation() -> StreamlitPage:
     st.set_page_config(page_title="shortviz", page_icon=":material/layers_clear:", layout="wide")
     return st.navigation(
         [
-            st.Page("pages/map.py", title="Map", icon=":material/grid_on:", url_path="map", default=True),
+            st.Page("pages/learn.py", title="Learn", icon=":material/school:", url_path="learn", default=True),
             st.Page("pages/model.py", title="Model", icon=":material/deployed_code:", url_path="model"),
+            st.Page("pages/map.py", title="Map", icon=":material/grid_on:", url_path="map"),
             st.Page("pages/heal.py", title="Heal", icon=":material/healing:", url_path="heal"),
             st.Page("pages/export.py", title="Export", icon=":material/download:", url_path="export"),
             st.Page("pages/runs.py", title="Runs", icon=":material/history:", url_path="runs"),
@@ -31,12 +32,18 @@ def navigation() -> StreamlitPage:
     )
 
 
-def open_page() -> None:
-    """Prefill a new session from the address it was opened with, and draw what is above every page."""
+def open_page(page: StreamlitPage) -> None:
+    """Prefill a new session from the address it was opened with, and draw what is above every page.
+
+    An address without a page opens on Learn; one that carries a view of the map goes to the map.
+    """
     state = s.session()
     if not s.begun(state):
         s.begin(state)
-        read_address(bench(), state, linked())
+        parameters = linked()
+        read_address(bench(), state, parameters)
+        if page.url_path == "" and any(key in VIEW_PARAMETERS for key in parameters):
+            st.switch_page("pages/map.py", query_params=parameters)
     elif went_back():
         follow_address(bench(), state, linked())
     s.frame(state)

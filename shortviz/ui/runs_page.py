@@ -28,7 +28,7 @@ def draw() -> None:
     chosen = st.session_state["runs_table"]["selection"]["rows"]
     if chosen and chosen[0] < len(rows):
         s.open_run(s.session(), rows[chosen[0]][0])
-        st.switch_page("pages/map.py")
+        st.switch_page("pages/map.py", query_params={})
 
 
 def _row(key: str, run: Run) -> dict[str, object]:

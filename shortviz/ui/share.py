@@ -25,7 +25,7 @@ def buttons(tools: Bench, shown: Shown, block: Block) -> None:
     with st.container(horizontal=True, gap="small"):
         treat_buttons.buttons(tools, shown, block)
         if st.button("Export", icon=":material/download:", key="to_export"):
-            st.switch_page("pages/export.py")
+            st.switch_page("pages/export.py", query_params={})
         with st.popover("Copy link", icon=":material/link:"):
             st.caption("Restores this view; it starts no work.")
             st.code(link(tools, state), language=None, wrap_lines=True)

@@ -68,6 +68,8 @@ TEXT_ROLE: Final = "text_role"
 TARGET: Final = "target"
 FOLDER: Final = "folder"
 SUGGESTED: Final = "suggested"
+STEP: Final = "step"
+TARGET_PAGE: Final = "target_page"
 
 DEFAULT_TRAINING: Final = TextSpec(kind="builtin", value="python-reference", limit=256, max_length=256)
 """Not the evaluation text: what is learned by heart must not count as healed."""
@@ -127,6 +129,16 @@ def frame(state: State) -> None:
 def take_frame(state: State) -> bool:
     """Return whether this run went through app.py, once."""
     return bool(state.pop(FRAMED, False))
+
+
+def leave_for(state: State, page: str) -> None:
+    """Remember which page a button asked for; the page that is open goes there when it runs."""
+    state[TARGET_PAGE] = page
+
+
+def take_target(state: State) -> str:
+    """Return the page that a button asked for, once; empty where none did."""
+    return str(state.pop(TARGET_PAGE, ""))
 
 
 def set_model(state: State, ref: ModelRef) -> None:

@@ -57,7 +57,7 @@ def buttons(tools: Bench, shown: Shown, block: Block) -> None:
         on_click=start_repair, args=(tools, shown, block.layers, method),
     )  # fmt: skip
     if st.button("Heal", icon=":material/healing:", key="to_heal"):
-        st.switch_page("pages/heal.py")
+        st.switch_page("pages/heal.py", query_params={})
 
 
 def cell(tools: Bench, shown: Shown, block: Block) -> None:

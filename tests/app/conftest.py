@@ -20,10 +20,12 @@ TEXT = "The river carries what the hills let go, and the mill turns it into brea
 
 
 class App:
-    """An AppTest with the words that tests need."""
+    """An AppTest with the words that tests need; it opens on the map unless `first_page` says otherwise."""
 
-    def __init__(self, **parameters: str) -> None:
+    def __init__(self, first_page: str = "map", **parameters: str) -> None:
         self.at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
+        if first_page:
+            self.at.switch_page(f"pages/{first_page}.py")
         for key, value in parameters.items():
             self.at.query_params[key] = value
         self.run()

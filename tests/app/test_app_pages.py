@@ -27,6 +27,8 @@ def test_the_first_visit_imports_neither_torch_nor_transformers() -> None:
     program = (
         "import sys; from streamlit.testing.v1 import AppTest; "
         "at = AppTest.from_file('app.py', default_timeout=120).run(); assert not at.exception, at.exception; "
+        "at.switch_page('pages/map.py').run(); assert not at.exception, at.exception; "
+        "at.switch_page('pages/runs.py').run(); assert not at.exception, at.exception; "
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

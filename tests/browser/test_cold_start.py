@@ -17,6 +17,6 @@ def test_a_link_to_an_inner_page_works_as_the_first_request_of_a_server(
     server = start_app(ROOT / "app.py")
     page.goto(f"{server.url}/export?start=12&n=4")
     expect(page.get_by_role("heading", name="Removes layers 12-15 (start 12, n 4)")).to_be_visible(timeout=PATIENCE_MS)
-    for name in ("Map", "Model", "Export", "Runs"):
+    for name in ("Learn", "Map", "Model", "Export", "Runs"):
         link = page.get_by_role("navigation").get_by_role("link", name=name, exact=True)
         expect(link).to_be_visible(timeout=PATIENCE_MS)

@@ -20,7 +20,7 @@ def server(start_app: Callable[[Path], AppServer]) -> AppServer:
 
 
 def test_the_first_visit_shows_the_bundled_map_whole_in_the_window(page: Page, server: AppServer) -> None:
-    page.goto(server.url)
+    page.goto(f"{server.url}/map")
     wait_for_map(page)
     expect(page.get_by_text("bundled run")).to_be_visible()
     box = page.locator(".js-plotly-plot").first.bounding_box()
@@ -34,7 +34,7 @@ def test_the_first_visit_shows_the_bundled_map_whole_in_the_window(page: Page, s
 
 
 def test_twenty_clicks_on_a_30_layer_map_all_hit_the_right_cell(page: Page, server: AppServer) -> None:
-    page.goto(server.url)
+    page.goto(f"{server.url}/map")
     wait_for_map(page)
     for start, n, off in random_cells(30, 20, seed=20):
         click_cell(page, 30, start, n, off)
@@ -44,7 +44,7 @@ def test_twenty_clicks_on_a_30_layer_map_all_hit_the_right_cell(page: Page, serv
 
 
 def test_a_link_restores_the_chosen_block(page: Page, server: AppServer) -> None:
-    page.goto(f"{server.url}/?start=12&n=4")
+    page.goto(f"{server.url}/map?start=12&n=4")
     wait_for_block(page, 12, 4)
     wait_for_outline(page, 12, 4)
     expect(page.get_by_role("spinbutton", name="start")).to_have_value("12")
@@ -52,14 +52,14 @@ def test_a_link_restores_the_chosen_block(page: Page, server: AppServer) -> None
 
 
 def test_a_link_to_a_block_that_does_not_fit_is_answered_in_words(page: Page, server: AppServer) -> None:
-    page.goto(f"{server.url}/?start=28&n=9")
+    page.goto(f"{server.url}/map?start=28&n=9")
     wait_for_map(page)
     expect(page.get_by_text("Block start 28, n 9 does not fit")).to_be_visible()
     expect(page.get_by_test_id("stException")).to_have_count(0)
 
 
 def test_typing_moves_the_outline_and_the_address(page: Page, server: AppServer) -> None:
-    page.goto(f"{server.url}/?start=12&n=4")
+    page.goto(f"{server.url}/map?start=12&n=4")
     wait_for_outline(page, 12, 4)
     box = page.get_by_role("spinbutton", name="start")
     box.fill("5")
@@ -70,7 +70,7 @@ def test_typing_moves_the_outline_and_the_address(page: Page, server: AppServer)
 
 
 def test_back_and_forward_choose_the_block_that_was_chosen_before(page: Page, server: AppServer) -> None:
-    page.goto(f"{server.url}/?start=12&n=4")
+    page.goto(f"{server.url}/map?start=12&n=4")
     wait_for_map(page)
     for start, n in ((3, 2), (20, 5)):
         click_cell(page, 30, start, n)
@@ -86,8 +86,8 @@ def test_back_and_forward_choose_the_block_that_was_chosen_before(page: Page, se
 
 def test_two_visitors_choose_independently(new_visitor: Callable[[], BrowserContext], server: AppServer) -> None:
     first, second = new_visitor().new_page(), new_visitor().new_page()
-    first.goto(f"{server.url}/?start=3&n=2")
-    second.goto(f"{server.url}/?start=20&n=5")
+    first.goto(f"{server.url}/map?start=3&n=2")
+    second.goto(f"{server.url}/map?start=20&n=5")
     wait_for_block(first, 3, 2)
     wait_for_block(second, 20, 5)
     click_cell(second, 30, 10, 6)
@@ -96,7 +96,7 @@ def test_two_visitors_choose_independently(new_visitor: Callable[[], BrowserCont
 
 
 def test_the_keyboard_alone_chooses_a_block_in_the_table(page: Page, server: AppServer) -> None:
-    page.goto(f"{server.url}/?start=12&n=4")
+    page.goto(f"{server.url}/map?start=12&n=4")
     wait_for_map(page)
     page.get_by_role("radio", name=re.compile("^Table")).check(force=True)
     grid = page.get_by_test_id("stDataFrame").locator("canvas").first

@@ -22,7 +22,7 @@ def server(start_app: Callable[[Path], AppServer]) -> AppServer:
 
 
 def test_from_the_first_visit_to_a_downloaded_checkpoint(page: Page, server: AppServer, tmp_path: Path) -> None:
-    page.goto(server.url)
+    page.goto(f"{server.url}/map")
     wait_for_map(page)
     expect(page.get_by_text("bundled run")).to_be_visible()
 

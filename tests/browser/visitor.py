@@ -36,7 +36,7 @@ def to_page(page: Page, name: str) -> None:
 
 def load_demo(page: Page, server: AppServer, *, rows: int, length: int) -> None:
     """Choose text sizes on the Model page, load the demo model there, and go to the map."""
-    page.goto(server.url)
+    page.goto(f"{server.url}/map")
     wait_for_map(page)
     to_page(page, "Model")
     type_number(page, "Rows, at most", rows)
