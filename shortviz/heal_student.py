@@ -105,7 +105,12 @@ def _with_adapters(cut: ModelHandle, settings: HealSettings) -> Student:
     )
     student = inject(cut, config, in_4bit=settings.quantize == "4bit")
     _check_adapted(student.handle.model, cut, targets)
-    return replace(student, note=targets.note)
+    quantised = (
+        "The frozen weights were held in 4 bits while training, and the held-out losses are that model's; the healed "
+        "model has its own weights in full."
+    )
+    notes = (targets.note, quantised if settings.quantize == "4bit" else "")
+    return replace(student, note=" ".join(note for note in notes if note))
 
 
 def inject(cut: ModelHandle, config: Any, *, in_4bit: bool = False) -> Student:
