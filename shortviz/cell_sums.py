@@ -42,6 +42,13 @@ class CellSums:
         self.squares[:, rows, starts] += np.square(samples)
         self.count[rows, starts] += 1
 
+    def merge(self, other: "CellSums") -> None:
+        """Add the sums of other windows, in place; a coarse sample is taken where there is one."""
+        self.total[:] += other.total
+        self.squares[:] += other.squares
+        self.count[:] += other.count
+        self.coarse[:] = np.fmax(self.coarse, other.coarse)
+
     def grids(self) -> dict[str, Grid]:
         """Return mean and standard error by name; the error is NaN with fewer than two windows."""
         count = self.count

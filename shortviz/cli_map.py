@@ -38,6 +38,8 @@ def measured_map(
     """Measure what every block's removal really costs."""
     from shortviz import runs, texts
     from shortviz.cli_map_output import losses_text, search_json, search_text
+    from shortviz.cli_ranks import share
+    from shortviz.ranks import joined
 
     if metric not in ("nll", "kl"):
         raise ShortvizError(f"--metric is {metric!r}; it must be nll or kl.")
@@ -45,9 +47,14 @@ def measured_map(
         raise ShortvizError("--max-n belongs to --search; give --search too, or leave it out.")
     ref, run, out = source(model, load, out)
     spec, windows = text.spec(texts.DEFAULT_EVALUATION), text.window_spec()
-    with working() as (on_progress, stop):
+    with working() as (on_progress, stop), joined() as ranks:
+        if search and ranks is not None:
+            raise ShortvizError("--search runs in one process; start it without a launcher.")
+        ref, on_progress = share(ranks, ref, on_progress, stop)
         handle = load_model(ref, on_progress, stop)
         window_set = texts.make_windows(spec, windows, handle.tokenizer)
+        if ranks is not None:
+            ranks.agree({"text": window_set.info.fingerprint, "options": (window_set.tokens.shape, handle.info.dtype)})
         _warn_about(window_set.info, run)
         if search:
             from shortviz.search import search_best_starts
@@ -58,10 +65,14 @@ def measured_map(
 
             run = run or runs.new_run(handle.info, window_set.info)
             _refuse_other_text(run, window_set.info, out)
-            if out is not None:
+            if out is not None and (ranks is None or ranks.writes):
                 runs.save_run(run, out)
             checkpoint = out / CHECKPOINT if out is not None else None
-            losses = measure_losses(handle, window_set, checkpoint=checkpoint, on_progress=on_progress, stop=stop)
+            losses = measure_losses(
+                handle, window_set, checkpoint=checkpoint, ranks=ranks, on_progress=on_progress, stop=stop
+            )
+    if ranks is not None and not ranks.writes:
+        return
     if search:
         print_result(search_json(found) if as_json else search_text(found))
         return
@@ -85,12 +96,14 @@ def _refuse_other_text(run: "Run", text: "TextInfo", out: Path | None) -> None:
 
 def finish(losses: "BlockLosses", out: Path | None) -> None:
     """Remove the checkpoint of a complete map; exit with the code of a stopped one otherwise."""
+    from shortviz.checkpoint import discard_checkpoint
+
     if not losses.complete:
         advice = "run the same command again to go on" if out is not None else "with --out it could go on from there"
         print(f"Stopped with part of the map measured; {advice}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if out is not None:
-        (out / CHECKPOINT).unlink(missing_ok=True)
+        discard_checkpoint(out / CHECKPOINT)
 
 
 def source(model: str, load: LoadOptions, out: Path | None) -> tuple[ModelRef, "Run | None", Path | None]:

@@ -51,24 +51,30 @@ def measure(
     from shortviz import runs, texts
     from shortviz.checkpoint import discard_checkpoint
     from shortviz.cli_output import distances_text
+    from shortviz.cli_ranks import share
     from shortviz.errors import ShortvizError
+    from shortviz.ranks import joined
 
     if tokens_per_row is not None and stream is False:
         raise ShortvizError("--tokens-per-row belongs to --stream; leave it out, or give --stream.")
     chosen = known.names() if criteria == "all" else tuple(dict.fromkeys(c.strip() for c in criteria.split(",")))
     own = [known.resolve(name) for name in chosen]
     spec = readable(text.spec(texts.DEFAULT_CALIBRATION))
-    with working() as (on_progress, stop):
-        ref = load.ref(model)
+    with working() as (on_progress, stop), joined() as ranks:
+        ref, on_progress = share(ranks, load.ref(model), on_progress, stop)
         streamed = tokens_per_row is not None or streams(ref, stream)
+        streamed = streamed if ranks is None else any(ranks.all(streamed))
         with (_streamed if streamed else _loaded)(ref, on_progress, stop) as opened:
             tokens = texts.tokenize(spec, opened.tokenizer)
+            if ranks is not None:
+                ranks.agree({"text": tokens.info.fingerprint, "options": (chosen, text.batch_size, opened.info.dtype)})
             run = runs.new_run(opened.info, tokens.info)
             checkpoint = None
             if out is not None:
-                run, checkpoint = _claim(run, out), out / ("stream.npz" if streamed else "checkpoint.npz")
+                run = _claim(run, out) if ranks is None or ranks.writes else run
+                checkpoint = out / ("stream.npz" if streamed else "checkpoint.npz")
             common: dict[str, Any] = {"criteria": own, "batch_size": text.batch_size, "checkpoint": checkpoint}
-            common |= {"on_progress": on_progress, "stop": stop}
+            common |= {"ranks": ranks, "on_progress": on_progress, "stop": stop}
             if streamed:
                 from shortviz.streaming import measure_streamed
 
@@ -77,6 +83,8 @@ def measure(
                 from shortviz.distances import measure_distances
 
                 distances = measure_distances(opened, tokens, **common)
+        if ranks is not None and not ranks.writes:
+            return
         run = replace(run, distances=distances)
         if out is not None:
             runs.save_run(run, out)
@@ -93,17 +101,19 @@ def streams(ref: "ModelRef", asked: bool | None) -> bool:
     """Return whether to stream: as asked, else where the model would not fit, which is then told."""
     if asked is not None:
         return asked
+    from shortviz.cli_ranks import local_size
     from shortviz.loading import estimate
     from shortviz.words import size
 
     found = estimate(ref)
-    if not found.fits:
+    fits = found.fits and found.memory_bytes * 1.2 * local_size() <= found.available_bytes
+    if not fits:
         print(
             f"{found.id} takes {size(found.memory_bytes)} and {size(found.available_bytes)} is free: it is streamed, "
             "one layer in memory at a time.",
             file=sys.stderr,
         )
-    return not found.fits
+    return not fits
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from shortviz.distance_record import distances_record, empty_sums, settling_of
 from shortviz.errors import ShortvizError, Stopped
 from shortviz.gram import NORMS, BoundaryStates, sequence_scores
 from shortviz.handle import ModelHandle
+from shortviz.rank_sums import added_up
+from shortviz.ranks import Ranks
 from shortviz.records import BlockDistances, Floats, OnProgress, Progress, Tokens, TokenSet
 from shortviz.row_scores import RowScores
 from shortviz.sums import Sums, pack, unpack
@@ -37,6 +39,7 @@ def measure_distances(
     criteria: Sequence[str | Criterion | Score] | None = None,
     batch_size: int = 8,
     checkpoint: Path | None = None,
+    ranks: Ranks | None = None,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
 ) -> BlockDistances:
@@ -44,7 +47,8 @@ def measure_distances(
 
     Rows are the samples: a criterion of all tokens is averaged within a row first. The LM head is not run. With a
     `checkpoint` path, a run that was killed goes on from there, with bit-equal sums. When `stop` is set, the rows
-    measured so far are returned.
+    measured so far are returned. Of several processes (`ranks`) each does its share and keeps its own checkpoint; the
+    sums of all are in the record, the fitted criteria in that of rank 0.
     Raises Stopped when stopped before the first batch, TextError where a row does not fit the model, NumericsError at
     NaN or Inf, RunError where the checkpoint belongs to something else.
     """
@@ -52,7 +56,9 @@ def measure_distances(
         raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
     check_rows(handle.info, tokens)
     chosen = [known.resolve(c) for c in criteria or known.names()]
-    batches = batches_by_length(tokens.rows, batch_size)
+    every = batches_by_length(tokens.rows, batch_size)
+    batches = every if ranks is None else [every[i] for i in ranks.mine(len(every))]
+    checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
     key = _key(handle, tokens, chosen, batch_size)
     began, saved = time.monotonic(), time.monotonic()
     states = BoundaryStates(handle.info.num_layers + 1)
@@ -83,7 +89,10 @@ def measure_distances(
             saved = time.monotonic()
         if on_progress is not None:
             count = sums[_FIRST].count
-            on_progress(Progress(stage="measure", done=count, total=len(tokens.rows), unit="rows", snapshot=record))
+            total = sum(map(len, batches))
+            on_progress(Progress(stage="measure", done=count, total=total, unit="rows", snapshot=record))
+    if ranks is not None:
+        sums, sample, rows = added_up(ranks, sums, sample, rows, [len(batch) for batch in every])
     if sums[_FIRST].count == 0:
         raise Stopped("Stopped before the first batch was measured; there is nothing to keep.")
     return record(complete=True)

@@ -71,6 +71,15 @@ def load(ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threadin
     return ModelHandle(model=model, tokenizer=tokenizer, info=info, ref=ref)
 
 
+def prepare(ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threading.Event | None = None) -> Path:
+    """Return a local folder with the model's checkpoint, downloaded or de-quantised where it was not there yet.
+
+    Raises what `load` raises before it reads weights.
+    """
+    files = settle_gguf(find_files(ref))
+    return fetch(files, estimate_files(files, choose_placement(ref)), on_progress, stop)
+
+
 def fetch(
     files: ModelFiles, expected: ModelEstimate, on_progress: OnProgress | None, stop: threading.Event | None
 ) -> Path:

@@ -16,6 +16,7 @@ from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
 from shortviz.errors import Stopped
 from shortviz.handle import ModelHandle
 from shortviz.losses import check_windows, score_of_windows
+from shortviz.ranks import Ranks
 from shortviz.records import Block, BlockLosses, Floats, OnProgress, Progress, Score, Tokens, WindowSet
 from shortviz.window_scores import WindowScore
 
@@ -32,6 +33,7 @@ def measure_losses(
     priority: Sequence[int] = (),
     coarse_tokens: int = 128,
     checkpoint: Path | None = None,
+    ranks: Ranks | None = None,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
 ) -> BlockLosses:
@@ -41,7 +43,8 @@ def measure_losses(
     the whole map is there early; then window after window, each replacing or refining what is there. Rows (values of
     n) in `priority` come first; the list is read again before each step, so that it may change meanwhile, and does not
     change the results. Partial records come by `Progress.snapshot`. With a `checkpoint` path a killed run goes on from
-    there with bit-equal sums. When `stop` is set, what there is is returned.
+    there with bit-equal sums. When `stop` is set, what there is is returned. Of several processes (`ranks`) each takes
+    every size-th window and keeps its own checkpoint; all return the sums of all.
 
     Memory above the model: L+1 boundaries of one window, and the states of a group of rows, twice: GROUP_TOKENS
     tokens or one row of the map, whichever is more; logits never more than a tile of 8 MB.
@@ -54,7 +57,9 @@ def measure_losses(
     passes = _passes(windows, coarse_tokens)
     groups = [_groups(handle.info.num_layers, len(p.tokens)) for p in passes]
     key = _key(handle, windows, coarse_tokens)
-    state = _resume(checkpoint, key, handle.info.num_layers, passes, groups)
+    checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
+    mine = range(len(passes)) if ranks is None else ranks.mine(len(passes))
+    state = _resume(checkpoint, key, handle.info.num_layers, groups, mine)
     began, saved, before = time.monotonic(), time.monotonic(), state.seconds
     engine = open_engine(handle, windows.tokens[0])
 
@@ -80,12 +85,14 @@ def measure_losses(
                     Progress(
                         stage="map",
                         done=_blocks_done(groups, state.done),
-                        total=sum(_num_blocks(g) for g in groups),
+                        total=sum(_num_blocks(groups[i]) for i in mine),
                         unit="blocks",
                         detail=one.name,
                         snapshot=record,
                     )
                 )
+    if ranks is not None:
+        state = _added_up(ranks, state)
     if not np.any(state.done == 1):
         raise Stopped("Stopped before the first rows of the map were measured; there is nothing to keep.")
     return record()
@@ -106,7 +113,7 @@ class _State:
 
     sums: CellSums
     done: Floats
-    """1 for groups done, 0 for others, NaN beyond the last; shape (passes, most groups of a pass)."""
+    """1 for groups done, 0 for others, NaN beyond the last and for other processes' passes; (passes, most groups)."""
     base: Floats
     """NLL and seconds of the uncut model, shape (2, passes); NaN where not measured."""
     seconds: float = 0.0
@@ -184,16 +191,26 @@ def _key(handle: ModelHandle, windows: WindowSet, coarse_tokens: int) -> str:
 
 
 def _resume(
-    checkpoint: Path | None, key: str, num_layers: int, passes: Sequence[_Pass], groups: Sequence[Sequence[Group]]
+    checkpoint: Path | None, key: str, num_layers: int, groups: Sequence[Sequence[Group]], mine: Sequence[int]
 ) -> _State:
     arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
     if arrays is not None:
         sums, seconds = CellSums.unpack(arrays), float(arrays["seconds"])
         return _State(sums=sums, done=arrays["done"], base=arrays["base"], seconds=seconds)
-    done = np.full((len(passes), max(len(g) for g in groups)), np.nan)
-    for line, g in zip(done, groups, strict=True):
-        line[: len(g)] = 0
-    return _State(sums=CellSums.zeros(num_layers), done=done, base=np.full((2, len(passes)), np.nan))
+    done = np.full((len(groups), max(len(g) for g in groups)), np.nan)
+    for index in mine:
+        done[index, : len(groups[index])] = 0
+    return _State(sums=CellSums.zeros(num_layers), done=done, base=np.full((2, len(groups)), np.nan))
+
+
+def _added_up(ranks: Ranks, state: _State) -> _State:
+    """Return the state of all processes together: sums added, and for each pass what its own process says of it."""
+    every = ranks.all(state.pack())
+    sums = CellSums.zeros(state.sums.count.shape[0])
+    for one in every:
+        sums.merge(CellSums.unpack(one))
+    done, base = (np.fmax.reduce([one[name] for one in every]) for name in ("done", "base"))
+    return _State(sums=sums, done=done, base=base, seconds=max(float(one["seconds"]) for one in every))
 
 
 def _base_score(handle: ModelHandle, passes: Sequence[_Pass], state: _State) -> Score:

@@ -24,12 +24,15 @@ from shortviz.distance_record import distances_record, empty_sums, settling_of
 from shortviz.errors import ResourceError, ShortvizError, Stopped, is_out_of_memory
 from shortviz.gram import NORMS, sequence_scores
 from shortviz.layer_calls import CallBook
+from shortviz.rank_sums import added_up
+from shortviz.ranks import Ranks
 from shortviz.records import BlockDistances, Floats, OnProgress, Progress, Tokens, TokenSet
 from shortviz.replay import LayerCall
 from shortviz.row_scores import RowScores
 from shortviz.state_plan import planned_states
 from shortviz.state_store import StatePlan, StateStore, batch_shapes, sampled_positions
 from shortviz.streamed_model import StreamedModel
+from shortviz.sums import Sums
 from shortviz.token_batches import batches_by_length, check_rows, padded_right
 from shortviz.token_sample import TokenSample
 from shortviz.words import size
@@ -46,6 +49,7 @@ def measure_streamed(
     tokens_per_row: int | None = None,
     memory_bytes: int | None = None,
     checkpoint: Path | None = None,
+    ranks: Ranks | None = None,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
 ) -> BlockDistances:
@@ -53,7 +57,8 @@ def measure_streamed(
 
     The states of all tokens at all boundaries are kept where they fit (`planned_states`); else, or where
     `tokens_per_row` says so, token means are taken over that many evenly spaced tokens of each row. With a `checkpoint`
-    path the states are in a file beside it, and a killed run goes on with the layer it was in.
+    path the states are in a file beside it, and a killed run goes on with the layer it was in. Of several processes
+    (`ranks`) each streams the model for its share of the batches.
 
     Raises Stopped when stopped between layers, ResourceError where memory or disk does not suffice, and what
     `measure_distances` raises.
@@ -62,7 +67,9 @@ def measure_streamed(
         raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
     check_rows(model.info, tokens)
     chosen = [known.resolve(c) for c in criteria or known.names()]
-    batches = batches_by_length(tokens.rows, batch_size)
+    every = batches_by_length(tokens.rows, batch_size)
+    batches = every if ranks is None else [every[i] for i in ranks.mine(len(every))]
+    checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
     sample = None
     if any(c.from_sample for c in chosen):
         sample = TokenSample.of_rows(len(tokens.rows), model.info.num_layers + 1, model.info.hidden_size, None)
@@ -78,7 +85,11 @@ def measure_streamed(
         sweep = _Sweep(model, plan, checkpoint, _key(model, tokens, batch_size, plan.per_row), on_progress, stop)
         with _memory_limit(model, plan), torch.inference_mode():
             sweep.run(batches)
-            return _compared(sweep, tokens, chosen, sample)
+            sums, rows = _compared(sweep, chosen, sample)
+    if ranks is not None:
+        sums, sample, rows = added_up(ranks, sums, sample, rows, [len(batch) for batch in every])
+    record = distances_record(model.info, tokens, chosen, sums, sample, sweep.seconds)
+    return replace(record, settling=settling_of(model.info, rows), tokens_per_row=plan.per_row)
 
 
 class _Sweep:
@@ -155,9 +166,9 @@ class _Sweep:
 
 
 def _compared(
-    sweep: _Sweep, tokens: TokenSet, chosen: Sequence[Criterion], sample: TokenSample | None
-) -> BlockDistances:
-    """Return the distances from the states of all boundaries, batch by batch."""
+    sweep: _Sweep, chosen: Sequence[Criterion], sample: TokenSample | None
+) -> tuple[dict[str, Sums], RowScores]:
+    """Return the sums from the states of all boundaries, batch by batch; the sample is filled too."""
     store, per_row, device = sweep.store, sweep.store.plan.per_row, sweep.model.placement.device
     sums = empty_sums(chosen, sweep.model.info.num_layers + 1)
     fast = [c for c in chosen if not c.from_sample]
@@ -175,9 +186,9 @@ def _compared(
         if sample is not None:
             sample.add(states, shape.lengths, shape.width)
         if sweep.on_progress is not None:
-            sweep.on_progress(Progress(stage="compare", done=sums[NORMS[0]].count, total=len(tokens.rows), unit="rows"))
-    record = distances_record(sweep.model.info, tokens, chosen, sums, sample, sweep.seconds)
-    return replace(record, settling=settling_of(sweep.model.info, rows), tokens_per_row=per_row)
+            total = sum(len(shape.lengths) for shape in store.plan.shapes)
+            sweep.on_progress(Progress(stage="compare", done=sums[NORMS[0]].count, total=total, unit="rows"))
+    return sums, rows
 
 
 def _key(model: StreamedModel, tokens: TokenSet, batch_size: int, per_row: int | None) -> str:

@@ -1,0 +1,49 @@
+"""What a command does when a launcher started it several times: one fetches, all compare, one prints and writes."""
+
+import os
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shortviz.ranks import Ranks
+    from shortviz.records import ModelRef, OnProgress
+
+
+def local_size() -> int:
+    """Return how many processes of the launch share this machine, and its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def share(
+    ranks: "Ranks | None", ref: "ModelRef", on_progress: "OnProgress", stop: threading.Event
+) -> tuple["ModelRef", "OnProgress"]:
+    """Return (what this process loads, its progress), once the model's files are here and are the same for all.
+
+    Raises ShortvizError where another process has other files.
+    """
+    if ranks is None:
+        return ref, on_progress
+    from shortviz.loading import prepare
+    from shortviz.shards import fingerprint, read_shards
+
+    shown = on_progress if ranks.writes else _silent
+    if ranks.local_rank == 0:  # the download, or the de-quantised copy, is made once a machine
+        prepare(ref, on_progress=shown, stop=stop)
+    ranks.wait()
+    folder = prepare(ref)
+    ranks.agree({"model files": fingerprint(read_shards(folder, ref.id).values(), folder / "config.json")})
+    return replace(ref, device=_own_device(ref.device, ranks.local_rank)), shown
+
+
+def _own_device(asked: str, local_rank: int) -> str:
+    """Return a GPU of its own for each process of a machine, where there are GPUs and none was named."""
+    import torch
+
+    if asked not in ("auto", "cuda") or not torch.cuda.is_available():
+        return asked
+    return f"cuda:{local_rank % torch.cuda.device_count()}"
+
+
+def _silent(_progress: object) -> None:
+    """Show nothing."""
