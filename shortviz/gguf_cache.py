@@ -1,5 +1,6 @@
 """De-quantised copies of GGUF files, kept as safetensors in the user's cache: made once, atomically, by one process."""
 
+import glob
 import hashlib
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from shortviz.errors import ModelError, ResourceError, Stopped
+from shortviz.memory import free_bytes
 from shortviz.model_files import INDEX, WEIGHTS
 from shortviz.records import OnProgress, Progress
 from shortviz.settings import settings
@@ -28,14 +30,46 @@ _NO_MEMORY = ("MemoryError", "not enough memory", "Cannot allocate memory")
 _ERROR_LINE = re.compile(r"[A-Za-z_.]+(Error|Exception): ")
 """Begins the message of a traceback, which can be many lines long."""
 _POLL_SECONDS = 0.1
+_PROGRAM_BYTES = 450_000_000
+"""Of memory, for Python with torch and transformers."""
 
 
 def copy_folder(gguf: Path) -> Path:
     """Return where the copy of this GGUF file is kept, whether it is there yet or not; it depends on content alone."""
     facts = gguf.stat()
     digest = _digest(gguf.absolute(), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
-    stem = re.sub(r"[^A-Za-z0-9._-]", "_", gguf.stem)[:60].lstrip(".")
-    return settings().cache_dir.absolute() / "gguf" / f"{stem}-{digest[:20]}-{_FORMAT}"
+    return _copies() / f"{_stem(gguf)}-{digest[:20]}-{_FORMAT}"
+
+
+def whole_copy(gguf: Path) -> Path | None:
+    """Return the folder of the file's complete copy, or None; a file that cannot have one is not read for that."""
+    if not any(_copies().glob(f"{glob.escape(_stem(gguf))}-*-{_FORMAT}")):
+        return None
+    folder = copy_folder(gguf)
+    return folder if is_whole(folder) else None
+
+
+def _copies() -> Path:
+    return settings().cache_dir.absolute() / "gguf"
+
+
+def _stem(gguf: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", gguf.stem)[:60].lstrip(".")
+
+
+def check_memory(gguf: Path, header: GgufHeader) -> None:
+    """Raise ResourceError where the process that de-quantises the file would not have the memory it needs.
+
+    It holds every weight in float32, whatever dtype the model is loaded in afterwards, a tensor twice while it is
+    converted, and torch and transformers. Measured peaks, without the pages of the file itself, which the system can
+    take back: 1.10 GB where this says 1.21 (135 M parameters), 1.94 where it says 2.03 (379 M).
+    """
+    needed, free = 4 * (header.parameters + 2 * header.largest) + _PROGRAM_BYTES, free_bytes()
+    if needed > free:
+        raise ResourceError(
+            f"De-quantising {gguf.name}, which is done once and in float32, needs {size(needed)} of memory, and "
+            f"{size(free)} is free; close something, or give a safetensors checkpoint of the model."
+        )
 
 
 @lru_cache(maxsize=64)

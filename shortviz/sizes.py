@@ -21,12 +21,13 @@ def estimate_files(files: ModelFiles, placement: Placement) -> ModelEstimate:
 
     Raises:
         ModelError: For every model that is refused by its config, file list or weight headers.
-        ResourceError: Where the hub does not answer.
+        ResourceError: Where the hub does not answer, or a GGUF file is too large to be de-quantised here.
     """
     if files.gguf is not None:
         header = read_gguf_header(files.gguf)
         if header.num_layers < 2:
             raise ModelError(f"{files.name} has {header.num_layers} layer; choose a model of at least 2.")
+        gguf_cache.check_memory(files.gguf, header)
         architecture, layers, parameters, download = _gguf_class(header), header.num_layers, header.parameters, 0
     else:
         config = parse_config(files.name, read_config(files))
@@ -97,5 +98,5 @@ def settle_gguf(files: ModelFiles) -> ModelFiles:
     """Return the files, with the de-quantised copy's folder in place of a GGUF file where that copy exists."""
     if files.gguf is None:
         return files
-    folder = gguf_cache.copy_folder(files.gguf)
-    return ModelFiles(name=files.name, folder=folder) if gguf_cache.is_whole(folder) else files
+    folder = gguf_cache.whole_copy(files.gguf)
+    return files if folder is None else ModelFiles(name=files.name, folder=folder)

@@ -32,6 +32,8 @@ class GgufHeader:
     name: str
     num_layers: int
     parameters: int
+    largest: int
+    """Parameters of the largest tensor."""
 
 
 def safetensors_parameters(path: Path) -> int:
@@ -115,6 +117,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
         name=str(metadata.get("general.name", "")),
         num_layers=int(layers),
         parameters=sum(count for _, count, _, _ in tensors),
+        largest=max((count for _, count, _, _ in tensors), default=0),
     )
 
 

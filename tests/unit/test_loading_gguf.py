@@ -1,5 +1,6 @@
 """GGUF files: header, de-quantising into the cache, and what broken files and full disks do."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import gguf
 import numpy as np
@@ -126,6 +128,21 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     settings.cache_clear()
 
 
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose content is hashed from now on."""
+    names: list[str] = []
+    original = hashlib.file_digest
+
+    def digest(file: BinaryIO, kind: str) -> "hashlib._Hash":
+        names.append(file.name)
+        return original(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest)
+    gguf_cache._digest.cache_clear()
+    return names
+
+
 def test_the_header_tells_the_size_of_a_gguf_file(tiny_gguf: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, weights = tiny_gguf
     header = read_gguf_header(path)
@@ -139,7 +156,7 @@ def test_the_header_tells_the_size_of_a_gguf_file(tiny_gguf: tuple[Path, dict[st
 
 
 def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
-    tiny_gguf: tuple[Path, dict[str, torch.Tensor]], cache: Path
+    tiny_gguf: tuple[Path, dict[str, torch.Tensor]], cache: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One test, because de-quantising starts a process: two at once, contents, later loads, a broken copy, a stop."""
     path, weights = tiny_gguf
@@ -168,6 +185,11 @@ def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
     assert set(stages) == {"load"}
     assert again.info.parameters == handle.info.parameters
 
+    with monkeypatch.context() as patch:  # a copy is loaded, however little memory de-quantising would find
+        patch.setattr(gguf_cache, "free_bytes", lambda: 0)
+        assert estimate(ModelRef(id=str(path))).fits
+    assert len(hashed) == 1
+
     assert folder.is_relative_to(cache)
     (folder / "model.safetensors").write_bytes(b"broken")
     stop = threading.Event()
@@ -175,6 +197,37 @@ def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
         load(ModelRef(id=str(path)), on_progress=lambda p: stop.set() if p.stage == "de-quantise" else None, stop=stop)
     assert not gguf_cache.is_whole(folder)
     assert not list(folder.parent.glob("*.partial-*"))
+
+
+def test_too_little_memory_to_de_quantise_is_told_before_the_file_is_read(
+    tiny_gguf: tuple[Path, dict[str, torch.Tensor]], cache: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, weights = tiny_gguf
+    header = read_gguf_header(path)
+    assert header.largest == max(weight.numel() for weight in weights.values())
+    needed = 450_000_000 + 4 * header.parameters + 8 * header.largest
+    monkeypatch.setattr(gguf_cache, "free_bytes", lambda: needed - 1)
+    said = r"De-quantising tiny model.gguf, .* once and in float32, needs 451 MB of memory, and 451 MB is free; close"
+    for work in (estimate, load):
+        with pytest.raises(ResourceError, match=said):
+            work(ModelRef(id=str(path), dtype="bfloat16"))
+    assert hashed == []
+    assert not cache.exists()
+    monkeypatch.setattr(gguf_cache, "free_bytes", lambda: needed)
+    assert estimate(ModelRef(id=str(path), dtype="bfloat16")).memory_bytes == 2 * header.parameters
+
+
+def test_a_gguf_file_is_hashed_once_while_it_stays_as_it_is(
+    tiny_gguf: tuple[Path, dict[str, torch.Tensor]], cache: Path, hashed: list[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(tiny_gguf[0].read_bytes())
+    first = gguf_cache.copy_folder(copy)
+    assert gguf_cache.copy_folder(copy) == first
+    assert len(hashed) == 1
+    copy.write_bytes(copy.read_bytes()[:-1] + b"x")
+    assert gguf_cache.copy_folder(copy) != first
+    assert len(hashed) == 2
 
 
 def test_a_disk_that_is_full_leaves_nothing_behind(
