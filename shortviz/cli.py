@@ -162,6 +162,7 @@ app.command("advise")(cli_advise.advise_command)
 app.command("compare")(cli_compare.compare)
 app.command("sensitivity")(cli_compare.sensitivity)
 app.command("report")(cli_share.report)
+app.command("push")(cli_share.push)
 
 
 @app.command()

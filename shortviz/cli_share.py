@@ -1,11 +1,15 @@
-"""The commands that take results elsewhere: `shortviz report`. Heavy imports wait inside."""
+"""The commands that take results elsewhere: `shortviz report` and `shortviz push`. Heavy imports wait inside."""
 
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from shortviz.cli_session import print_result
+from shortviz.cli_options import JsonOption
+from shortviz.cli_session import print_result, working
+from shortviz.errors import ExportError
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -24,3 +28,38 @@ def report(
 
     write_report(load_run(run), out, criterion=criterion)
     print_result(f"Wrote {out} ({size(out.stat().st_size)}); it opens in any browser and loads nothing.")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint that `shortviz prune` wrote.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the hub.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Who may see a new repository.")] = True,
+    token_env: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable that holds the token.")
+    ] = "HF_TOKEN",
+    as_json: JsonOption = False,
+) -> None:
+    """Push a proved checkpoint with its card to the Hugging Face hub.
+
+    The token is read from an environment variable, so that it stands in no command line; without one, that of
+    `hf auth login` is used.
+    """
+    from shortviz.hub_push import Destination, push_folder, push_text
+
+    to = Destination(repo_id=repo_id, token=_token(token_env), private=private)
+    with working() as (on_progress, stop):
+        found = push_folder(folder, to, on_progress=on_progress, stop=stop)
+    print_result(asdict(found) if as_json else push_text(found))
+
+
+def _token(name: str) -> str:
+    """Return the token; raises ExportError where there is none."""
+    from huggingface_hub import get_token
+
+    found = os.environ.get(name) or (get_token() if name == "HF_TOKEN" else None)
+    if not found:
+        raise ExportError(
+            f"There is no token in the environment variable {name}; put one with write access there, or log in with "
+            "`hf auth login`."
+        )
+    return found

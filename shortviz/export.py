@@ -1,11 +1,12 @@
 """Export: write a checkpoint, reload it in a fresh process, prove it equal, and only then give it its name."""
 
 import copy
+import hashlib
 import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -54,6 +55,7 @@ _LEFTOVERS = ("quantization_config", "gguf_file", "transformers_weights", "_comm
 _LOADING_ARGUMENTS = ("gguf_file", "is_local", "local_files_only", "name_or_path")
 """How our own tokenizer was loaded; transformers writes it into tokenizer_config.json."""
 _POLL_SECONDS = 0.1
+RECORD = "shortviz.json"
 
 
 def export_checkpoint(
@@ -103,8 +105,7 @@ def export_checkpoint(
                 notes=notes,
                 treatments=pruned.treatments,
             )
-            write_card(checkpoint, facts)
-            files = fingerprints(checkpoint)
+            files = write_card(checkpoint, facts)
         except (OSError, SafetensorError) as error:
             raise write_error(error, target, needed) from error
         _check_stop(stop)
@@ -198,15 +199,21 @@ def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return stock
 
 
-def write_card(checkpoint: Path, facts: CardFacts) -> None:
-    """Write the card, its record and the mergekit recipe, and make all files as readable as the umask lets them be."""
-    record = json.dumps(shortviz_json(facts), indent=2, allow_nan=False) + "\n"
+def write_card(checkpoint: Path, facts: CardFacts, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Write the card, the mergekit recipe and the record, and make all files as readable as the umask lets them be.
+
+    Returns the SHA-256 of every file, as the record holds them too; those in `known` are not computed again.
+    """
     recipe = mergekit_yaml(facts.base.id, facts.plan, facts.pruned.dtype)
-    for name, text in (("README.md", model_card(facts)), ("shortviz.json", record), ("mergekit.yml", recipe)):
+    for name, text in (("README.md", model_card(facts)), ("mergekit.yml", recipe)):
         (checkpoint / name).write_text(text, encoding="utf-8")
+    files = fingerprints(checkpoint, known=known)
+    record = json.dumps(shortviz_json(facts) | {"files": files}, indent=2, allow_nan=False) + "\n"
+    (checkpoint / RECORD).write_text(record, encoding="utf-8")
     mode = (checkpoint / "README.md").stat().st_mode
     for path in (p for p in checkpoint.rglob("*") if p.is_file()):  # a folder must stay one that can be entered
         path.chmod(mode)  # safetensors makes its files readable by their owner alone, whatever the umask says
+    return dict(sorted((files | {RECORD: hashlib.sha256(record.encode()).hexdigest()}).items()))
 
 
 def _check_stop(stop: threading.Event | None) -> None:

@@ -29,6 +29,12 @@ class Settings(BaseSettings):
     hosted: bool | None = None
     """Whether strangers use this app; where it is not said, it follows from SPACE_ID, which a Space sets."""
     space_id: str = Field(default="", validation_alias=AliasChoices("SPACE_ID", "SHORTVIZ_SPACE_ID"))
+    oauth_client_id: str = Field(default="", validation_alias=AliasChoices("OAUTH_CLIENT_ID"))
+    """With the two below, given by a Space with `hf_oauth: true`: people may sign in to push."""
+    oauth_client_secret: str = Field(default="", validation_alias=AliasChoices("OAUTH_CLIENT_SECRET"), repr=False)
+    openid_provider_url: str = Field(
+        default="https://huggingface.co", validation_alias=AliasChoices("OPENID_PROVIDER_URL")
+    )
     space_host: str = Field(default="", validation_alias=AliasChoices("SPACE_HOST", "SHORTVIZ_SPACE_HOST"))
     """Host name the app is reached by; Streamlit refuses requests for others."""
 
@@ -60,6 +66,8 @@ class Settings(BaseSettings):
     """A job is stopped after this time; what it has so far is kept."""
     max_upload_mb: int = Field(default=5, gt=0)
     """Megabytes of an uploaded file."""
+    max_downloads: int = Field(default=6, gt=0)
+    """Exported checkpoints that wait to be fetched; the oldest go first."""
     max_runs: int = Field(default=200, gt=0)
     """Saved runs; the oldest go first."""
     min_free_mb: int = Field(default=1_000, ge=0)

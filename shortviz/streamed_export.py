@@ -21,7 +21,6 @@ from shortviz.checkpoint_folder import (
     check_space,
     check_target,
     filled_beside,
-    fingerprints,
     move_into_place,
     sha256,
     write_error,
@@ -87,8 +86,7 @@ def export_streamed(
                     proof=dict(proved.facts),
                     notes=notes,
                 )
-                write_card(checkpoint, facts)
-                files = fingerprints(checkpoint, known=hashes)
+                files = write_card(checkpoint, facts, hashes)
             except (OSError, SafetensorError) as error:
                 raise write_error(error, target, needed) from error
             _check_stop(stop)

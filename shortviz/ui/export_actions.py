@@ -45,9 +45,9 @@ def start_export(
             on_progress=control.on_progress,
             stop=control.stop,
         )
+        _forget_downloads(folder)
         if not archive:
             return report
-        _forget_downloads(folder.parent)
         target = folder.with_name(f"{folder.name}.zip")
         try:
             zip_checkpoint(folder, target, on_progress=control.on_progress, stop=control.stop)
@@ -87,7 +87,12 @@ def _evaluation(
 
 
 def _forget_downloads(newest: Path) -> None:
-    """Remove the archives that were made for downloads more than an hour ago."""
-    for old in newest.parent.iterdir():
-        if old != newest and time.time() - old.stat().st_mtime > KEEP_DOWNLOAD_SECONDS:
+    """Remove what was made for downloads more than an hour ago; where strangers could fill the disk, all but a few."""
+    rooms = settings().downloads_dir
+    if not newest.is_relative_to(rooms):
+        return
+    found = sorted((room for room in rooms.iterdir() if room != newest.parent), key=lambda room: -room.stat().st_mtime)
+    kept = settings().max_downloads - 1 if settings().is_hosted else len(found)
+    for place, old in enumerate(found):
+        if place >= kept or time.time() - old.stat().st_mtime > KEEP_DOWNLOAD_SECONDS:
             shutil.rmtree(old, ignore_errors=True)

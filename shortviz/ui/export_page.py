@@ -11,14 +11,14 @@ from shortviz.planning import layers_text
 from shortviz.recipes import loading_python, mergekit_yaml, reproduce_command, reproduce_python
 from shortviz.records import ExportReport, ModelInfo, ModelRef, PrunePlan
 from shortviz.settings import settings
-from shortviz.ui import export_actions, export_choice, inspector, notes
+from shortviz.ui import export_actions, export_choice, inspector, notes, push_view
 from shortviz.ui import state as s
 from shortviz.ui.proof_view import checklist, report_lines
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of, settle_block
 from shortviz.ui.words import count, plain, share, size
 
-TARGETS = {"folder": "A folder on this machine", "zip": "Zip download"}
+TARGETS = {"folder": "A folder on this machine", "zip": "Zip download", "hub": "The hub"}
 TICK_SECONDS = 0.5
 
 
@@ -62,7 +62,7 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
         return
     methods = export_choice.choose(tools, shown, removed)
     _what(model, plan)
-    targets = ["zip"] if settings().is_hosted else list(TARGETS)
+    targets = [name for name in TARGETS if name != "folder" or not settings().is_hosted]
     target = st.segmented_control(
         "Where to",
         targets,
@@ -74,7 +74,9 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
     )
     name = export_choice.name_of(model, removed, methods)
     s.suggest_folder(state, str(Path.home() / "shortviz-exports" / name))
-    if target != "zip":
+    if target == "hub":
+        st.caption("Written and proved here first; then you say in which repository it goes.")
+    if target == "folder":
         st.text_input(
             "Folder, new or empty", key=s.FOLDER, max_chars=1000, persist_state="session", help="Never written over."
         )
@@ -100,7 +102,7 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
         )
     if methods:
         st.caption("These lines repeat the cut; the model card says what was done after it.")
-    _recipes(ref, model, plan, str(state.get(s.FOLDER, "")) if target != "zip" else name)
+    _recipes(ref, model, plan, str(state.get(s.FOLDER, "")) if target == "folder" else name)
 
 
 def _what(model: ModelInfo, plan: PrunePlan) -> None:
@@ -126,9 +128,10 @@ def _export(
     tools: Bench, shown: Shown, ref: ModelRef, removed: tuple[int, ...], methods: tuple[str, ...], name: str
 ) -> None:
     state = s.session()
-    archive = state.get(s.TARGET) == "zip" or settings().is_hosted
+    target = str(state.get(s.TARGET))
+    archive = target == "zip" or (settings().is_hosted and target != "hub")
     typed = str(state.get(s.FOLDER, "")).strip()
-    if archive:
+    if archive or target == "hub":
         folder = settings().downloads_dir / uuid.uuid4().hex[:12] / name
         folder.parent.mkdir(parents=True, exist_ok=True)
     elif typed:
@@ -168,6 +171,10 @@ def _follow(tools: Bench, state: s.State) -> None:
             _after(report, job)
 
     follow()
+    context, ended = tools.context(job_id or ""), tools.state(job_id)
+    report = ended.result if ended is not None and isinstance(ended.result, ExportReport) else None
+    if context is not None and report is not None and Path(report.folder).is_dir():
+        push_view.draw(tools, context.ref, Path(report.folder))
 
 
 def _after(report: ExportReport, job: JobState | None) -> None:
@@ -185,6 +192,8 @@ def _after(report: ExportReport, job: JobState | None) -> None:
         )
         st.caption("Unpack it, then load it:")
         st.code(loading_python(folder.stem), language="python")
+    elif job is not None and folder.is_relative_to(settings().downloads_dir):
+        st.caption("Proved and ready to be pushed; it is kept here for an hour.")
     elif job is not None:
         st.caption(f"Written to {plain(report.folder)}. Load it with plain transformers:")
         st.code(loading_python(report.folder), language="python")

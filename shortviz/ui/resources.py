@@ -48,6 +48,8 @@ class JobContext:
     task: TaskSpec | None = None
     plans: tuple[tuple[int, ...], ...] = ()
     layers: int = 0
+    target: str = ""
+    """Repository that is pushed to."""
 
 
 @dataclass(kw_only=True, eq=False)

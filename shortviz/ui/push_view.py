@@ -1,0 +1,120 @@
+"""Pushing an exported checkpoint to the hub from the Export page. The token lives in the session and nowhere else."""
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from shortviz.job_state import JobState
+from shortviz.records import ModelRef
+from shortviz.settings import settings
+from shortviz.ui import notes, push_actions
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from shortviz.ui.sign_in import can_sign_in
+from shortviz.ui.words import duration, plain, size
+
+TICK_SECONDS = 0.5
+_HELP = (
+    "A fine-grained token with write access, from your account's settings on the hub. It is used for this push, kept "
+    "in this session only, and never written anywhere."
+)
+
+
+def draw(tools: Bench, ref: ModelRef, folder: Path) -> None:
+    """Draw the form and, while a push runs or has ended, how it stands."""
+    state = s.session()
+    first = tools.state(s.job(state, "push"))
+    live = first is not None and first.live
+    st.subheader("Push to the Hugging Face hub")
+    st.caption("The card goes along. Only a checkpoint that is still exactly what was proved is pushed, in one commit.")
+    signed_in = _sign_in()
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.text_input(
+            "Repository", key=s.REPOSITORY, placeholder=f"you/{folder.name}", max_chars=96, persist_state="session"
+        )
+        st.toggle("Private", value=True, key=s.PRIVATE, persist_state="session")
+    if signed_in is None:
+        st.text_input("Token", type="password", key=s.TOKEN, max_chars=300, help=_HELP, autocomplete="off")
+    with st.container(horizontal=True, gap="small"):
+        st.button(
+            "Push",
+            icon=":material/cloud_upload:",
+            type="primary",
+            disabled=live,
+            on_click=_push,
+            args=(tools, ref, folder),
+            key="push_button",
+        )
+        st.button(
+            "Cancel",
+            icon=":material/close:",
+            disabled=not live,
+            on_click=tools.jobs.cancel,
+            args=(first.id if first is not None else "",),
+            key="cancel_push",
+        )
+    _follow(tools, state, live)
+
+
+def _follow(tools: Bench, state: s.State, live: bool) -> None:
+    @st.fragment(run_every=TICK_SECONDS if live else None)
+    def follow() -> None:
+        job = tools.state(s.job(state, "push"))
+        if live and (job is None or not job.live):
+            st.rerun()
+        if job is not None:
+            _told(job)
+
+    follow()
+
+
+def _told(job: JobState) -> None:
+    if job.live:
+        notes.job_progress(job)
+    notes.job_error(job)
+    if job.state == "cancelled":
+        st.caption("Stopped. The repository is as it was; what has arrived is not sent again.")
+    report = job.result
+    if job.state == "done" and report is not None:
+        st.success(
+            f"Pushed {report.files} files, {size(report.bytes)}, in {duration(report.seconds)}: {plain(report.url)}",
+            icon=":material/cloud_done:",
+        )
+        st.link_button("Open it on the hub", report.url, icon=":material/open_in_new:")
+
+
+def _push(tools: Bench, ref: ModelRef, folder: Path) -> None:
+    from shortviz.hub_push import Destination  # not with the page: it brings the hub's client
+
+    state = s.session()
+    to = Destination(
+        repo_id=str(state.get(s.REPOSITORY, "")).strip() or folder.name,
+        token=access_token() or str(state.get(s.TOKEN, "")),
+        private=bool(state.get(s.PRIVATE, True)),
+    )
+    s.set_job(state, "push", push_actions.start_push(tools, ref, folder, to))
+
+
+def _sign_in() -> str | None:
+    """Offer to sign in where this installation can; return the name of who has, or None."""
+    if not can_sign_in(settings()):
+        return None
+    if access_token():
+        name = str(getattr(st.user, "name", "") or "you")
+        st.caption(f":material/account_circle: Signed in as {plain(name)}.")
+        return name
+    with st.container(horizontal=True, gap="small"):
+        st.button("Sign in with Hugging Face", icon=":material/login:", on_click=st.login, key="sign_in")
+        if settings().space_host:  # inside the hub's page the sign-in is blocked by the frame's sandbox
+            st.link_button("Open full page to sign in", f"https://{settings().space_host}/export")
+    st.caption("Or paste a token.")
+    return None
+
+
+def access_token() -> str:
+    """Return the token of who has signed in, or "" where nobody has or this installation has no sign-in."""
+    if not getattr(st.user, "is_logged_in", False):
+        return ""
+    tokens: Any = getattr(st.user, "tokens", None) or {}
+    return str(tokens.get("access", "") if hasattr(tokens, "get") else "")
