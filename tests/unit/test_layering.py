@@ -14,7 +14,18 @@ CORE = sorted(
 )
 WITHOUT_TORCH = ["shortviz"] + [
     f"shortviz.{name}"
-    for name in ("records", "errors", "settings", "planning", "runs", "charts", "jobs", "texts", "criteria")
+    for name in (
+        "records",
+        "errors",
+        "settings",
+        "planning",
+        "runs",
+        "charts",
+        "jobs",
+        "texts",
+        "criteria",
+        "heal_settings",
+    )
 ]
 
 
