@@ -13,6 +13,7 @@ from shortviz.map_cells import exportable
 from shortviz.planning import best_start, tied_starts
 from shortviz.race import SearchResult
 from shortviz.records import Block, BlockLosses, Run, TaskScore
+from shortviz.words import plus_minus
 
 
 def losses_text(run: Run, losses: BlockLosses, metric: str) -> str:
@@ -130,7 +131,7 @@ def accuracy_text(lines: Sequence[AccuracyLine]) -> str:
 
 
 def _accuracy(score: TaskScore | None) -> str:
-    return "-" if score is None else f"{100 * score.accuracy:.1f} +- {100 * score.accuracy_stderr:.1f}"
+    return "-" if score is None else plus_minus(100 * score.accuracy, 100 * score.accuracy_stderr, ".1f")
 
 
 def _error(value: float) -> str:

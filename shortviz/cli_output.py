@@ -20,7 +20,7 @@ from shortviz.records import (
     Run,
     Score,
 )
-from shortviz.words import duration, size
+from shortviz.words import duration, plus_minus, size
 
 PLAIN_SECONDS = 2.0
 """Where stderr is no terminal, a progress line at most this often."""
@@ -90,24 +90,26 @@ def evaluation_text(evaluation: Evaluation) -> str:
     if base is not None:
         lines += [
             _score_line("uncut model", base),
-            f"NLL increase      {evaluation.nll_increase:+.4f} +- {evaluation.nll_increase_stderr:.4f} nats (paired)",
-            f"KL(uncut || cut)  {evaluation.kl:.4f} +- {evaluation.kl_stderr:.4f} nats a token",
+            f"NLL increase      {_pm(evaluation.nll_increase, evaluation.nll_increase_stderr, '+.4f')} nats (paired)",
+            f"KL(uncut || cut)  {_pm(evaluation.kl, evaluation.kl_stderr, '.4f')} nats a token",
             f"same top token    {100 * (evaluation.same_top1 or 0):.1f} %",
             f"removed           layers {', '.join(map(str, evaluation.removed))}: {_saved(base, score)}",
             f"forward pass      {score.forward_seconds:.3f} s a window, uncut {base.forward_seconds:.3f} s",
         ]
-    lines.append(
-        f"Over {score.tokens} scored tokens in {score.windows} windows of {text.max_length}; {text.source}; "
-        f"BOS {text.bos}."
-    )
+    windows = f"{score.windows} windows of" if score.windows > 1 else "one window, no error, of"
+    lines.append(f"Over {score.tokens} scored tokens in {windows} {text.max_length}; {text.source}; BOS {text.bos}.")
     return "\n".join(lines)
 
 
 def _score_line(label: str, score: Score) -> str:
     return (
-        f"{label:<18}{score.perplexity:.3f} +- {score.perplexity_stderr:.3f}   "
-        f"NLL {score.nll:.4f} +- {score.nll_stderr:.4f} nats a token"
+        f"{label:<18}{plus_minus(score.perplexity, score.perplexity_stderr, '.3f')}   "
+        f"NLL {plus_minus(score.nll, score.nll_stderr, '.4f')} nats a token"
     )
+
+
+def _pm(value: float | None, error: float | None, form: str) -> str:
+    return "-" if value is None else plus_minus(value, error, form)
 
 
 def _saved(base: Score, score: Score) -> str:

@@ -4,6 +4,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from shortviz.records import OnProgress, TaskRows, TaskScore
+from shortviz.words import plus_minus
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
@@ -58,6 +59,6 @@ def scores_text(scores: Scores | None) -> list[str]:
 
 def _line(label: str, score: TaskScore) -> str:
     return (
-        f"{label:<18}{100 * score.accuracy:.1f} +- {100 * score.accuracy_stderr:.1f} %   by length "
-        f"{100 * score.accuracy_norm:.1f} +- {100 * score.accuracy_norm_stderr:.1f} %"
+        f"{label:<18}{plus_minus(100 * score.accuracy, 100 * score.accuracy_stderr, '.1f')} %   by length "
+        f"{plus_minus(100 * score.accuracy_norm, 100 * score.accuracy_norm_stderr, '.1f')} %"
     )

@@ -146,11 +146,9 @@ def accuracy_alt(lines: Sequence[AccuracyLine]) -> str:
     found = []
     for line in lines:
         n, score = line.points[-1]
-        found.append(
-            f"{line.label}: {100 * score.accuracy:.1f} ± {100 * score.accuracy_stderr:.1f} % without {n} layers"
-        )
+        found.append(f"{line.label}: {accuracy_words(score)} without {n} layers")
     uncut = next((s for line in lines for n, s in line.points if n == 0), None)
-    before = "" if uncut is None else f"Uncut {100 * uncut.accuracy:.1f} ± {100 * uncut.accuracy_stderr:.1f} %. "
+    before = "" if uncut is None else f"Uncut {accuracy_words(uncut)}. "
     return (
         f"{before}{'; '.join(found)}. Over {first.questions} questions of {first.source}; chance "
         f"{100 * first.chance:.1f} %."

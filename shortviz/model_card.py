@@ -171,8 +171,9 @@ def _measured(evaluation: Evaluation | None) -> str:
     rows.append(("forward pass of one window", _seconds(evaluation)))
     lines = [f"| {name} | {value} |" for name, value in rows]
     behind = (
-        f"Text: {text.source}, {score.windows} windows, {score.tokens:,} scored tokens, BOS {text.bos}, fingerprint "
-        f"`{text.fingerprint}`. ± is one standard error over windows."
+        f"Text: {text.source}, {score.windows} window{'s' * (score.windows > 1)}, {score.tokens:,} scored tokens, BOS "
+        f"{text.bos}, fingerprint `{text.fingerprint}`."
+        + (" ± is one standard error over windows." if score.windows > 1 else "")
     )
     return "\n".join(["## Measured", "", "| | |", "|---|---|", *lines, "", behind])
 

@@ -1,4 +1,6 @@
-"""Sizes and times as people read them, always with a unit: for the command line, messages, cards and the app."""
+"""Sizes, times and errors as people read them: for the command line, messages, cards and the app."""
+
+import math
 
 
 def size(num_bytes: float) -> str:
@@ -21,3 +23,10 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def plus_minus(value: float, error: float | None, form: str) -> str:
+    """Return `69.1 +- 1.9`, both in `form`; `69.1` alone where one sample gives no error."""
+    if error is None or math.isnan(error):
+        return format(value, form)
+    return f"{value:{form}} +- {error:{form.removeprefix('+')}}"

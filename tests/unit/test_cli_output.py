@@ -1,10 +1,12 @@
 """What the commands print, from formula-made records."""
 
 import io
+from dataclasses import replace
 
 import pytest
 
-from shortviz.cli_output import PlainProgress, best_table, progress, run_text, table
+from shortviz.cli_output import PlainProgress, best_table, evaluation_text, progress, run_text, table
+from shortviz.model_card import _measured
 from shortviz.records import Progress
 from tests.records_fixture import fixture_distances, fixture_model, fixture_run
 
@@ -41,6 +43,23 @@ def test_a_run_is_shown_with_its_sink_its_text_and_its_evaluations():
     assert "angular_last" in text
     assert "Evaluated with layers removed:" in text
     assert "nats (paired)" in text
+
+
+def test_one_window_says_that_it_has_no_error_and_never_nan():
+    (evaluation, *_) = fixture_run().evaluations
+    nan = float("nan")
+    score = replace(evaluation.score, windows=1, nll_stderr=nan)
+    assert evaluation.base is not None
+    base = replace(evaluation.base, windows=1, nll_stderr=nan)
+    one = replace(evaluation, score=score, base=base, nll_increase_stderr=nan, kl_stderr=nan)
+    assert "+-" in evaluation_text(evaluation)
+    text = evaluation_text(one)
+    assert "nan" not in text
+    assert "+-" not in text
+    assert "one window, no error" in text
+    card = _measured(one)
+    assert "nan" not in card
+    assert "±" not in card
 
 
 def test_progress_without_a_terminal_is_lines_for_the_first_and_the_last_step():

@@ -35,6 +35,9 @@ def test_accuracy_of_both_models_is_printed_with_errors_and_chance(shortviz, che
     assert code == 0
     assert "Over 2 questions" in out
     assert "tasks" not in json.loads(shortviz("evaluate", checkpoint, *TEXT, "--json")[1])
+    code, out, _ = shortviz("evaluate", checkpoint, *TEXT, "--tasks", questions, "--task-limit", "1")
+    assert code == 0
+    assert "nan" not in out, "one question has no error"
 
 
 @pytest.mark.parametrize(
