@@ -20,13 +20,13 @@ BROWSER_READY := $(VENV)/.ready-to-browse
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1 STREAMLIT_BROWSER_GATHER_USAGE_STATS=false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench setup setup-test clean
+.PHONY: help run test lint bench setup setup-test setup-hosted demo clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
 
 run: $(RUN_READY)
-	$(BIN)/python -m streamlit run app.py --server.address $(HOST) --server.port $(PORT) --server.headless true
+	$(BIN)/python -m shortviz app --host $(HOST) --port $(PORT)
 
 test: $(TEST_READY) $(BROWSER_READY) lint
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -40,6 +40,14 @@ bench: $(RUN_READY)
 	$(BIN)/python benchmarks/measure.py
 
 setup: $(RUN_READY)
+
+# For an installation that strangers use: sign-in to push, and the demo model de-quantised and run once.
+setup-hosted: $(RUN_READY)
+	@$(PIP) -r requirements.txt -r requirements-hosted.txt
+
+demo: $(RUN_READY)
+	$(BIN)/python -m shortviz evaluate demo --window 32 --windows 1
+
 setup-test: $(TEST_READY) $(BROWSER_READY)
 
 clean:

@@ -32,7 +32,7 @@ from shortviz.cli_options import (
     with_options,
 )
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, run_command, working
-from shortviz.errors import PlanError, ShortvizError, Stopped
+from shortviz.errors import PlanError, Stopped
 
 app = typer.Typer(
     name="shortviz",
@@ -188,13 +188,4 @@ def show(
     print_result(runs.run_json(found) if as_json else "\n\n".join([run_text(found), *measured]))
 
 
-@app.command("app")
-def start_app(port: Annotated[int, typer.Option(help="Port of the app on localhost.")] = 8501) -> None:
-    """Start the app at http://localhost:8501."""
-    import subprocess
-
-    page = Path(__file__).resolve().parents[1] / "app.py"
-    if not page.is_file():
-        raise ShortvizError(f"The app's files are not at {page.parent}; run this from a checkout (see the README).")
-    command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port)]
-    raise typer.Exit(subprocess.run([*command, "--server.headless", "true"], cwd=page.parent, check=False).returncode)
+app.command("app")(cli_share.start_app)

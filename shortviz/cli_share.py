@@ -1,4 +1,4 @@
-"""The commands that take results elsewhere: `shortviz report` and `shortviz push`. Heavy imports wait inside."""
+"""The commands that take results to others: `shortviz report`, `push` and `app`. Heavy imports wait inside."""
 
 import os
 from dataclasses import asdict
@@ -9,7 +9,7 @@ import typer
 
 from shortviz.cli_options import JsonOption
 from shortviz.cli_session import print_result, working
-from shortviz.errors import ExportError
+from shortviz.errors import ExportError, ShortvizError
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -63,3 +63,21 @@ def _token(name: str) -> str:
             "`hf auth login`."
         )
     return found
+
+
+def start_app(
+    port: Annotated[int, typer.Option(help="Port of the app.")] = 8501,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "localhost",
+) -> None:
+    """Start the app, at http://localhost:8501 unless told otherwise; with SHORTVIZ_HOSTED=1, for strangers."""
+    import subprocess
+
+    from shortviz.hosting import server_command, server_environment
+    from shortviz.settings import settings
+
+    root, rules = Path(__file__).resolve().parents[1], settings()
+    if not (root / "app.py").is_file():
+        raise ShortvizError(f"The app's files are not at {root}; run this from a checkout (see the README).")
+    command = server_command(rules, root, host, port)
+    done = subprocess.run(command, cwd=root, env=server_environment(rules), check=False)
+    raise typer.Exit(done.returncode)

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     openid_provider_url: str = Field(
         default="https://huggingface.co", validation_alias=AliasChoices("OPENID_PROVIDER_URL")
     )
-    space_host: str = Field(default="", validation_alias=AliasChoices("SPACE_HOST", "SHORTVIZ_SPACE_HOST"))
+    public_host: str = Field(default="", validation_alias=AliasChoices("SHORTVIZ_PUBLIC_HOST", "SPACE_HOST"))
     """Host name the app is reached by; Streamlit refuses requests for others."""
 
     allowed_models: Names = ("demo",)

@@ -5,13 +5,13 @@ from typing import Any
 
 import streamlit as st
 
+from shortviz.hosting import can_sign_in
 from shortviz.job_state import JobState
 from shortviz.records import ModelRef
 from shortviz.settings import settings
 from shortviz.ui import notes, push_actions
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
-from shortviz.ui.sign_in import can_sign_in
 from shortviz.ui.words import duration, plain, size
 
 TICK_SECONDS = 0.5
@@ -106,8 +106,8 @@ def _sign_in() -> str | None:
         return name
     with st.container(horizontal=True, gap="small"):
         st.button("Sign in with Hugging Face", icon=":material/login:", on_click=st.login, key="sign_in")
-        if settings().space_host:  # inside the hub's page the sign-in is blocked by the frame's sandbox
-            st.link_button("Open full page to sign in", f"https://{settings().space_host}/export")
+        if settings().public_host:  # inside the hub's page the sign-in is blocked by the frame's sandbox
+            st.link_button("Open full page to sign in", f"https://{settings().public_host}/export")
     st.caption("Or paste a token.")
     return None
 

@@ -1,6 +1,5 @@
 """Sign-in with a Hugging Face account, where a Space hands out OAuth credentials: what Streamlit must know of it."""
 
-import importlib.util
 import secrets
 from typing import Any
 
@@ -10,17 +9,11 @@ SCOPE = "openid profile contribute-repos"
 """`contribute-repos` creates repositories and writes to those that this app created: nothing else of the account."""
 
 
-def can_sign_in(rules: Settings) -> bool:
-    """Return whether credentials are there, and the package that Streamlit needs for them."""
-    known = rules.oauth_client_id and rules.oauth_client_secret and rules.space_host
-    return bool(known) and importlib.util.find_spec("authlib") is not None
-
-
 def auth_secrets(rules: Settings) -> dict[str, Any]:
     """Return Streamlit's secrets for signing in; the cookie's secret is new with every start of the server."""
     return {
         "auth": {
-            "redirect_uri": f"https://{rules.space_host}/oauth2callback",
+            "redirect_uri": f"https://{rules.public_host}/oauth2callback",
             "cookie_secret": secrets.token_hex(32),
             "client_id": rules.oauth_client_id,
             "client_secret": rules.oauth_client_secret,

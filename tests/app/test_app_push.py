@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from shortviz.hosting import can_sign_in
 from shortviz.settings import Settings, settings
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
-from shortviz.ui.sign_in import auth_secrets, can_sign_in
+from shortviz.ui.sign_in import auth_secrets
 from tests.app.conftest import App
 from tests.hub_upload_server import UploadHub, upload_server
 
@@ -58,7 +59,7 @@ def test_an_export_is_pushed_and_a_refusal_is_one_sentence(
 
 
 def test_sign_in_asks_for_as_little_as_pushing_needs() -> None:
-    space = {"oauth_client_id": "id", "oauth_client_secret": "very-secret", "space_host": "me-shortviz.hf.space"}
+    space = {"oauth_client_id": "id", "oauth_client_secret": "very-secret", "public_host": "me-shortviz.hf.space"}
     rules = Settings.model_validate(space)
     auth = auth_secrets(rules)["auth"]
     assert auth["redirect_uri"] == "https://me-shortviz.hf.space/oauth2callback"

@@ -1,0 +1,52 @@
+"""How the app is started: the command line and environment of its server, stricter where strangers use it."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from shortviz.settings import Settings
+
+HOSTED_OPTIONS: Mapping[str, str] = {
+    "client.showErrorDetails": "type",
+    "client.toolbarMode": "viewer",
+    "server.enableCORS": "true",
+    "server.enableXsrfProtection": "true",
+    "server.enableStaticServing": "false",
+    "server.enableAgentApi": "false",
+    "server.fileWatcherType": "none",
+    "browser.gatherUsageStats": "false",
+}
+"""What Streamlit is told where strangers use the app, whatever a config file says."""
+
+
+def can_sign_in(rules: Settings) -> bool:
+    """Return whether OAuth credentials are there, and the package that Streamlit needs for them."""
+    known = rules.oauth_client_id and rules.oauth_client_secret and rules.public_host
+    return bool(known) and importlib.util.find_spec("authlib") is not None
+
+
+def server_command(rules: Settings, root: Path, host: str, port: int) -> list[str]:
+    """Return the command that serves the app whose files are in `root`."""
+    page = root / ("asgi_app.py" if can_sign_in(rules) else "app.py")
+    options = {"server.address": host, "server.port": str(port), "server.headless": "true"}
+    if rules.is_hosted:
+        options |= {**HOSTED_OPTIONS, "server.maxUploadSize": str(rules.max_upload_mb)}
+    command = [sys.executable, "-m", "streamlit", "run", str(page)]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    if rules.is_hosted and rules.public_host:
+        # The name it is reached by, and this machine for health checks: any other Host is somebody's rebinding.
+        command += [f"--server.allowedHosts={name}" for name in (rules.public_host, "localhost", "127.0.0.1")]
+        command.append(f"--browser.serverAddress={rules.public_host}")
+    return command
+
+
+def server_environment(rules: Settings) -> dict[str, str]:
+    """Return the environment of the server; where it is hosted, no token of its owner is ever used for a visitor."""
+    environment = dict(os.environ)
+    if rules.is_hosted:
+        environment["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            environment.pop(name, None)
+    return environment
