@@ -20,7 +20,7 @@ BROWSER_READY := $(VENV)/.ready-to-browse
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1 STREAMLIT_BROWSER_GATHER_USAGE_STATS=false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench setup setup-test setup-hosted demo clean
+.PHONY: example help run test lint bench setup setup-test setup-hosted demo clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -38,6 +38,11 @@ lint: $(TEST_READY)
 
 bench: $(RUN_READY)
 	$(BIN)/python benchmarks/measure.py
+
+# The bundled runs and the lessons' data, measured anew; EXAMPLE_ARGS="--windows 16 --window 256" for a better map.
+example: $(RUN_READY)
+	$(BIN)/python tools/make_example_run.py $(EXAMPLE_ARGS)
+	$(BIN)/python tools/make_lesson_data.py
 
 setup: $(RUN_READY)
 

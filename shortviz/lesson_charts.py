@@ -155,7 +155,7 @@ def positions_alt(positions: Sequence[PositionAngles], block: Block) -> str:
 def curve_figure(data: LessonData, curve: RemovalCurve, chosen: int, *, dark: bool = False) -> go.Figure:
     """Return, above, the share of questions answered rightly and, below, the loss, both against layers removed."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07, row_heights=[0.5, 0.5])
-    cut = [a for a in data.answers if a.step in ("uncut", "cut")]
+    cut = data.cuts
     for kind in KINDS:
         right = [data.right(answers, kind) for answers in cut]
         figure.add_trace(
@@ -202,7 +202,7 @@ def curve_figure(data: LessonData, curve: RemovalCurve, chosen: int, *, dark: bo
 
 def curve_alt(data: LessonData) -> str:
     """Return how the right answers go down with the layers, in words."""
-    cut = [a for a in data.answers if a.step in ("uncut", "cut")]
+    cut = data.cuts
     found = []
     for kind in KINDS:
         right = ", ".join(f"{data.right(a, kind)[0]}" for a in cut)
@@ -214,7 +214,7 @@ def curve_alt(data: LessonData) -> str:
 def answers_figure(data: LessonData, kind: str, *, dark: bool = False) -> go.Figure:
     """Return a table of marks: a question a row, a model a column, a disc where the answer is right."""
     rows = [i for i, q in enumerate(data.questions) if q.kind == kind]
-    columns = [model_words(a.step, len(a.removed)) for a in data.answers]
+    columns = [a.label.replace(" ", "<br>") for a in data.answers]
     right = [[data.questions[i].right(a.written[i]) for a in data.answers] for i in rows]
     cells = [(r, c) for r in range(len(rows)) for c in range(len(columns))]
     ink = text_colour(dark)
@@ -235,22 +235,17 @@ def answers_figure(data: LessonData, kind: str, *, dark: bool = False) -> go.Fig
             },
         )
     )
-    lay_out(figure, "", "question", dark)
+    lay_out(figure, "layers removed", "question", dark)
     figure.update_xaxes(side="top", type="category")
     figure.update_yaxes(autorange="reversed", tickvals=list(range(1, len(rows) + 1)), showgrid=False)
-    figure.update_layout(showlegend=False, margin={"t": 40, "b": 8})
+    figure.update_layout(showlegend=False, margin={"t": 72, "b": 8})
     return figure
 
 
 def answers_alt(data: LessonData, kind: str) -> str:
     """Return how many questions of a kind every model gets right."""
-    found = [f"{model_words(a.step, len(a.removed))} {data.right(a, kind)[0]}" for a in data.answers]
+    found = [f"{data.right(a, kind)[0]} {'' if not a.removed else 'without '}{a.label}" for a in data.answers]
     return f"Of {data.right(data.answers[0], kind)[1]} {kind} questions are right: {', '.join(found)}."
-
-
-def model_words(step: str, removed: int) -> str:
-    """Return `uncut`, `cut 4`, `healed 4`: what was done, and how many layers are gone."""
-    return step if not removed else f"{step} {removed}"
 
 
 def ledger_figure(ledger: Ledger, *, dark: bool = False) -> go.Figure:

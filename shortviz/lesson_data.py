@@ -91,6 +91,15 @@ class Answers:
     written: tuple[str, ...]
     """In the order of the questions."""
 
+    @property
+    def label(self) -> str:
+        """The model in short: `uncut`, `12-15` for the layers that are gone, `12-15 healed`."""
+        if not self.removed:
+            return self.step
+        first, last = self.removed[0], self.removed[-1]
+        layers = str(first) if first == last else f"{first}-{last}"
+        return layers if self.step == "cut" else f"{layers} {self.step}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LessonData:
@@ -113,6 +122,15 @@ class LessonData:
     def num_layers(self) -> int:
         """Layers of the model."""
         return len(self.updates.first)
+
+    @property
+    def cuts(self) -> tuple[Answers, ...]:
+        """The uncut model and one cut of each size, by size: the blocks of the removal curve."""
+        found: dict[int, Answers] = {}
+        for answers in self.answers:
+            if answers.step in ("uncut", "cut"):
+                found.setdefault(len(answers.removed), answers)
+        return tuple(found[n] for n in sorted(found))
 
     def right(self, answers: Answers, kind: str) -> tuple[int, int]:
         """Return how many questions of a kind a model gets right, and how many there are."""

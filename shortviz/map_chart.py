@@ -36,6 +36,8 @@ class MapView:
     """Yellow is low = redundant in both; cividis is made for all kinds of colour vision."""
     selected: Block | None = None
     dark: bool = False
+    limits: tuple[float, float] | None = None
+    """Ends of the raw scale, where several maps share one; None is the map's own."""
 
 
 def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, view: MapView) -> go.Figure:
@@ -50,7 +52,7 @@ def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, vi
     grid = grid_of(distances, criterion)
     layers = grid.num_layers
     scaled = rescale_rows(grid)
-    low, high = _limits(grid, criterion, view.scale)
+    low, high = (view.limits if view.scale == "raw" else None) or _limits(grid, criterion, view.scale)
     colour = scaled if view.scale == "per_n" else grid.mean
     palette = "RdBu" if view.scale == "difference" else _PALETTES[view.palette]
     flat = np.where(np.isnan(colour) & ~np.isnan(grid.mean), 0.0, np.nan)

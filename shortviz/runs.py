@@ -64,6 +64,8 @@ __all__ = [
 
 SCHEMA = 1
 FILE = "run.json"
+EXAMPLES = {"example": FILE, "example-passages": "passages.json"}
+"""File in the package of each bundled run, by key."""
 
 
 def versions() -> dict[str, str]:
@@ -165,14 +167,19 @@ def parse_run(text: str, where: str) -> Run:
             created=found["created"],
             name=found["name"],
         )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise RunError(f"{where} is not a run of shortviz ({type(error).__name__}: {error}).") from error
 
 
-def example_run() -> Run:
-    """Return the bundled run of the demo model, measured by this code."""
-    file = resources.files("shortviz") / "example_run" / FILE
+def example_run(key: str = "example") -> Run:
+    """Return a bundled run of the demo model, measured by this code; `key` is one of EXAMPLES."""
+    file = resources.files("shortviz") / "example_run" / EXAMPLES[key]
     return parse_run(file.read_text(encoding="utf-8"), "the bundled run")
+
+
+def has_example(key: str = "example") -> bool:
+    """Return whether this installation carries the bundled run; a bare checkout may not."""
+    return (resources.files("shortviz") / "example_run" / EXAMPLES[key]).is_file()
 
 
 def list_runs(folder: Path) -> Iterator[tuple[Path, Run]]:
@@ -275,8 +282,11 @@ def _grid_json(grid: Grid) -> dict[str, Any]:
 def _grid(found: Mapping[str, Any], size: int) -> Grid:
     mean, stderr = np.full((2, size, size), np.nan)
     for n in range(1, size + 1):
-        mean[n - 1, : size - n + 1] = _array(found["mean"][n - 1])
-        stderr[n - 1, : size - n + 1] = _array(found["stderr"][n - 1])
+        for values, name in ((mean, "mean"), (stderr, "stderr")):
+            row = _array(found[name][n - 1])
+            if row.shape != (size - n + 1,):  # one number alone would spread over the whole row
+                raise ValueError(f"row {n} of a {name} has {len(row)} numbers, {size - n + 1} are expected")
+            values[n - 1, : size - n + 1] = row
     return Grid(mean=mean, stderr=stderr, samples=int(found["samples"]))
 
 

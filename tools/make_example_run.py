@@ -1,64 +1,111 @@
-"""Measure the bundled run of the demo model anew: `python tools/make_example_run.py` (half an hour on two cores).
+"""Measure the bundled runs of the demo model anew: `python tools/make_example_run.py`.
 
-Distances over the default calibration text by every criterion, the measured map on a few windows of the default
-evaluation text, and a few blocks evaluated on all of the app's own windows.
+Two runs, each with distances over one built-in text by every criterion, the measured map on a few windows of the other
+text, a few blocks evaluated on all of the app's own windows, and the ledger of one cut (cut, repaired, healed).
+`--windows N --window W` say what the measured map rests on, `--run example` measures only one of the two.
+On two busy cores: 10 minutes a run with 3 windows of 128, and the map's share grows with the windows. `make example`
+does this and then the lessons' data, which take their best blocks from the first run.
 """
 
+import argparse
 import shutil
 import sys
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+from bundled_cut import BLOCK, tell, treated
+
 from shortviz.distances import measure_distances
+from shortviz.generation import continue_text
+from shortviz.handle import ModelHandle
+from shortviz.ledger import Ledger
+from shortviz.ledger_steps import add_step, start_ledger
 from shortviz.loading import load
 from shortviz.loss_map import measure_losses
 from shortviz.losses import BaseScores, evaluate
 from shortviz.planning import best_blocks
 from shortviz.pruning import prune
-from shortviz.records import Block, ModelRef, Progress, PrunePlan, WindowSpec
-from shortviz.runs import FILE, new_run, save_run, with_evaluation
+from shortviz.records import ModelRef, PrunePlan, Run, TextSpec, WindowSet, WindowSpec
+from shortviz.runs import EXAMPLES, FILE, example_run, new_run, save_run, with_evaluation, with_ledger
 from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, make_windows, tokenize
 
+TEXTS = {
+    "example": (DEFAULT_CALIBRATION, DEFAULT_EVALUATION, "SmolLM2-135M-Instruct, the demo model"),
+    "example-passages": (
+        TextSpec(kind="builtin", value="passages", limit=64, max_length=256),
+        TextSpec(kind="builtin", value="python-reference", limit=64),
+        "The demo model on other text",
+    ),
+}
+"""Calibration text, evaluation text and name of each bundled run; the texts of one run have no row in common."""
 WINDOWS = WindowSpec(window=256, windows=32)
-MAP_WINDOWS = WindowSpec(window=128, windows=3)
 SIZES = (3,)
 """Sizes whose best block by the angle at the last token is evaluated."""
-ALSO = (Block(start=12, n=4),)
-"""Evaluated too: the block of the handbook's examples."""
-
-
-def _tell(progress: Progress) -> None:
-    print(f"\r{progress.stage} {progress.done:.0f}/{progress.total:.0f} {progress.unit}   ", end="", file=sys.stderr)
+PROMPT = "The capital of France is"
 
 
 def main() -> None:
-    """Write shortviz/example_run/run.json."""
-    folder = Path(str(resources.files("shortviz"))) / "example_run"
-    scratch = folder / "scratch"
-    handle = load(ModelRef(id="demo"), on_progress=_tell)
-    tokens = tokenize(DEFAULT_CALIBRATION, handle.tokenizer)
-    distances = measure_distances(handle, tokens, checkpoint=scratch / "distances.npz", on_progress=_tell)
-    run = new_run(handle.info, tokens.info, name="SmolLM2-135M-Instruct, the demo model")
-    run = replace(run, distances=distances)
-    map_windows = make_windows(DEFAULT_EVALUATION, MAP_WINDOWS, handle.tokenizer)
-    run = replace(
-        run,
-        losses=measure_losses(
-            handle, map_windows, coarse_tokens=0, checkpoint=scratch / "losses.npz", on_progress=_tell
-        ),
-    )
-    shutil.rmtree(scratch)
-    (folder / FILE).unlink(missing_ok=True)
-    windows = make_windows(DEFAULT_EVALUATION, WINDOWS, handle.tokenizer)
-    cache = BaseScores(handle)
+    """Write shortviz/example_run/*.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", choices=tuple(TEXTS), action="append", help="only this one; may be repeated")
+    parser.add_argument("--windows", type=int, default=3, help="windows behind the measured map")
+    parser.add_argument("--window", type=int, default=128, help="tokens of one of these windows")
+    parser.add_argument("--heal", default="quick", help="healing preset of the ledger")
+    parser.add_argument("--ledger-only", action="store_true", help="keep all that is there but the ledger")
+    options = parser.parse_args()
+    handle = load(ModelRef(id="demo"), on_progress=tell)
+    for key in options.run or TEXTS:
+        calibration, evaluation, name = TEXTS[key]
+        scratch = Path(str(resources.files("shortviz"))) / "example_run" / f"scratch-{key}"
+        windows = make_windows(evaluation, WINDOWS, handle.tokenizer)
+        if options.ledger_only:
+            run = example_run(key)
+        else:
+            few = make_windows(evaluation, WindowSpec(window=options.window, windows=options.windows), handle.tokenizer)
+            run = evaluated(measure(handle, calibration, few, scratch, name), handle, windows)
+        run = with_ledger(run, ledger(handle, windows, calibration, options.heal))
+        save_run(run, scratch)
+        (scratch / FILE).replace(scratch.parent / EXAMPLES[key])
+        shutil.rmtree(scratch)
+        print(f"\n{key}: {(scratch.parent / EXAMPLES[key]).stat().st_size / 1000:.0f} kB", file=sys.stderr)
+
+
+def measure(handle: ModelHandle, calibration: TextSpec, windows: WindowSet, scratch: Path, name: str) -> Run:
+    """Return a run with distances and the measured map; killed, it goes on from its checkpoints."""
+    tokens = tokenize(calibration, handle.tokenizer)
+    distances = measure_distances(handle, tokens, checkpoint=scratch / "distances.npz", on_progress=tell)
+    losses = measure_losses(handle, windows, coarse_tokens=0, checkpoint=scratch / "losses.npz", on_progress=tell)
+    return replace(new_run(handle.info, tokens.info, name=name), distances=distances, losses=losses)
+
+
+def evaluated(run: Run, handle: ModelHandle, windows: WindowSet) -> Run:
+    """Return the run with the uncut model and a few blocks evaluated on the app's own windows."""
+    assert run.distances is not None
     run = with_evaluation(run, evaluate(handle, windows))
-    best = best_blocks(distances, "angular_last")
-    for block in (*(best[n - 1] for n in SIZES), *ALSO):
+    cache = BaseScores(handle)
+    best = best_blocks(run.distances, "angular_last")
+    for block in (*(best[n - 1] for n in SIZES), BLOCK):
         pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
-        run = with_evaluation(run, evaluate(pruned, windows, base=handle, base_scores=cache, on_progress=_tell))
-        save_run(run, folder)
+        run = with_evaluation(run, evaluate(pruned, windows, base=handle, base_scores=cache, on_progress=tell))
         print(f"\n{block}: NLL {run.evaluations[-1].nll_increase:+.3f}", file=sys.stderr)
+    return run
+
+
+def ledger(handle: ModelHandle, windows: WindowSet, spec: TextSpec, preset: str) -> Ledger:
+    """Return the ledger of the bundled cut: repaired and healed on the calibration text, scored on the other."""
+    cache = BaseScores(handle)
+    (_, cut), *rest = treated(handle, spec, preset=preset)
+    scored = evaluate(cut, windows, base=handle, base_scores=cache, on_progress=tell)
+    texts = {"uncut_text": continue_text(handle, PROMPT), "cut_text": continue_text(cut, PROMPT)}
+    found = start_ledger(scored, prompt=PROMPT, **texts)
+    for step, model in rest:
+        score = evaluate(model, windows, base=handle, base_scores=cache, on_progress=tell)
+        name = "healed" if step == "healed" else "repaired"
+        found = add_step(found, name, score, model.treatments, continuation=continue_text(model, PROMPT))
+        share = found.steps[-1].recovered
+        print(f"\n{step}: {'' if share is None else f'{100 * share:.0f} % won back'}", file=sys.stderr)
+    return found
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bundled_cut import BLOCK, treated
 from lesson_questions import QUESTIONS
 
 from shortviz.capture import residual_boundaries
@@ -122,14 +123,15 @@ def answers(handle: ModelHandle) -> dict[str, Any]:
     losses = example_run().losses
     assert losses is not None
     layers = handle.info.num_layers
-    models: list[tuple[str, tuple[int, ...]]] = [("uncut", ())]
+    models: list[tuple[str, tuple[int, ...], ModelHandle]] = [("uncut", (), handle)]
     for n in SIZES:
         start = best_start(losses.increase, n, handle.info)
         assert start is not None
-        models.append(("cut", Block(start=start, n=n).layers))
+        block = Block(start=start, n=n)
+        models.append(("cut", block.layers, prune(handle, PrunePlan.of_blocks(layers, block))))
+    models += [(step, BLOCK.layers, model) for step, model in treated(handle, DEFAULT_CALIBRATION)]
     found = []
-    for step, removed in models:
-        model = prune(handle, PrunePlan(num_layers=layers, removed=removed)) if removed else handle
+    for step, removed, model in models:
         written = [continue_text(model, prompt, max_new_tokens=NEW_TOKENS) for _, prompt, _ in QUESTIONS]
         found.append({"step": step, "removed": list(removed), "written": written})
         right = sum(

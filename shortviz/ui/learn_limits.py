@@ -88,7 +88,7 @@ def _continuations(data: LessonData, question: int) -> None:
     for answers in data.answers:
         mark = "right" if asked.right(answers.written[question]) else "wrong"
         written = " ".join(answers.written[question].split())
-        lines.append(f"{lesson_charts.model_words(answers.step, len(answers.removed)):10} {mark}  {written}")
+        lines.append(f"{answers.label:14} {mark}  {written}")
     st.code("\n".join(lines), language=None, wrap_lines=True)
 
 

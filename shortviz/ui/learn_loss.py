@@ -87,7 +87,7 @@ def _ring(state: s.State, layers: int) -> None:
 def curve(words: DeltaGenerator, picture: DeltaGenerator) -> None:
     """Draw loss and right answers against the number of layers removed."""
     run, distances, losses, data = bundled(), bundled_distances(), bundled_losses(), lesson_data()
-    sizes = [len(a.removed) for a in data.answers if a.step == "cut"]
+    sizes = [len(a.removed) for a in data.cuts if a.removed]
     with words:
         st.markdown(
             "Remove the best block of each size. The **loss** below rises steadily. What the model can *do*, above, "
@@ -96,7 +96,7 @@ def curve(words: DeltaGenerator, picture: DeltaGenerator) -> None:
             "when the most likely continuation begins with the answer."
         )
         n = st.select_slider("Layers removed", sizes, value=sizes[1], key="learn_n")
-        answers = next(a for a in data.answers if a.step == "cut" and len(a.removed) == n)
+        answers = next(a for a in data.cuts if len(a.removed) == n)
         start = answers.removed[0]
         increase = losses.increase.at(Block(start=start, n=n))
         st.markdown(

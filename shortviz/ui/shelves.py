@@ -9,22 +9,30 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from shortviz import policy
+from shortviz import policy, run_library
 from shortviz.errors import RunError
 from shortviz.job_state import JobControl
 from shortviz.records import Evaluation, ModelRef, Progress, Run, TextSpec
-from shortviz.runs import FILE, example_run, load_run, save_run, with_evaluation
+from shortviz.runs import (
+    EXAMPLES,
+    FILE,
+    example_run,
+    folder_name,
+    has_example,
+    load_run,
+    save_run,
+    with_evaluation,
+)
 from shortviz.settings import settings
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
 
 EXAMPLE = "example"
-"""Key of the bundled run."""
+"""Key of the bundled run that is shown first."""
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _V = TypeVar("_V")
@@ -55,6 +63,11 @@ class Shelf(Generic[_V]):
             while len(self._items) > self._limit:
                 self._items.popitem(last=False)
         return value
+
+    def drop(self, key: Hashable) -> None:
+        """Forget one entry."""
+        with self._lock:
+            self._items.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -115,7 +128,7 @@ class RunShelf:
     def __init__(self, folder: Path) -> None:
         """Read and write run directories in `folder`."""
         self.folder = folder
-        self._runs: Shelf[Run] = Shelf(16)
+        self._runs: Shelf[Run] = Shelf(64)
         self._lock = threading.RLock()
 
     def path(self, key: str) -> Path:
@@ -129,18 +142,57 @@ class RunShelf:
         found = self._runs.get(key)
         if found is not None:
             return found
-        if key == EXAMPLE:
-            return self._runs.put(key, example_run()) if has_example() else None
+        if key in EXAMPLES:
+            return self._runs.put(key, example_run(key)) if has_example(key) else None
         path = self.path(key)
         return self._runs.put(key, load_run(path)) if (path / "run.json").is_file() else None
 
     def put(self, key: str, run: Run) -> None:
         """Keep the run, in memory and (the bundled one excepted) on disk."""
         with self._lock:
-            if key != EXAMPLE:
+            if key not in EXAMPLES:
                 save_run(run, self.path(key))
                 self._make_room(key)
             self._runs.put(key, run)
+
+    def listed(self) -> dict[str, Run]:
+        """Return all runs by key, newest first, the bundled ones last; those that cannot be read are passed over.
+
+        Where strangers meet, only runs of built-in texts: the others are of somebody's own text.
+        """
+        found: dict[str, Run] = {}
+        own = [folder.name for folder in run_library.folders(self.folder) if _KEY.fullmatch(folder.name)]
+        for key in (*own, *EXAMPLES):
+            try:
+                run = self.get(key)
+            except RunError:
+                continue
+            if run is not None and (not settings().is_hosted or run.text.source.startswith("built-in")):
+                found[key] = run
+        return found
+
+    def add(self, run: Run) -> str:
+        """Keep a run that came from elsewhere, under a key of its own; returns the key."""
+        with self._lock:
+            key = run_library.free_key(self.folder, folder_name(run))
+            self.put(key, run)
+        return key
+
+    def rename(self, key: str, name: str) -> None:
+        """Give a run of this machine another name."""
+        self.update(key, lambda run: run_library.renamed(run, name) if run is not None else None)
+
+    def remove(self, key: str) -> str:
+        """Put a run aside; returns what `restore` brings it back by."""
+        with self._lock:
+            token = run_library.set_aside(self.path(key))
+            self._runs.drop(key)
+        return token
+
+    def restore(self, token: str) -> str:
+        """Bring back a run that was put aside; returns its key, a new one where another run has taken its place."""
+        with self._lock:
+            return run_library.bring_back(self.folder, token)
 
     def _make_room(self, newest: str) -> None:
         """Remove the oldest runs where strangers could fill the disk."""
@@ -164,13 +216,8 @@ class RunShelf:
 
         Where strangers meet, the bundled run is everybody's and stays as it is.
         """
-        if self.get(key) is not None and not (key == EXAMPLE and settings().is_hosted):
+        if self.get(key) is not None and not (key in EXAMPLES and settings().is_hosted):
             self.update(key, lambda run: with_evaluation(run, evaluation) if run is not None else run)
-
-
-def has_example() -> bool:
-    """Return whether this installation carries the bundled run; a bare checkout may not."""
-    return (resources.files("shortviz") / "example_run" / "run.json").is_file()
 
 
 def run_key(ref: ModelRef, spec: TextSpec) -> str:

@@ -7,6 +7,7 @@ from shortviz.errors import ShortvizError
 from shortviz.job_state import JobState
 from shortviz.planning import best_blocks
 from shortviz.records import Block, BlockDistances, BlockLosses, ModelInfo, ModelRef, Run
+from shortviz.runs import EXAMPLES
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import EXAMPLE, run_key
@@ -34,7 +35,7 @@ class Shown:
     @property
     def bundled(self) -> bool:
         """Whether this is the run that comes with shortviz."""
-        return self.key == EXAMPLE
+        return self.key in EXAMPLES
 
     @property
     def distances(self) -> BlockDistances | None:

@@ -16,7 +16,7 @@ than a session lives in `resources.Bench` or on disk.
 """
 
 import secrets
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Final, Literal
 
 import streamlit as st
@@ -72,6 +72,8 @@ PRIVATE: Final = "private"
 TOKEN: Final = "token"
 SUGGESTED: Final = "suggested"
 STEP: Final = "step"
+PICKED: Final = "picked_runs"
+REMOVED: Final = "removed_runs"
 TARGET_PAGE: Final = "target_page"
 
 DEFAULT_TRAINING: Final = TextSpec(kind="builtin", value="python-reference", limit=256, max_length=256)
@@ -118,8 +120,13 @@ def keep_prompt(state: State) -> None:
     state[PROMPT] = state[PROMPT_KEPT] = state.get(PROMPT, state.get(PROMPT_KEPT, FIRST_PROMPT))
 
 
+def tell(state: State, words: str) -> None:
+    """Have the page say this once, above everything."""
+    state[NOTICE] = words
+
+
 def notice(state: State) -> str:
-    """Return what this session is to be told once about the address it came with."""
+    """Return what this session is to be told once."""
     found = state.pop(NOTICE, "")
     return found if isinstance(found, str) else ""
 
@@ -132,6 +139,23 @@ def frame(state: State) -> None:
 def take_frame(state: State) -> bool:
     """Return whether this run went through app.py, once."""
     return bool(state.pop(FRAMED, False))
+
+
+def pick_runs(state: State, keys: Sequence[str]) -> None:
+    """Choose these runs on the Runs page."""
+    state[PICKED] = list(keys)
+
+
+def picked_runs(state: State) -> list[str]:
+    """Return the runs that are chosen on the Runs page, in the order they were chosen."""
+    found = state.get(PICKED)
+    return [key for key in found if isinstance(key, str)] if isinstance(found, list) else []
+
+
+def removed_runs(state: State) -> dict[str, str]:
+    """Return the names of the runs that this session removed last, by what brings them back."""
+    found = state.get(REMOVED)
+    return found if isinstance(found, dict) else {}
 
 
 def leave_for(state: State, page: str) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from shortviz.errors import ShortvizError
 from shortviz.job_state import JobControl
 from shortviz.records import ModelRef, Progress, Run, TaskRows, TaskScore, TaskSpec, TextSpec, WindowSpec
-from shortviz.runs import with_task
+from shortviz.runs import EXAMPLES, with_task
 from shortviz.settings import settings
 from shortviz.ui.resources import Bench, JobContext
-from shortviz.ui.shelves import EXAMPLE
 
 
 def rows_of(bench: Bench, spec: TaskSpec) -> TaskRows:
@@ -84,5 +83,5 @@ def start_greedy(bench: Bench, ref: ModelRef, spec: TextSpec, layers: int, key: 
 
 def _add(bench: Bench, key: str | None, change: Callable[[Run], Run]) -> None:
     """Add to the run where there is one; where strangers meet, the bundled run stays as it is."""
-    if key is not None and not (key == EXAMPLE and settings().is_hosted):
+    if key is not None and not (key in EXAMPLES and settings().is_hosted):
         bench.runs.update(key, lambda run: change(run) if run is not None else None)

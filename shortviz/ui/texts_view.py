@@ -8,6 +8,7 @@ from shortviz import charts
 from shortviz.errors import RunError
 from shortviz.job_state import JobState
 from shortviz.records import Block, BlockDistances, ModelInfo, Run, TextSpec
+from shortviz.runs import EXAMPLES
 from shortviz.sensitivity import StartShift, start_shifts
 from shortviz.settings import settings
 from shortviz.settling import settling_words
@@ -17,7 +18,6 @@ from shortviz.ui import state as s
 from shortviz.ui.choosing import choose
 from shortviz.ui.resources import Bench
 from shortviz.ui.selection import parse_row, parse_selection
-from shortviz.ui.shelves import EXAMPLE
 from shortviz.ui.shown import Shown
 from shortviz.ui.words import plain
 
@@ -61,7 +61,7 @@ def _others(bench: Bench, shown: Shown, criterion: str) -> dict[str, Run]:
     """Return the newest runs of the same model on other texts that have the criterion."""
     files = sorted(bench.runs.folder.glob("*/run.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     found: dict[str, Run] = {}
-    for key in [file.parent.name for file in files[:RUNS_LOOKED_AT]] + [EXAMPLE]:
+    for key in [file.parent.name for file in files[:RUNS_LOOKED_AT]] + [*EXAMPLES]:
         try:
             run = bench.runs.get(key)
         except RunError:

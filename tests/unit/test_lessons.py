@@ -104,7 +104,7 @@ def test_every_picture_of_the_lessons_states_its_finding(data: LessonData, run: 
     assert f"{sentence.angle(block):.4f} π" in lesson_charts.angle_alt(sentence, block)
     assert "which is the last token" in lesson_charts.positions_alt(data.positions, block)
     assert "fact" in lesson_charts.curve_alt(data)
-    assert lesson_charts.answers_alt(data, "copy").startswith("Of 12 copy questions are right: uncut ")
+    assert lesson_charts.answers_alt(data, "copy").startswith("Of 12 copy questions are right: ")
     curve = curve_from_map(run.losses, run.distances, run.model)
     assert len(lesson_charts.curve_figure(data, curve, 2).data) == len(KINDS) + 1
 

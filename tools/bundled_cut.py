@@ -1,0 +1,39 @@
+"""The cut that the bundled ledger, and the last lesson's questions, are about: cut, repaired, repaired and healed."""
+
+import sys
+from dataclasses import replace
+
+from shortviz.handle import ModelHandle
+from shortviz.heal_data import split_heldout
+from shortviz.heal_settings import PRESETS
+from shortviz.healing import heal
+from shortviz.pruning import prune
+from shortviz.records import Block, Progress, PrunePlan, TextSpec
+from shortviz.repair import repair
+from shortviz.texts import tokenize
+
+BLOCK = Block(start=12, n=4)
+"""The block of the handbook's examples."""
+TRAINING_ROWS = 400
+HELD_OUT_WINDOWS = 8
+
+
+def tell(progress: Progress) -> None:
+    """Say on stderr how far a long step is."""
+    words = f"{progress.stage} {progress.done:.0f}/{progress.total:.0f} {progress.unit}"
+    print(f"\r{words:40}", end="", file=sys.stderr)
+
+
+def treated(handle: ModelHandle, spec: TextSpec, *, preset: str = "quick") -> list[tuple[str, ModelHandle]]:
+    """Return (step, model) of the cut, of the cut repaired, and of that one healed, all on one text."""
+    cut = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, BLOCK))
+    models = [("cut", cut)]
+    tokens = tokenize(spec, handle.tokenizer)
+    repaired = repair(cut, handle, tokens, on_progress=tell)
+    if repaired.applied:
+        models.append(("repaired", repaired.handle))
+    settings = PRESETS[preset]
+    more = tokenize(replace(spec, limit=TRAINING_ROWS), handle.tokenizer)
+    train, heldout = split_heldout(more, windows=HELD_OUT_WINDOWS, window=min(256, settings.length))
+    healed = heal(models[-1][1], train, settings, base=handle, heldout=heldout, on_progress=tell)
+    return [*models, ("healed", healed.handle)]
