@@ -15,8 +15,8 @@ def best_start(grid: Grid, n: int, model: ModelInfo | None = None) -> int | None
     With `model`, blocks that its stock config cannot express are passed over.
     """
     row = grid.row(n).copy()
-    for start in range(len(row)):
-        if model is not None and model.illegal_reason(Block(start=start, n=n)):
+    for start, size, _ in model.illegal if model is not None else ():
+        if size == n:
             row[start] = np.nan
     return None if np.isnan(row).all() else int(np.nanargmin(row))
 

@@ -110,7 +110,7 @@ def facts(which: str, distances: BlockDistances | None, losses: BlockLosses | No
         job_progress(job)
     elif which != "predicted":
         if losses is not None:
-            measured.facts(losses)
+            measured.facts(losses, distances)
     elif distances is not None:
         text = distances.text
         words = f"{distances.samples} of {text.rows} rows" if distances.samples < text.rows else f"{text.rows} rows"

@@ -40,7 +40,7 @@ def drawn(
     return replace(measured, criteria={criterion: loss_charts.difference_grid(grid, losses.increase)})
 
 
-def facts(losses: BlockLosses) -> None:
+def facts(losses: BlockLosses, distances: BlockDistances | None) -> None:
     """Say what text stands behind the measured map, and what is still missing."""
     text = losses.text
     whole = losses.windows[losses.windows > 0]
@@ -54,6 +54,11 @@ def facts(losses: BlockLosses) -> None:
     if losses.seconds:
         words.append(f"measured in {duration(losses.seconds)}")
     st.caption(" · ".join(words))
+    if distances is not None and distances.text.source == text.source:
+        st.caption(
+            f":orange[:material/warning: The losses are scored on the calibration text, {plain(text.source)}: what was "
+            "chosen by it looks better than it is. Choose another evaluation text on the Model page.]"
+        )
 
 
 def agreement_view(

@@ -50,6 +50,7 @@ def test_the_losses_of_every_block_are_measured_kept_and_drawn(measured: App, to
     (chart,) = page.at.get("plotly_chart")
     assert "By measured NLL increase over" in chart.proto.alt
     assert "windows of 256" in page.words
+    assert page.words.count("The losses are scored on the calibration text, pasted text") == 1
 
 
 def test_the_inspector_takes_the_cell_of_the_map_and_says_so(measured: App, tools: Bench) -> None:
