@@ -15,7 +15,7 @@ RIDGE = 0.01
 """Ridge strength as a share of the mean diagonal of the kernel; a choice, not yet compared with others."""
 
 
-def _replacement_errors(states: Tensor, rows: Tensor) -> Tensor | None:
+def replacement_errors(states: Tensor, rows: Tensor, ridge: float = RIDGE) -> Tensor | None:
     """Return the relative error per scored row and pair, (scored rows, pairs), from states (tokens, L+1, hidden).
 
     Rows 2, 5, 8, ... are scored, the others fitted on. None where there are fewer than two rows of either kind.
@@ -37,7 +37,7 @@ def _replacement_errors(states: Tensor, rows: Tensor) -> Tensor | None:
         known, new = fit[:, start].double(), score[:, start].double()
         kernel = known @ known.T
         # The tiny term is for a boundary where all tokens are alike (a text of one word): the map is then a constant.
-        kernel.diagonal().add_(RIDGE * kernel.diagonal().mean() + torch.finfo(kernel.dtype).tiny)
+        kernel.diagonal().add_(ridge * kernel.diagonal().mean() + torch.finfo(kernel.dtype).tiny)
         weights = torch.linalg.solve(kernel, known @ new.T).T.to(states.dtype)
         missed = weights @ fit[:, start + 1 :].flatten(1) - score[:, start + 1 :].flatten(1)
         squared = missed.view(len(new), count - 1 - start, -1).square().sum(-1, dtype=torch.float64)
@@ -54,6 +54,6 @@ CRITERION = Criterion(
     tokens="all",
     source="after Razzhigaev et al. 2024, arXiv 2405.12250; ridge, fitted and scored on different rows",
     explanation="How badly the best single linear layer would predict what the block gives; 0 is perfectly.",
-    from_sample=_replacement_errors,
+    from_sample=replacement_errors,
     order=6,
 )
