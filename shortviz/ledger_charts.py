@@ -72,7 +72,7 @@ def recovery_figure(ledger: Ledger, dark: bool = False) -> go.Figure:
         uirevision="ledger",
         xaxis={
             **axis,
-            "title": {"text": "NLL over the uncut model, nats a token", "font": {"color": ink}},
+            "title": {"text": "NLL over the uncut model, nats a token", "font": {"color": ink, "size": 12}},
             "range": _range(left, ends),
             "gridcolor": "rgba(128,128,128,0.2)",
         },
@@ -158,9 +158,9 @@ def healing_figure(history: HealHistory, dark: bool = False) -> go.Figure:
     )
     figure.update_xaxes(**axis, range=[-0.5, max(history.steps, 1) + 0.5])
     figure.update_yaxes(**axis)
-    figure.update_yaxes(title={"text": "held-out NLL, nats", "font": {"color": ink}}, row=1, col=1)
-    figure.update_yaxes(title={"text": "training loss", "font": {"color": ink}}, row=2, col=1)
-    figure.update_xaxes(title={"text": "step", "font": {"color": ink}}, row=2, col=1)
+    figure.update_yaxes(title={"text": "held-out NLL, nats", "font": {"color": ink, "size": 12}}, row=1, col=1)
+    figure.update_yaxes(title={"text": "training loss", "font": {"color": ink, "size": 12}}, row=2, col=1)
+    figure.update_xaxes(title={"text": "step", "font": {"color": ink, "size": 12}}, row=2, col=1)
     return figure
 
 

@@ -6,8 +6,10 @@ from shortviz import ledger_charts
 from shortviz.heal_settings import HealHistory
 from shortviz.job_state import JobState
 from shortviz.ledger import Ledger, LedgerStep
+from shortviz.planning import layers_text
 from shortviz.ui import notes, treat_actions
 from shortviz.ui import state as s
+from shortviz.ui.map_view import FONT
 from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown
 from shortviz.ui.treating import TREATING, Treating, text_key, treated
@@ -16,9 +18,15 @@ from shortviz.ui.words import plain
 TICK_SECONDS = 1.0
 
 
-def follow(tools: Bench, shown: Shown, removed: tuple[int, ...]) -> None:
-    """Draw the newest job on this cut while it runs, and how it ended."""
-    first = tools.treating(TREATING, shown.ref, removed)
+def newest(tools: Bench, shown: Shown, removed: tuple[int, ...]) -> JobState | None:
+    """Return the job that the page follows: a live one on this cut, a live shrinking, or the last that has ended."""
+    found = [tools.treating(TREATING, shown.ref, removed), tools.treating(("shrink",), shown.ref, ())]
+    jobs = [job for job in found if job is not None]
+    return max(jobs, key=lambda job: (job.live, job.created), default=None)
+
+
+def follow(tools: Bench, first: JobState | None) -> None:
+    """Draw a job while it runs, and how it ended."""
     if first is None:
         return
     live = first.live
@@ -32,26 +40,40 @@ def follow(tools: Bench, shown: Shown, removed: tuple[int, ...]) -> None:
             return
         notes.job_error(now)
         if now.live:
+            st.caption(plain(now.title))
             notes.job_progress(now)
         found = now.record if isinstance(now.record, Treating) else None
-        if found is not None:
-            _ended(now, found)
-            if found.history is not None and found.history.points:
-                _curve(found.history)
+        if found is None:
+            return
+        if found.note and not now.live:
+            st.info(plain(found.note), icon=":material/info:")
+        if now.kind == "shrink":
+            _shrunk(now, found)
+        if found.history is not None and found.history.points:
+            _curve(found.history)
 
     job()
 
 
-def _ended(job: JobState, found: Treating) -> None:
-    if job.live or not found.note:
+def _shrunk(job: JobState, found: Treating) -> None:
+    """Say which layers a shrinking has removed so far; at its end, offer to look at that cut."""
+    if not found.removed:
         return
-    st.info(plain(found.note), icon=":material/info:")
+    if job.live:
+        st.caption(f"Removed so far: layers {layers_text(found.removed)}.")
+    elif found.removed != s.cut(s.session()):
+        st.button(
+            f"Look at the cut of layers {layers_text(found.removed)}", icon=":material/arrow_upward:",
+            key="take_shrunk", on_click=s.take_cut, args=(s.session(), found.removed),
+        )  # fmt: skip
 
 
 def _curve(history: HealHistory) -> None:
     alt = ledger_charts.healing_alt(history)
+    figure = ledger_charts.healing_figure(history, st.context.theme.type == "dark")
+    figure.update_layout(font={"family": FONT})
     st.plotly_chart(
-        ledger_charts.healing_figure(history, st.context.theme.type == "dark"),
+        figure,
         theme=None,
         key="healing_chart",
         config={"displayModeBar": False},

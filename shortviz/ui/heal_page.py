@@ -21,7 +21,7 @@ from shortviz.ui import (
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, settle_block
-from shortviz.ui.treating import METHODS, TREATING, Treating, cut_problem, known_ledger
+from shortviz.ui.treating import METHODS, Treating, cut_problem, known_ledger
 from shortviz.ui.words import plain
 
 TICK_SECONDS = 1.0
@@ -43,10 +43,10 @@ def draw() -> None:
     if problem:
         notes.problem(problem)
         return
-    job = tools.treating(TREATING, shown.ref, removed)
+    job = heal_live.newest(tools, shown, removed)
     _ledger(tools, shown, removed, job)
     _actions(tools, shown, shown.model, removed, job)
-    heal_live.follow(tools, shown, removed)
+    heal_live.follow(tools, job)
     heal_live.texts(tools, shown, removed, known_ledger(tools, shown, removed, s.evaluation(state)))
     advice_view.draw(shown)
 
@@ -91,8 +91,8 @@ def _ledger(tools: Bench, shown: Shown, removed: tuple[int, ...], job: JobState 
     def ledger() -> None:
         now = tools.state(job.id) if job is not None else None
         found: Ledger | None = None
-        if now is not None and isinstance(now.record, Treating):
-            found = now.record.ledger
+        if now is not None and isinstance(now.record, Treating) and now.record.ledger is not None:
+            found = now.record.ledger if now.record.ledger.removed == removed else None
         if found is None or not (now is not None and now.live):
             found = known_ledger(tools, look(tools, s.session()), removed, s.evaluation(s.session())) or found
         if found is None:
@@ -148,8 +148,26 @@ def _actions(tools: Bench, shown: Shown, model: ModelInfo, removed: tuple[int, .
             "Stop", icon=":material/stop:", disabled=not live, key="stop_treating", help="Keeps the best so far.",
             on_click=tools.jobs.cancel, args=(job.id if job is not None else "",),
         )  # fmt: skip
+        _shrink(tools, shown, model, removed, off, method)
     if recipe is not None:
         st.caption(plain(recipe_view.summary(recipe)))
+
+
+def _shrink(tools: Bench, shown: Shown, model: ModelInfo, removed: tuple[int, ...], off: bool, method: str) -> None:
+    with st.popover("Cut more", icon=":material/compress:", help="Cut, repair, measure again, and so on."):
+        st.caption(
+            "From the uncut model: the layer that costs least goes, the seam is repaired, every layer that is left is "
+            "measured again, and so on. Layers are chosen on the training text; the ledger is scored on the other."
+        )
+        most = max(model.num_layers - 1, 1)
+        left = min(max(model.num_layers - len(removed) - 1, 1), most)
+        layers = st.number_input(
+            f"Layers that are left, of {model.num_layers}", 1, most, value=left, key=f"{s.SHRINK_TO}_{left}"
+        )
+        st.button(
+            "Shrink", icon=":material/compress:", disabled=off, key="shrink_button",
+            on_click=treat_buttons.start_shrink, args=(tools, shown, int(layers), method),
+        )  # fmt: skip
 
 
 def _settings(tools: Bench, state: s.State, name: str, model: ModelInfo) -> HealSettings | None:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from shortviz import ledger_charts
 from shortviz.ledger import Ledger, LedgerStep
+from shortviz.ui.map_view import FONT
 from shortviz.ui.words import duration, plain, share, with_error
 
 
@@ -32,6 +33,7 @@ def draw(ledger: Ledger, *, key: str) -> None:
         st.caption(behind(ledger))
     with right:
         figure = ledger_charts.recovery_figure(ledger, st.context.theme.type == "dark")
+        figure.update_layout(font={"family": FONT})
         st.plotly_chart(figure, theme=None, key=f"{key}_chart", config={"displayModeBar": False}, alt=alt)
 
 

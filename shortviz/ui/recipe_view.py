@@ -37,12 +37,15 @@ _FIELDS: Final = (
                help="What is minimised: the uncut model's distribution, its stream behind the cut, or the next token."),
         _Field(name="targets", label="Adapters on", choices=("mlp", "all"), help="all: attention too."),
         _Field(name="rank", label="Rank", low=1, high=1024, help="Of the adapters."),
+        _Field(name="quantize", label="Frozen weights", choices=("none", "4bit"),
+               help="4bit: QLoRA; needs a GPU and bitsandbytes."),
     ),
     (
         _Field(name="steps", label="Steps", low=1, help="Updates of the weights."),
         _Field(name="batch_size", label="Windows at once", low=1, high=1024),
         _Field(name="accumulate", label="Batches per step", low=1, high=1024),
         _Field(name="length", label="Tokens a window", low=2, high=65_536),
+        _Field(name="precision", label="Precision", choices=("model", "bfloat16"), help="model: that of the weights."),
     ),
     (
         _Field(name="learning_rate", label="Learning rate", low=1e-7, high=1.0, step=1e-4, form="%.2e",
@@ -50,6 +53,8 @@ _FIELDS: Final = (
         _Field(name="warmup_steps", label="Warm-up steps"),
         _Field(name="dropout", label="Dropout", high=0.95, step=0.05, form="%.2f"),
         _Field(name="eval_every", label="Held-out every", low=1, help="Steps between two measurements."),
+        _Field(name="seam_weight", label="Seam weight", high=1e6, step=0.5, form="%.2f",
+               help="mixed: weight of the error behind the cut."),
     ),
     (
         _Field(name="temperature", label="Temperature", low=0.05, high=100.0, step=0.5, form="%.2f",
@@ -58,6 +63,8 @@ _FIELDS: Final = (
                help="The rest is cross-entropy."),
         _Field(name="last_layers", label="Last layers", low=1, high=1000, help="partial: how many are trained."),
         _Field(name="seed", label="Seed"),
+        _Field(name="gradient_checkpointing", label="Save memory",
+               help="Activations are computed twice, not kept: a third more time."),
     ),
 )  # fmt: skip
 
@@ -111,6 +118,8 @@ def _input(name: str, field: _Field, first: Any) -> Any:
             field.label, options, index=options.index(str(first)), key=key, help=field.help or None,
             persist_state="session",
         )  # fmt: skip
+    if isinstance(first, bool):
+        return st.toggle(field.label, value=first, key=key, help=field.help or None, persist_state="session")
     kind = type(first)
     return st.number_input(
         field.label,

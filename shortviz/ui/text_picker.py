@@ -14,8 +14,8 @@ from shortviz.settings import settings
 from shortviz.texts import builtin_names, read_rows
 from shortviz.ui import actions, inspect_actions, notes
 from shortviz.ui import state as s
+from shortviz.ui.cut_work import REPAIR_TOKENS
 from shortviz.ui.resources import Bench
-from shortviz.ui.treat_actions import REPAIR_TOKENS
 from shortviz.ui.words import plain
 
 KINDS = {"builtin": "Built-in", "paste": "Paste", "file": "File", "dataset": "Hub data set"}

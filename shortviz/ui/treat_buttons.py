@@ -45,6 +45,20 @@ def start_heal(
     s.set_job(state, "heal", job_id)
 
 
+def start_shrink(tools: Bench, shown: Shown, to_layers: int, method: str) -> None:
+    """Start cutting the model that is shown layer by layer, with a repair after each."""
+    state, ref = s.session(), shown.ref
+    if ref is None:
+        return
+    key = run_key(ref, s.calibration(state))
+    job_id = treat_actions.start_shrink(
+        tools, ref, to_layers, s.evaluation(state), s.training(state),
+        method=method, key=key, known=shown.run, prompt=str(state.get(s.PROMPT, "")),
+    )  # fmt: skip
+    s.leave_run(state)
+    s.set_job(state, "shrink", job_id)
+
+
 def buttons(tools: Bench, shown: Shown, block: Block) -> None:
     """Draw the buttons that repair the chosen block, or take it to the Heal page."""
     job = tools.treating(("repair",), shown.ref, block.layers)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 METHODS = {"seam_refit": "Seam refit", "linear_fold": "Linear fold", "scale": "Scale"}
 """The repairs that the app offers, by the names of `shortviz.repair`."""
-TREATING = ("repair", "heal", "shrink")
-"""Kinds of jobs that add to a ledger."""
+TREATING = ("repair", "heal")
+"""Kinds of jobs that add to the ledger of a cut; `shrink` finds a cut of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

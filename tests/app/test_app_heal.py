@@ -190,3 +190,22 @@ def test_the_repairs_that_the_page_offers_are_those_that_there_are() -> None:
     from shortviz.repair import METHODS as KNOWN
 
     assert set(METHODS) <= set(KNOWN)
+
+
+def test_cutting_more_ends_with_a_cut_of_its_own_that_the_page_offers(healing: App, tools: Bench) -> None:
+    page = healing
+    layers = next(w for w in page.at.number_input if w.label == "Layers that are left, of 6")
+    assert layers.value == 3, "one fewer than the chosen cut leaves"
+    layers.set_value(4)
+    page.run().click("shrink_button")
+    job = page.finish("shrink")
+    assert job.state == "done", job.error
+    removed = job.result.removed
+    assert len(removed) == 2
+    ledger = next(each for each in run_on_disk(tools).ledgers if each.removed == removed)
+    assert [step.name for step in ledger.steps][:2] == ["uncut", "cut"]
+    assert ledger.text.source == "pasted text"
+    if removed != (2, 3):
+        page.click("take_shrunk")
+    assert s.cut(page.state) == removed
+    assert len(page.at.dataframe[0].value) == len(ledger.steps)

@@ -89,6 +89,8 @@ def test_steps_stand_in_order_and_one_of_the_same_methods_takes_the_others_place
     assert again.steps[-1].seconds == 671.0
     assert again.best == ledger.steps[-1]
     assert ledger.lost[0] == pytest.approx(0.65, abs=0.02)
+    thrice = add_step(ledger, "repaired", repaired.evaluation, [REPAIR, REPAIR, REPAIR])
+    assert thrice.step("repaired", ("seam_refit",) * 3).label == "repaired (seam refit × 3)"
 
 
 def test_steps_of_other_windows_or_of_another_cut_are_refused() -> None:
@@ -109,6 +111,8 @@ def test_a_run_keeps_its_ledgers_and_merges_new_steps_into_them(tmp_path) -> Non
     save_run(run, tmp_path)
     assert load_run(tmp_path).ledgers == run.ledgers
     assert len(with_ledger(run, replace(short, removed=(3,))).ledgers) == 2
+    asked = merged(run.ledgers[0], replace(short, prompt="Another prompt"))
+    assert (asked.prompt, asked.steps[-1].name, asked.steps[-1].continuation) == ("Another prompt", "healed", "")
     other_loss = with_windows(short.steps[1].evaluation, windows_nll(0.7, seed=9), windows_nll(0.0, seed=1))
     assert [s.name for s in merged(run.ledgers[0], start_ledger(other_loss)).steps] == ["uncut", "cut"]
 

@@ -1,0 +1,56 @@
+"""Repairing and healing a tiny model for real, in a real Chromium: live, through a reload, to the export."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
+from tests.browser.visitor import SLOW_MS, no_failure, to_page, type_number, wait_for_block
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.families import build_tiny, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("heal") / "tiny-llama"
+    build_tiny("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_cut_is_repaired_and_healed_live_and_the_healed_model_is_offered_for_export(
+    page: Page, start_app: Callable[[Path], AppServer], checkpoint: Path
+) -> None:
+    server = start_app(ROOT / "app.py")
+    page.goto(f"{server.url}/heal?{urlencode({'model': str(checkpoint), 'start': 2, 'n': 2})}")
+    page.get_by_role("button", name=re.compile("^Load ")).click()
+    repair = page.get_by_role("button", name="Repair", exact=True)
+    expect(repair).to_be_enabled(timeout=SLOW_MS)
+    wait_for_block(page, 2, 2)
+    repair.click()
+    expect(page.get_by_role("figure", name=re.compile("Cutting layers 2-3 costs"))).to_be_visible(timeout=SLOW_MS)
+    heal = page.get_by_role("button", name="Heal", exact=True)
+    expect(heal).to_be_enabled(timeout=SLOW_MS)
+
+    page.get_by_text("Settings of the training").click()
+    type_number(page, "Tokens a window", 64)
+    type_number(page, "Held-out every", 5)
+    expect(page.get_by_text("50 steps of 64 tokens")).to_be_visible(timeout=PATIENCE_MS)
+    heal.click()
+    curve = page.get_by_role("figure", name=re.compile(r"After \d+ of 50 steps the held-out NLL"))
+    expect(curve).to_be_visible(timeout=SLOW_MS)
+    page.reload()  # the training goes on, or has ended, without the page
+    expect(page.get_by_role("figure", name=re.compile("After 50 of 50 steps"))).to_be_visible(timeout=SLOW_MS)
+    expect(page.get_by_role("figure", name=re.compile("healed .* wins back|no share"))).to_be_visible(timeout=SLOW_MS)
+    no_failure(page)
+
+    to_page(page, "Export")
+    expect(page.get_by_text("Which model")).to_be_visible(timeout=PATIENCE_MS)
+    no_failure(page)
+    assert "Traceback" not in server.printed
