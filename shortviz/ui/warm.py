@@ -47,6 +47,9 @@ _warmth = Warmth(import_engine, quiet_seconds=QUIET_SECONDS)
 
 
 def page_was_drawn() -> None:
-    """Import the engine soon, where this is a server; a script that runs without one (a test) stays light."""
-    if settings().preload and runtime.exists():
+    """Import the engine soon, where this is a server; a script that runs without one (a test) stays light.
+
+    AppTest puts a stand-in that claims to be one in the server's place; a thread that imports would race with the test.
+    """
+    if settings().preload and runtime.exists() and type(runtime.get_instance()) is runtime.Runtime:
         _warmth.page_was_drawn()

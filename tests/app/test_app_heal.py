@@ -151,12 +151,12 @@ def test_the_inspector_repairs_the_cell_it_shows_on_the_same_windows(healing: Ap
         assert job.result.note in page.words
 
 
-def test_a_text_of_one_row_cannot_be_fitted_to_and_the_page_says_so(loaded: App) -> None:
+def test_a_text_too_short_to_be_fitted_to_is_told_with_the_number_needed(loaded: App) -> None:
     loaded.state[s.CHOSEN] = Block(start=2, n=2)
-    loaded.state[s.TRAINING] = TextSpec(kind="paste", value="One row of text, and not a long one.")
+    loaded.state[s.TRAINING] = TextSpec(kind="paste", value="Some words, and not many.")
     page = loaded.page("heal").click("repair_button")
     assert page.finish("repair").state == "failed"
-    assert any("The text has one row" in error for error in page.errors)
+    assert any("fewer than one window of 256 needs" in error for error in page.errors)
 
 
 def test_settings_that_contradict_each_other_are_told_and_cannot_be_started(healing: App) -> None:
