@@ -13,6 +13,8 @@ from shortviz.sensitivity import grid_difference, shift_words, start_shifts
 
 PALETTE = "RdBu_r"
 """Blue below 0, white at 0, red above."""
+_NAME_LENGTH = 20
+"""Characters of a text's name that fit beside the colour bar."""
 
 
 def difference_figure(
@@ -62,9 +64,10 @@ def _limit(found: Grid) -> float:
 
 
 def _bar(criterion: str, names: tuple[str, str], limit: float, *, per_n: bool) -> dict[str, object]:
-    unit = f", {units(criterion)}" if units(criterion) else ""
-    scale = ", rescaled per n" if per_n else f"{unit}, ±{limit:.3g}"
-    words = f"{escape(names[1])} minus {escape(names[0])}: {label(criterion)}{scale}"
+    unit = units(criterion) or "units of the criterion"
+    scale = "rows rescaled to 0 .. 1" if per_n else f"{unit}, ±{limit:.3g}"
+    other = names[1] if len(names[1]) <= _NAME_LENGTH else f"{names[1][: _NAME_LENGTH - 1]}…"
+    words = f"difference, {scale}; red: higher on {escape(other)}"
     place = {"x": 1.01, "xpad": 0, "y": 0, "yanchor": "bottom", "ypad": 0, "len": 0.93, "thickness": 12}
     return {"title": {"text": words, "side": "right"}, **place}
 

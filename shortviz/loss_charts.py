@@ -137,6 +137,8 @@ def accuracy_figure(lines: Sequence[AccuracyLine], *, by_length: bool = False, d
         )
     _lay_out(figure, "layers removed", "questions answered rightly, %", dark=dark)
     figure.update_yaxes(range=[0, 100])
+    if max(n for line in lines for n, _ in line.points) <= 16:
+        figure.update_xaxes(dtick=1)
     return figure
 
 

@@ -192,6 +192,7 @@ def continuations(bench: Bench, shown: Shown, found: Inspection | None, *, runni
             help="Load a model first." if shown.handle is None else "Let both models continue the prompt.",
             key="run_prompt",
         )
+        task_view.questions_button(bench)
     if shown.handle is None:
         return
     prompt = str(state.get(s.PROMPT, ""))

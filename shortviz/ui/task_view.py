@@ -25,13 +25,11 @@ DEFAULT_LIMIT = 100
 
 
 def block_score(bench: Bench, shown: Shown, block: Block, job: JobState | None) -> None:
-    """Draw the accuracy of the uncut and the cut model on the chosen questions, or the way to get it."""
+    """Draw the accuracy of the uncut and the cut model on the chosen questions, or the button that scores them."""
+    rows = chosen_rows(bench)
+    if rows is None:
+        return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        with st.popover("Questions", icon=":material/quiz:", help="Multiple-choice questions to score both models on."):
-            picker(bench, key="inspector")
-        rows = chosen_rows(bench)
-        if rows is None:
-            return
         plans = ((), block.layers)
         scores = [task_actions.known_score(bench, shown.ref, shown.run, plan, rows) for plan in plans]
         live = job is not None and job.live
@@ -55,6 +53,12 @@ def block_score(bench: Bench, shown: Shown, block: Block, job: JobState | None) 
     if found:
         st.caption(_behind(found[-1]))
     notes.job_error(job)
+
+
+def questions_button(bench: Bench) -> None:
+    """Draw the button that opens the form for questions."""
+    with st.popover("Questions", icon=":material/quiz:", help="Multiple-choice questions to score both models on."):
+        picker(bench, key="inspector")
 
 
 def _behind(score: TaskScore) -> str:
