@@ -8,13 +8,13 @@ list, a text within its size, a number finite and within its cap, a folder insid
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shortviz.errors import PolicyError
 from shortviz.job_state import JobState
-from shortviz.records import ModelEstimate, ModelRef, TaskSpec, TextSpec
+from shortviz.records import ModelEstimate, ModelRef, Run, TaskSpec, TextSpec
 from shortviz.settings import Settings
 from shortviz.words import size
 
@@ -170,6 +170,24 @@ def check_upload_bytes(rules: Settings, num_bytes: int) -> None:
     """Raise PolicyError where an uploaded file is too large to be kept."""
     if rules.is_hosted and num_bytes > rules.max_upload_mb * 1_000_000:
         raise PolicyError(f"The uploaded file is larger than {rules.max_upload_mb} MB; shorten it.")
+
+
+def keep_newest(rules: Settings, folder: Path, most: int) -> None:
+    """Remove the oldest files of a folder that strangers could fill."""
+    if rules.is_hosted:
+        for old in sorted(folder.iterdir(), key=lambda file: -file.stat().st_mtime)[most:]:
+            old.unlink(missing_ok=True)
+
+
+def without_prompts(rules: Settings, run: Run) -> Run:
+    """Return a run as others may see it: where strangers meet, what somebody asked a model is not kept in it."""
+    if not rules.is_hosted or not run.ledgers:
+        return run
+    ledgers = (
+        replace(one, prompt="", steps=tuple(replace(step, continuation="") for step in one.steps))
+        for one in run.ledgers
+    )
+    return replace(run, ledgers=tuple(ledgers))
 
 
 def _check_task(rules: Settings, spec: TaskSpec) -> None:

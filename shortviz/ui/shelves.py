@@ -149,6 +149,7 @@ class RunShelf:
 
     def put(self, key: str, run: Run) -> None:
         """Keep the run, in memory and (the bundled one excepted) on disk."""
+        run = policy.without_prompts(settings(), run)
         with self._lock:
             if key not in EXAMPLES:
                 save_run(run, self.path(key))

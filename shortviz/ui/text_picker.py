@@ -136,6 +136,7 @@ def store_upload(upload: Any) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+        policy.keep_newest(settings(), target.parent, settings().max_runs)
     return target
 
 

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from shortviz.errors import PolicyError
 from shortviz.records import Block, ModelRef, TextSpec
 from shortviz.settings import Settings, settings
 from shortviz.texts import DEFAULT_EVALUATION
 from shortviz.ui import actions, export_actions, inspect_actions
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench, JobContext, bench
+from shortviz.ui.text_picker import store_upload
 from tests.app.conftest import TEXT, App
+from tests.ledger_fixture import fixture_ledger
 
 Start = Callable[..., App]
 
@@ -179,3 +182,49 @@ def test_old_runs_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch, tools:
         tools.runs.put(key, dataclasses.replace(run, name=key))
     assert len(list(tools.runs.folder.glob("*/run.json"))) == 2
     assert (tools.runs.folder / "three").is_dir()
+
+
+def test_what_a_visitor_asked_a_model_is_not_kept_where_others_see_it(tools: Bench) -> None:
+    run = tools.runs.get("example")
+    assert run is not None
+    ledger = fixture_ledger(run.model)
+    assert ledger.prompt
+    tools.runs.put("shared", dataclasses.replace(run, ledgers=(ledger,)))
+    kept = tools.runs.get("shared")
+    assert kept is not None
+    assert [one.prompt for one in kept.ledgers] == [""]
+    assert ledger.prompt not in (tools.runs.folder / "shared" / "run.json").read_text(encoding="utf-8")
+    assert [step.evaluation.score for step in kept.ledgers[0].steps] == [s.evaluation.score for s in ledger.steps]
+
+
+def test_a_prompt_and_what_a_model_makes_of_it_are_never_markup(loaded: App, tools: Bench) -> None:
+    hostile = "![x](http://attacker.example/p.png) <script>alert(1)</script> $\\LaTeX$ :red[x]"
+    page = loaded.page("map")
+    page.state[s.PROMPT] = hostile
+    page.run().click("run_prompt")
+    done = tools.jobs.wait(page.state["jobs"]["inspect"], 60)
+    assert done is not None
+    assert done.state == "done", done.error
+    page.run()
+    marked_up = [e.value for kind in (page.at.markdown, page.at.caption, page.at.warning, page.at.error) for e in kind]
+    assert not [value for value in marked_up if "attacker.example" in value or "<script>" in value]
+
+
+def test_uploads_are_small_few_and_named_by_their_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORTVIZ_MAX_RUNS", "2")
+    settings.cache_clear()
+
+    class Upload:
+        def __init__(self, name: str, content: bytes) -> None:
+            self.name, self._content = name, content
+
+        def getvalue(self) -> bytes:
+            return self._content
+
+    for number in range(4):
+        path = store_upload(Upload("../../../etc/cron.d/evil.py", f"words {number}".encode()))
+        assert path.parent == settings().uploads_dir
+        assert path.suffix == ".txt"
+    assert len(list(settings().uploads_dir.iterdir())) == 2
+    with pytest.raises(PolicyError):
+        store_upload(Upload("large.txt", b"x" * 6_000_000))
