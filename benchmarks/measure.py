@@ -22,11 +22,12 @@ import torch
 
 from shortviz import TextSpec, criteria
 from shortviz.architectures import layer_stack
-from shortviz.distances import _batches, measure_distances
+from shortviz.distances import measure_distances
 from shortviz.loading import load
 from shortviz.records import ModelRef, Progress, TokenSet
 from shortviz.runs import versions
 from shortviz.texts import DEFAULT_CALIBRATION, tokenize
+from shortviz.token_batches import batches_by_length
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def main() -> None:
     if options.text:
         spec = TextSpec(kind="file", value=options.text, limit=options.rows, max_length=options.max_length)
     tokens = tokenize(spec, handle.tokenizer)
-    batches = _batches(tokens, options.batch_size)
+    batches = batches_by_length(tokens.rows, options.batch_size)
     chosen = [c for c in criteria.names() if c != "linear_replacement" or options.linear_replacement]
     decoder = layer_stack(handle.model).decoder
 
