@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from shortviz.handle import ModelHandle
 from shortviz.held_out import EndLoss, check_replay, open_end_loss
 from shortviz.new_weights import own_copy, put_weights, take_back
 from shortviz.records import Floats, Tokens
-from shortviz.seam_fit import Site, fit, gather
+from shortviz.seam_fit import Fitted, Site, fit, gather
+from shortviz.seam_moments import Moments
 from shortviz.seam_streams import Stream, advance, check_stop, open_stream
 from shortviz.token_batches import batches_by_length
 
@@ -72,47 +73,85 @@ class Draft:
         self.place = layer
 
     def try_site(self, site: Site) -> Outcome:
-        """Fit a site at or after the draft's place, and keep it if the end loss on held-out rows falls."""
-        number, layer = self.numbers[site.layer], self.layers[site.layer]
+        """Fit a site at or after the draft's place, and keep it if that lowers the end loss on held-out rows.
+
+        With others besides the writer, both are tried: the writer alone, and all of them.
+        """
+        number, before = self.numbers[site.layer], self.nll
         self.go_to(site.layer)
-        moments = [
-            gather(layer, site, streams, number, self.stop, lambda rows: self.tell(rows, f"layer {number}"))
-            for streams in (self.fit_on, self.held_out)
-        ]
-        fitted = fit(layer, site, *moments)
-        new = {f"{site.layer}.{name}": weight for name, weight in fitted.weights.items()}
-        before, after, applied = self.keep_if_better(new)
+        fit_on, held_out = self._moments(site)
+        fitted = fit(self.layers[site.layer], site.alone, fit_on.last_group(), held_out.last_group())
+        tried = [(self.nll_with(_in_layer(site, fitted)), fitted)]
+        if site.others:
+            together = self._together(site, fit_on, held_out)
+            tried.append((self.nll_with(_in_layer(site, together)), together))
+        after, best = min(tried, key=lambda found: self.mean(found[0]))
+        applied = self.keep_if_better(_in_layer(site, best), after)
         remark = f"A norm follows the MLP of layer {number}: only its scale was refitted, one number a channel."
         return Outcome(
             subject=f"Layer {number}",
             how="refitted",
-            weights=tuple(f"{number}.{name}" for name in fitted.weights),
-            found=fitted.ridge,
-            tokens=fitted.tokens,
+            weights=tuple(f"{number}.{name}" for name in best.weights),
+            found=best.ridge,
+            tokens=best.tokens,
             before=before,
             after=after,
             applied=applied,
             remark=remark if site.writer.scale else "",
         )
 
-    def keep_if_better(self, weights: Mapping[str, Tensor]) -> tuple[Floats, Floats, bool]:
-        """Put weights into the layers; return the held-out loss before and after, and whether it fell: else they go.
+    def _moments(self, site: Site) -> list[Moments]:
+        """Return the moments of a site on the rows to fit on and on those held out."""
+        number, layer = self.numbers[site.layer], self.layers[site.layer]
+        return [
+            gather(layer, site, streams, number, self.stop, lambda rows: self.tell(rows, f"layer {number}"))
+            for streams in (self.fit_on, self.held_out)
+        ]
+
+    def _together(self, site: Site, fit_on: Moments, held_out: Moments) -> Fitted:
+        """Return the writer and the others refitted.
+
+        The solution takes the others' part to reach the layer's output as it is. The MLP hears it too, so the others
+        are put in first, and the writer is then fitted to what is left.
+        """
+        layer = self.layers[site.layer]
+        joint = fit(layer, site, fit_on, held_out)
+        writers = tuple(f"{site.writer.name}.{leaf}" for leaf in ("weight", "bias"))
+        others = {name: weight for name, weight in joint.weights.items() if name not in writers}
+        old = put_weights(layer, others)
+        try:
+            rest = fit(layer, site.alone, *self._moments(site.alone))
+        finally:
+            take_back(layer, old)
+        return replace(rest, weights=others | rest.weights)
+
+    def nll_with(self, weights: Mapping[str, Tensor]) -> Floats:
+        """Return the NLL of each held-out row with some weights in the layers' place; the draft stays as it is.
 
         Names begin with the draft's number of the layer, which is not before the draft's place.
         """
         old = put_weights(self.layers, weights)
-        before, after = self.nll, self.judge()
-        applied = self.mean(after) < self.mean(before)
-        if applied:
-            self.nll = after
-        else:
+        try:
+            return self.judge()
+        finally:
             take_back(self.layers, old)
-        return before, after, applied
+
+    def keep_if_better(self, weights: Mapping[str, Tensor], after: Floats) -> bool:
+        """Put weights into the layers if the held-out loss falls with them, to `after`; return whether it does."""
+        better = self.mean(after) < self.mean(self.nll)
+        if better:
+            put_weights(self.layers, weights)
+            self.nll = after
+        return better
 
     def judge(self) -> Floats:
         """Return the NLL of each held-out row as the draft is now."""
         check_stop(self.stop)
         return self.end_loss.nll(self.layers, self.numbers, self.held_out, self.place)
+
+
+def _in_layer(site: Site, fitted: Fitted) -> dict[str, Tensor]:
+    return {f"{site.layer}.{name}": weight for name, weight in fitted.weights.items()}
 
 
 def open_draft(

@@ -92,13 +92,14 @@ def _try_block(draft: Draft, block: Block, place: int) -> Outcome:
 def _moments(draft: Draft, streams: list[Stream], block: Block, layer: nn.Module | None) -> Moments:
     """Return the moments of the stream at the seam; behind the last layer, `layer` is run first."""
     boundary, state = block.start + block.n, streams[0].state
-    moments = Moments.zeros(state.shape[-1], state.shape[-1], bias=True, device=state.device)
+    moments = Moments.zeros((state.shape[-1],), state.shape[-1], bias=True, device=state.device)
     for stream in streams:
         check_stop(draft.stop)
         here = stream.state
         if layer is not None:
             here = stream.calls[draft.numbers[-1]].run(layer, here.clone())
-        moments.add(here[stream.real], (stream.targets[boundary] - here)[stream.real])
+        reached = stream.targets[boundary]
+        moments.add(here[stream.real], (reached - here)[stream.real], reached[stream.real])
         draft.tell(len(stream.ids), f"the place of {block}")
     return moments
 

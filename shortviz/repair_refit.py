@@ -1,11 +1,13 @@
 """Seam refit and linear fold: the layer before a seam made to give what the removed layers gave."""
 
+from shortviz.architectures import layer_stack
 from shortviz.errors import ModelError, PlanError
 from shortviz.records import Block
 from shortviz.repair_draft import Draft, Outcome
 from shortviz.repair_work import Work
-from shortviz.residual_writers import find_writers
-from shortviz.seam_fit import Reads, Site
+from shortviz.residual_writers import find_writers, linear_weight
+from shortviz.seam_fit import Site
+from shortviz.stream_scale import find_adding_layers
 
 
 def refit(work: Work) -> tuple[Draft, list[Outcome]]:
@@ -21,10 +23,22 @@ def refit(work: Work) -> tuple[Draft, list[Outcome]]:
             "block that starts at 1 or later, or heal the cut by training."
         )
     sites = [_site(work, block) for block in blocks]
-    hidden = work.cut.info.hidden_size
-    work.check_enough(max(1 if s.writer.scale else s.writer.inputs if s.reads == "inputs" else hidden for s in sites))
-    draft = work.open_draft(wanted={site.boundary for site in sites}, first=sites[0].layer, passes=len(sites))
+    work.check_enough(max(_unknowns(work, site.alone) for site in sites))
+    tokens = sum(map(len, work.fitted))
+    sites = [site if tokens >= _unknowns(work, site) else site.alone for site in sites]
+    passes = sum(2 if site.others else 1 for site in sites)
+    draft = work.open_draft(wanted={site.boundary for site in sites}, first=sites[0].layer, passes=passes)
     return draft, [draft.try_site(site) for site in sites]
+
+
+def _unknowns(work: Work, site: Site) -> int:
+    """Return how many numbers are fitted for each channel."""
+    if site.writer.scale:
+        return 1
+    if site.reads == "outputs":
+        return work.cut.info.hidden_size
+    layer = layer_stack(work.cut.model).layers[site.layer]
+    return sum(linear_weight(layer.get_submodule(name)).shape[1] for name in site.modules)
 
 
 def _site(work: Work, block: Block) -> Site:
@@ -35,5 +49,8 @@ def _site(work: Work, block: Block) -> Site:
             f"Layer {block.start - 1} of {work.cut.info.architecture} ends in a mixture of experts, or in something "
             "else that is not linear, so it cannot be refitted; heal the cut by training instead."
         )
-    reads: Reads = "outputs" if work.method == "linear_fold" else "inputs"
-    return Site(layer=layer, boundary=block.start + block.n, writer=writers[0], reads=reads)
+    writer, boundary = writers[0], block.start + block.n
+    if work.method == "linear_fold":
+        return Site(layer=layer, boundary=boundary, writer=writer, reads="outputs")
+    others = tuple(name for name in find_adding_layers(work.cut, layer) if name != writer.name)
+    return Site(layer=layer, boundary=boundary, writer=writer, reads="inputs", others=() if writer.scale else others)

@@ -93,7 +93,8 @@ def _try_block(work: Work, draft: Draft, block: Block, names: dict[int, tuple[st
         for index in range(first, len(work.plan.kept))
         for name, weight in divided_weights(draft.layers[index], names[index], found).items()
     }
-    before, after, applied = draft.keep_if_better(weights)
+    before, after = draft.nll, draft.nll_with(weights)
+    applied = draft.keep_if_better(weights, after)
     kept = work.plan.kept
     return Outcome(
         subject=f"All from layer {block.start + block.n} on",

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shortviz.residual_writers import Writer, linear_weight, scale_features
 from shortviz.seam_moments import Moments
-from shortviz.seam_streams import Stream, check_stop, visit
+from shortviz.seam_streams import Stream, Visit, check_stop, visit
 
 Reads = Literal["inputs", "outputs"]
 """`inputs`: a new weight from what the module reads; `outputs`: a linear map behind what it gives, folded in."""
@@ -21,14 +21,27 @@ RIDGES = tuple(10.0 ** (step / 2) for step in range(-6, 5))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
-    """One module that is to be fitted, and the boundary of the uncut model that its layer should reach."""
+    """One layer that is to be fitted, and the boundary of the uncut model that it should reach."""
 
     layer: int
     """In the draft's numbers."""
     boundary: int
     """In the uncut model's numbers."""
     writer: Writer
+    """The module that writes last."""
     reads: Reads
+    others: tuple[str, ...] = ()
+    """Linear layers that add to the stream before the writer, mostly the attention's projection: refitted with it."""
+
+    @property
+    def alone(self) -> "Site":
+        """The same without the others."""
+        return replace(self, others=())
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What is fitted, the writer last."""
+        return *self.others, self.writer.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,32 +68,44 @@ def gather(
     """Return the moments of a site over the streams, which stand at its layer; `number` is its uncut number."""
     module = layer.get_submodule(site.writer.name)
     hidden, device = streams[0].state.shape[-1], streams[0].state.device
-    if site.writer.scale:
-        moments = Moments.scale_zeros(hidden, device=device)
-    else:
-        features = site.writer.inputs if site.reads == "inputs" else hidden
-        moments = Moments.zeros(features, hidden, bias=module.bias is not None, device=device)
+    moments = Moments.scale_zeros(hidden, device=device) if site.writer.scale else None
     for stream in streams:
         check_stop(stop)
-        seen = visit(layer, site.writer.name, stream, stream.calls[number])
-        wanted = (stream.targets[site.boundary][stream.real] - seen.output) / site.writer.gain
-        if site.writer.scale:
-            with torch.inference_mode():
-                features_seen = scale_features(module, seen.entered, seen.left)
-        else:
-            features_seen = seen.entered if site.reads == "inputs" else seen.left
-        moments.add(features_seen, wanted)
+        seen = visit(layer, site.modules, stream, stream.calls[number])
+        reached = stream.targets[site.boundary][stream.real]
+        wanted = (reached - seen.output) / site.writer.gain
+        features = _features(module, site, seen)
+        if moments is None:
+            groups = [f.shape[-1] for f in features]
+            moments = Moments.zeros(groups, hidden, bias=module.bias is not None, device=device)
+        moments.add(torch.cat(features, dim=1), wanted, reached)
         on_batch(len(stream.ids))
+    assert moments is not None
     return moments
+
+
+@torch.inference_mode()
+def _features(module: nn.Module, site: Site, seen: Visit) -> list[Tensor]:
+    if site.writer.scale:
+        return [scale_features(module, seen.entered[-1], seen.left)]
+    return seen.entered if site.reads == "inputs" else [seen.left]
 
 
 def fit(layer: nn.Module, site: Site, fit_on: Moments, held_out: Moments) -> Fitted:
     """Return the weights that least squares gives, with the ridge that misses least on held-out rows."""
     tried = [(held_out.missed(solution), ridge, solution) for ridge in RIDGES for solution in [fit_on.solve(ridge)]]
     missed, ridge, solution = min(tried, key=lambda found: found[0])
+    weights: dict[str, Tensor] = {}
+    at = 0
+    for name in site.others:
+        module = layer.get_submodule(name)
+        inputs = linear_weight(module).shape[1]
+        changed = _refitted(module, solution[at : at + inputs])
+        weights |= {f"{name}.{leaf}": weight for leaf, weight in changed.items()}
+        at += inputs
     module = layer.get_submodule(site.writer.name)
     change = _scaled if site.writer.scale else _refitted if site.reads == "inputs" else _folded
-    weights = {f"{site.writer.name}.{leaf}": weight for leaf, weight in change(module, solution).items()}
+    weights |= {f"{site.writer.name}.{leaf}": weight for leaf, weight in change(module, solution[at:]).items()}
     return Fitted(weights=weights, ridge=ridge, missed=missed, tokens=fit_on.tokens)
 
 
@@ -110,7 +135,8 @@ def _folded(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
 
 
 def _as_stored(module: nn.Module, weight: Tensor, constant: Tensor) -> dict[str, Tensor]:
+    """Return the module's parameters; `constant`, (1, outputs) or (0, outputs), is added to its bias."""
     stored = {"weight": weight.T if isinstance(module, Conv1D) else weight}
-    if module.bias is not None:
+    if module.bias is not None and len(constant):
         stored["bias"] = module.get_parameter("bias").double() + constant[0]
     return stored

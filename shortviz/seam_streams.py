@@ -94,33 +94,35 @@ def _recording(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Visit:
-    """What one module of a draft's layer saw of a batch, real tokens only."""
+    """What some modules of a draft's layer saw of a batch, real tokens only."""
 
-    entered: Tensor
-    """What the module read, (tokens, features)."""
+    entered: list[Tensor]
+    """What each module read, (tokens, features)."""
     left: Tensor
-    """What the module gave, (tokens, hidden)."""
+    """What the last module gave, (tokens, hidden)."""
     output: Tensor
     """What left the layer, (tokens, hidden)."""
 
 
 @torch.inference_mode()
-def visit(layer: nn.Module, module: str, stream: Stream, call: LayerCall) -> Visit:
-    """Run a draft's layer on the stream as it stands, and return what one of its modules saw; the stream stays."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    hook = layer.get_submodule(module).register_forward_hook(
-        # Clones: falcon adds to the output in place afterwards.
-        lambda _m, args, output: seen.append((args[0].clone(), output.clone()))
-    )
-    try:
+def visit(layer: nn.Module, modules: Sequence[str], stream: Stream, call: LayerCall) -> Visit:
+    """Run a draft's layer on the stream as it stands, and return what its modules saw; the stream stays."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            seen[name] = args[0].clone(), output.clone()  # clones: falcon adds to the output in place afterwards
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in modules:
+            hooks.callback(layer.get_submodule(name).register_forward_hook(keep(name)).remove)
         output = call.run(layer, stream.state.clone())
-    finally:
-        hook.remove()
-    ((entered, left),) = seen
     shape = (*stream.real.shape, -1)
-    return Visit(
-        entered=entered.view(shape)[stream.real], left=left.view(shape)[stream.real], output=output[stream.real]
-    )
+    entered = [seen[name][0].view(shape)[stream.real] for name in modules]
+    left = seen[modules[-1]][1].view(shape)[stream.real]
+    return Visit(entered=entered, left=left, output=output[stream.real])
 
 
 @torch.inference_mode()

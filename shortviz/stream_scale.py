@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shortviz.replay import LayerCall
+from shortviz.architectures import layer_stack
+from shortviz.handle import ModelHandle
+from shortviz.replay import LayerCall, record
+from shortviz.residual_writers import PROBE_TOKENS
 
 _TRIED = 1.7
 """A factor to try with."""
@@ -22,6 +25,16 @@ _LARGE = 100.0
 _TOLERANCE = 2e-3
 """Of what the layer adds."""
 _MOST = 6
+
+
+def find_adding_layers(handle: ModelHandle, layer: int) -> tuple[str, ...]:
+    """Return the names of the linear layers of one layer that add to the stream; empty where more than those do."""
+    ids = torch.arange(PROBE_TOKENS) % (handle.info.vocab_size - 1) + 1
+    with handle.lock:
+        recording = record(handle, ids)
+        return adding_layers(
+            layer_stack(handle.model).layers[layer], recording.calls[layer], recording.boundaries[layer].clone()
+        )
 
 
 @torch.inference_mode()

@@ -72,11 +72,9 @@ def test_the_loss_that_is_reported_is_that_of_the_model_that_is_returned(
 
 
 def test_a_repair_that_raises_the_loss_on_held_out_rows_is_not_applied(llama: ModelHandle) -> None:
-    generator = np.random.default_rng(0)
-    noise = token_set([generator.integers(0, 256, size=24) for _ in range(10)])
     cut = cut_of(llama, 2, 3)
 
-    repaired = repair(cut, llama, noise)
+    repaired = repair(cut, llama, written_by(cut, rows=24))  # on its own text no other model is better
 
     assert not repaired.applied
     assert repaired.handle is cut
@@ -203,9 +201,9 @@ def test_moments_solve_least_squares_with_a_free_constant() -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(200, 5, generator=generator), torch.randn(5, 3, generator=generator)
     y = x @ weight + torch.tensor([1.0, -2.0, 3.0])
-    moments = Moments.zeros(5, 3, bias=True, device=torch.device("cpu"))
+    moments = Moments.zeros((5,), 3, bias=True, device=torch.device("cpu"))
     for part in range(0, 200, 50):
-        moments.add(x[part : part + 50], y[part : part + 50])
+        moments.add(x[part : part + 50], y[part : part + 50], torch.ones(50, 3))
 
     exact, held_back = moments.solve(1e-9), moments.solve(1e6)
 
