@@ -218,11 +218,17 @@ def _proved(proof: dict[str, Any]) -> str:
 def _made(facts: CardFacts) -> str:
     name = hub_name(facts.base)
     shown = facts.base.id if name else Path(facts.base.id).name
+    repair = facts.treatments[0].method if [t.kind for t in facts.treatments] == ["repair"] else None
     command = reproduce_command(
-        shown, facts.plan, folder=facts.name, revision=facts.base.revision, dtype=facts.base.dtype
+        shown, facts.plan, folder=facts.name, revision=facts.base.revision, dtype=facts.base.dtype, repair=repair
     )
     lines = ["## How it was made", "", f"```\n{command}\n```"]
-    if facts.treatments:
+    if repair is not None:
+        lines += [
+            "",
+            "Add the text it was fitted on (`--text FILE`), named above. `mergekit.yml` repeats the cut alone.",
+        ]
+    elif facts.treatments:
         lines += ["", "The command and `mergekit.yml` repeat the cut; what was done after it stands above."]
     if facts.text is not None:
         text = facts.text

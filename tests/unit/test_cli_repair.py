@@ -25,7 +25,10 @@ def test_repair_writes_a_proved_checkpoint_and_its_ledger(checkpoint: str, short
     assert [step["name"] for step in found["ledger"]["steps"]] == ["uncut", "cut", "repaired"]
     assert found["export"]["removed"] == [2, 3]
     assert found["export"]["max_logit_diff"] == 0.0
-    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 4
+    assert json.loads((out / "shortviz.json").read_text())["treatments"][0]["method"] == "seam_refit"
+    card = (out / "README.md").read_text()
+    assert "Nothing was trained after the cut" not in card
+    assert "--start 2 --n 2 --method seam_refit" in card
 
 
 def test_repair_without_a_folder_only_measures(checkpoint: str, shortviz: Run) -> None:
