@@ -7,7 +7,6 @@ cut model alone.
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from shortviz.errors import ShortvizError
 from shortviz.job_state import JobControl
 from shortviz.records import Block, Evaluation, ModelRef, Progress, PrunePlan, TextSpec, WindowSpec
 from shortviz.settings import settings
@@ -58,10 +57,8 @@ def prepare(bench: Bench, ref: ModelRef, spec: TextSpec, handle: "ModelHandle") 
         look = first_look(windows_of(bench, ref, spec, handle))
         base_scores(bench, ref, handle).window(look.tokens[0], control.stop)
 
-    try:
-        bench.jobs.submit("prepare", f"Prepare {ref.id}", work, lane="inspect")
-    except ShortvizError:  # too many jobs wait: whoever clicks does without it
-        return
+    # Where it cannot start, because too many jobs wait, whoever clicks does without it.
+    bench.submit(JobContext(kind="prepare", ref=ref, evaluation=spec), f"Prepare {ref.id}", work, lane="inspect")
 
 
 def start_inspect(

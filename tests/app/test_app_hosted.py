@@ -1,6 +1,7 @@
 """The app as strangers meet it: links, widgets and job ids of others cross no limit; what it is for still works."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from shortviz.ui import actions, export_actions, inspect_actions
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench, JobContext, bench
 from shortviz.ui.text_picker import store_upload
-from tests.app.conftest import TEXT, App
+from tests.app.conftest import ROOT, TEXT, App
 from tests.ledger_fixture import fixture_ledger
 
 Start = Callable[..., App]
@@ -182,6 +183,13 @@ def test_old_runs_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch, tools:
         tools.runs.put(key, dataclasses.replace(run, name=key))
     assert len(list(tools.runs.folder.glob("*/run.json"))) == 2
     assert (tools.runs.folder / "three").is_dir()
+
+
+def test_no_code_of_the_app_starts_or_looks_at_jobs_past_the_bench() -> None:
+    """`Bench.submit`, `state` and `context` are where the policy and the owners are; the registry knows neither."""
+    past = re.compile(r"\.jobs\.(submit|state|jobs|wait|refuse)\(|_contexts|_watchers")
+    found = {path.name for path in (ROOT / "shortviz" / "ui").glob("*.py") if past.search(path.read_text())}
+    assert found == {"resources.py"}
 
 
 def test_what_a_visitor_asked_a_model_is_not_kept_where_others_see_it(tools: Bench) -> None:
