@@ -65,7 +65,7 @@ def _limit(found: Grid) -> float:
 
 def _bar(criterion: str, names: tuple[str, str], limit: float, *, per_n: bool) -> dict[str, object]:
     unit = units(criterion) or "units of the criterion"
-    scale = "rows rescaled to 0 .. 1" if per_n else f"{unit}, ±{limit:.3g}"
+    scale = "per n" if per_n else f"{unit}, ±{limit:.3g}"
     other = names[1] if len(names[1]) <= _NAME_LENGTH else f"{names[1][: _NAME_LENGTH - 1]}…"
     words = f"difference, {scale}; red: higher on {escape(other)}"
     place = {"x": 1.01, "xpad": 0, "y": 0, "yanchor": "bottom", "ypad": 0, "len": 0.93, "thickness": 12}

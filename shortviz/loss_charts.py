@@ -20,8 +20,19 @@ TOP_NATS = 10.0
 
 ERROR_BARS: Final = {"thickness": 1, "width": 2}
 
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c", "#7a4fbf", "#b0a000")
-_SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon", "hourglass")
+_COLOURS = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#8c8c8c",
+    "#7a4fbf",
+    "#b0a000",
+    "#e15759",
+)
+_SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon", "hourglass", "star-diamond")
 
 
 def as_map(losses: BlockLosses, norms: BoundaryNorms | None = None) -> BlockDistances:

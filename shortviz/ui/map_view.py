@@ -22,7 +22,7 @@ SCALES = ("per n", "raw")
 PALETTES = ("cividis", "viridis")
 VIEWS = ("Map", "Table", "Best per n", "Agreement", "Curve", "Texts")
 CHART_HEIGHT = 440
-FONT = '"Source Sans", "Source Sans Pro", sans-serif'
+FONT = measured.FONT
 
 
 def toolbar(bench: Bench, shown: Shown, jobs: Mapping[str, JobState | None]) -> None:

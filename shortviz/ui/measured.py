@@ -13,6 +13,8 @@ from shortviz.ui.words import count, duration, plain
 
 SHOWS = ("predicted", "measured", "difference")
 METRICS = tuple(MEASURED)
+FONT = '"Source Sans", "Source Sans Pro", sans-serif'
+"""Of charts, that of the page around them."""
 KINDS = {"predicted": "measure", "measured": "losses", "difference": "losses"}
 """The job that fills in each map."""
 

@@ -13,7 +13,7 @@ from shortviz.sensitivity import StartShift, start_shifts
 from shortviz.settings import settings
 from shortviz.settling import settling_words
 from shortviz.texts import builtin_names
-from shortviz.ui import notes, text_actions
+from shortviz.ui import measured, notes, text_actions
 from shortviz.ui import state as s
 from shortviz.ui.choosing import choose
 from shortviz.ui.resources import Bench
@@ -148,7 +148,7 @@ def _chart(
         selected=chosen,
         dark=st.context.theme.type == "dark",
     )
-    figure.update_layout(height=max(CHART_HEIGHT, 12 * model.num_layers))
+    figure.update_layout(height=max(CHART_HEIGHT, 12 * model.num_layers), font={"family": measured.FONT, "size": 11})
     alt = charts.difference_alt(*grids, model, criterion=criterion, names=names)
     st.plotly_chart(
         figure,
