@@ -55,7 +55,8 @@ _PAPERS = {
 }""",
     "comp": """@misc{chen2025prunecomp,
   title  = {Prune\\&Comp: Free Lunch for Layer-Pruned LLMs via Iterative Pruning with Magnitude Compensation},
-  author = {Xinrui Chen and others},
+  author = {Xinrui Chen and Hongxing Zhang and Fanyi Zeng and Yongxian Wei and Yizhi Wang and Xitong Ling
+            and Guanghao Li and Chun Yuan},
   year   = {2025},
   eprint = {2507.18212},
   archivePrefix = {arXiv},
