@@ -14,7 +14,7 @@ from streamlit import runtime
 from shortviz.settings import settings
 from shortviz.ui.shelves import import_engine
 
-QUIET_SECONDS: Final = 4.0
+QUIET_SECONDS: Final = 2.5
 """Since a page's script ran last: by then its chart is drawn."""
 
 
