@@ -174,7 +174,7 @@ def show(
     """Print a saved run: best blocks, evaluations, the measured map and how well it was predicted, ledgers."""
     from shortviz import runs
     from shortviz.cli_ledger_output import ledger_text
-    from shortviz.cli_map_output import losses_text
+    from shortviz.cli_map_output import losses_text, scored_text
     from shortviz.cli_output import run_text
 
     found = runs.load_run(run)
@@ -184,7 +184,7 @@ def show(
         print_result(block_csv(found).rstrip("\n"))
         return
     measured = [losses_text(found, found.losses, "nll")] if found.losses is not None else []
-    measured += [ledger_text(ledger) for ledger in found.ledgers]
+    measured += [*scored_text(found), *(ledger_text(ledger) for ledger in found.ledgers)]
     print_result(runs.run_json(found) if as_json else "\n\n".join([run_text(found), *measured]))
 
 

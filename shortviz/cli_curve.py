@@ -10,7 +10,7 @@ import typer
 
 from shortviz.cli_map import CHECKPOINT, MapArgument, finish, source
 from shortviz.cli_options import JsonOption, LoadOptions, TaskOptions, TextOptions, with_options
-from shortviz.cli_session import load_model, print_result, working
+from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
 from shortviz.errors import ShortvizError, Stopped
 from shortviz.planning import parse_layers
 from shortviz.records import ModelRef, TaskRows
@@ -73,18 +73,27 @@ def removal_curve(
     losses = run.losses if run is not None else None
     if losses is not None and not losses.complete and out is not None and (out / CHECKPOINT).exists():
         losses = None  # a map cut short goes on from its checkpoint
+    stopped = False
     if losses is None or greedy or asked.questions is not None:
-        run = _measure(asked, ref, run, losses, out)
+        run, stopped = _measure(asked, ref, run, losses, out)
     assert run is not None
     curve = curve_of_run(run)
     assert curve is not None, "the map was measured or known"
     print_result(_json(curve, run) if as_json else "\n\n".join([curve_text(curve), *_accuracy(curve, run)]))
     if losses is None and run.losses is not None:
         finish(run.losses, out)
+    if stopped:
+        print("Stopped; what was measured until then is above, and kept with --out.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
 
 
-def _measure(asked: _Asked, ref: ModelRef, run: "Run | None", losses: "BlockLosses | None", out: Path | None) -> "Run":
-    """Return the run with what was asked for and not known; saved after each stage, so that nothing is lost."""
+def _measure(
+    asked: _Asked, ref: ModelRef, run: "Run | None", losses: "BlockLosses | None", out: Path | None
+) -> tuple["Run", bool]:
+    """Return the run with what was asked for and not known, and whether it was stopped.
+
+    Saved after each stage, so that nothing is lost.
+    """
     from shortviz import runs, texts
 
     with working() as (on_progress, stop):
@@ -101,7 +110,7 @@ def _measure(asked: _Asked, ref: ModelRef, run: "Run | None", losses: "BlockLoss
             run = _saved(_with_greedy(run, handle, window_set, asked.greedy, on_progress, stop), out)
         if asked.questions is not None and not stop.is_set():
             run = _with_tasks(run, handle, asked, out, on_progress, stop)
-    return run
+        return run, stop.is_set()
 
 
 def _saved(run: "Run", out: Path | None) -> "Run":

@@ -8,7 +8,7 @@ from shortviz import criteria
 from shortviz.agreement import agreement
 from shortviz.cli_output import table
 from shortviz.curve import RemovalCurve
-from shortviz.curve_tasks import AccuracyLine
+from shortviz.curve_tasks import AccuracyLine, task_sets
 from shortviz.map_cells import exportable
 from shortviz.planning import best_start, tied_starts
 from shortviz.race import SearchResult
@@ -128,6 +128,39 @@ def accuracy_text(lines: Sequence[AccuracyLine]) -> str:
         f"chance {100 * any_score.chance:.1f} %, always the most frequent label {100 * any_score.majority:.1f} %.\n"
         + table(["n", *by_n, ""], rows)
     )
+
+
+def scored_text(run: Run) -> list[str]:
+    """Return what a run holds of greedy removal and of task accuracy, one paragraph each."""
+    found = []
+    if run.greedy is not None:
+        text, points = run.greedy.text, run.greedy.line.points
+        rows = [
+            [
+                str(p.n),
+                f"{p.nll:.4f}",
+                _error(p.stderr),
+                f"{p.perplexity:.4g}",
+                ", ".join(map(str, p.removed)) or "none",
+            ]
+            for p in points
+        ]
+        found.append(
+            f"Greedy removal of single layers, {text.rows} windows of {text.max_length} of {text.source}\n"
+            + table(["n", "NLL, nats", "+-", "perplexity", "layers"], rows)
+        )
+    for fingerprint, one in task_sets(run.tasks).items():
+        scores = sorted((s for s in run.tasks if s.fingerprint == fingerprint), key=lambda s: len(s.removed))
+        rows = [[_accuracy(s), _layers(s.removed) or "none (uncut)"] for s in scores]
+        found.append(
+            f"Accuracy in % over {one.questions} questions of {one.source}; chance {100 * one.chance:.1f} %, always "
+            f"the most frequent label {100 * one.majority:.1f} %\n" + table(["accuracy", "layers removed"], rows)
+        )
+    return found
+
+
+def _layers(removed: Sequence[int]) -> str:
+    return ", ".join(map(str, removed))
 
 
 def _accuracy(score: TaskScore | None) -> str:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from shortviz.errors import Stopped
+from shortviz.runs import load_run
 from tests.unit.test_cli import last_line
 
 TEXT = ("--builtin", "passages/prose", "--window", "24", "--windows", "2")
@@ -92,6 +93,31 @@ def test_the_curve_scores_its_cuts_once_and_keeps_them_in_the_run(shortviz, chec
     shown = shortviz("curve", run)[1]
     assert "greedy" in shown
     assert "Accuracy in %" in shown
+    saved = shortviz("show", run)[1]
+    assert "Greedy removal of single layers, 2 windows of 24 of built-in passages/prose" in saved
+    assert "none (uncut)" in saved
+
+
+def test_a_curve_stopped_among_its_models_keeps_those_that_are_done(
+    shortviz, checkpoint, questions, tmp_path, monkeypatch
+):
+    from shortviz import curve_scoring
+
+    run, score_tasks = tmp_path / "run", curve_scoring.score_tasks
+    done = []
+
+    def stop_after_one(handle, rows, *, stop, **options):
+        found = score_tasks(handle, rows, stop=stop, **options)
+        done.append(found)
+        stop.set()
+        return found
+
+    monkeypatch.setattr(curve_scoring, "score_tasks", stop_after_one)
+    code, _, err = shortviz("curve", checkpoint, *TEXT, "--tasks", questions, "--out", str(run))
+    assert code == 130
+    assert "what was measured until then is above" in last_line(err)
+    assert len(done) == 1
+    assert [task.removed for task in load_run(run).tasks] == [()]
 
 
 @pytest.mark.parametrize(
