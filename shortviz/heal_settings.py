@@ -19,9 +19,9 @@ class HealSettings:
 
     method: Method = "lora"
     """`lora`: low-rank adapters; `partial`: the final norm, the head where it is not tied, and the last layers."""
-    objective: Objective = "mixed"
+    objective: Objective = "next_token"
     """`next_token`: cross-entropy; `distill`: with the uncut model's distribution; `seam`: the uncut model's residual
-    stream behind the cut; `mixed`: distill and seam."""
+    stream behind the cut; `mixed`: distill and seam. The default won back most of the lost NLL in our comparison."""
     rank: int = 16
     """Rank of the adapters."""
     alpha: int | None = None
@@ -32,7 +32,7 @@ class HealSettings:
     """`mlp`, `all` (attention too), or names of modules inside a layer, separated by commas."""
     last_layers: int = 3
     """partial: layers at the end of the stack that are trained."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """The highest; it falls to 0 along half a cosine."""
     warmup_steps: int = 10
     steps: int = 200
@@ -130,7 +130,6 @@ PRESETS: Mapping[str, HealSettings] = {
     "quick": HealSettings(steps=50, warmup_steps=5, eval_every=10),
     "good": HealSettings(),
     "paper": HealSettings(
-        objective="next_token",
         rank=64,
         dropout=0.05,
         learning_rate=3e-4,
