@@ -77,6 +77,11 @@ def repair(
     """
     began = time.perf_counter()
     plan = _checked_plan(cut, base, method)
+    stray = [block for block in blocks or () if block not in plan.blocks]
+    if stray:
+        raise PlanError(
+            f"The cut has no seam of {stray[0]}; its removed blocks are {', '.join(map(str, plan.blocks))}."
+        )
     check_rows(base.info, tokens)
     work = Work(
         cut=cut,

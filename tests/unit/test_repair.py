@@ -14,7 +14,7 @@ from shortviz.export import export_checkpoint
 from shortviz.handle import ModelHandle
 from shortviz.new_weights import own_copy, put_weights, take_back
 from shortviz.pruning import prune
-from shortviz.records import PrunePlan, TokenSet
+from shortviz.records import Block, PrunePlan, TokenSet
 from shortviz.repair import METHODS, Repaired, repair
 from shortviz.repair_draft import shared_front
 from shortviz.replay import record
@@ -154,6 +154,11 @@ def test_what_cannot_be_repaired_is_refused_with_the_reason(
 
     with pytest.raises(error, match=message):
         repair(cut, base, rows, method=method)
+
+
+def test_a_seam_that_the_cut_does_not_have_is_refused(llama: ModelHandle, text: TokenSet) -> None:
+    with pytest.raises(PlanError, match=r"no seam of layer 3 \(start 3, n 1\); its removed blocks are layer 2"):
+        repair(cut_of(llama, 2), llama, text, blocks=(Block(start=3, n=1),))
 
 
 def test_the_number_of_tokens_that_a_refusal_asks_for_is_enough(llama: ModelHandle, text: TokenSet) -> None:
