@@ -15,6 +15,7 @@ from shortviz import (
     cli_advise,
     cli_compare,
     cli_curve,
+    cli_estimate,
     cli_heal,
     cli_map,
     cli_measure,
@@ -153,6 +154,7 @@ def prune(
     print_result(prune_json(report) if as_json else export_text(report))
 
 
+app.command("estimate")(cli_estimate.estimate)
 app.command("map")(cli_map.measured_map)
 app.command("repair")(cli_repair.repair_command)
 app.command("shrink")(cli_repair.shrink_command)

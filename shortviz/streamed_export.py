@@ -7,8 +7,8 @@ removed layers bypassed. Quantised weights cannot be run here; their proof is th
 
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from shortviz.pruning import empty_model, pruned_info
 from shortviz.quantised_config import prune_quantization
 from shortviz.records import Evaluation, ExportReport, ModelRef, OnProgress, Progress, PrunePlan, TextInfo
 from shortviz.safetensors_copy import shard_layout, write_index, write_shard
+from shortviz.shards import Entry
 from shortviz.streamed_proof import Proved, prove_bytes, prove_logits
 
 
@@ -68,12 +69,16 @@ def export_streamed(
         pruned = replace(pruned, info=replace(pruned.info, bytes=num_bytes))
         needed = num_bytes + TEXT_FILES_BYTES
         check_space(target, needed)
-        with filled_beside(target) as room:
+        with filled_beside(target) as room, ThreadPoolExecutor(max_workers=1) as hasher:
             checkpoint = room / "checkpoint"
             try:
                 # The configs first: save_pretrained would take our weight files for leftovers of an earlier save.
                 notes = kept.notes + _write_configs(source, pruned, checkpoint, plan, kept.path)
-                hashes = _write_weights(kept, checkpoint, shard_bytes, pruned.info.parameters, on_progress, stop)
+                layout = shard_layout(kept.tensors, shard_bytes)
+                _write_weights(layout, checkpoint, on_progress, stop)
+                write_index(checkpoint, layout, pruned.info.parameters)
+                # Hashing takes longer than copying; it goes on while the copy is proved.
+                hashes = {name: hasher.submit(sha256, checkpoint / name) for name in layout}
                 save_tokenizer(pruned, checkpoint)
                 proved = _prove(source, pruned, kept, checkpoint, room, on_progress, stop)
                 facts = CardFacts(
@@ -86,7 +91,7 @@ def export_streamed(
                     proof=dict(proved.facts),
                     notes=notes,
                 )
-                files = write_card(checkpoint, facts, hashes)
+                files = write_card(checkpoint, facts, {name: found.result() for name, found in hashes.items()})
             except (OSError, SafetensorError) as error:
                 raise write_error(error, target, needed) from error
             _check_stop(stop)
@@ -127,16 +132,12 @@ def _write_configs(
 
 
 def _write_weights(
-    kept: KeptTensors,
+    layout: Mapping[str, Mapping[str, Entry]],
     checkpoint: Path,
-    shard_bytes: int,
-    parameters: int,
     on_progress: OnProgress | None,
     stop: threading.Event | None,
-) -> dict[str, str]:
-    """Write the weight files and return the SHA-256 of each; one is hashed while the next is written."""
-    layout = shard_layout(kept.tensors, shard_bytes)
-    total = sum(entry.num_bytes for entry in kept.tensors.values())
+) -> None:
+    total = sum(entry.num_bytes for tensors in layout.values() for entry in tensors.values())
     done = 0
 
     def written(count: int) -> None:
@@ -146,13 +147,8 @@ def _write_weights(
         if on_progress is not None:
             on_progress(Progress(stage="write", done=done, total=total, unit="bytes"))
 
-    hashes: dict[str, Future[str]] = {}
-    with ThreadPoolExecutor(max_workers=1) as hasher:
-        for name, tensors in layout.items():
-            write_shard(checkpoint / name, tensors, written)
-            hashes[name] = hasher.submit(sha256, checkpoint / name)
-        write_index(checkpoint, layout, parameters)
-    return {name: found.result() for name, found in hashes.items()}
+    for name, tensors in layout.items():
+        write_shard(checkpoint / name, tensors, written)
 
 
 def _prove(

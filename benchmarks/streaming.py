@@ -1,0 +1,285 @@
+"""Streaming a generated 2-billion-parameter bf16 checkpoint: memory, speed beside disk offload, export beside cp.
+
+    python benchmarks/streaming.py [--layers 32] [--batches 16] [--tokens 16] [--folder DIR]
+
+Every part runs in a process of its own, whose anonymous memory (RssAnon) is sampled; mapped files are not in it.
+The checkpoint is made in a temporary folder and removed at the end (12 GB of disk with the export and its copy).
+Prints a table, then one JSON line. All parts use the threads of OMP_NUM_THREADS and the page cache as they find it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+HIDDEN, INNER, HEADS, KEYS, VOCABULARY = 2048, 8192, 32, 8, 32000
+
+
+def main() -> None:
+    """Run all parts, or the one that a child process was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--folder", type=Path, default=None, help="where the temporary folder is made")
+    parser.add_argument("--part", choices=("make", "stream", "offload", "export", "estimate"), default=None)
+    parser.add_argument("--model", type=Path, default=None)
+    args = parser.parse_args()
+    if args.part is not None:
+        print(json.dumps(PARTS[args.part](args)), flush=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="shortviz-bench-", dir=args.folder) as room:
+        args.model = Path(room) / "model"
+        report(args, {part: run_part(part, args) for part in PARTS})
+
+
+def run_part(part: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what a child process found, with its peak RssAnon."""
+    command = [sys.executable, __file__, "--part", part, "--model", str(args.model)]
+    command += ["--layers", str(args.layers), "--batches", str(args.batches), "--tokens", str(args.tokens)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = 0
+    done = threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not done.wait(0.01):
+            try:
+                lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+            except OSError:
+                return
+            peak = max(peak, next((int(x.split()[1]) * 1024 for x in lines if x.startswith("RssAnon")), 0))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    out, _ = child.communicate()
+    done.set()
+    sampler.join()
+    assert child.returncode == 0, f"the part {part} failed"
+    found: dict[str, Any] = json.loads(out.splitlines()[-1]) | {"peak_bytes": peak}
+    print(f"{part}: {found}", file=sys.stderr, flush=True)
+    return found
+
+
+def make(args: argparse.Namespace) -> dict[str, Any]:
+    """Write a Llama-shaped checkpoint of random bf16 weights, one shard a layer."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
+
+    from tests.families import tiny_tokenizer
+
+    folder: Path = args.model
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=args.layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KEYS,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
+    config.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    head = HIDDEN // HEADS
+    shapes = {
+        "self_attn.q_proj": (HIDDEN, HIDDEN),
+        "self_attn.k_proj": (KEYS * head, HIDDEN),
+        "self_attn.v_proj": (KEYS * head, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "mlp.gate_proj": (INNER, HIDDEN),
+        "mlp.up_proj": (INNER, HIDDEN),
+        "mlp.down_proj": (HIDDEN, INNER),
+    }
+    draw = torch.Generator().manual_seed(0)
+    index = {}
+
+    def write(number: int, tensors: dict[str, Any]) -> None:
+        file = f"model-{number + 1:05d}-of-{args.layers + 1:05d}.safetensors"
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, file))
+
+    for layer in range(args.layers):
+        prefix = f"model.layers.{layer}."
+        tensors = {
+            f"{prefix}{name}.weight": torch.empty(shape).normal_(0, 0.02, generator=draw).bfloat16()
+            for name, shape in shapes.items()
+        }
+        norms = ("input_layernorm", "post_attention_layernorm")
+        write(layer, tensors | {f"{prefix}{n}.weight": torch.ones(HIDDEN, dtype=torch.bfloat16) for n in norms})
+    table = torch.empty(VOCABULARY, HIDDEN).normal_(0, 0.02, generator=draw).bfloat16()
+    write(args.layers, {"model.embed_tokens.weight": table, "model.norm.weight": torch.ones(HIDDEN).bfloat16()})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return {"bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+
+
+def token_rows(args: argparse.Namespace) -> Any:
+    """Return one row a batch."""
+    import numpy as np
+
+    from shortviz.records import TextInfo, TokenSet
+
+    draw = np.random.default_rng(0)
+    rows = tuple(draw.integers(0, VOCABULARY, args.tokens).astype(np.int64) for _ in range(args.batches))
+    info = TextInfo(source="random", rows=len(rows), tokens=len(rows) * args.tokens, fingerprint="benchmark")
+    return TokenSet(rows=rows, info=info)
+
+
+def stream(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure all distances, streamed."""
+    from shortviz.records import ModelRef
+    from shortviz.streamed_model import open_streamed
+    from shortviz.streaming import measure_streamed
+
+    began, read = time.perf_counter(), read_bytes()
+    with open_streamed(ModelRef(id=str(args.model))) as model:
+        opened = time.perf_counter()
+        found = measure_streamed(model, token_rows(args), batch_size=1)
+        parameters, dtype = model.info.parameters, model.info.dtype
+    seconds = time.perf_counter() - opened
+    return {
+        "parameters": parameters,
+        "dtype": dtype,
+        "open_seconds": opened - began,
+        "seconds": seconds,
+        "read": read_bytes() - read,
+        "angular_last": found.criteria["angular_last"].row(1).tolist(),
+    }
+
+
+def offload(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure all distances of the same rows with accelerate's disk offload: every batch reads every layer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from shortviz.distances import measure_distances
+    from shortviz.handle import ModelHandle
+    from shortviz.model_info import model_info
+    from shortviz.records import ModelRef
+    from tests.families import tiny_tokenizer
+
+    began, read = time.perf_counter(), read_bytes()
+    places: dict[str, str] = {f"model.layers.{i}": "disk" for i in range(args.layers)}
+    places |= {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    with tempfile.TemporaryDirectory(dir=args.model.parent) as folder:
+        model = AutoModelForCausalLM.from_pretrained(
+            args.model, dtype=torch.float32, device_map=places, offload_folder=folder
+        )
+        model.eval().requires_grad_(False)
+        info = model_info(
+            model, id="offload", revision=None, reason="", device="cpu", layer_cache_bytes=(1,) * args.layers
+        )
+        handle = ModelHandle(model=model, tokenizer=tiny_tokenizer(), info=info, ref=ModelRef(id="offload"))
+        opened = time.perf_counter()
+        found = measure_distances(handle, token_rows(args), batch_size=1)
+    return {
+        "open_seconds": opened - began,
+        "seconds": time.perf_counter() - opened,
+        "read": read_bytes() - read,
+        "angular_last": found.criteria["angular_last"].row(1).tolist(),
+    }
+
+
+def export(args: argparse.Namespace) -> dict[str, Any]:
+    """Export with layers removed, streamed; then copy the result with cp -r, twice each, alternating."""
+    from shortviz import streamed_proof
+    from shortviz.records import ModelRef, PrunePlan
+    from shortviz.streamed_export import export_streamed
+
+    streamed_proof.free_memory = lambda _: 0  # as on a machine where the short model does not fit either
+    plan = PrunePlan(
+        num_layers=args.layers, removed=tuple(range(args.layers // 2, args.layers // 2 + args.layers // 4))
+    )
+    writes, copies, whole = [], [], []
+    for _ in range(2):
+        times: dict[str, float] = {}
+
+        def note(progress: Any, times: dict[str, float] = times) -> None:
+            times.setdefault(progress.stage, time.perf_counter())
+
+        room = Path(tempfile.mkdtemp(dir=args.model.parent))
+        began = time.perf_counter()
+        report = export_streamed(ModelRef(id=str(args.model)), lambda _: plan, room / "out", on_progress=note)
+        whole.append(time.perf_counter() - began)
+        writes.append(times["stream original"] - times["write"])
+        began = time.perf_counter()
+        subprocess.run(["cp", "-r", str(room / "out"), str(room / "copy")], check=True)
+        copies.append(time.perf_counter() - began)
+        shutil.rmtree(room)
+    return {
+        "bytes": report.bytes,
+        "write_seconds": writes,
+        "cp_seconds": copies,
+        "whole_seconds": whole,
+        "max_logit_diff": report.max_logit_diff,
+    }
+
+
+def estimated(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `shortviz estimate` predicts for the streamed measurement."""
+    from shortviz.prediction import predict
+    from shortviz.prediction_records import Work
+    from shortviz.records import ModelRef
+
+    began = time.perf_counter()
+    work = Work(rows=args.batches, row_tokens=args.tokens, batch_size=1)
+    found = predict(ModelRef(id=str(args.model)), work)
+    return {"streamed_seconds": found.streamed_seconds, "seconds": time.perf_counter() - began}
+
+
+PARTS = {"make": make, "stream": stream, "offload": offload, "export": export, "estimate": estimated}
+
+
+def read_bytes() -> int:
+    """Return the bytes that this process has asked its files for (rchar); mapped pages are not counted there."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
+
+
+def report(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
+    """Print the table and the JSON line."""
+    streamed, other, exported = found["stream"], found["offload"], found["export"]
+    difference = max(abs(a - b) for a, b in zip(streamed["angular_last"], other["angular_last"], strict=True))
+    weights = found["make"]["bytes"]
+    kept = exported["bytes"]
+    write, copy = min(exported["write_seconds"]), min(exported["cp_seconds"])
+    lines = [
+        f"{streamed['parameters'] / 1e9:.2f} billion parameters, {weights / 1e9:.2f} GB of bf16 in {args.layers + 1} "
+        f"files; {args.batches} batches of 1 row, {args.tokens} tokens; computed in {streamed['dtype']}.",
+        f"{'':24}{'seconds':>10}{'peak RssAnon':>16}{'weights read':>16}",
+        row("streamed measurement", streamed["seconds"], streamed["peak_bytes"], weights),
+        row("accelerate disk offload", other["seconds"], other["peak_bytes"], args.batches * weights),
+        f"ratio {other['seconds'] / streamed['seconds']:.2f}; angular_last at n = 1 differs by {difference:g}",
+        row("streamed export, writing", write, exported["peak_bytes"], kept),
+        f"cp -r of the same bytes {copy:10.2f} s; the export writes at {copy / write:.0%} of its speed; with "
+        f"hashes and the streamed proof {min(exported['whole_seconds']):.1f} s, "
+        f"logits differ by {exported['max_logit_diff']:g}",
+        f"predicted {found['estimate']['streamed_seconds']:.1f} s for the streamed measurement: "
+        f"{found['estimate']['streamed_seconds'] / streamed['seconds']:.2f} of what it took",
+    ]
+    print("\n".join(lines))
+    machine = {"machine": platform.processor() or platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS")}
+    short = {part: {k: v for k, v in values.items() if k != "angular_last"} for part, values in found.items()}
+    print(json.dumps({"benchmark": "streaming", **machine, "layers": args.layers, **short}))
+
+
+def row(name: str, seconds: float, peak: float, read: float) -> str:
+    """Return a line of the table."""
+    return f"{name:24}{seconds:10.2f}{peak / 2**30:12.2f} GiB{read / 1e9:13.2f} GB"
+
+
+if __name__ == "__main__":
+    main()

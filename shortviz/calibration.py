@@ -1,0 +1,153 @@
+"""How fast this machine runs one layer of a model, timed with made-up weights: nothing is downloaded or read."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shortviz.architectures import LayerStack, text_config
+from shortviz.criteria import info, names
+from shortviz.gram import BoundaryStates, sequence_scores
+from shortviz.layer_calls import record_calls, returns_tuple
+from shortviz.logits import synchronise
+from shortviz.model_info import weight_size
+from shortviz.placement import Placement
+from shortviz.replay import LayerCall
+from shortviz.streamed_model import beside
+from shortviz.streamed_parts import compute_buffers
+
+_SECONDS = 0.3
+"""A piece of work is repeated for at least so long; its shortest time counts."""
+_POOL = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speeds:
+    """Seconds for one token, or one byte, of each kind of work."""
+
+    layers: float
+    """All layers once, per token."""
+    trained: float
+    """All layers forward and backward, per token."""
+    gram: float
+    """Comparing all boundaries, per token."""
+    head: float
+    """Scoring one token of one cut model."""
+    double: float
+    """One multiplication and addition of float64 matrices."""
+    single: float
+    """The same in float32."""
+    read: float
+    """Reading one byte of weights into memory in the loaded dtype, checked; 0 where there is no local file."""
+
+
+@torch.no_grad()
+def time_layers(model: PreTrainedModel, stack: LayerStack, placement: Placement, tokens: int) -> tuple[float, float]:
+    """Return seconds per token of all layers: (forward, forward and backward), from one layer of each kind."""
+    device, hidden = placement.device, int(text_config(model.config).hidden_size)
+    for module in beside(stack):
+        if module is not model.get_input_embeddings():
+            _fill(stack, model, module, device)
+    embedding = model.get_input_embeddings()
+    embedding.to_empty(device=device)
+    _spread(embedding)
+    ids = torch.arange(tokens, device=device)[None] % int(embedding.weight.shape[0])
+    in_tuple = returns_tuple(stack, ids[:, :2].expand(2, 2))
+    _, calls = record_calls(stack, ids, in_tuple=in_tuple)
+    for module in beside(stack):
+        module.to("meta")
+    kinds: dict[object, list[int]] = {}
+    types = getattr(text_config(model.config), "layer_types", None) or [None] * len(stack.layers)
+    for index, layer in enumerate(stack.layers):
+        kinds.setdefault((weight_size(layer), types[index]), []).append(index)
+    forward = both = 0.0
+    for members in kinds.values():
+        layer = stack.layers[members[0]]
+        _fill(stack, model, layer, device)
+        states = torch.randn(1, tokens, hidden, device=device).to(placement.dtype)
+        once = shortest(partial(calls[members[0]].run, layer, states), states)
+        forward += len(members) * once / tokens
+        both += len(members) * _with_backward(layer, calls[members[0]], states, once) / tokens
+        layer.to("meta")
+    return forward, both
+
+
+def _with_backward(layer: nn.Module, call: LayerCall, states: Tensor, forward: float) -> float:
+    """Return the seconds of a layer forward and backward, weights frozen; thrice forward where it has no gradient."""
+
+    def run() -> None:
+        entering = states.detach().requires_grad_()
+        with torch.enable_grad():
+            call.run(layer, entering).float().sum().backward()
+
+    try:
+        return shortest(run, states)
+    except (RuntimeError, NotImplementedError):
+        return 3 * forward
+
+
+def time_gram(num_boundaries: int, hidden: int, placement: Placement) -> float:
+    """Return seconds per token of comparing all boundaries by every criterion that is summed."""
+    states, rows = BoundaryStates(num_boundaries), torch.randn(2, 64, hidden, device=placement.device)
+    for boundary in range(num_boundaries):
+        states.keep(boundary, rows.to(placement.dtype) * (1 + boundary))
+    summed = [criterion for criterion in map(info, names()) if not criterion.from_sample]
+    return shortest(lambda: sequence_scores(states, [64, 64], 64, summed), rows) / 128
+
+
+def time_head(hidden: int, vocabulary: int, placement: Placement) -> float:
+    """Return seconds to score one token of one cut model: its logits in tiles, their exponentials, one sum."""
+    tile = min(vocabulary, 8192)
+    weight = torch.randn(tile, hidden, device=placement.device).to(placement.dtype)
+    states = torch.randn(256, hidden, device=placement.device).to(placement.dtype)
+
+    def run() -> Tensor:
+        logits = nn.functional.linear(states, weight).float()
+        return logits.sub_(logits.amax(-1, keepdim=True)).exp_().sum(-1)
+
+    return shortest(run, states) / 256 * vocabulary / tile
+
+
+def time_product(dtype: torch.dtype) -> float:
+    """Return seconds of one multiplication and addition in a product of large matrices on the CPU."""
+    side = 768
+    matrix = torch.randn(side, side, dtype=dtype)
+    return shortest(lambda: matrix @ matrix, matrix) / side**3
+
+
+def shortest(work: Callable[[], object], like: Tensor) -> float:
+    """Return the shortest of several times of the same work, the first one left out."""
+    work()
+    times: list[float] = []
+    while sum(times) < _SECONDS and len(times) < 20:
+        began = time.perf_counter()
+        work()
+        synchronise(like)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _fill(stack: LayerStack, model: PreTrainedModel, module: nn.Module, device: torch.device) -> None:
+    module.to_empty(device=device)
+    _spread(module)
+    for weight in module.parameters():
+        weight.requires_grad_(False)
+        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' own mark: leave it alone
+    compute_buffers(stack.decoder if isinstance(stack.decoder, PreTrainedModel) else model, module, device)
+
+
+def _spread(module: nn.Module) -> None:
+    """Fill weights with small numbers: a million random ones, over and over."""
+    pool = torch.randn(_POOL) * 0.02
+    for weight in (*module.parameters(), *module.buffers()):
+        if weight.is_floating_point():
+            flat = weight.data.view(-1)
+            for low in range(0, len(flat), _POOL):
+                part = flat[low : low + _POOL]
+                part.copy_(pool[: len(part)])
+        else:
+            weight.zero_()
