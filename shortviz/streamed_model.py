@@ -63,7 +63,7 @@ class StreamedModel:
         return layer
 
     def layers_in_turn(self, indices: Sequence[int], *, aligned: bool = False) -> Iterator[tuple[int, nn.Module]]:
-        """Yield (index, filled layer) one after the other; the next one is read meanwhile, the last one dropped.
+        """Yield (index, filled layer) one after the other; the next one is read meanwhile, but for `aligned`.
 
         `aligned` copies the weights to addresses that are multiples of 64: matrix kernels choose their path, and so the
         last bits, by alignment.
@@ -79,9 +79,11 @@ class StreamedModel:
             coming = [ahead.submit(load, index) for index in indices[:1]]
             for place, index in enumerate(indices):
                 layer = coming.pop().result()
-                coming += [ahead.submit(load, following) for following in indices[place + 1 : place + 2]]
+                following = indices[place + 1 : place + 2]
+                coming += [ahead.submit(load, one) for one in following if not aligned]
                 yield index, layer
                 self.drop_layer(index)
+                coming += [ahead.submit(load, one) for one in following if aligned]  # a copy: one layer at a time
 
     def drop_layer(self, index: int) -> None:
         """Free the layer's weights."""
