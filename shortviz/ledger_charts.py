@@ -14,6 +14,8 @@ from shortviz.planning import layers_text
 
 _LEFT, _WON = "#d55e00", "#009e73"
 """Loss that is left, loss that was won back: apart for every kind of colour vision, and hatched apart too."""
+_HATCH = {"shape": "/", "bgcolor": _WON, "fgcolor": "#ffffff", "size": 6}
+"""With its own background: Streamlit's plotly.js draws none from the marker's colour."""
 _BEST = "#d5006d"
 _ROW_HEIGHT, _FRAME_HEIGHT = 44, 92
 
@@ -47,7 +49,7 @@ def recovery_figure(ledger: Ledger, dark: bool = False) -> go.Figure:
                 base=left,
                 name="won back",
                 orientation="h",
-                marker={"color": _WON, "opacity": 0.75, "pattern": {"shape": "/", "fgcolor": "#ffffff", "size": 6}},
+                marker={"color": _WON, "opacity": 0.75, "pattern": _HATCH},
                 hovertemplate="%{y}: %{x:.4f} nats won back<extra></extra>",
             ),
         ]

@@ -12,7 +12,7 @@ from shortviz.ui.words import duration, plain, share, with_error
 
 def draw(ledger: Ledger, *, key: str) -> None:
     """Draw the ledger: numbers on the left, the chart on the right."""
-    left, right = st.columns([1.25, 1], gap="medium")
+    left, right = st.columns([1.45, 1], gap="medium")
     alt = ledger_charts.recovery_alt(ledger)
     with left:
         st.dataframe(
@@ -23,7 +23,7 @@ def draw(ledger: Ledger, *, key: str) -> None:
             key=f"{key}_table",
             alt=alt,
             column_config={
-                "step": st.column_config.TextColumn(width="medium"),
+                "step": st.column_config.TextColumn(width=178),
                 "NLL, nats": st.column_config.TextColumn(help="Per token; the error is over windows."),
                 "over uncut": st.column_config.TextColumn(help="NLL increase in nats a token, with its paired error."),
                 "won back": st.column_config.TextColumn(help="Share of the lost NLL; the error is paired."),

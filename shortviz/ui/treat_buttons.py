@@ -91,8 +91,8 @@ def cell(tools: Bench, shown: Shown, block: Block) -> None:
             elif isinstance(now.record, Treating) and now.record.note:
                 st.caption(f":material/info: {plain(now.record.note)}")
         ledger = ledger_of(shown.run, block.layers)
-        for step in ledger.steps if ledger is not None else ():
-            if step.treatments:
-                st.markdown(f":material/build: {ledger_view.step_words(step)}")
+        lines = [ledger_view.step_words(step) for step in ledger.steps if step.treatments] if ledger is not None else []
+        if lines:
+            st.markdown("  \n".join(f":small[:material/build: {line}]" for line in lines))
 
     treated()
