@@ -13,6 +13,7 @@ from shortviz.records import ExportReport, ModelInfo, ModelRef, PrunePlan
 from shortviz.settings import settings
 from shortviz.ui import export_actions, export_choice, inspector, notes, push_view
 from shortviz.ui import state as s
+from shortviz.ui.looks import main_button
 from shortviz.ui.proof_view import checklist, report_lines
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of, settle_block
@@ -85,7 +86,7 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
     with st.container(horizontal=True):
         st.button(
             "Export",
-            type="primary",
+            type=main_button(),
             icon=":material/download:",
             disabled=live,
             on_click=_export,
@@ -185,7 +186,7 @@ def _after(report: ExportReport, job: JobState | None) -> None:
             data=folder.read_bytes,
             file_name=folder.name,
             mime="application/zip",
-            type="primary",
+            type=main_button(),
             icon=":material/download:",
             on_click="ignore",
             key="download_zip",

@@ -19,6 +19,7 @@ from shortviz.ui import (
     treat_buttons,
 )
 from shortviz.ui import state as s
+from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, settle_block
 from shortviz.ui.treating import METHODS, Treating, cut_problem, known_ledger
@@ -140,7 +141,7 @@ def _actions(tools: Bench, shown: Shown, model: ModelInfo, removed: tuple[int, .
     recipe = _settings(tools, state, name, model)
     with start:
         st.button(
-            "Heal", icon=":material/healing:", type="primary", disabled=off or recipe is None, help=why,
+            "Heal", icon=":material/healing:", type=main_button(), disabled=off or recipe is None, help=why,
             key="heal_button", on_click=treat_buttons.start_heal,
             args=(tools, shown, removed, recipe, method if first else ""),
         )  # fmt: skip

@@ -9,6 +9,7 @@ from shortviz.job_state import JobState
 from shortviz.records import Block, BlockDistances, Evaluation, ModelInfo
 from shortviz.ui import inspect_actions, task_view
 from shortviz.ui import state as s
+from shortviz.ui.looks import main_button
 from shortviz.ui.map_view import criterion_of
 from shortviz.ui.measured import from_map, is_from_map
 from shortviz.ui.notes import job_error
@@ -80,7 +81,7 @@ def _not_measured(shown: Shown) -> None:
             icon=":material/play_arrow:",
             on_click=measure_wanted,
             key="measure_block",
-            type="primary",
+            type=main_button(),
         )
 
 

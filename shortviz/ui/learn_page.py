@@ -9,6 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 from shortviz.ui import learn_limits, learn_loss, learn_map, learn_stream
 from shortviz.ui import state as s
 from shortviz.ui.learn_parts import choose_on_map
+from shortviz.ui.looks import main_button
 from shortviz.ui.resources import bench
 from shortviz.ui.shelves import EXAMPLE
 
@@ -97,7 +98,7 @@ def draw() -> None:
             label_visibility="collapsed",
         )
         st.button(
-            "Skip to the map", icon=":material/grid_on:", key="learn_skip", type="primary", on_click=choose_on_map
+            "Skip to the map", icon=":material/grid_on:", key="learn_skip", type=main_button(), on_click=choose_on_map
         )
     step = state[s.STEP]
     lesson, number = LESSONS[step], STEPS.index(step)
@@ -108,7 +109,7 @@ def draw() -> None:
             _move("Next", number + 1, ":material/arrow_forward:")
     words, picture = st.columns([1, 1.3], gap="large")
     lesson.draw(words, picture)
-    st.caption(f"Sources: {lesson.sources}.")
+    st.markdown(f":small[Sources: {lesson.sources}.]")  # a caption is too faint for its links
 
 
 def _move(label: str, to: int, icon: str) -> None:

@@ -11,6 +11,7 @@ from shortviz.records import Block, BlockDistances, BlockLosses, ModelInfo
 from shortviz.ui import actions, curve_view, loss_actions, measured, texts_view
 from shortviz.ui import state as s
 from shortviz.ui.choosing import choose
+from shortviz.ui.looks import main_button
 from shortviz.ui.notes import job_progress
 from shortviz.ui.resources import Bench
 from shortviz.ui.selection import parse_cell, parse_row, parse_selection
@@ -86,7 +87,7 @@ def toolbar(bench: Bench, shown: Shown, jobs: Mapping[str, JobState | None]) -> 
         st.button(
             "Measure",
             icon=":material/play_arrow:",
-            type="primary" if shown.distances is None or shown.bundled else "secondary",
+            type=main_button() if shown.distances is None or shown.bundled else "secondary",
             disabled=shown.handle is None or live,
             help=_measure_help(shown, which, live),
             on_click=_measure if which == "predicted" else _measure_losses,

@@ -8,6 +8,7 @@ from shortviz.settings import settings
 from shortviz.ui import actions, notes, text_picker
 from shortviz.ui import state as s
 from shortviz.ui.address import DTYPES
+from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.words import count, plain, size
 
@@ -170,7 +171,7 @@ def _load_button(
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "In use" if in_use else "Use this model" if loaded else "Load",
-            type="primary",
+            type=main_button(),
             icon=":material/check:" if in_use else ":material/memory:",
             disabled=in_use or (not loaded and (found is None or not found.fits or loading)),
             help=None if loaded or found is not None else "The size is worked out first.",

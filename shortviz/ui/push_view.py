@@ -11,6 +11,7 @@ from shortviz.records import ModelRef
 from shortviz.settings import settings
 from shortviz.ui import notes, push_actions
 from shortviz.ui import state as s
+from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench
 from shortviz.ui.words import duration, plain, size
 
@@ -40,7 +41,7 @@ def draw(tools: Bench, ref: ModelRef, folder: Path) -> None:
         st.button(
             "Push",
             icon=":material/cloud_upload:",
-            type="primary",
+            type=main_button(),
             disabled=live,
             on_click=_push,
             args=(tools, ref, folder),

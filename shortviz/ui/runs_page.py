@@ -14,6 +14,7 @@ from shortviz.runs import EXAMPLES
 from shortviz.settings import settings
 from shortviz.ui import compare_view
 from shortviz.ui import state as s
+from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.words import plain
 
@@ -106,7 +107,7 @@ def _buttons(tools: Bench, runs: Mapping[str, Run], picked: list[str]) -> None:
         st.button(
             plain(f"Open {name_of(first, runs[first])}") if len(picked) > 1 else "Open on the map",
             icon=":material/grid_on:",
-            type="primary",
+            type=main_button(),
             on_click=_open,
             args=(first,),
             key="open_run",

@@ -28,7 +28,7 @@ _WORDS = _ROLES | {
 }
 _READ = {"calibration": s.calibration, "evaluation": s.evaluation, "training": s.training}
 _SET = {"calibration": s.set_calibration, "evaluation": s.set_evaluation, "training": s.set_training}
-_SHOWN_TOKENS = 64
+_SHOWN_TOKENS, _SHOWN_CHARACTERS = 64, 400  # a box that scrolls could not be scrolled by keyboard
 
 
 def draw(bench: Bench, state: s.State) -> None:
@@ -226,10 +226,12 @@ def _first_row(bench: Bench, state: s.State, spec: TextSpec) -> None:
         return
     if handle is None:
         st.caption("First row (load a model to see it as tokens)")
-        st.code(row[:600] + (" …" if len(row) > 600 else ""), language=None, wrap_lines=True, height=150)
+        st.code(
+            row[:_SHOWN_CHARACTERS] + (" …" if len(row) > _SHOWN_CHARACTERS else ""), language=None, wrap_lines=True
+        )
         return
     ids = handle.tokenizer(row[:4000], add_special_tokens=False, verbose=False)["input_ids"]
     shown = actions.first_row_tokens(ids[:_SHOWN_TOKENS], handle)
     more = f", of {min(len(ids), spec.max_length):,}" if len(ids) > _SHOWN_TOKENS else ""
     st.caption(f"First row as tokens of {plain(handle.info.id)}: the first {len(shown)}{more}")
-    st.code(" ¦ ".join(token.replace("\n", "⏎") for token in shown), language=None, wrap_lines=True, height=150)
+    st.code(" ¦ ".join(token.replace("\n", "⏎") for token in shown), language=None, wrap_lines=True)

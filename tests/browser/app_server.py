@@ -44,6 +44,7 @@ class AppServer:
 
     process: subprocess.Popen[str]
     url: str
+    runs_dir: Path
     lines: list[str]
     reader: threading.Thread
 
@@ -96,7 +97,7 @@ def start_server(script: Path, runs_dir: Path) -> AppServer:
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    server = AppServer(process=process, url=f"http://127.0.0.1:{port}", lines=lines, reader=reader)
+    server = AppServer(process=process, url=f"http://127.0.0.1:{port}", runs_dir=runs_dir, lines=lines, reader=reader)
     if not listening.wait(PATIENCE_MS / 1000):
         server.stop()
         raise RuntimeError(f"Streamlit did not start:\n{server.printed}")
