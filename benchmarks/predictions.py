@@ -61,7 +61,7 @@ def main() -> None:
         "streamed": streamed,
         "map": lambda: measure_losses(handle, windows),
         "repair": lambda: repair(cut, handle, tokens),
-        "heal": lambda: heal(cut, handle, healing, settings=training),
+        "heal": lambda: heal(cut, healing, training, base=handle, heldout=windows),
     }
     found = {}
     print(f"{'':10}{'predicted s':>14}{'taken s':>12}{'ratio':>8}")
