@@ -43,6 +43,7 @@ bench: $(RUN_READY)
 example: $(RUN_READY)
 	$(BIN)/python tools/make_example_run.py $(EXAMPLE_ARGS)
 	$(BIN)/python tools/make_lesson_data.py
+	$(BIN)/python tools/make_teaching_sheet.py
 
 setup: $(RUN_READY)
 

@@ -1,6 +1,8 @@
 """The lessons' data, questions and pictures: what they say follows from the bundled numbers."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,3 +124,14 @@ def test_the_picture_of_a_ledger_has_a_bar_for_every_step() -> None:
     (bars,) = lesson_charts.ledger_figure(ledger).data
     assert list(bars.x) == [step.label for step in ledger.steps]
     assert "won back" in lesson_charts.ledger_alt(ledger)
+
+
+def test_the_numbers_of_the_teachers_sheet_are_those_of_the_bundled_data() -> None:
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("make_teaching_sheet", root / "tools" / "make_teaching_sheet.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (root / "docs" / "teaching.md").read_text(encoding="utf-8")
+    assert written == module.sheet(), "run tools/make_teaching_sheet.py"
