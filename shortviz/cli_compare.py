@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shortviz.cli_measure import claim
 from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, TextOptions, with_options
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
-from shortviz.errors import TextError
+from shortviz.errors import ShortvizError, TextError
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
@@ -52,9 +53,13 @@ def sensitivity(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the distances on several texts and tell how far the choice depends on the text."""
-    from shortviz import texts
+    from shortviz import criteria, texts
     from shortviz.sensitivity_tables import comparison_json, comparison_text
 
+    if criterion is not None and criterion not in criteria.names():
+        raise ShortvizError(
+            f"There is no criterion {criterion!r} to compare by; choose from {', '.join(criteria.names())}."
+        )
     common = TextOptions(limit=limit, max_length=max_length, bos=bos)
     asked = [replace(common, text=path, key=key) for path in text or ()]
     specs = [one.spec(texts.DEFAULT_CALIBRATION) for one in asked]
@@ -114,7 +119,7 @@ def _measure(
             run = old
     if run.distances is not None and run.distances.samples == len(tokens.rows):
         return run
-    runs.save_run(run, folder)
+    run = claim(run, folder)
     checkpoint = folder / "checkpoint.npz"
     distances = measure_distances(
         handle, tokens, batch_size=batch_size, checkpoint=checkpoint, on_progress=on_progress, stop=stop

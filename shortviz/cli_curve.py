@@ -97,10 +97,13 @@ def _measure(
     from shortviz import runs, texts
 
     with working() as (on_progress, stop):
+        from shortviz.greedy import check_removed
         from shortviz.loss_map import measure_losses
 
         handle = load_model(ref, on_progress, stop)
         window_set = texts.make_windows(asked.spec, asked.windows, handle.tokenizer)
+        if asked.greedy:
+            check_removed(handle.info.num_layers, asked.greedy)
         run = run or runs.new_run(handle.info, window_set.info)
         if losses is None:
             checkpoint = out / CHECKPOINT if out is not None else None
@@ -129,6 +132,7 @@ def _with_greedy(
     on_progress: "OnProgress",
     stop: "threading.Event",
 ) -> "Run":
+    from shortviz.curve import further
     from shortviz.greedy import greedy_removal
 
     losses, known = run.losses, run.greedy
@@ -140,7 +144,8 @@ def _with_greedy(
         )
     if known is not None and known.text.fingerprint == windows.info.fingerprint and len(known.line.points) > wanted:
         return run
-    return replace(run, greedy=greedy_removal(handle, windows, max_removed=wanted, on_progress=on_progress, stop=stop))
+    found = greedy_removal(handle, windows, max_removed=wanted, on_progress=on_progress, stop=stop)
+    return replace(run, greedy=further(known, found))
 
 
 def _with_tasks(

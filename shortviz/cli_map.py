@@ -41,10 +41,7 @@ def measured_map(
     from shortviz.cli_ranks import share
     from shortviz.ranks import joined
 
-    if metric not in ("nll", "kl"):
-        raise ShortvizError(f"--metric is {metric!r}; it must be nll or kl.")
-    if max_n is not None and not search:
-        raise ShortvizError("--max-n belongs to --search; give --search too, or leave it out.")
+    _check_options(metric, search, max_n, out)
     ref, run, out = source(model, load, out)
     spec, windows = text.spec(texts.DEFAULT_EVALUATION), text.window_spec()
     with working() as (on_progress, stop), joined() as ranks:
@@ -82,6 +79,15 @@ def measured_map(
         runs.save_run(run, out)
     print_result(runs.run_json(run) if as_json else losses_text(run, losses, metric))
     finish(losses, out)
+
+
+def _check_options(metric: str, search: bool, max_n: int | None, out: Path | None) -> None:
+    if metric not in ("nll", "kl"):
+        raise ShortvizError(f"--metric is {metric!r}; it must be nll or kl.")
+    if max_n is not None and not search:
+        raise ShortvizError("--max-n belongs to --search; give --search too, or leave it out.")
+    if search and out is not None:
+        raise ShortvizError("--out keeps whole maps, and --search only prints what it finds; leave one of them out.")
 
 
 def _refuse_other_text(run: "Run", text: "TextInfo", out: Path | None) -> None:

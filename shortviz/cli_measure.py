@@ -71,7 +71,7 @@ def measure(
             run = runs.new_run(opened.info, tokens.info)
             checkpoint = None
             if out is not None:
-                run = _claim(run, out) if ranks is None or ranks.writes else run
+                run = claim(run, out) if ranks is None or ranks.writes else run
                 checkpoint = out / ("stream.npz" if streamed else "checkpoint.npz")
             common: dict[str, Any] = {"criteria": own, "batch_size": text.batch_size, "checkpoint": checkpoint}
             common |= {"ranks": ranks, "on_progress": on_progress, "stop": stop}
@@ -129,14 +129,15 @@ def _streamed(ref: "ModelRef", on_progress: "OnProgress", stop: threading.Event)
         yield opened
 
 
-def _claim(run: "Run", out: Path) -> "Run":
-    """Return the run, saved before the long work starts, with the losses that the folder's run already has.
+def claim(run: "Run", out: Path) -> "Run":
+    """Return the run, saved before the long work starts, with all that the folder's run has but the distances.
 
     Raises RunError where the folder holds something else, ResourceError where it cannot be written.
     """
     from shortviz import runs
 
     old = runs.load_run(out) if (out / runs.FILE).exists() else run
-    run = replace(run, losses=old.losses, evaluations=old.evaluations, ledgers=old.ledgers)
+    facts = {"model": run.model, "text": run.text, "versions": run.versions, "created": run.created}
+    run = replace(old, **facts, distances=None)  # type: ignore[arg-type]
     runs.save_run(replace(run, distances=old.distances), out)
     return run

@@ -25,6 +25,8 @@ from shortviz.words import duration, plus_minus, size
 PLAIN_SECONDS = 2.0
 """Where stderr is no terminal, a progress line at most this often."""
 
+NOT_FITTED = "Not measured: too few rows of text to fit it on some and score it on others; give 6 rows or more."
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return the rows under their head, columns aligned right but for the last."""
@@ -79,7 +81,8 @@ def distances_text(distances: BlockDistances, model: ModelInfo) -> str:
     if distances.tokens_per_row is not None:
         lines.insert(1, f"Token means are over {distances.tokens_per_row} evenly spaced tokens of each row.")
     for name in distances.criteria:
-        lines += ["", f"Best block of each size by {criteria.label(name)} ({name})", best_table(distances, name, model)]
+        found = best_table(distances, name, model) if distances.criteria[name].samples else NOT_FITTED
+        lines += ["", f"Best block of each size by {criteria.label(name)} ({name})", found]
     return "\n".join(lines)
 
 

@@ -105,6 +105,13 @@ def curve_of_run(run: Run) -> RemovalCurve | None:
     return curve_from_map(run.losses, run.distances, run.model, run.greedy.line if run.greedy and same else None)
 
 
+def further(known: GreedyRemoval | None, found: GreedyRemoval) -> GreedyRemoval:
+    """Return the one that removed more layers, where both are of the same windows; the new one otherwise."""
+    if known is None or known.text.fingerprint != found.text.fingerprint:
+        return found
+    return max(found, known, key=lambda one: len(one.line.points))
+
+
 def uncut(nll: float) -> CurvePoint:
     """Return the point where every line starts."""
     return CurvePoint(n=0, removed=(), nll=nll, stderr=0.0)

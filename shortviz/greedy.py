@@ -33,8 +33,7 @@ def greedy_removal(
     """
     layers = handle.info.num_layers
     limit = layers - 1 if max_removed is None else max_removed
-    if not 1 <= limit <= layers - 1:
-        raise PlanError(f"The layers to remove are {limit}; give 1 to {layers - 1}.")
+    check_removed(layers, limit)
     check_windows(handle, windows)
     points: list[CurvePoint] = []
     removed: tuple[int, ...] = ()
@@ -70,6 +69,12 @@ def greedy_removal(
     if not points:
         raise Stopped("Stopped before the first layer was removed; there is nothing to keep.")
     return partial()
+
+
+def check_removed(num_layers: int, wanted: int) -> None:
+    """Raise PlanError for a number of layers to remove outside 1 .. L-1."""
+    if not 1 <= wanted <= num_layers - 1:
+        raise PlanError(f"The layers to remove are {wanted}; give 1 to {num_layers - 1}.")
 
 
 def _point(removed: Sequence[int], nll: Floats, base: Floats) -> CurvePoint:

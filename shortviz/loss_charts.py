@@ -33,6 +33,8 @@ _COLOURS = (
     "#e15759",
 )
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon", "hourglass", "star-diamond")
+_BELOW = {"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top"}
+"""Where the legend of up to ten lines covers none of them."""
 
 
 def as_map(losses: BlockLosses, norms: BoundaryNorms | None = None) -> BlockDistances:
@@ -119,6 +121,7 @@ def curve_figure(curve: RemovalCurve, *, perplexity: bool = False, top: float = 
         words = [_removed_words(line, p.removed, p.stderr) for p in line.points]
         figure.add_trace(_line(index, line.label, [p.n for p in line.points], values, errors, words))
     _lay_out(figure, "layers removed", "perplexity" if perplexity else "NLL, nats per token", dark=dark)
+    figure.update_layout(height=560, legend=_BELOW)
     if perplexity:
         figure.update_yaxes(type="log")
     elif top > 0:
@@ -147,6 +150,7 @@ def accuracy_figure(lines: Sequence[AccuracyLine], *, by_length: bool = False, d
             annotation_position="bottom right" if name == "chance" else "top right",
         )
     _lay_out(figure, "layers removed", "questions answered rightly, %", dark=dark)
+    figure.update_layout(height=560, legend=_BELOW)
     figure.update_yaxes(range=[0, 100])
     if max(n for line in lines for n, _ in line.points) <= 16:
         figure.update_xaxes(dtick=1)

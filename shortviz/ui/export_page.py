@@ -33,7 +33,7 @@ def draw() -> None:
     if shown.model is None or ref is None:
         st.caption("Choose a model and a block first: on the Model page, then on the Map page.")
         return
-    settle_block(state, shown.distances, shown.model.num_layers)
+    settle_block(state, shown.distances, shown.model)
     left, right = st.columns(2, gap="large")
     with left:
         _choose(tools, shown, shown.model, ref)

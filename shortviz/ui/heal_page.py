@@ -37,7 +37,7 @@ def draw() -> None:
     if shown.model is None:
         st.caption("Choose a model first, on the Model page; then a block, on the Map page.")
         return
-    settle_block(state, shown.distances, shown.model.num_layers)
+    settle_block(state, shown.distances, shown.model)
     inspector.block_inputs(shown.model.num_layers)
     removed = _cut(shown)
     problem = _problem(shown.model, removed)

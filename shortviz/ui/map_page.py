@@ -28,7 +28,7 @@ def draw() -> None:
     left, right = st.columns([1.15, 1], gap="medium")
     distances = live_map(shown, jobs["measure"])
     if shown.model is not None:
-        settle_block(state, distances, shown.model.num_layers)
+        settle_block(state, distances, shown.model)
     with right:
         if shown.model is not None:
             inspector.block_inputs(shown.model.num_layers)  # before the map, which outlines what they say

@@ -119,17 +119,20 @@ def measure_job(bench: Bench, state: s.State, shown: Shown, kind: str = "measure
     return bench.state(job_id)
 
 
-def first_block(distances: BlockDistances) -> Block:
-    """Return the block that is chosen before a person chooses one: the best of an eighth of the layers."""
+def first_block(distances: BlockDistances, model: ModelInfo) -> Block:
+    """Return the block that is chosen before a person chooses one: the best of an eighth of the layers.
+
+    A block that cannot be exported is never it, unless there is no other.
+    """
     name = "angular_last" if "angular_last" in distances.criteria else next(iter(distances.criteria))
-    blocks = best_blocks(distances, name)
+    blocks = best_blocks(distances, name, model)
     n = max(1, distances.num_layers // 8)
-    return next((b for b in blocks if b.n == n), Block(start=0, n=1))
+    return min(blocks, key=lambda b: abs(b.n - n), default=Block(start=0, n=1))
 
 
-def settle_block(state: s.State, distances: BlockDistances | None, num_layers: int) -> None:
+def settle_block(state: s.State, distances: BlockDistances | None, model: ModelInfo) -> None:
     """Choose a first block where none is chosen, or one that this model could not have."""
     chosen = s.block(state)
-    if chosen is not None and 0 <= chosen.start < num_layers and 1 <= chosen.n <= num_layers:
+    if chosen is not None and 0 <= chosen.start < model.num_layers and 1 <= chosen.n <= model.num_layers:
         return
-    s.set_block(state, first_block(distances) if distances is not None else Block(start=0, n=1))
+    s.set_block(state, first_block(distances, model) if distances is not None else Block(start=0, n=1))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from shortviz.curve import further
 from shortviz.errors import ShortvizError
 from shortviz.job_state import JobControl
 from shortviz.records import ModelRef, Progress, Run, TaskRows, TaskScore, TaskSpec, TextSpec, WindowSpec
@@ -74,7 +75,7 @@ def start_greedy(bench: Bench, ref: ModelRef, spec: TextSpec, layers: int, key: 
                 "that text again, or measure the map anew."
             )
         found = greedy_removal(handle, windows, max_removed=layers, on_progress=control.on_progress, stop=control.stop)
-        _add(bench, key, lambda old: replace(old, greedy=found))
+        _add(bench, key, lambda old: replace(old, greedy=further(old.greedy, found)))
         return key
 
     context = JobContext(kind="greedy", ref=ref, run_key=key, evaluation=spec, layers=layers)

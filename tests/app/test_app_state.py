@@ -4,6 +4,8 @@ import pytest
 
 from shortviz.records import Block, ModelRef, TextSpec
 from shortviz.ui import state as s
+from shortviz.ui.shown import first_block
+from tests.records_fixture import fixture_distances, fixture_model
 
 FULL = {
     s.REF: ModelRef(id="old"),
@@ -125,3 +127,14 @@ def test_a_click_gives_the_number_inputs_new_keys_so_that_a_late_tick_cannot_und
     state |= {s.input_key(state, "start"): 3, s.input_key(state, "n"): 1}
     s.type_block(state)
     assert s.block(state) == Block(start=3, n=1)
+
+
+def test_the_first_chosen_block_is_one_that_can_be_exported():
+    distances = fixture_distances(16)
+    free = first_block(distances, fixture_model(16))
+    assert free.n == 2
+    allowed = first_block(distances, fixture_model(16, illegal=((free.start, 2, "the config needs it"),)))
+    assert (allowed.n, allowed.start) != (2, free.start)
+    assert allowed.n == 2
+    none_of_two = tuple((start, 2, "the config needs it") for start in range(15))
+    assert first_block(distances, fixture_model(16, illegal=none_of_two)).n != 2

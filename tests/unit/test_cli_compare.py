@@ -51,11 +51,26 @@ def test_show_tells_how_many_rows_a_choice_needs(shortviz, checkpoint, tmp_path)
     assert "rows needed" in shortviz("show", run)[1]
 
 
+def test_a_folder_that_holds_a_measured_map_keeps_it(shortviz, checkpoint, tmp_path):
+    folder = tmp_path / "runs"
+    windows = ("--builtin", "passages/prose", "--window", "24", "--windows", "2")
+    assert shortviz("map", checkpoint, *windows, "--out", str(folder / "passages-code"))[0] == 0
+    code, _, err = shortviz("sensitivity", checkpoint, *TEXTS, *SIZE, "--out", str(folder))
+    assert code == 0, err
+    kept = load_run(folder / "passages-code")
+    assert kept.losses is not None
+    assert kept.distances is not None
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (("sensitivity", "CHECKPOINT", "--builtin", "passages", "--out", "OUT"), "1 texts were named; give --text or"),
         (("sensitivity", "CHECKPOINT", "--text", "no.txt", "--builtin", "passages", "--out", "OUT"), "no.txt"),
+        (
+            ("sensitivity", "CHECKPOINT", *TEXTS, "--out", "OUT", "--criterion", "angel"),
+            "no criterion 'angel' to compare",
+        ),
         (("compare", "RUN"), "1 run was named; name at least two different ones"),
         (("compare", "RUN", "RUN"), "1 run was named; name at least two different ones"),
         (("compare", "RUN", "nowhere"), "There is no run in nowhere"),

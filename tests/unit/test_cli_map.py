@@ -2,12 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from shortviz import loss_map
-from shortviz.runs import load_run
+from shortviz import greedy, loss_map
+from shortviz.runs import load_run, save_run
 from tests.families import NUM_LAYERS
 from tests.unit.test_cli import last_line
 
@@ -113,6 +114,7 @@ def test_a_curve_cut_short_says_so_and_goes_on_from_its_checkpoint(shortviz, che
     [
         (("--metric", "loss"), "--metric is 'loss'; it must be nll or kl."),
         (("--max-n", "3"), "--max-n belongs to --search"),
+        (("--search", "--out", "OUT"), "--out keeps whole maps"),
         (("--search", "--max-n", "6"), "The largest n to search is 6; it must be 1 to 5."),
         (("--window", "100000"), "fewer than one window"),
     ],
@@ -139,3 +141,38 @@ def test_a_complete_map_is_not_replaced_by_one_on_other_text(shortviz, checkpoin
     assert code == 2
     assert "holds a complete map on built-in passages/prose" in last_line(err)
     assert load_run(tmp_path / "run").losses.text.source == "built-in passages/prose"
+
+
+@pytest.mark.parametrize("layers", ["-1", str(NUM_LAYERS)])
+def test_greedy_of_more_layers_than_there_are_is_refused_before_the_map_is_measured(shortviz, checkpoint, layers):
+    code, out, err = shortviz("curve", checkpoint, *TEXT, "--greedy", layers)
+    assert (code, out) == (2, "")
+    assert f"The layers to remove are {layers}; give 1 to {NUM_LAYERS - 1}." in last_line(err)
+    assert "map:" not in err
+
+
+def test_distances_measured_later_leave_everything_else_of_a_run_as_it_is(shortviz, checkpoint, tmp_path):
+    run = tmp_path / "run"
+    assert shortviz("curve", checkpoint, *TEXT, "--greedy", "2", "--out", str(run))[0] == 0
+    save_run(replace(load_run(run), name="mine"), run)
+    size = ("--limit", "4", "--max-length", "16")
+    for _ in range(2):
+        assert shortviz("measure", checkpoint, *size, "--criteria", "angular_last", "--out", str(run))[0] == 0
+        kept = load_run(run)
+        assert kept.distances is not None
+        assert kept.losses is not None
+        assert kept.greedy is not None
+        assert kept.name == "mine"
+
+
+def test_a_shorter_greedy_removal_does_not_take_the_place_of_a_longer_one(shortviz, checkpoint, tmp_path, monkeypatch):
+    run, measure = tmp_path / "run", greedy.greedy_removal
+    assert shortviz("curve", checkpoint, *TEXT, "--greedy", "2", "--out", str(run))[0] == 0
+
+    def cut_short(handle, windows, *, stop, **options):
+        stop.set()
+        return replace(measure(handle, windows, max_removed=1), complete=False)
+
+    monkeypatch.setattr(greedy, "greedy_removal", cut_short)
+    assert shortviz("curve", str(run), *TEXT, "--greedy", "3")[0] == 130
+    assert len(load_run(run).greedy.line.points) == 3

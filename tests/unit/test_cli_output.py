@@ -3,11 +3,12 @@
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from shortviz.cli_output import PlainProgress, best_table, evaluation_text, progress, run_text, table
+from shortviz.cli_output import PlainProgress, best_table, distances_text, evaluation_text, progress, run_text, table
 from shortviz.model_card import _measured
-from shortviz.records import Progress
+from shortviz.records import Grid, Progress
 from tests.records_fixture import fixture_distances, fixture_model, fixture_run
 
 
@@ -98,3 +99,11 @@ def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing_behind(total):
         on_progress(Progress(stage="measure", done=8, total=total, unit="rows"))
         on_progress(Progress(stage="prove", done=1, total=1, unit="steps"))
     assert "measure" in stream.getvalue()
+
+
+def test_a_criterion_that_had_too_few_rows_says_so_and_has_no_empty_table():
+    found = fixture_distances(6)
+    empty = Grid(mean=np.full((6, 6), np.nan), stderr=np.full((6, 6), np.nan), samples=0)
+    text = distances_text(replace(found, criteria={"linear_replacement": empty}), fixture_model(6))
+    assert "Not measured: too few rows of text" in text
+    assert "n  layers" not in text
