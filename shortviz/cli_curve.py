@@ -60,8 +60,12 @@ def removal_curve(
     from shortviz.curve import curve_of_run
     from shortviz.task_rows import read_task
 
-    ref, run, out = source(model, load, out)
     spec = task.task()
+    if spec is None and (strategies != "all" or sizes is not None):
+        raise ShortvizError(
+            "--strategies and --sizes say which cuts --tasks scores; give --tasks too, or leave them out."
+        )
+    ref, run, out = source(model, load, out)
     asked = _Asked(
         spec=text.spec(texts.DEFAULT_EVALUATION),
         windows=text.window_spec(),

@@ -114,7 +114,9 @@ def curve_text(curve: RemovalCurve) -> str:
         [str(n), *(f"{points[n].perplexity:.4g}" if n in points else "-" for points in lines.values()), ""]
         for n in range(curve.num_layers)
     ]
-    return f"Perplexity against layers removed. Text: {curve.text.source}.\n" + table(head, rows)
+    text = curve.text
+    behind = f"at most {text.rows} windows of {text.max_length} tokens"
+    return f"Perplexity against layers removed. Text: {text.source}; {behind}.\n" + table(head, rows)
 
 
 def accuracy_text(lines: Sequence[AccuracyLine]) -> str:

@@ -42,6 +42,11 @@ def comparison_text(runs: Mapping[str, Run], criterion: str | None = None) -> st
     fingerprints = {one.text.fingerprint for one in measured}
     if len(fingerprints) < len(measured):
         lines.append("Note: some of the runs are of the same text.")
+    models = dict.fromkeys(run.model.id for run in runs.values())
+    if len(models) > 1:
+        lines.append(
+            f"Note: the runs are of different models ({', '.join(models)}): a move need not come from the text."
+        )
     return "\n".join(lines)
 
 
@@ -59,6 +64,7 @@ def comparison_json(runs: Mapping[str, Run], criterion: str | None = None) -> di
         "runs": [
             {
                 "folder": folder,
+                "model": run.model.id,
                 "text": asdict(run.text),
                 "best_starts": [best_start(one.criteria[name], n, model) for n in range(1, model.num_layers)],
                 "rows_needed": [_needed(one, name, n) for n in range(1, model.num_layers)],

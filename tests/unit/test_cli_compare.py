@@ -1,10 +1,12 @@
 """`shortviz sensitivity` and `shortviz compare` on a tiny checkpoint."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from shortviz.runs import load_run
+from shortviz.runs import load_run, save_run
 from tests.families import NUM_LAYERS
 from tests.unit.test_cli import last_line
 
@@ -88,9 +90,17 @@ def test_bad_input_is_one_sentence(shortviz, checkpoint, tmp_path, runs_of_two_t
     assert message in last_line(err)
 
 
+def test_runs_of_different_models_are_told(shortviz, tmp_path, runs_of_two_texts):
+    assert "different models" not in shortviz("compare", runs_of_two_texts["RUN"], runs_of_two_texts["OTHER"])[1]
+    run = load_run(Path(runs_of_two_texts["RUN"]))
+    save_run(replace(run, model=replace(run.model, id="tuned")), tmp_path)
+    code, out, _ = shortviz("compare", runs_of_two_texts["RUN"], str(tmp_path))
+    assert code == 0
+    assert "different models (demo, tuned)" in out
+
+
 @pytest.fixture(scope="module")
 def runs_of_two_texts(tmp_path_factory):
-    from shortviz.runs import save_run
     from tests.records_fixture import fixture_run
 
     folder = tmp_path_factory.mktemp("runs")

@@ -83,6 +83,7 @@ def test_the_curve_has_a_column_for_each_strategy_and_reuses_the_map(shortviz, c
     assert [p["n"] for p in lines["simple"]["points"]] == list(range(NUM_LAYERS))
     code, out, _ = shortviz("curve", run, *TEXT, "--greedy", "2")
     assert code == 0
+    assert "built-in passages/prose; at most 3 windows of 24 tokens." in out
     assert "greedy" in out
 
 
@@ -124,6 +125,12 @@ def test_bad_options_of_map_are_one_sentence(shortviz, checkpoint, options, mess
     assert code == 2
     assert out == ""
     assert message in last_line(err)
+
+
+def test_cuts_to_score_without_questions_are_refused(shortviz, checkpoint):
+    code, out, err = shortviz("curve", checkpoint, *TEXT, "--sizes", "1,2")
+    assert (code, out) == (2, "")
+    assert "say which cuts --tasks scores" in last_line(err)
 
 
 def test_greedy_on_other_text_than_the_map_is_refused(shortviz, checkpoint, tmp_path):
