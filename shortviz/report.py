@@ -127,7 +127,6 @@ def _measured(losses: BlockLosses, distances: BlockDistances | None, model: Mode
     shown = loss_charts.as_map(losses, distances.norms if distances is not None else None)
     curve = curve_from_map(losses, distances, model)
     lines = loss_charts.curve_figure(curve, top=curve.base_nll + 6.0)
-    lines.update_layout(legend={"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top"})
     behind = f"{int(losses.windows.max())} windows of {losses.text.max_length} tokens at most a block"
     parts = [
         heading(f"Measured: {charts.label('nll_increase')}"),

@@ -71,7 +71,6 @@ def _curve(
 def _loss(curve: RemovalCurve, *, perplexity: bool) -> None:
     dark = st.context.theme.type == "dark"
     figure = loss_charts.curve_figure(curve, perplexity=perplexity, top=curve.base_nll + 6.0, dark=dark)
-    figure.update_layout(legend={"x": 0.99, "xanchor": "right", "y": 0.01, "yanchor": "bottom"})
     alt = loss_charts.curve_alt(curve)
     st.plotly_chart(figure, theme=None, key="curve", config={"displaylogo": False}, alt=alt)
     st.caption(plain(alt))
@@ -92,7 +91,6 @@ def _accuracy(bench: Bench, shown: Shown, curve: RemovalCurve) -> None:
             st.caption("No cut on this curve was scored yet: choose questions and score some.", text_alignment="center")
         return
     figure = loss_charts.accuracy_figure(lines, dark=st.context.theme.type == "dark")
-    figure.update_layout(legend={"x": 0.99, "xanchor": "right", "y": 0.99, "yanchor": "top"})
     alt = loss_charts.accuracy_alt(lines)
     st.plotly_chart(figure, theme=None, key="curve_accuracy", config={"displaylogo": False}, alt=alt)
     st.caption(plain(alt))

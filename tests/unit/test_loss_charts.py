@@ -59,6 +59,8 @@ def test_agreement_figures_hold_a_point_for_each_measured_block():
 def test_the_curve_has_a_line_for_each_strategy_that_starts_uncut(perplexity):
     curve = curve_from_map(losses_of(triangle()), distances_of(triangle(1)))
     figure = curve_figure(curve, perplexity=perplexity, top=9.0)
+    assert (figure.layout.legend.orientation, figure.layout.legend.yanchor) == ("h", "top")
+    assert figure.layout.legend.y < 0, "the legend covers no line"
     assert {line.name for line in figure.data} == {line.label for line in curve.lines}
     start = np.exp(3.0) if perplexity else 3.0
     assert all(line.y[0] == pytest.approx(start) for line in figure.data)
