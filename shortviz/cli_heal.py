@@ -20,7 +20,7 @@ from shortviz.cli_options import (
     readable,
     with_options,
 )
-from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
+from shortviz.cli_session import INTERRUPTED, load_model, print_result, warn_same_text, working
 from shortviz.errors import PlanError, RunError, ShortvizError
 
 if TYPE_CHECKING:
@@ -74,11 +74,12 @@ def heal_command(
         raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
     if adapter is not None and recipe.method == "partial":
         raise ShortvizError("Partial fine-tuning makes no adapter; leave --adapter out, or choose method lora.")
-    _check_folders(repair, export, adapter)
+    _check_folders(repair, out, export, adapter)
     recipe.settings(None, text.seed)
     spec = text.spec(replace(DEFAULT_CALIBRATION, limit=None))
     spec = readable(replace(spec, max_length=text.max_length or ALL_TOKENS))
     scored_on = readable(evaluation.spec(DEFAULT_EVALUATION, spec.bos))
+    warn_same_text(spec, scored_on)
     with working() as (on_progress, stop), _together(load) as (load, is_main):
         handle = load_model(load.ref(model), on_progress, stop, removes=chosen)
         work = _Work(handle, spec, scored_on, text.window_spec(), recipe.settings(handle.info, text.seed))
@@ -101,9 +102,12 @@ def heal_command(
         raise typer.Exit(INTERRUPTED)
 
 
-def _check_folders(repair: str | None, export: Path | None, adapter: Path | None) -> None:
+def _check_folders(repair: str | None, out: Path | None, export: Path | None, adapter: Path | None) -> None:
     from shortviz.checkpoint_folder import check_target
 
+    given = [folder.resolve() for folder in (out, export, adapter) if folder is not None]
+    if twice := next((folder for folder in given if given.count(folder) > 1), None):
+        raise ShortvizError(f"{twice} was given twice; give --out, --export and --adapter a folder each.")
     for folder in (export, adapter):
         if folder is not None:
             check_target(folder)
@@ -112,6 +116,8 @@ def _check_folders(repair: str | None, export: Path | None, adapter: Path | None
 
         if repair not in METHODS:
             raise PlanError(f"There is no repair called {repair!r}; choose {', '.join(METHODS)}.")
+        if repair == "linear_replacement":
+            raise PlanError("A linear_replacement has no place in a stock model; choose linear_fold to heal after it.")
 
 
 class _together:  # noqa: N801  # a context manager used like a function

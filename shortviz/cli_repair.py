@@ -16,7 +16,7 @@ from shortviz.cli_options import (
     TextOptions,
     with_options,
 )
-from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
+from shortviz.cli_session import INTERRUPTED, load_model, print_result, warn_same_text, working
 from shortviz.errors import PlanError
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class _Texts:
         for spec in (self.fit, self.scored):
             if spec.kind != "dataset":
                 texts.read_rows(spec)
+        warn_same_text(self.fit, self.scored)
         length = fit.max_length or FIT_LENGTH
         self.rows = WindowSpec(window=length, windows=max(fit_tokens // length, 1))
         self.windows = fit.window_spec()

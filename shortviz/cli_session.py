@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from shortviz.errors import ShortvizError, Stopped, is_out_of_memory
 if TYPE_CHECKING:
     from shortviz.cli_options import Removal
     from shortviz.handle import ModelHandle
-    from shortviz.records import ModelRef, OnProgress
+    from shortviz.records import ModelRef, OnProgress, TextSpec
 
 INTERRUPTED = 130
 """What a shell expects of a program that Ctrl-C stopped."""
@@ -111,6 +112,23 @@ def load_model(
     if removes is not None:
         removes.of(size.num_layers)
     return load(ref, on_progress=on_progress, stop=stop)
+
+
+def warn_same_text(fitted: "TextSpec", scored: "TextSpec") -> None:
+    """Say on stderr where a model is scored on the text that it was fitted or trained on."""
+
+    def place(spec: "TextSpec") -> str:
+        return str(Path(spec.value).resolve()) if spec.kind == "file" else spec.value
+
+    ours, theirs = place(fitted), place(scored)
+    nested = fitted.kind == "builtin" and (ours.startswith(f"{theirs}/") or theirs.startswith(f"{ours}/"))
+    if fitted.kind != scored.kind or not (ours == theirs or nested):
+        return
+    print(
+        f"Warning: {scored.value} is scored on and {fitted.value} is fitted to, the same text, so the figures flatter; "
+        "give other text with --eval-text or --eval-builtin.",
+        file=sys.stderr,
+    )
 
 
 def print_result(found: str | dict[str, Any]) -> None:

@@ -187,16 +187,25 @@ def weights_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def _treated_first(cut: ModelHandle, repair: str | None) -> str:
+    if repair is None:
+        return "The command makes the cut alone; treat it as it was treated, then put the adapter on it:"
+    text = cut.treatments[0].text
+    named = f" ({text.source}, {text.tokens:,} tokens)" if text is not None else ""
+    return f"Make and repair the cut first, with the text that it was fitted on{named}, then put the adapter on it:"
+
+
 def _card(adapter: Adapter, folder: str) -> str:
     cut, treatment = adapter.cut, adapter.treatment
     base: ModelInfo = cut.info
     plan = _plan(cut)
     shown = base.id if hub_name(base) else Path(base.id).name
-    command = reproduce_command(shown, plan, folder="cut", revision=base.revision, dtype=base.dtype)
+    done = [t.method for t in cut.treatments]
+    repair = done[0] if [t.kind for t in cut.treatments] == ["repair"] else None
+    command = reproduce_command(shown, plan, folder="cut", revision=base.revision, dtype=base.dtype, repair=repair)
     found = treatment.settings
     text = treatment.text
     trained_on = f"{text.source}, {text.tokens:,} tokens" if text is not None else "text"
-    repaired = [t.method for t in cut.treatments]
     return "\n".join(
         [
             f"# {folder}",
@@ -204,14 +213,14 @@ def _card(adapter: Adapter, folder: str) -> str:
             f"A LoRA adapter (rank {found['rank']}) that heals {shown}"
             + (f" without layers {layers_text(plan.removed)} of its {plan.num_layers} (from 0)" if plan.removed else "")
             + ". It fits this cut and no other.",
-            *([f"The cut was treated by {', '.join(repaired)} first."] if repaired else []),
+            *([f"The cut was treated by {', '.join(done)} first."] if done else []),
             "",
             f"Trained on {trained_on}; objective {found['objective']}, {found['best_step']} steps of "
             f"{found['batch_size']} x {found['accumulate']} windows of {found['length']} tokens. Loss on "
-            f"{found['heldout_text']}: {found['heldout_nll_before']:.4f} before, {found['heldout_nll']:.4f} after, in "
-            "nats a token.",
+            f"{found['heldout_text']}, which chose the step: {found['heldout_nll_before']:.4f} before, "
+            f"{found['heldout_nll']:.4f} after, in nats a token.",
             "",
-            "Make the cut first, then put the adapter on it:",
+            "Make the cut first, then put the adapter on it:" if not done else _treated_first(cut, repair),
             "",
             "```sh",
             command,

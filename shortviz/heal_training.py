@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -152,7 +152,8 @@ class Training:
         if save is not None:
             save(True)
         if self.points[-1].heldout_nll is None:
-            self._measure(self.points.pop())
+            with suppress(_RanAwayError):  # the best so far is kept all the same
+                self._measure(self.points.pop())
         self.note = (
             f"Stopped after {self.step} of {self.settings.steps} steps; those of step {self.best_step} are kept."
         )

@@ -104,6 +104,11 @@ def _checked_plan(cut: ModelHandle, base: ModelHandle, method: str) -> PrunePlan
     plan = cut.plan
     if plan is None or not plan.removed:
         raise PlanError("No layer is missing from this model, so there is nothing to repair; cut it first.")
+    if any(treatment.method == "linear_replacement" for treatment in cut.treatments):
+        raise PlanError(
+            "A linear layer stands in place of the removed layers, which no repair knows how to go on from; repair the "
+            "cut model itself."
+        )
     if base.info.id != cut.info.id or base.info.hidden_size != cut.info.hidden_size:
         raise ModelError(f"The cut model was cut from {cut.info.id}, not from {base.info.id}; give that one.")
     if base.info.num_layers != plan.num_layers:

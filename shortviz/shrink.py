@@ -81,13 +81,10 @@ def shrink(
     Raises PlanError for a number of layers that is not below the model's, Stopped before the first step is done, and
     what `repair` and `evaluate` raise.
     """
-    now = base.info.num_layers
-    if not 1 <= to_layers < now:
-        raise PlanError(f"The model has {now} layers and is to have {to_layers}; give 1 to {now - 1}.")
-    check_windows(base, windows)
+    _check(base, windows, to_layers, method)
     uncut = _nll(base, windows)
     steps: list[ShrinkStep] = []
-    handle, total = base, now - to_layers
+    handle, total = base, base.info.num_layers - to_layers
 
     def partial(complete: bool = False) -> Shrunk:
         return Shrunk(handle=handle, steps=tuple(steps), base_nll=float(uncut.mean()), complete=complete)
@@ -126,6 +123,15 @@ def shrink(
     return partial(complete=len(steps) == total)
 
 
+def _check(base: ModelHandle, windows: WindowSet, to_layers: int, method: str) -> None:
+    now = base.info.num_layers
+    if not 1 <= to_layers < now:
+        raise PlanError(f"The model has {now} layers and is to have {to_layers}; give 1 to {now - 1}.")
+    if method == "linear_replacement":
+        raise PlanError("After a linear_replacement no layer more can be cut; choose linear_fold, or another method.")
+    check_windows(base, windows)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Job:
     base: ModelHandle
@@ -154,7 +160,11 @@ def _step(job: _Job, handle: ModelHandle) -> tuple[ModelHandle, ShrinkStep] | No
     place = int(np.nanargmin(nll))
     cut = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=(place,)))
     layer = place if handle.plan is None else handle.plan.kept[place]
-    repaired = _repaired(job, cut, layer)
+    repaired, refused = None, "No layer stands before the seam."
+    try:
+        repaired = _repaired(job, cut, layer)
+    except PlanError as refusal:  # e.g. a scale where the last layer went: the next step may be repaired again
+        refused = str(refusal)
     result = cut if repaired is None else repaired.handle
     after = _nll(result, job.windows)
     increase, error = mean_and_stderr((after - job.uncut).tolist())
@@ -166,7 +176,7 @@ def _step(job: _Job, handle: ModelHandle) -> tuple[ModelHandle, ShrinkStep] | No
         increase=increase,
         increase_stderr=error,
         treatment=repaired.treatment if repaired is not None and repaired.applied else None,
-        note=repaired.treatment.note if repaired is not None else "No layer stands before the seam.",
+        note=repaired.treatment.note if repaired is not None else refused,
         seconds=time.perf_counter() - began,
     )
     return result, step

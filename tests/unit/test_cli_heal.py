@@ -131,3 +131,15 @@ def test_two_processes_train_one_model(shortviz, checkpoint):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert together["treatment"]["settings"]["processes"] == 2
     assert together["history"]["best_nll"] == pytest.approx(one["history"]["best_nll"], abs=1e-5)
+
+
+def test_what_could_not_be_written_is_told_before_the_training(shortviz, checkpoint, tmp_path):
+    for options, said in (
+        (("--export", str(tmp_path / "x"), "--adapter", str(tmp_path / "x")), "was given twice"),
+        (("--out", str(tmp_path / "x"), "--export", str(tmp_path / "x")), "was given twice"),
+        (("--repair", "linear_replacement"), "has no place in a stock model"),
+    ):
+        code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, *options)
+        assert (code, out) == (2, "")
+        assert said in err
+        assert len(err.strip().splitlines()) == 1

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from shortviz.cli_session import warn_same_text
+from shortviz.records import TextSpec
 from tests.unit.conftest import Outcome
 
 SMALL = ("--fit-tokens", "2048", "--max-length", "64", "--window", "64", "--windows", "2")
@@ -71,3 +73,14 @@ def test_bad_input_is_told_in_one_sentence(
     assert printed == ""
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("fitted", "scored", "warns"),
+    [("passages/prose", "passages", True), ("passages", "passages", True), ("passages/prose", "passages/maths", False)],
+)
+def test_scoring_on_the_text_that_was_fitted_to_is_warned_of(
+    capsys: pytest.CaptureFixture[str], fitted: str, scored: str, warns: bool
+) -> None:
+    warn_same_text(TextSpec(kind="builtin", value=fitted), TextSpec(kind="builtin", value=scored))
+    assert ("the same text, so the figures flatter" in capsys.readouterr().err) is warns

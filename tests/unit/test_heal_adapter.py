@@ -13,6 +13,7 @@ from shortviz.export import write_checkpoint
 from shortviz.handle import ModelHandle
 from shortviz.heal_adapter import export_adapter, load_adapter
 from shortviz.healing import Healed, heal
+from shortviz.ledger import Treatment
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan
 from tests.families import shared_handle, tiny_handle, tiny_tokens
@@ -118,3 +119,17 @@ def test_a_folder_that_is_taken_is_refused(trained, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ExportError, match="is not empty"):
         export_adapter(trained[1].adapter, tmp_path)
+
+
+def test_the_card_of_an_adapter_on_a_repaired_cut_has_the_command_that_repairs(tmp_path):
+    base = shared_handle("llama")
+    cut = prune(base, PrunePlan(num_layers=6, removed=(2, 3)))
+    tokens, heldout = small_text(base)
+    begun = replace(cut, treatments=(Treatment(kind="repair", method="seam_refit", text=tokens.info),))
+    healed = heal(begun, tokens, small_recipe(steps=2, objective="next_token"), heldout=heldout)
+    assert healed.adapter is not None
+    card = (export_adapter(healed.adapter, tmp_path / "adapter") / "README.md").read_text()
+    assert "shortviz repair" in card
+    assert "--method seam_refit" in card
+    assert f"the text that it was fitted on ({tokens.info.source}" in card
+    assert "which chose the step" in card

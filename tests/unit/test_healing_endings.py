@@ -3,16 +3,18 @@
 import math
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from shortviz import heal_student
+from shortviz import heal_student, heal_training
 from shortviz.errors import NumericsError, PlanError, ResourceError, ShortvizError, Stopped, TextError
 from shortviz.handle import ModelHandle
 from shortviz.heal_settings import HealHistory
 from shortviz.healing import heal
+from shortviz.ledger import Treatment
 from shortviz.losses import evaluate
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan, TokenSet, WindowSet
@@ -217,3 +219,25 @@ def test_an_adapter_on_other_weights_than_asked_for_is_refused(base, cut, text, 
     monkeypatch.setattr(heal_student, "adapted_weights", lambda model: iter([("model.layers.0.mlp.up_proj.weight", 0)]))
     with pytest.raises(PlanError, match="peft gave model.layers"):
         heal(cut, text[0], small_recipe(), base=base, heldout=text[1])
+
+
+def test_a_stop_just_after_the_training_ran_away_keeps_the_best_so_far(cut, text, monkeypatch):
+    stop = threading.Event()
+
+    def stop_at_three(progress):
+        if progress.done == 3:
+            stop.set()
+
+    calm = small_recipe(objective="next_token", learning_rate=3e-2)
+    begun = heal(cut, text[0], calm, heldout=text[1]).handle
+    monkeypatch.setattr(heal_training, "DIVERGED_NATS", 0.2)  # a model so small cannot be far worse than chance
+    wild = small_recipe(objective="next_token", learning_rate=10.0, alpha=4000, warmup_steps=0, eval_every=8)
+    healed = heal(begun, text[0], wild, heldout=text[1], on_progress=stop_at_three, stop=stop)
+    assert healed.history.measured[-1].heldout_nll > healed.history.start_nll + 0.2
+    assert healed.history.note == "Stopped after 3 of 8 steps; those of step 0 are kept."
+
+
+def test_a_cut_with_a_linear_layer_in_it_is_refused_by_what_it_is(base, cut, text):
+    linear = Treatment(kind="repair", method="linear_replacement")
+    with pytest.raises(PlanError, match="heal the cut itself, or one repaired by another method"):
+        heal(replace(cut, treatments=(linear,)), text[0], small_recipe(), base=base, heldout=text[1])

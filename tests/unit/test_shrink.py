@@ -75,3 +75,23 @@ def test_a_stop_before_the_first_step_and_a_wrong_number_are_told(
         shrink(llama, windows, text, 3, stop=stop)
     with pytest.raises(PlanError, match="The model has 6 layers and is to have 0; give 1 to 5"):
         shrink(llama, windows, text, 0)
+
+
+def test_a_step_whose_seam_a_method_cannot_repair_does_not_lose_the_others(
+    llama: ModelHandle, windows: WindowSet, text: TokenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = [np.array([[0.0] * (count - 1) + [-1.0]]) for count in (6, 5)]
+    monkeypatch.setattr("shortviz.shrink.single_layer_losses", lambda *_: (None, last.pop(0)))
+
+    shrunk = shrink(llama, windows, text, 4, method="scale")
+
+    assert shrunk.steps[-1].removed == (4, 5)
+    assert "choose another repair" in shrunk.steps[-1].note
+    assert shrunk.handle.treatments == ()
+
+
+def test_a_method_that_leaves_nothing_to_cut_is_refused_before_any_work(
+    llama: ModelHandle, windows: WindowSet, text: TokenSet
+) -> None:
+    with pytest.raises(PlanError, match="no layer more can be cut"):
+        shrink(llama, windows, text, 3, method="linear_replacement")
