@@ -49,9 +49,11 @@ class Work:
         given = sum(map(len, self.fitted))
         if given < unknowns:
             total = sum(map(len, self.tokens.rows))
+            row = max(map(len, self.tokens.rows))  # one may be held out, and a rest may not fill another
+            needed = row + max(-(-unknowns * HELD_OUT_EVERY // (HELD_OUT_EVERY - 1)), unknowns + row)
             raise TextError(
                 f"{self.method} fits {unknowns:,} numbers for each channel, and {given:,} of the text's {total:,} "
-                f"tokens are there to fit on; give at least {-(-unknowns * total // given):,} tokens."
+                f"tokens are there to fit on; give at least {needed:,} tokens."
             )
 
     def open_draft(self, *, wanted: Set[int], first: int, passes: int) -> Draft:

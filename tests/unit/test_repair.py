@@ -1,5 +1,6 @@
 """repair: what it refuses, when it leaves a model alone, several seams, and the numbers it reports."""
 
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from shortviz.pruning import prune
 from shortviz.records import Block, PrunePlan, TokenSet
 from shortviz.repair import METHODS, Repaired, repair
 from shortviz.repair_draft import shared_front
+from shortviz.repair_work import Work
 from shortviz.replay import record
 from shortviz.seam_moments import Moments
 from shortviz.stream_scale import adding_layers, divided_weights
@@ -299,3 +301,21 @@ def test_families_that_a_scale_does_not_fit_are_refused_by_name(
         repair(cut_of(base, 2), base, text, method=method)
     with pytest.raises(PlanError, match="The cut takes the last layer"):
         repair(cut_of(base, 5), base, text, method=method)
+
+
+@pytest.mark.parametrize("length", [64, 128, 512])
+@pytest.mark.parametrize("unknowns", [576, 1536, 3800])
+def test_the_number_of_tokens_asked_for_is_enough(length: int, unknowns: int) -> None:
+    def work(rows: int) -> Work:
+        tokens = token_set([np.zeros(length, dtype=np.int64)] * rows)
+        plan = PrunePlan(num_layers=6, removed=(2,))
+        return Work(
+            cut=shared_handle("llama"), base=shared_handle("llama"), plan=plan, method="m", blocks=(), tokens=tokens,
+            batch_size=1, on_progress=None, stop=None,
+        )  # fmt: skip
+
+    for rows in range(2, unknowns // length):
+        with pytest.raises(TextError) as told:
+            work(rows).check_enough(unknowns)
+        asked = int(re.findall(r"at least ([\d,]+) tokens", str(told.value))[0].replace(",", ""))
+        work(asked // length).check_enough(unknowns)
