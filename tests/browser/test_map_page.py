@@ -80,7 +80,7 @@ def test_back_and_forward_choose_the_block_that_was_chosen_before(page: Page, se
         go()
         wait_for_block(page, start, n)
         wait_for_outline(page, start, n)
-        expect(page).to_have_url(re.compile(rf"/\?start={start}&n={n}$"))
+        expect(page).to_have_url(re.compile(rf"/map\?start={start}&n={n}$"))
     no_failure(page)
 
 
