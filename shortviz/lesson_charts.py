@@ -257,12 +257,12 @@ def ledger_figure(ledger: Ledger, *, dark: bool = False) -> go.Figure:
             x=[s.label for s in steps],
             y=[s.evaluation.nll_increase or 0.0 for s in steps],
             error_y={"type": "data", "array": [0.0 if math.isnan(e) else e for e in errors]},
-            text=[f"{s.evaluation.score.nll:.3f}" for s in steps],
+            customdata=[f"{s.evaluation.score.nll:.3f}" for s in steps],  # not on the bars: error bars cross them
             marker={
                 "color": [_STEP_COLOURS[s.name] for s in steps],
                 "pattern": {"shape": [_STEP_PATTERNS[s.name] for s in steps]},
             },
-            hovertemplate="%{x}: NLL %{text}, %{y:+.3f} nats<extra></extra>",
+            hovertemplate="%{x}: NLL %{customdata}, %{y:+.3f} nats<extra></extra>",
         )
     )
     lay_out(figure, "", "NLL above the uncut model, nats per token", dark)

@@ -20,10 +20,9 @@ def healing(words: DeltaGenerator, picture: DeltaGenerator) -> None:
     with words:
         st.markdown(
             "A cut leaves a **seam**: the layer after it gets a state that it was never trained on. Two things help. "
-            "**Repair** changes one matrix before the seam, in closed form, so that its output comes closer to what "
-            "the removed block would have passed on; it takes seconds and needs no training. **Healing** trains a "
-            "small "
-            "adapter (LoRA) on text, for minutes to hours."
+            "**Repair** changes the matrices just before the seam, in closed form, so that their output comes closer "
+            "to what the removed block would have passed on; it takes a minute or so and needs no training. "
+            "**Healing** trains a small adapter (LoRA) on text, for minutes to hours."
         )
         st.latex(
             r"\text{share won back} = 1 - \frac{\text{NLL} - \text{NLL}_\text{uncut}}"
