@@ -5,7 +5,6 @@ record by record and field by field, so that a new kind of job is covered withou
 list, a text within its size, a number finite and within its cap, a folder inside the download folder.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shortviz.errors import PolicyError
+from shortviz.heal_settings import HealSettings
 from shortviz.job_state import JobState
 from shortviz.records import ModelEstimate, ModelRef, Run, TaskSpec, TextSpec
 from shortviz.settings import Settings
@@ -37,6 +37,8 @@ def check(rules: Settings, *asked: Any) -> None:
             _check_task(rules, value)
         elif isinstance(value, Path) or (isinstance(value, str) and name in _FOLDER_FIELDS):
             _check_folder(rules, Path(value))
+        elif isinstance(value, HealSettings):
+            _check_training(rules, value)
         elif isinstance(value, str):
             _check_characters(rules, name, value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -158,6 +160,15 @@ def _check_rows(rules: Settings, spec: TextSpec) -> None:
         )
 
 
+def _check_training(rules: Settings, recipe: HealSettings) -> None:
+    """Check one update: a stop is heard between two of them, and its memory grows with the tokens."""
+    if recipe.tokens_per_step > rules.max_tokens // 8 or recipe.rank > 256:
+        raise PolicyError(
+            f"This hosted demo trains on at most {rules.max_tokens // 8:,} tokens an update, with a rank up to 256; "
+            "choose a smaller batch, window or rank."
+        )
+
+
 def _check_upload(rules: Settings, path: Path) -> None:
     inside = _is_inside(path, rules.uploads_dir)
     if not inside or path.is_symlink() or not path.is_file():
@@ -242,9 +253,10 @@ def _check_number(rules: Settings, name: str, value: float) -> None:
         "max_tokens": rules.max_tokens,
     }
     most = caps.get(name, _LARGEST)
-    if not math.isfinite(value) or abs(value) > most:
+    if not abs(value) <= most:  # NaN too; a whole number may be too large to be a float
+        shown = f"{value:.4g}" if isinstance(value, float) or abs(value) < 1e15 else "far too large"
         raise PolicyError(
-            f"{(name or 'A number').replace('_', ' ').capitalize()} is {value:.4g}, and this hosted demo takes at most "
+            f"{(name or 'A number').replace('_', ' ').capitalize()} is {shown}, and this hosted demo takes at most "
             f"{most:,.0f}; choose a smaller number."
         )
 

@@ -4,6 +4,7 @@ import streamlit as st
 
 from shortviz.job_state import JobState
 from shortviz.records import ModelInfo
+from shortviz.settings import settings
 from shortviz.ui.resources import Bench
 from shortviz.ui.words import duration, plain
 
@@ -37,11 +38,11 @@ def job_progress(job: JobState) -> None:
 
 
 def job_error(job: JobState | None) -> None:
-    """Show why a job failed; a traceback only where the fault is ours, folded away."""
+    """Show why a job failed; a traceback only where the fault is ours, folded away, and never to strangers."""
     if job is None or job.state != "failed":
         return
     problem(job.error)
-    if job.error_is_ours and job.traceback:
+    if job.error_is_ours and job.traceback and not settings().is_hosted:
         with st.expander("Details for a bug report", icon=":material/bug_report:"):
             st.code(job.traceback, language="python")
 

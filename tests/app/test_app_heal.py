@@ -43,7 +43,8 @@ def test_before_a_model_is_loaded_the_page_shows_the_run_and_says_what_to_do(app
     page = app(start="12", n="4").page("heal")
     assert page.at.button(key="repair_button").disabled
     assert page.at.button(key="heal_button").disabled
-    assert "32 windows of 256, the same for every step" in page.words, "the bundled run knows what this cut costs"
+    windows = tools.runs.get(EXAMPLE).ledgers[0].steps[0].evaluation.score.windows
+    assert f"{windows} windows of 256, the same for every step" in page.words, "the bundled run has this cut's ledger"
     page = app(start="0", n="3").page("heal")
     assert "Load the model first." in page.words
 

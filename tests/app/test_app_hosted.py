@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from shortviz.errors import PolicyError
 from shortviz.records import Block, ModelRef, TextSpec
@@ -236,3 +237,24 @@ def test_uploads_are_small_few_and_named_by_their_content(monkeypatch: pytest.Mo
     assert len(list(settings().uploads_dir.iterdir())) == 2
     with pytest.raises(PolicyError):
         store_upload(Upload("large.txt", b"x" * 6_000_000))
+
+
+@pytest.mark.parametrize(("hosted", "shown"), [("1", 0), ("0", 1)])
+def test_the_traceback_of_a_fault_is_not_for_strangers(
+    monkeypatch: pytest.MonkeyPatch, hosted: str, shown: int
+) -> None:
+    def page() -> None:
+        from shortviz.job_state import JobState
+        from shortviz.ui import notes
+
+        failed = {"error": "It failed.", "error_is_ours": True, "traceback": "File /srv/secret.py"}
+        notes.job_error(JobState(id="a", kind="measure", title="t", state="failed", **failed))
+
+    monkeypatch.setenv("SHORTVIZ_HOSTED", hosted)
+    settings.cache_clear()
+    try:
+        at = AppTest.from_function(page).run(timeout=30)
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
+    assert len(at.code) == shown
