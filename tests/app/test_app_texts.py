@@ -7,10 +7,18 @@ from shortviz.ui.resources import Bench
 from tests.app.conftest import App
 from tests.app.test_app_measured import view
 
+NONE_YET = "No distances of this model on another text: measure on more texts."
 
-def test_without_a_second_text_the_view_says_how_to_get_one(app: Callable[..., App]) -> None:
+
+def test_without_a_second_text_the_view_says_how_to_get_one(measured: App) -> None:
+    assert NONE_YET in view(measured, "Texts").words
+
+
+def test_the_two_bundled_runs_are_compared_before_anything_is_measured(app: Callable[..., App]) -> None:
     page = view(app(), "Texts")
-    assert "No distances of this model on another text: measure on more texts." in page.words
+    assert NONE_YET not in page.words
+    (chart,) = page.at.get("plotly_chart")
+    assert "passages minus python-reference by" in chart.proto.alt
 
 
 def test_several_texts_are_measured_into_runs_of_their_own_and_compared(measured: App, tools: Bench) -> None:
