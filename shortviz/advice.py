@@ -11,6 +11,7 @@ from shortviz.advice_records import Advice, Budget, Candidate
 from shortviz.errors import PlanError
 from shortviz.planning import layers_text
 from shortviz.records import Block, BlockDistances, BlockLosses, Evaluation, ModelInfo, Run
+from shortviz.sums import paired_stderr
 from shortviz.words import size
 
 TIE_ERRORS = 2.0
@@ -132,10 +133,8 @@ def _tied(one: Candidate, other: Candidate) -> bool:
     """Tell whether two plans are within the error of their difference: paired where windows are the same."""
     difference, error = abs(one.increase - other.increase), math.hypot(_error(one), _error(other))
     same = one.text is not None and other.text is not None and one.text.fingerprint == other.text.fingerprint
-    if same and one.window_nll and len(one.window_nll) == len(other.window_nll) > 1:
-        paired = np.subtract(one.window_nll, other.window_nll)
-        error = float(paired.std(ddof=1) / math.sqrt(len(paired)))
-    return difference <= TIE_ERRORS * error
+    paired = paired_stderr(one.window_nll, other.window_nll) if same else math.nan
+    return difference <= TIE_ERRORS * (error if math.isnan(paired) else paired)
 
 
 def _error(found: Candidate) -> float:

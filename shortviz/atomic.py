@@ -1,4 +1,4 @@
-"""Writing a file so that a kill at any moment leaves the old one or the new one, never a piece."""
+"""Writing files: whole, so that a kill leaves the old one or the new one; or at the end of what is there."""
 
 import os
 import threading
@@ -7,6 +7,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shortviz.errors import ResourceError
+
+
+def append(path: Path, data: bytes) -> None:
+    """Write at the end of a file; folders are made. Raises ResourceError where the disk will not take it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(data)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"{path} cannot be written ({error.strerror}); choose another place or free some space.")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -24,6 +38,4 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ResourceError(
-            f"{path} cannot be written ({error.strerror}); choose another place or free some space."
-        ) from error
+        raise _refused(path, error) from error

@@ -30,6 +30,28 @@ def hidden_output(output: Any) -> Tensor:
 
 
 @contextmanager
+def hooked_layers(
+    layers: nn.ModuleList,
+    enters: Callable[[int, tuple[Any, ...], dict[str, Any]], None],
+    leaves: Callable[[Tensor], None],
+) -> Iterator[None]:
+    """Call `enters(i, args, kwargs)` before each layer, and `leaves(x)` behind the last, while the context lasts.
+
+    Hooks are global to a module: hold the handle's lock around it. They are removed whatever happens inside.
+    """
+
+    def before(index: int) -> Callable[..., None]:
+        return lambda _module, args, kwargs: enters(index, args, kwargs)
+
+    with ExitStack() as hooks:
+        for index, layer in enumerate(layers):
+            hooks.callback(layer.register_forward_pre_hook(before(index), with_kwargs=True).remove)
+        last = layers[-1].register_forward_hook(lambda _module, _args, output: leaves(hidden_output(output)))
+        hooks.callback(last.remove)
+        yield
+
+
+@contextmanager
 def residual_boundaries(handle: ModelHandle, keep: Callable[[int, Tensor], None]) -> Iterator[nn.Module]:
     """Yield the decoder, without LM head; each forward pass of it calls `keep(i, x)` for every boundary i = 0..L.
 
@@ -40,16 +62,10 @@ def residual_boundaries(handle: ModelHandle, keep: Callable[[int, Tensor], None]
     """
     stack = layer_stack(handle.model)
 
-    def enters(index: int) -> Callable[..., None]:
-        return lambda _module, args, kwargs: keep(index, hidden_argument(index, args, kwargs))
+    def enters(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(index, hidden_argument(index, args, kwargs))
 
-    with ExitStack() as hooks:
-        for index, layer in enumerate(stack.layers):
-            hooks.callback(layer.register_forward_pre_hook(enters(index), with_kwargs=True).remove)
-        last = len(stack.layers)
-        hooks.callback(
-            stack.layers[-1].register_forward_hook(lambda _m, _a, output: keep(last, hidden_output(output))).remove
-        )
+    with hooked_layers(stack.layers, enters, lambda hidden: keep(len(stack.layers), hidden)):
         yield stack.decoder
 
 

@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 import plotly.graph_objects as go
 
-from shortviz.map_canvas import NO_HOVER, heatmap, hit_targets, lay_out_map, mark_size, text_colour
+from shortviz.map_canvas import NO_HOVER, add_key, heatmap, hit_targets, lay_out_map, mark_size
 from shortviz.map_cells import best_starts, cells, label, layer_words, units, with_error
 from shortviz.records import Block, Floats, Grid, ModelInfo
 from shortviz.sensitivity import grid_difference, shift_words, start_shifts
@@ -46,7 +46,8 @@ def difference_figure(
         ]
     )
     lay_out_map(figure, layers, dark=dark, selected=selected)
-    _add_key(figure, names, dark=dark)
+    marks = [f"○  best start on {escape(names[0])}", f"◇  best start on {escape(names[1])}", "□  chosen block"]
+    add_key(figure, marks, dark=dark)
     return figure
 
 
@@ -119,19 +120,3 @@ def _signed(value: float, error: float) -> str:
         return "not known"
     certain = "" if math.isnan(error) else (", within two errors" if abs(value) <= 2 * error else "")
     return ("+" if value > 0 else "") + with_error(value, error) + certain
-
-
-def _add_key(figure: go.Figure, names: tuple[str, str], *, dark: bool) -> None:
-    lines = [f"○  best start on {escape(names[0])}", f"◇  best start on {escape(names[1])}", "□  chosen block"]
-    figure.add_annotation(
-        text="<br>".join(lines),
-        x=1,
-        y=1,
-        xref="paper",
-        yref="paper",
-        xanchor="right",
-        yanchor="top",
-        align="left",
-        showarrow=False,
-        font={"color": text_colour(dark), "size": 12},
-    )

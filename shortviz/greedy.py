@@ -12,6 +12,7 @@ from shortviz.handle import ModelHandle
 from shortviz.losses import check_windows
 from shortviz.pruning import prune
 from shortviz.records import Block, Floats, OnProgress, Progress, PrunePlan, WindowSet
+from shortviz.sums import mean_and_stderr
 
 
 def greedy_removal(
@@ -78,8 +79,7 @@ def check_removed(num_layers: int, wanted: int) -> None:
 
 
 def _point(removed: Sequence[int], nll: Floats, base: Floats) -> CurvePoint:
-    change = nll - base
-    error = float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else float("nan")
+    error = mean_and_stderr(nll - base)[1]
     return CurvePoint(n=len(removed), removed=tuple(removed), nll=float(nll.mean()), stderr=error)
 
 

@@ -74,8 +74,7 @@ def record_calls(
             if len(calls) != index:
                 raise ModelError(f"Layer {index} runs out of turn (after {len(calls)} others); it cannot be streamed.")
             entered.append(hidden)
-            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            calls.append(LayerCall(positional=bool(args), args=args[1:], kwargs=rest))
+            calls.append(LayerCall.of(args, kwargs))
             if index == len(stack.layers) - 1:
                 raise _AllRecordedError
             passed = hidden if change is None else change(index, hidden)

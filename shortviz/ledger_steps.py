@@ -8,7 +8,8 @@ import numpy as np
 
 from shortviz.errors import ShortvizError
 from shortviz.ledger import Ledger, LedgerStep, StepName, Treatment
-from shortviz.records import Evaluation, Score, TaskScore
+from shortviz.records import Evaluation, TaskScore
+from shortviz.sums import mean_and_stderr
 
 _ORDER: tuple[StepName, ...] = ("uncut", "cut", "repaired", "healed")
 
@@ -97,16 +98,7 @@ def recovered_share(cut: Evaluation, treated: Evaluation) -> tuple[float, float]
         return 1 - left / lost, math.nan
     uncut, worse, better = windows
     residuals = (better - uncut) - left / lost * (worse - uncut)
-    return 1 - left / lost, float(residuals.std(ddof=1) / math.sqrt(len(residuals)) / lost)
-
-
-def paired_difference(one: Score, other: Score) -> tuple[float, float]:
-    """Return NLL(one) - NLL(other) on the same windows and its paired standard error, NaN where it cannot be known."""
-    first, second = (np.asarray(s.window_nll, dtype=np.float64) for s in (one, other))
-    if len(first) != len(second) or len(first) < 2:
-        return one.nll - other.nll, math.nan
-    differences = first - second
-    return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    return 1 - left / lost, mean_and_stderr(residuals)[1] / lost
 
 
 def _check_same(ledger: Ledger, cut: Evaluation, treated: Evaluation) -> None:

@@ -1,7 +1,6 @@
 """What a model really loses: perplexity on windows and, for a pruned model, what changed from the uncut one."""
 
 import hashlib
-import math
 import statistics
 import threading
 from collections import OrderedDict
@@ -15,6 +14,7 @@ from shortviz.errors import Stopped, TextError
 from shortviz.handle import ModelHandle
 from shortviz.logits import LogitHead, open_head
 from shortviz.records import Evaluation, OnProgress, Progress, Score, Tokens, WindowSet
+from shortviz.sums import mean_and_stderr
 from shortviz.window_scores import BaseWindow, WindowChange, WindowScore, compare_window, score_base, score_window
 
 
@@ -137,13 +137,6 @@ def check_windows(handle: ModelHandle, windows: WindowSet) -> None:
             f"The windows hold token {highest}, but the model's vocabulary has {handle.info.vocab_size}; "
             "make them with this model's tokenizer."
         )
-
-
-def mean_and_stderr(samples: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of samples and its standard error, which is NaN with fewer than two."""
-    values = np.asarray(samples, dtype=np.float64)
-    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return float(values.mean()), error
 
 
 def score_of_windows(handle: ModelHandle, windows: Sequence[WindowScore]) -> Score:

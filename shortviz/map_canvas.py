@@ -70,6 +70,22 @@ def _ticks(first: int, last: int) -> list[int]:
     return sorted({first, *(v for v in range(first, last + 1) if v % step == 0)})
 
 
+def add_key(figure: go.Figure, lines: list[str], *, dark: bool) -> None:
+    """Say in the empty half what the marks mean; words and signs, because a legend would copy one cell's ink."""
+    figure.add_annotation(
+        text="<br>".join(lines),
+        x=1,
+        y=1,
+        xref="paper",
+        yref="paper",
+        xanchor="right",
+        yanchor="top",
+        align="left",
+        showarrow=False,
+        font={"color": text_colour(dark), "size": 12},
+    )
+
+
 def lay_out_map(figure: go.Figure, layers: int, *, dark: bool, selected: Block | None) -> None:
     """Give the figure the axes and the mouse of a map, and outline the chosen block."""
     ink = text_colour(dark)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from shortviz.map_canvas import NEUTRAL, NO_HOVER, heatmap, hit_targets, lay_out_map, mark_size, text_colour
+from shortviz.map_canvas import NEUTRAL, NO_HOVER, add_key, heatmap, hit_targets, lay_out_map, mark_size
 from shortviz.map_cells import (
     best_starts,
     cells,
@@ -68,7 +68,10 @@ def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, vi
         ]
     )
     lay_out_map(figure, layers, dark=view.dark, selected=view.selected)
-    _add_key(figure, view, sinks=bool(distances.norms.sink_layers))
+    marks = ["○  best start of its row", "□  chosen block", "∕  cannot be exported"]
+    if distances.norms.sink_layers:
+        marks.append("~  removes a sink layer")
+    add_key(figure, marks, dark=view.dark)
     return figure
 
 
@@ -151,23 +154,4 @@ def _sink_marks(distances: BlockDistances, grid: Grid, model: ModelInfo, shade: 
         selected={"textfont": {"color": "#000000"}},  # without it a click elsewhere would fade the marks
         name="removes a sink layer",
         **NO_HOVER,
-    )
-
-
-def _add_key(figure: go.Figure, view: MapView, *, sinks: bool) -> None:
-    """Say in the empty half what the marks mean; words and signs, because a legend would copy one cell's ink."""
-    lines = ["○  best start of its row", "□  chosen block", "∕  cannot be exported"]
-    if sinks:
-        lines.append("~  removes a sink layer")
-    figure.add_annotation(
-        text="<br>".join(lines),
-        x=1,
-        y=1,
-        xref="paper",
-        yref="paper",
-        xanchor="right",
-        yanchor="top",
-        align="left",
-        showarrow=False,
-        font={"color": text_colour(view.dark), "size": 12},
     )

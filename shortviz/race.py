@@ -7,6 +7,7 @@ import numpy as np
 
 from shortviz.errors import PlanError
 from shortviz.records import Block, Floats, ModelInfo, TextInfo
+from shortviz.sums import mean_and_stderr
 
 Z = 3.0
 """A start is dropped once the mean of its paired differences to the leader exceeds this many standard errors."""
@@ -105,7 +106,7 @@ class Race:
         means = [float(np.mean(self.samples[block])) for block in row]
         leader = row[int(np.argmin(means))]
         values = self.samples[leader]
-        error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+        error = mean_and_stderr(values)[1]
         return RowBest(
             n=leader.n,
             start=leader.start,

@@ -6,8 +6,8 @@ with start+n = k join the batch before layer k. That halves the layer runs of th
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shortviz.architectures import layer_stack
-from shortviz.capture import hidden_argument, hidden_output
+from shortviz.capture import hidden_argument, hidden_output, hooked_layers
 from shortviz.handle import ModelHandle
 from shortviz.logits import head_input
 from shortviz.records import Block
@@ -32,6 +32,12 @@ class LayerCall:
     """Whether the residual stream came first among the positional arguments."""
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "LayerCall":
+        """Return what a layer was called with."""
+        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        return cls(positional=bool(args), args=args[1:], kwargs=rest)
 
     def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """Return the layer's output for another residual stream, (batch, tokens, hidden)."""
@@ -51,30 +57,18 @@ class Recording:
     """What the head got, (tokens, hidden)."""
 
 
-@contextmanager
-def _recorded(layers: nn.ModuleList, boundaries: list[Tensor], calls: list[LayerCall]) -> Iterator[None]:
-    def enters(index: int) -> Callable[..., None]:
-        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            boundaries.append(hidden_argument(index, args, kwargs).clone())
-            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            calls.append(LayerCall(positional=bool(args), args=args[1:], kwargs=rest))
-
-        return keep
-
-    with ExitStack() as hooks:
-        for index, layer in enumerate(layers):
-            hooks.callback(layer.register_forward_pre_hook(enters(index), with_kwargs=True).remove)
-        last = layers[-1].register_forward_hook(lambda _m, _a, output: boundaries.append(hidden_output(output).clone()))
-        hooks.callback(last.remove)
-        yield
-
-
 @torch.inference_mode()
 def record(handle: ModelHandle, tokens: Tensor) -> Recording:
     """Return boundaries and layer calls of the uncut model on one row of tokens; the head is not run."""
     boundaries: list[Tensor] = []
     calls: list[LayerCall] = []
-    with handle.lock, _recorded(layer_stack(handle.model).layers, boundaries, calls):
+
+    def enters(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        boundaries.append(hidden_argument(index, args, kwargs).clone())
+        calls.append(LayerCall.of(args, kwargs))
+
+    layers = layer_stack(handle.model).layers
+    with handle.lock, hooked_layers(layers, enters, lambda hidden: boundaries.append(hidden.clone())):
         states = head_input(handle.model, tokens)
     return Recording(boundaries=boundaries, calls=calls, head_states=states)
 

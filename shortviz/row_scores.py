@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shortviz.errors import ResourceError
+from shortviz.atomic import append
 from shortviz.records import Floats
 
 ROW_BYTES = 64 * 2**20
@@ -48,16 +48,8 @@ class RowScores:
             return
         new = np.stack([scores[name] for name in self.criteria], axis=1)[:room]
         self.batches.append(new)
-        if self.path is None:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
-                file.write(new.tobytes())
-        except OSError as error:
-            raise ResourceError(
-                f"{self.path} cannot be written ({error.strerror}); choose another place or free some space."
-            ) from error
+        if self.path is not None:
+            append(self.path, new.tobytes())
 
     def restore(self, rows: int) -> None:
         """Read back the first `rows` rows and drop what came after them; without them there is no answer."""

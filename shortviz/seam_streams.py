@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shortviz.architectures import layer_stack
-from shortviz.capture import hidden_argument, hidden_output
+from shortviz.capture import hidden_argument, hooked_layers
 from shortviz.errors import Stopped
 from shortviz.handle import ModelHandle
 from shortviz.records import Tokens
@@ -74,21 +74,11 @@ def _recording(
         if boundary == end:
             raise _ReachedError
 
-    def enters(index: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            keep(index, hidden_argument(index, args, kwargs))
-            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            calls.append(LayerCall(positional=bool(args), args=args[1:], kwargs=rest))
+    def enters(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(index, hidden_argument(index, args, kwargs))
+        calls.append(LayerCall.of(args, kwargs))
 
-        return hook
-
-    with ExitStack() as hooks:
-        for index, layer in enumerate(stack.layers):
-            hooks.callback(layer.register_forward_pre_hook(enters(index), with_kwargs=True).remove)
-        last = len(stack.layers)
-        hooks.callback(
-            stack.layers[-1].register_forward_hook(lambda _m, _a, output: keep(last, hidden_output(output))).remove
-        )
+    with hooked_layers(stack.layers, enters, lambda hidden: keep(len(stack.layers), hidden)):
         yield stack.decoder
 
 

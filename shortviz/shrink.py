@@ -16,10 +16,11 @@ from shortviz.greedy import single_layer_losses
 from shortviz.handle import ModelHandle
 from shortviz.ledger import Treatment
 from shortviz.logits import open_head
-from shortviz.losses import check_windows, mean_and_stderr
+from shortviz.losses import check_windows
 from shortviz.pruning import prune
 from shortviz.records import Floats, OnProgress, Progress, PrunePlan, TokenSet, WindowSet
 from shortviz.repair import Repaired, repair
+from shortviz.sums import mean_and_stderr
 from shortviz.window_scores import score_window
 
 _MEASURING = 0.5

@@ -1,11 +1,27 @@
 """Running sums over sequences: mergeable, serialisable, exact to resume from. No torch."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from shortviz.records import Floats, Grid
+
+
+def mean_and_stderr(samples: Sequence[float] | Floats) -> tuple[float, float]:
+    """Return the mean of samples and its standard error, which is NaN with fewer than two."""
+    values = np.asarray(samples, dtype=np.float64)
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return float(values.mean()), error
+
+
+def paired_stderr(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the standard error of the mean difference of two series over the same samples.
+
+    NaN where they are not of one length, or have fewer than two.
+    """
+    return mean_and_stderr(np.subtract(one, other))[1] if len(one) == len(other) > 1 else math.nan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shortviz.errors import ResourceError
+from shortviz.atomic import append
 from shortviz.gram import States
 
 SAMPLE_TOKENS = 768
@@ -50,15 +50,7 @@ class TokenSample:
             rows = torch.tensor([b * tokens + t for t in self.positions(length)])
             self.states.append(states.of_tokens(rows).float().cpu())
         if self.path is not None:
-            new = torch.cat(self.states[-len(lengths) :]).numpy()
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("ab") as file:
-                    file.write(new.tobytes())
-            except OSError as error:
-                raise ResourceError(
-                    f"{self.path} cannot be written ({error.strerror}); choose another place or free some space."
-                ) from error
+            append(self.path, torch.cat(self.states[-len(lengths) :]).numpy().tobytes())
 
     def restore(self, lengths: Sequence[int], num_boundaries: int, hidden: int) -> bool:
         """Read back the rows of these lengths, and drop what was written after them; False where they are not there."""

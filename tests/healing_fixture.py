@@ -4,7 +4,7 @@ from typing import Any
 
 from shortviz.handle import ModelHandle
 from shortviz.heal_data import ALL_TOKENS, split_heldout
-from shortviz.heal_settings import HealSettings
+from shortviz.heal_settings import HealHistory, HealSettings
 from shortviz.records import TextSpec, TokenSet, WindowSet
 from shortviz.texts import tokenize
 
@@ -26,6 +26,11 @@ def small_recipe(**changes: Any) -> HealSettings:
         "last_layers": 1,
     }
     return HealSettings(**(recipe | changes))
+
+
+def losses_of(history: HealHistory) -> list[float]:
+    """The loss of each step."""
+    return [point.loss for point in history.points if point.loss is not None]
 
 
 def small_text(handle: ModelHandle, limit: int = 20) -> tuple[TokenSet, WindowSet]:

@@ -73,13 +73,20 @@ def hub_server(
 ) -> Iterator[Hub]:
     """Serve these repositories on a free port of 127.0.0.1 until the block ends."""
     hub = Hub(models=dict(models), datasets=dict(datasets or {}), failures=dict(failures or {}))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    with serving(_Handler, hub):
+        yield hub
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler], hub: Any) -> Iterator[None]:
+    """Let a handler with this hub answer on a free port of 127.0.0.1; the hub's `url` says which."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield hub
+        yield
     finally:
         server.shutdown()
         server.server_close()

@@ -1,5 +1,8 @@
 """Repair and Heal beside the numbers of a cut: the map's inspector, and what both pages start."""
 
+from collections.abc import Callable
+from typing import Any
+
 import streamlit as st
 
 from shortviz.heal_settings import HealSettings
@@ -15,48 +18,35 @@ from shortviz.ui.words import plain
 TICK_SECONDS = 1.0
 
 
-def start_repair(tools: Bench, shown: Shown, removed: tuple[int, ...], method: str) -> None:
-    """Start the repair of a cut of the model that is shown."""
+def _start(tools: Bench, shown: Shown, kind: str, start: Callable[..., str], what: Any, **settings: Any) -> None:
+    """Start work on the model that is shown, of which `what` is cut; nothing where none is."""
     state, ref = s.session(), shown.ref
     if ref is None:
         return
     key = run_key(ref, s.calibration(state))
-    job_id = treat_actions.start_repair(
-        tools, ref, removed, s.evaluation(state), s.training(state),
-        method=method, key=key, known=shown.run, prompt=str(state.get(s.PROMPT, "")),
-    )  # fmt: skip
+    texts = s.evaluation(state), s.training(state)
+    prompt = str(state.get(s.PROMPT, ""))
+    job_id = start(tools, ref, what, *texts, key=key, known=shown.run, prompt=prompt, **settings)
     s.leave_run(state)
-    s.set_job(state, "repair", job_id)
+    s.set_job(state, kind, job_id)
+
+
+def start_repair(tools: Bench, shown: Shown, removed: tuple[int, ...], method: str) -> None:
+    """Start the repair of a cut of the model that is shown."""
+    _start(tools, shown, "repair", treat_actions.start_repair, removed, method=method)
 
 
 def start_heal(
     tools: Bench, shown: Shown, removed: tuple[int, ...], recipe: HealSettings | None, repair_first: str
 ) -> None:
     """Start the healing of a cut of the model that is shown."""
-    state, ref = s.session(), shown.ref
-    if ref is None or recipe is None:
-        return
-    key = run_key(ref, s.calibration(state))
-    job_id = treat_actions.start_heal(
-        tools, ref, removed, s.evaluation(state), s.training(state),
-        recipe=recipe, repair_first=repair_first, key=key, known=shown.run, prompt=str(state.get(s.PROMPT, "")),
-    )  # fmt: skip
-    s.leave_run(state)
-    s.set_job(state, "heal", job_id)
+    if recipe is not None:
+        _start(tools, shown, "heal", treat_actions.start_heal, removed, recipe=recipe, repair_first=repair_first)
 
 
 def start_shrink(tools: Bench, shown: Shown, to_layers: int, method: str) -> None:
     """Start cutting the model that is shown layer by layer, with a repair after each."""
-    state, ref = s.session(), shown.ref
-    if ref is None:
-        return
-    key = run_key(ref, s.calibration(state))
-    job_id = treat_actions.start_shrink(
-        tools, ref, to_layers, s.evaluation(state), s.training(state),
-        method=method, key=key, known=shown.run, prompt=str(state.get(s.PROMPT, "")),
-    )  # fmt: skip
-    s.leave_run(state)
-    s.set_job(state, "shrink", job_id)
+    _start(tools, shown, "shrink", treat_actions.start_shrink, to_layers, method=method)
 
 
 def buttons(tools: Bench, shown: Shown, block: Block) -> None:

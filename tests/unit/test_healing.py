@@ -11,13 +11,12 @@ import torch
 
 from shortviz.errors import RunError
 from shortviz.handle import ModelHandle
-from shortviz.heal_settings import HealHistory
 from shortviz.healing import heal
 from shortviz.losses import evaluate
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan, TokenSet, WindowSet
 from tests.families import build_tiny, handle_of, shared_handle
-from tests.healing_fixture import small_recipe, small_text
+from tests.healing_fixture import losses_of, small_recipe, small_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,10 +34,6 @@ def cut(base: ModelHandle) -> ModelHandle:
 @pytest.fixture(scope="module")
 def text(base: ModelHandle) -> tuple[TokenSet, WindowSet]:
     return small_text(base)
-
-
-def losses_of(history: HealHistory) -> list[float]:
-    return [point.loss for point in history.points if point.loss is not None]
 
 
 @pytest.mark.parametrize("objective", ["next_token", "distill", "mixed", "seam"])

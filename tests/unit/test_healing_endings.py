@@ -12,14 +12,13 @@ import torch
 from shortviz import heal_student, heal_training
 from shortviz.errors import NumericsError, PlanError, ResourceError, ShortvizError, Stopped, TextError
 from shortviz.handle import ModelHandle
-from shortviz.heal_settings import HealHistory
 from shortviz.healing import heal
 from shortviz.ledger import Treatment
 from shortviz.losses import evaluate
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan, TokenSet, WindowSet
 from tests.families import shared_handle
-from tests.healing_fixture import small_recipe, small_text
+from tests.healing_fixture import losses_of, small_recipe, small_text
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +34,6 @@ def cut(base: ModelHandle) -> ModelHandle:
 @pytest.fixture(scope="module")
 def text(base: ModelHandle) -> tuple[TokenSet, WindowSet]:
     return small_text(base)
-
-
-def losses_of(history: HealHistory) -> list[float]:
-    return [point.loss for point in history.points if point.loss is not None]
 
 
 def test_a_stopped_training_keeps_the_best_so_far(base, cut, text):

@@ -9,11 +9,12 @@ import pytest
 
 from shortviz.cli_ledger_output import ledger_text
 from shortviz.errors import ShortvizError
-from shortviz.ledger_steps import add_step, merged, paired_difference, recovered_share, start_ledger
+from shortviz.ledger_steps import add_step, merged, recovered_share, start_ledger
 from shortviz.losses import evaluate
 from shortviz.pruning import prune
 from shortviz.records import Block, PrunePlan
 from shortviz.runs import load_run, run_json, save_run, with_ledger
+from shortviz.sums import paired_stderr
 from tests.families import shared_handle
 from tests.ledger_fixture import HEAL, REPAIR, fixture_ledger, windows_nll, with_windows
 from tests.records_fixture import fixture_evaluation, fixture_model, fixture_run
@@ -59,7 +60,7 @@ def test_without_the_loss_of_each_window_the_share_has_no_error() -> None:
     share, error = recovered_share(plain, treated)
     assert share == pytest.approx(1 - (3.905 - plain.base.nll) / (plain.score.nll - plain.base.nll))
     assert math.isnan(error)
-    assert math.isnan(paired_difference(plain.score, treated.score)[1])
+    assert math.isnan(paired_stderr(plain.score.window_nll, treated.score.window_nll))
 
 
 def test_every_evaluation_keeps_the_loss_of_each_window_of_both_models() -> None:
@@ -68,8 +69,8 @@ def test_every_evaluation_keeps_the_loss_of_each_window_of_both_models() -> None
     assert found.base is not None
     assert len(found.score.window_nll) == len(found.base.window_nll) == 4
     assert np.mean(found.score.window_nll) == pytest.approx(found.score.nll, abs=1e-12)
-    difference, error = paired_difference(found.score, found.base)
-    assert difference == pytest.approx(found.nll_increase, abs=1e-12)
+    error = paired_stderr(found.score.window_nll, found.base.window_nll)
+    assert found.score.nll - found.base.nll == pytest.approx(found.nll_increase, abs=1e-12)
     assert error == pytest.approx(found.nll_increase_stderr, abs=1e-12)
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from shortviz.errors import NumericsError, Stopped, TextError
-from shortviz.losses import BaseScores, evaluate, mean_and_stderr
+from shortviz.losses import BaseScores, evaluate
 from shortviz.pruning import prune
 from shortviz.records import Evaluation, Progress, PrunePlan, TextInfo, WindowSet
+from shortviz.sums import mean_and_stderr
 from tests.families import build_tiny, handle_of, shared_handle, tiny_handle, tiny_tokens
 
 PLAN = PrunePlan(num_layers=6, removed=(2, 3))
