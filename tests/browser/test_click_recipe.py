@@ -22,20 +22,10 @@ def server(start_app: Callable[[Path], AppServer]) -> AppServer:
 def test_clicks_off_the_centre_of_a_cell_all_choose_that_cell(page: Page, server: AppServer, layers: int) -> None:
     page.goto(f"{server.url}/?layers={layers}")
     wait_for_map(page)
-    lost, before = 0, "chosen start 0 n 1"
     for start, n, off in random_cells(layers, 20 if layers == 30 else 8, seed=layers):
         click_cell(page, layers, start, n, off)
-        chosen = page.get_by_text(f"chosen start {start} n {n}", exact=True)
-        try:
-            chosen.wait_for(timeout=20_000)
-        except Error:  # on a starved machine a late redraw can swallow one click; it must not have chosen another cell
-            lost += 1
-            expect(page.get_by_text(before, exact=True)).to_be_visible()
-            click_cell(page, layers, start, n, off)
-            expect(chosen).to_be_visible(timeout=PATIENCE_MS)
-        before = f"chosen start {start} n {n}"
+        expect(page.get_by_text(f"chosen start {start} n {n}", exact=True)).to_be_visible(timeout=PATIENCE_MS)
         wait_for_outline(page, start, n)
-    assert lost <= 1
 
 
 def test_the_tooltip_names_the_layers_under_the_mouse(page: Page, server: AppServer) -> None:
