@@ -119,7 +119,8 @@ def measured(evaluation: Evaluation, *, refining: bool) -> None:
                 help="Per token, on the same windows; the error is paired.",
             )
         if evaluation.kl is not None:
-            st.metric("KL, nats", with_error(evaluation.kl, float("nan")), width="content", help=_KL_HELP)
+            error = float("nan") if evaluation.kl_stderr is None else evaluation.kl_stderr
+            st.metric("KL, nats", with_error(evaluation.kl, error), width="content", help=_KL_HELP)
         if evaluation.same_top1 is not None:
             st.metric("Same next token", share(evaluation.same_top1), width="content", help=_TOP1_HELP)
     words = [

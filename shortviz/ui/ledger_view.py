@@ -54,12 +54,14 @@ def notes(ledger: Ledger) -> None:
 
 
 def step_words(step: LedgerStep) -> str:
-    """Return a treated step in a line: perplexity, increase with its paired error, share won back."""
+    """Return a treated step in a line: perplexity, increase with its paired error, share won back, over how much."""
     found = step.evaluation
+    sign = "" if (found.nll_increase or 0.0) < 0 else "+"
     perplexity = with_error(found.score.perplexity, found.score.perplexity_stderr)
     return (
         f"{plain(step.label[:1].upper() + step.label[1:])}: perplexity **{perplexity}** · NLL "
-        f"+{_pm(found.nll_increase, found.nll_increase_stderr)} (paired) · won back **{won_back(step)}**"
+        f"{sign}{_pm(found.nll_increase, found.nll_increase_stderr)} (paired) · won back **{won_back(step)}** · "
+        f"{found.score.tokens:,} tokens"
     )
 
 

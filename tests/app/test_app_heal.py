@@ -9,6 +9,7 @@ import pytest
 from shortviz.records import Block, TextSpec
 from shortviz.runs import load_run, with_ledger
 from shortviz.ui import state as s
+from shortviz.ui.ledger_view import won_back
 from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import EXAMPLE
 from shortviz.ui.treating import METHODS
@@ -47,6 +48,14 @@ def test_before_a_model_is_loaded_the_page_shows_the_run_and_says_what_to_do(app
     assert f"{windows} windows of 256, the same for every step" in page.words, "the bundled run has this cut's ledger"
     page = app(start="0", n="3").page("heal")
     assert "Load the model first." in page.words
+
+
+def test_beside_a_cut_every_number_has_its_error_and_the_text_behind_it(app: Start, tools: Bench) -> None:
+    page = app(start="12", n="4")
+    (kl,) = [m.value for m in page.at.metric if m.label == "KL, nats"]
+    assert "±" in kl
+    for step in tools.runs.get(EXAMPLE).ledgers[0].steps[2:]:
+        assert f"won back **{won_back(step)}** · {step.evaluation.score.tokens:,} tokens" in page.words
 
 
 def test_a_kept_ledger_is_shown_without_a_model_in_numbers_and_in_words(app: Start, tools: Bench) -> None:
