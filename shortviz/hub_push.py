@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from shortviz.checkpoint_folder import fingerprints
 from shortviz.errors import ExportError, ResourceError, ShortvizError, Stopped
@@ -26,6 +26,8 @@ from shortviz.words import size
 RECORD = "shortviz.json"
 _REPOSITORY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*(?<![.-])")
 _NOT_A_TOKEN = re.compile(r"[^\x21-\x7e]")
+_MALFORMED = (LookupError, TypeError, AttributeError, ValueError)
+"""What the hub's client raises over an answer without the parts it needs, or one that is not JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +172,7 @@ def push_errors(to: Destination) -> Iterator[None]:
         yield
     except ShortvizError:
         raise
-    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, *_MALFORMED) as error:
         raise _told(error, to) from _without(error, to.token)
 
 
@@ -183,6 +185,13 @@ def _told(error: BaseException, to: Destination) -> ShortvizError:
         return ResourceError(
             f"The connection to {to.endpoint or constants.ENDPOINT} broke off while {to.repo_id} was being pushed; "
             "push again: what has arrived is not sent a second time."
+        )
+    garbled = next((e for e in chain if isinstance(e, _MALFORMED) and not isinstance(e, HFValidationError)), None)
+    if garbled is not None and not isinstance(error, OSError):
+        return ResourceError(
+            f"{to.endpoint or constants.ENDPOINT} answered with something that is not a hub's "
+            f"({type(garbled).__name__}) while {to.repo_id} was being pushed; check that address, and whether a proxy "
+            "or a sign-in page stands before it, then push again."
         )
     last = chain[-1]  # where it began; what came after only says that uploading failed
     said = _masked(next(iter(str(last).strip().splitlines()), type(last).__name__), to.token)

@@ -150,6 +150,11 @@ def _check_text(rules: Settings, spec: TextSpec) -> None:
 def _check_rows(rules: Settings, spec: TextSpec) -> None:
     """Check rows and tokens; without a limit, a small built-in text or a pasted one is used whole."""
     whole = spec.kind == "paste" or (spec.kind == "builtin" and spec.value != "python-reference")
+    if spec.max_length > rules.max_row_tokens:  # time and memory of one row, which no stop can interrupt in a layer
+        raise PolicyError(
+            f"Rows of {spec.max_length:,} tokens are longer than the {rules.max_row_tokens:,} that this hosted demo "
+            "reads; choose shorter rows."
+        )
     rows = spec.limit if spec.limit is not None else (1 if whole else rules.max_rows + 1)
     if rows > rules.max_rows:
         raise PolicyError(f"This hosted demo reads at most {rules.max_rows} rows of a text; choose fewer rows.")
@@ -251,6 +256,8 @@ def _check_number(rules: Settings, name: str, value: float) -> None:
         "limit": rules.max_rows,
         "tokens": rules.max_tokens,
         "max_tokens": rules.max_tokens,
+        "max_length": rules.max_row_tokens,
+        "window": rules.max_row_tokens,
     }
     most = caps.get(name, _LARGEST)
     if not abs(value) <= most:  # NaN too; a whole number may be too large to be a float

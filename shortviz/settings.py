@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """Of a calibration text, or questions of a task."""
     max_tokens: int = Field(default=65_536, gt=0)
     """Rows times tokens a row."""
+    max_row_tokens: int = Field(default=2_048, gt=1)
+    """Of one row or window: what a forward pass holds grows with it, and attention's time with its square."""
     max_characters: int = Field(default=50_000, gt=0)
     """Of pasted text."""
     max_prompt: int = Field(default=2_000, gt=0)

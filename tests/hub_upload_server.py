@@ -4,7 +4,8 @@
         push_folder(folder, Destination(repo_id="me/x", token="hf_x", endpoint=hub.url))
 
 `failures` says which step answers with which HTTP status: `create`, `preupload`, `batch`, `commit`, or `put:N` for the
-N-th upload of a file's content (from 1); the status "cut" closes the connection half-way.
+N-th upload of a file's content (from 1); the status "cut" closes the connection half-way. `garbled` says which step,
+or `whoami`, answers 200 with a body that is not what was asked for.
 """
 
 import base64
@@ -35,6 +36,7 @@ class UploadHub:
     objects: dict[str, bytes] = field(default_factory=dict)
     """LFS content by its SHA-256."""
     failures: dict[str, int | str] = field(default_factory=dict)
+    garbled: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     puts: int = 0
 
@@ -81,7 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = self._noted()
         if not self._known():
             return
-        if path == "/api/whoami-v2":
+        if path == "/api/whoami-v2" and "whoami" in self.hub.garbled:
+            self._body(self.hub.garbled["whoami"])
+        elif path == "/api/whoami-v2":
             self._json({"name": self.hub.user, "type": "user", "auth": {}})
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/main)?", path):
             files = self.hub.repositories[found[1]]
@@ -101,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif not self._known():
             return
         elif path == "/api/repos/create":
-            self._create(json.loads(body))
+            self._step("create", lambda: self._create(json.loads(body)))
         elif found := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
             self._step("preupload", lambda: self._modes(json.loads(body)))
         elif re.fullmatch(r"/.+\.git/info/lfs/objects/batch", path):
@@ -126,14 +130,14 @@ class _Handler(BaseHTTPRequestHandler):
         failure = self.hub.failures.get(name)
         if failure:
             self._json({"error": "Made to fail"}, int(failure))
+        elif name in self.hub.garbled:
+            self._body(self.hub.garbled[name])
         else:
             answer()
 
     def _create(self, asked: dict[str, Any]) -> None:
         repo = f"{asked.get('organization') or self.hub.user}/{asked['name']}"
-        if failure := self.hub.failures.get("create"):
-            self._json({"error": "Made to fail"}, int(failure))
-        elif repo in self.hub.repositories:
+        if repo in self.hub.repositories:
             self._json({"error": "You already created this model repo"}, 409)
         else:
             self.hub.repositories[repo] = {".gitattributes": b""}
@@ -180,7 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _json(self, value: Any, status: int = 200) -> None:
-        body = json.dumps(value).encode()
+        self._body(json.dumps(value).encode(), status)
+
+    def _body(self, body: bytes, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

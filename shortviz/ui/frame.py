@@ -21,15 +21,21 @@ def navigation() -> StreamlitPage:
     st.set_page_config(page_title="shortviz", page_icon=":material/layers_clear:", layout="wide")
     return st.navigation(
         [
-            st.Page("pages/learn.py", title="Learn", icon=":material/school:", url_path="learn", default=True),
+            st.Page("pages/learn.py", title="Learn", icon=":material/school:", url_path="start", default=True),
             st.Page("pages/model.py", title="Model", icon=":material/deployed_code:", url_path="model"),
             st.Page("pages/map.py", title="Map", icon=":material/grid_on:", url_path="map"),
             st.Page("pages/heal.py", title="Heal", icon=":material/healing:", url_path="heal"),
             st.Page("pages/export.py", title="Export", icon=":material/download:", url_path="export"),
             st.Page("pages/runs.py", title="Runs", icon=":material/history:", url_path="runs"),
+            st.Page(_to_learn, title="Learn", url_path="learn", visibility="hidden"),
         ],
         position="top",
     )
+
+
+def _to_learn() -> None:
+    """Go on to Learn from /learn: the default page is served at / alone, and people type the name they see."""
+    st.switch_page("pages/learn.py", query_params=linked())
 
 
 def open_page(page: StreamlitPage) -> None:

@@ -161,7 +161,8 @@ def _dataset(role: str, base: TextSpec) -> TextSpec | None:
 
 
 def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
-    most = settings().max_rows if settings().is_hosted else 100_000
+    rules = settings()
+    most, longest = (rules.max_rows, rules.max_row_tokens) if rules.is_hosted else (100_000, 8192)
     with st.container(horizontal=True, gap="small"):
         limit = (
             st.number_input(
@@ -177,7 +178,12 @@ def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
         )
         length = (
             st.number_input(
-                "Tokens a row", 2, 8192, value=spec.max_length, key=f"{role}_length", persist_state="session"
+                "Tokens a row",
+                2,
+                longest,
+                value=min(spec.max_length, longest),
+                key=f"{role}_length",
+                persist_state="session",
             )
             if role != "evaluation"
             else spec.max_length

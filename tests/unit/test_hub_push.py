@@ -113,6 +113,22 @@ def test_every_failure_is_one_sentence_that_says_what_to_do(
     assert set(hub.repositories.get("me/short", {})) <= {".gitattributes"}, "never half a checkpoint"
 
 
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'"words"', b"<html>Log in</html>"])
+@pytest.mark.parametrize("step", ["whoami", "create", "preupload", "batch", "commit"])
+def test_an_answer_that_no_hub_gives_is_named_in_one_sentence(
+    hub: UploadHub, proved: Path, step: str, body: bytes
+) -> None:
+    if step == "whoami":  # asked only where the repository is there and its owner was not given
+        hub.repositories["me/short"] = {".gitattributes": b""}
+    hub.garbled[step] = body
+    with pytest.raises(ResourceError, match=f"{hub.url} answered with something that is not a hub's") as caught:
+        push_folder(proved, to(hub, "short" if step == "whoami" else "me/short"))
+    said = str(caught.value)
+    assert "\n" not in said
+    assert TOKEN not in said
+    assert "proxy" in said, "says what to do"
+
+
 def test_a_wrong_token_is_called_that_and_not_a_gated_model(hub: UploadHub, proved: Path) -> None:
     with pytest.raises(ExportError, match="does not know this token .HTTP 401.") as caught:
         push_folder(proved, to(hub, token="hf_wrong"))

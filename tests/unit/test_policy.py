@@ -10,7 +10,7 @@ import pytest
 from shortviz import policy
 from shortviz.errors import PolicyError
 from shortviz.job_state import JobState
-from shortviz.records import Block, ModelEstimate, ModelRef, TaskSpec, TextSpec
+from shortviz.records import Block, ModelEstimate, ModelRef, TaskSpec, TextSpec, WindowSpec
 from shortviz.settings import Settings
 
 COMMIT = "a" * 40
@@ -69,6 +69,8 @@ HOSTILE_TEXTS = {
     "a million rows": paste(limit=1_000_000),
     "rows of a million tokens": paste(max_length=1_000_000),
     "rows times tokens": TextSpec(kind="builtin", value="python-reference", limit=256, max_length=8192),
+    "one row as long as the whole budget": paste(max_length=65_536),
+    "one row a token too long": TextSpec(kind="builtin", value="passages", limit=1, max_length=2_049),
     "all of the largest built-in text": TextSpec(kind="builtin", value="python-reference"),
     "an endless column name": paste(key="k" * 100_000),
     "an endless split": TextSpec(kind="dataset", value="org/rows", limit=1, split="s" * 100_000),
@@ -102,6 +104,7 @@ HOSTILE_JOBS = {
     "an endless prompt among several": Asked(prompts=("short", "x" * 50_000)),
     "too many new tokens": Asked(max_new_tokens=100_000),
     "too many steps": Asked(steps=10**9),
+    "a window as long as the whole budget": Asked(inner=WindowSpec(window=65_536, windows=1)),
     "a number that is not one": Asked(learning_rate=math.nan),
     "an infinite number": Asked(learning_rate=math.inf),
     "a huge negative number": Asked(steps=-(10**12)),
@@ -148,6 +151,7 @@ def test_what_the_demo_is_for_passes(rules: Settings) -> None:
         TextSpec(kind="file", value=str(upload), limit=10),
         TextSpec(kind="dataset", value="org/rows", limit=10),
         paste(),
+        paste(max_length=2_048),
         Asked(folder=str(rules.downloads_dir / "abc" / "demo-without-1"), prompt="The capital of France is"),
         Block(start=3, n=4),
     ]
