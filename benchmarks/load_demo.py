@@ -3,6 +3,7 @@
 Usage: python benchmarks/load_demo.py [processes]. Prints a table for people, then one JSON line.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -42,4 +43,9 @@ def main(processes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("processes", nargs="?", type=int, default=3, help="at least 1, after the one that warms up")
+    asked = parser.parse_args().processes
+    if asked < 1:
+        parser.error(f"{asked} processes measure nothing; give at least 1")
+    main(asked)

@@ -87,6 +87,7 @@ def evaluate(
     from shortviz.cli_tasks import complete, score_both, scores_json, scores_text
     from shortviz.task_rows import read_task
 
+    text.note_unused("max_length", "batch_size", "seed")
     chosen = plan.chosen()
     spec = readable(text.spec(texts.DEFAULT_EVALUATION))
     windows = text.window_spec()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shortviz.cli_measure import claim
+from shortviz.cli_claim import claimed
 from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, TextOptions, with_options
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
 from shortviz.errors import ShortvizError, TextError
@@ -60,7 +60,7 @@ def sensitivity(
         raise ShortvizError(
             f"There is no criterion {criterion!r} to compare by; choose from {', '.join(criteria.names())}."
         )
-    common = TextOptions(limit=limit, max_length=max_length, bos=bos)
+    common = TextOptions(limit=limit, max_length=max_length, bos=bos, batch_size=batch_size)
     asked = [replace(common, text=path, key=key) for path in text or ()]
     specs = [one.spec(texts.DEFAULT_CALIBRATION) for one in asked]
     specs += [replace(common, builtin=name).spec(texts.DEFAULT_CALIBRATION) for name in builtin or ()]
@@ -71,10 +71,14 @@ def sensitivity(
     found: dict[str, Run] = {}
     with working() as (on_progress, stop):
         handle = load_model(load.ref(model), on_progress, stop)
-        for spec, name in zip(specs, folder_names(specs), strict=True):
+        from shortviz.token_batches import check_rows
+
+        sets = [texts.tokenize(spec, handle.tokenizer) for spec in specs]
+        for tokens in sets:
+            check_rows(handle.info, tokens)  # a text that does not fit is told before others are measured
+        for tokens, name in zip(sets, folder_names(specs), strict=True):
             if stop.is_set():
                 break
-            tokens = texts.tokenize(spec, handle.tokenizer)
             shown = _named(on_progress, name)
             found[str(out / name)] = _measure(handle, tokens, out / name, batch_size, on_progress=shown, stop=stop)
     if len(found) > 1:
@@ -119,11 +123,11 @@ def _measure(
             run = old
     if run.distances is not None and run.distances.samples == len(tokens.rows):
         return run
-    run = claim(run, folder)
     checkpoint = folder / "checkpoint.npz"
-    distances = measure_distances(
-        handle, tokens, batch_size=batch_size, checkpoint=checkpoint, on_progress=on_progress, stop=stop
-    )
+    with claimed(run, folder) as run:
+        distances = measure_distances(
+            handle, tokens, batch_size=batch_size, checkpoint=checkpoint, on_progress=on_progress, stop=stop
+        )
     run = replace(run, distances=distances)
     runs.save_run(run, folder)
     if distances.samples == len(tokens.rows):

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shortviz.cli_map import CHECKPOINT, MapArgument, finish, source
-from shortviz.cli_options import JsonOption, LoadOptions, TaskOptions, TextOptions, with_options
+from shortviz.cli_numbers import at_least
+from shortviz.cli_options import TEXT_OPTIONS, JsonOption, LoadOptions, TaskOptions, TextOptions, with_options
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
+from shortviz.curve_tasks import check_sizes, check_strategies, strategies_to_come
 from shortviz.errors import ShortvizError, Stopped
 from shortviz.planning import parse_layers
 from shortviz.records import ModelRef, TaskRows
@@ -33,6 +35,14 @@ class _Asked:
     questions: TaskRows | None
     strategies: tuple[str, ...]
     sizes: tuple[int, ...]
+
+    def fits(self, num_layers: int) -> None:
+        """Raise PlanError where a model of so many layers has fewer than are to be removed."""
+        from shortviz.greedy import check_removed
+
+        if self.greedy:
+            check_removed(num_layers, self.greedy)
+        check_sizes(num_layers, self.sizes)
 
 
 @with_options
@@ -60,6 +70,8 @@ def removal_curve(
     from shortviz.curve import curve_of_run
     from shortviz.task_rows import read_task
 
+    at_least(0, greedy=greedy)
+    text.note_unused("max_length", "batch_size", "seed")
     spec = task.task()
     if spec is None and (strategies != "all" or sizes is not None):
         raise ShortvizError(
@@ -74,12 +86,17 @@ def removal_curve(
         strategies=() if strategies == "all" else tuple(name.strip() for name in strategies.split(",")),
         sizes=() if sizes is None else parse_layers(sizes),
     )
+    check_strategies(strategies_to_come(run, greedy=greedy > 0), asked.strategies)
     losses = run.losses if run is not None else None
     if losses is not None and not losses.complete and out is not None and (out / CHECKPOINT).exists():
         losses = None  # a map cut short goes on from its checkpoint
+    if losses is not None and text.typed & TEXT_OPTIONS:
+        _refuse_other_text(asked, ref, losses)
     stopped = False
     if losses is None or greedy or asked.questions is not None:
         run, stopped = _measure(asked, ref, run, losses, out)
+    elif out is not None and run is not None and out != Path(model):
+        _saved(run, out)
     assert run is not None
     curve = curve_of_run(run)
     assert curve is not None, "the map was measured or known"
@@ -101,13 +118,10 @@ def _measure(
     from shortviz import runs, texts
 
     with working() as (on_progress, stop):
-        from shortviz.greedy import check_removed
         from shortviz.loss_map import measure_losses
 
-        handle = load_model(ref, on_progress, stop)
+        handle = load_model(ref, on_progress, stop, fits=asked.fits)
         window_set = texts.make_windows(asked.spec, asked.windows, handle.tokenizer)
-        if asked.greedy:
-            check_removed(handle.info.num_layers, asked.greedy)
         run = run or runs.new_run(handle.info, window_set.info)
         if losses is None:
             checkpoint = out / CHECKPOINT if out is not None else None
@@ -118,6 +132,24 @@ def _measure(
         if asked.questions is not None and not stop.is_set():
             run = _with_tasks(run, handle, asked, out, on_progress, stop)
         return run, stop.is_set()
+
+
+def _refuse_other_text(asked: _Asked, ref: ModelRef, losses: "BlockLosses") -> None:
+    """Raise ShortvizError where the text options say other windows than those that the map was measured on."""
+    from shortviz import texts
+
+    with working() as (on_progress, stop):
+        from shortviz.loading import prepare, read_tokenizer
+
+        tokenizer = read_tokenizer(ref.id, prepare(ref, on_progress=on_progress, stop=stop))
+        found = texts.make_windows(asked.spec, asked.windows, tokenizer).info
+    known = losses.text
+    if found.fingerprint != known.fingerprint:
+        raise ShortvizError(
+            f"The run's map is on {known.source}, {known.rows} windows of {known.max_length}, and the text options say "
+            f"{found.source}, {found.rows} windows of {found.max_length}; give the map's own, or the model with "
+            "another --out to measure another map."
+        )
 
 
 def _saved(run: "Run", out: Path | None) -> "Run":

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from shortviz.cli_numbers import at_least
 from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, with_options
 from shortviz.cli_session import print_result, working
 
@@ -22,6 +23,8 @@ def estimate(
     """Predict memory, disk and seconds on this machine, from one layer timed with made-up weights."""
     from shortviz.prediction_records import Work
 
+    at_least(1, rows=rows, windows=windows, heal_steps=heal_steps)
+    at_least(2, max_length=max_length, window=window)
     work = Work(rows=rows, row_tokens=max_length, window=window, windows=windows, heal_steps=heal_steps)
     with working():
         from shortviz.prediction import predict, prediction_json

@@ -76,6 +76,7 @@ def heal_command(
         raise ShortvizError("Partial fine-tuning makes no adapter; leave --adapter out, or choose method lora.")
     _check_folders(repair, out, export, adapter)
     recipe.settings(None, text.seed)
+    text.note_unused("batch_size")
     spec = text.spec(replace(DEFAULT_CALIBRATION, limit=None))
     spec = readable(replace(spec, max_length=text.max_length or ALL_TOKENS))
     scored_on = readable(evaluation.spec(DEFAULT_EVALUATION, spec.bos))

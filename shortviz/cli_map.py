@@ -1,18 +1,23 @@
 """`shortviz map`: the measured loss of every block. Heavy imports wait inside."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shortviz.cli_claim import begun
+from shortviz.cli_numbers import at_least
 from shortviz.cli_options import JsonOption, LoadOptions, TextOptions, with_options
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
 from shortviz.errors import ShortvizError
 from shortviz.records import ModelRef
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shortviz.records import BlockLosses, Run, TextInfo
 
 CHECKPOINT = "map-checkpoint.npz"
@@ -42,13 +47,14 @@ def measured_map(
     from shortviz.ranks import joined
 
     _check_options(metric, search, max_n, out)
+    text.note_unused("max_length", "batch_size", "seed")
     ref, run, out = source(model, load, out)
     spec, windows = text.spec(texts.DEFAULT_EVALUATION), text.window_spec()
     with working() as (on_progress, stop), joined() as ranks:
         if search and ranks is not None:
             raise ShortvizError("--search runs in one process; start it without a launcher.")
         ref, on_progress = share(ranks, ref, on_progress, stop)
-        handle = load_model(ref, on_progress, stop)
+        handle = load_model(ref, on_progress, stop, fits=_fits(max_n))
         window_set = texts.make_windows(spec, windows, handle.tokenizer)
         if ranks is not None:
             ranks.agree({"text": window_set.info.fingerprint, "options": (window_set.tokens.shape, handle.info.dtype)})
@@ -62,18 +68,23 @@ def measured_map(
 
             run = run or runs.new_run(handle.info, window_set.info)
             _refuse_other_text(run, window_set.info, out)
-            if out is not None and (ranks is None or ranks.writes):
-                runs.save_run(run, out)
+            losses = _complete(run, window_set.info, handle.info.dtype)
             checkpoint = out / CHECKPOINT if out is not None else None
-            losses = measure_losses(
-                handle, window_set, checkpoint=checkpoint, ranks=ranks, on_progress=on_progress, stop=stop
-            )
+            writes = out is not None and (ranks is None or ranks.writes)
+            if losses is not None:
+                print("The run has this map already; nothing is measured again.", file=sys.stderr)
+            else:
+                with begun(run, out) if out is not None and writes else nullcontext():
+                    losses = measure_losses(
+                        handle, window_set, checkpoint=checkpoint, ranks=ranks, on_progress=on_progress, stop=stop
+                    )
     if ranks is not None and not ranks.writes:
         return
     if search:
         print_result(search_json(found) if as_json else search_text(found))
         return
     assert run is not None
+    assert losses is not None
     run = replace(run, losses=losses)
     if out is not None:
         runs.save_run(run, out)
@@ -81,13 +92,28 @@ def measured_map(
     finish(losses, out)
 
 
+def _fits(max_n: int | None) -> "Callable[[int], None] | None":
+    """Return the check that there is a largest n to search in a model of so many layers."""
+    from shortviz.race import check_max_n
+
+    return None if max_n is None else lambda num_layers: check_max_n(num_layers, max_n)
+
+
 def _check_options(metric: str, search: bool, max_n: int | None, out: Path | None) -> None:
+    at_least(1, max_n=max_n)
     if metric not in ("nll", "kl"):
         raise ShortvizError(f"--metric is {metric!r}; it must be nll or kl.")
     if max_n is not None and not search:
         raise ShortvizError("--max-n belongs to --search; give --search too, or leave it out.")
     if search and out is not None:
         raise ShortvizError("--out keeps whole maps, and --search only prints what it finds; leave one of them out.")
+
+
+def _complete(run: "Run", text: "TextInfo", dtype: str) -> "BlockLosses | None":
+    """Return the run's map where it is complete, on this text, of the model in this dtype."""
+    known = run.losses if run.model.dtype == dtype else None
+    same = known is not None and known.complete and known.text.fingerprint == text.fingerprint
+    return known if same else None
 
 
 def _refuse_other_text(run: "Run", text: "TextInfo", out: Path | None) -> None:
@@ -122,10 +148,25 @@ def source(model: str, load: LoadOptions, out: Path | None) -> tuple[ModelRef, "
         if known is not None and known.model.id != model:
             raise ShortvizError(f"{out} holds a run of {known.model.id}, not of {model}; choose another --out.")
         return load.ref(model), known, out
-    run = runs.load_run(folder)
+    run = _added_to(runs.load_run(folder), folder, out)
     asked = load.ref(run.model.id)
     dtype = run.model.dtype if asked.dtype == "auto" else asked.dtype
     return replace(asked, revision=asked.revision or run.model.revision, dtype=dtype), run, out or folder
+
+
+def _added_to(run: "Run", folder: Path, out: Path | None) -> "Run":
+    """Return the run to add to: that of --out where it has one of this model, with the distances of the run given.
+
+    Raises ShortvizError where --out holds a run of another model.
+    """
+    from shortviz import runs
+
+    if out is None or out.resolve() == folder.resolve() or not (out / runs.FILE).is_file():
+        return run
+    known = runs.load_run(out)
+    if known.model.id != run.model.id:
+        raise ShortvizError(f"{out} holds a run of {known.model.id}, not of {run.model.id}; choose another --out.")
+    return known if known.distances is not None else replace(known, distances=run.distances, text=run.text)
 
 
 def _warn_about(text: "TextInfo", run: "Run | None") -> None:

@@ -3,19 +3,21 @@
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shortviz.cli_claim import claimed
+from shortviz.cli_numbers import at_least
 from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, TextOptions, readable, with_options
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
-    from shortviz.records import ModelRef, OnProgress, Run
+    from shortviz.records import ModelRef, OnProgress
     from shortviz.streamed_model import StreamedModel
 
     Opened = ModelHandle | StreamedModel
@@ -55,8 +57,10 @@ def measure(
     from shortviz.errors import ShortvizError
     from shortviz.ranks import joined
 
+    at_least(1, tokens_per_row=tokens_per_row)
     if tokens_per_row is not None and stream is False:
         raise ShortvizError("--tokens-per-row belongs to --stream; leave it out, or give --stream.")
+    text.note_unused("window", "windows", "seed")
     chosen = known.names() if criteria == "all" else tuple(dict.fromkeys(c.strip() for c in criteria.split(",")))
     own = [known.resolve(name) for name in chosen]
     spec = readable(text.spec(texts.DEFAULT_CALIBRATION))
@@ -69,20 +73,19 @@ def measure(
             if ranks is not None:
                 ranks.agree({"text": tokens.info.fingerprint, "options": (chosen, text.batch_size, opened.info.dtype)})
             run = runs.new_run(opened.info, tokens.info)
-            checkpoint = None
-            if out is not None:
-                run = claim(run, out) if ranks is None or ranks.writes else run
-                checkpoint = out / ("stream.npz" if streamed else "checkpoint.npz")
+            checkpoint = None if out is None else out / ("stream.npz" if streamed else "checkpoint.npz")
             common: dict[str, Any] = {"criteria": own, "batch_size": text.batch_size, "checkpoint": checkpoint}
             common |= {"ranks": ranks, "on_progress": on_progress, "stop": stop}
-            if streamed:
-                from shortviz.streaming import measure_streamed
+            writes = out is not None and (ranks is None or ranks.writes)
+            with claimed(run, out) if out is not None and writes else nullcontext(run) as run:
+                if streamed:
+                    from shortviz.streaming import measure_streamed
 
-                distances = measure_streamed(opened, tokens, tokens_per_row=tokens_per_row, **common)
-            else:
-                from shortviz.distances import measure_distances
+                    distances = measure_streamed(opened, tokens, tokens_per_row=tokens_per_row, **common)
+                else:
+                    from shortviz.distances import measure_distances
 
-                distances = measure_distances(opened, tokens, **common)
+                    distances = measure_distances(opened, tokens, **common)
         if ranks is not None and not ranks.writes:
             return
         run = replace(run, distances=distances)
@@ -127,17 +130,3 @@ def _streamed(ref: "ModelRef", on_progress: "OnProgress", stop: threading.Event)
 
     with open_streamed(ref, on_progress=on_progress, stop=stop) as opened:
         yield opened
-
-
-def claim(run: "Run", out: Path) -> "Run":
-    """Return the run, saved before the long work starts, with all that the folder's run has but the distances.
-
-    Raises RunError where the folder holds something else, ResourceError where it cannot be written.
-    """
-    from shortviz import runs
-
-    old = runs.load_run(out) if (out / runs.FILE).exists() else run
-    facts = {"model": run.model, "text": run.text, "versions": run.versions, "created": run.created}
-    run = replace(old, **facts, distances=None)  # type: ignore[arg-type]
-    runs.save_run(replace(run, distances=old.distances), out)
-    return run

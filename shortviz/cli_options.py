@@ -2,14 +2,16 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from shortviz.cli_numbers import at_least, option, refuse_huge, typed
 from shortviz.errors import PlanError, TextError
 from shortviz.planning import parse_layers
 from shortviz.records import Block, Bos, ModelRef, PrunePlan, TaskSpec, TextSpec, WindowSpec
@@ -18,6 +20,10 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A hub id, a checkpoint folder, a .gguf file, or demo.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+
+NO_OPTION = {"option": False}
+"""Metadata of a field that is filled in, not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,20 @@ class TextOptions:
     bos: Annotated[str, typer.Option(help="auto (what the tokenizer itself does), always or never.")] = "auto"
     batch_size: Annotated[int, typer.Option(help="measure: rows in a batch.")] = 8
     seed: Annotated[int, typer.Option(help="heal: of first weights, order of the text, dropout.")] = 0
+    typed: frozenset[str] = field(default=frozenset(), metadata=NO_OPTION)
+    """Parameters of the command that stand on the command line."""
+
+    def __post_init__(self) -> None:
+        at_least(1, batch_size=self.batch_size)
+        at_least(0, seed=self.seed)
+        self.window_spec()
+
+    def note_unused(self, *names: str) -> None:
+        """Say on stderr which of these options were given and do nothing in this command."""
+        given = [option(name) for name in names if name in self.typed]
+        if given:
+            have = "have" if len(given) > 1 else "has"
+            print(f"Note: {' and '.join(given)} {have} no effect on this command.", file=sys.stderr)
 
     def spec(self, default: TextSpec) -> TextSpec:
         """Return the text that the options name; without --text, --dataset and --builtin it is `default`.
@@ -86,6 +106,10 @@ class TextOptions:
     def window_spec(self) -> WindowSpec:
         """Return how evaluation text is cut."""
         return WindowSpec(window=self.window, windows=self.windows)
+
+
+TEXT_OPTIONS = frozenset({"text", "key", "dataset", "subset", "split", "builtin", "limit", "window", "windows", "bos"})
+"""Parameters that say which windows a loss is scored on."""
 
 
 def bos_policy(text: str) -> Bos:
@@ -228,25 +252,32 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             continue
         group = groups[parameter.name]
         group_hints = get_type_hints(group, include_extras=True)
-        for option in fields(group):
-            assert option.default is not MISSING
+        for entry in _options_of(group):
+            assert entry.default is not MISSING
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(
-                inspect.Parameter(option.name, kind, default=option.default, annotation=group_hints[option.name])
+                inspect.Parameter(entry.name, kind, default=entry.default, annotation=group_hints[entry.name])
             )
+    parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
 
     @wraps(command)
-    def opened(**arguments: Any) -> None:
-        records = {
-            name: group(**{option.name: arguments.pop(option.name) for option in fields(group)})
-            for name, group in groups.items()
-        }
+    def opened(context: typer.Context, **arguments: Any) -> None:
+        refuse_huge(arguments)
+        records = {}
+        for name, group in groups.items():
+            values = {entry.name: arguments.pop(entry.name) for entry in _options_of(group)}
+            filled = {"typed": typed(context)} if len(values) < len(fields(group)) else {}
+            records[name] = group(**values, **filled)
         command(**arguments, **records)
 
     del opened.__wrapped__  # typer would read the options of the function inside
     opened.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # how inspect is told
     opened.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return opened
+
+
+def _options_of(group: Any) -> list[Field[Any]]:
+    return [entry for entry in fields(group) if entry.metadata.get("option", True)]
 
 
 def readable(spec: TextSpec) -> TextSpec:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shortviz.cli_numbers import at_least
 from shortviz.cli_options import (
     EvaluationOptions,
     JsonOption,
@@ -17,7 +18,7 @@ from shortviz.cli_options import (
     with_options,
 )
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, warn_same_text, working
-from shortviz.errors import PlanError
+from shortviz.errors import PlanError, TextError
 
 if TYPE_CHECKING:
     import threading
@@ -56,6 +57,7 @@ def repair_command(
     from shortviz.checkpoint_folder import check_target
     from shortviz.cli_ledger_output import ledger_text
 
+    text.note_unused("seed")
     if out is not None:
         check_target(out)
     chosen = plan.chosen()
@@ -106,14 +108,16 @@ def shrink_command(
     """
     from shortviz.checkpoint_folder import check_target
 
+    at_least(1, to_layers=to_layers)
+    text.note_unused("seed")
     if out is not None:
         check_target(out)
     with working() as (on_progress, stop):
         from shortviz.losses import evaluate
-        from shortviz.shrink import shrink
+        from shortviz.shrink import check_layers, shrink
 
         texts = _Texts(text, evaluation, fit_tokens)
-        handle = load_model(load.ref(model), on_progress, stop)
+        handle = load_model(load.ref(model), on_progress, stop, fits=lambda now: check_layers(now, to_layers))
         tokens, windows = texts.of(handle)
         shrunk = shrink(
             handle,
@@ -150,7 +154,12 @@ class _Texts:
                 texts.read_rows(spec)
         warn_same_text(self.fit, self.scored)
         length = fit.max_length or FIT_LENGTH
-        self.rows = WindowSpec(window=length, windows=max(fit_tokens // length, 1))
+        if fit_tokens < 2 * length:
+            raise TextError(
+                f"--fit-tokens is {fit_tokens}; a repair is fitted on some rows and judged on others, so give at least "
+                f"{2 * length}, two rows of {length}."
+            )
+        self.rows = WindowSpec(window=length, windows=fit_tokens // length)
         self.windows = fit.window_spec()
 
     def of(self, handle: "ModelHandle") -> "tuple[TokenSet, WindowSet]":

@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -98,11 +98,17 @@ def working() -> Iterator[tuple["OnProgress", threading.Event]]:
 
 
 def load_model(
-    ref: "ModelRef", on_progress: "OnProgress", stop: threading.Event, *, removes: "Removal | None" = None
+    ref: "ModelRef",
+    on_progress: "OnProgress",
+    stop: threading.Event,
+    *,
+    removes: "Removal | None" = None,
+    fits: "Callable[[int], object] | None" = None,
 ) -> "ModelHandle":
     """Return the loaded model; its size, and whether the layers to remove exist, are known before its weights are read.
 
-    Raises what `estimate` and `load` raise, and PlanError.
+    `fits` is called with the number of layers before that too. Raises what it, `estimate` and `load` raise, and
+    PlanError.
     """
     from shortviz.cli_output import estimate_line
     from shortviz.loading import estimate, load
@@ -111,6 +117,8 @@ def load_model(
     print(estimate_line(size), file=sys.stderr)
     if removes is not None:
         removes.of(size.num_layers)
+    if fits is not None:
+        fits(size.num_layers)
     return load(ref, on_progress=on_progress, stop=stop)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from shortviz.curve import RemovalCurve
 from shortviz.errors import PlanError
-from shortviz.records import TaskScore
+from shortviz.records import Run, TaskScore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,20 +28,36 @@ def strategies_of(curve: RemovalCurve) -> tuple[str, ...]:
     return tuple(line.strategy for line in curve.lines if line.strategy != "random")
 
 
+def strategies_to_come(run: Run | None, *, greedy: bool) -> tuple[str, ...]:
+    """Return the strategies that `strategies_of` will find once the run has a map, and greedy removal where wanted."""
+    distances, removal = (run.distances, run.greedy) if run is not None else (None, None)
+    criteria = [name for name, grid in distances.criteria.items() if grid.samples] if distances is not None else []
+    return ("best measured", *criteria, "simple", *(["greedy"] if greedy or removal is not None else []))
+
+
 def plans_to_score(curve: RemovalCurve, strategies: Sequence[str], sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Return the layers to remove, each cut once however many strategies choose it; first none, the uncut model.
 
     Raises PlanError for a strategy that the curve does not have, or a size outside 1 .. L-1.
     """
-    known = strategies_of(curve)
+    check_strategies(strategies_of(curve), strategies)
+    check_sizes(curve.num_layers, sizes)
+    points = [p for line in curve.lines if line.strategy in strategies for p in line.points if p.n in sizes]
+    return tuple(dict.fromkeys([(), *(p.removed for p in sorted(points, key=lambda p: p.n))]))
+
+
+def check_strategies(known: Sequence[str], strategies: Sequence[str]) -> None:
+    """Raise PlanError for a strategy that is not known."""
     unknown = [name for name in strategies if name not in known]
     if unknown:
         raise PlanError(f"There is no strategy {unknown[0]!r} on this curve; choose from {', '.join(known)}.")
-    outside = [n for n in sizes if not 1 <= n < curve.num_layers]
+
+
+def check_sizes(num_layers: int, sizes: Sequence[int]) -> None:
+    """Raise PlanError for a number of layers to remove outside 1 .. L-1."""
+    outside = [n for n in sizes if not 1 <= n < num_layers]
     if outside:
-        raise PlanError(f"The size {outside[0]} is outside 1-{curve.num_layers - 1}; choose other sizes.")
-    points = [p for line in curve.lines if line.strategy in strategies for p in line.points if p.n in sizes]
-    return tuple(dict.fromkeys([(), *(p.removed for p in sorted(points, key=lambda p: p.n))]))
+        raise PlanError(f"The size {outside[0]} is outside 1-{num_layers - 1}; choose other sizes.")
 
 
 def accuracy_lines(curve: RemovalCurve, scores: Sequence[TaskScore], fingerprint: str) -> tuple[AccuracyLine, ...]:

@@ -165,7 +165,7 @@ def preset(name: str, model: ModelInfo | None = None, **changes: Any) -> HealSet
             fitted["learning_rate"] = 3e-5
         elif model.parameters > 1e9:
             fitted["learning_rate"] = 3e-4
-    if (steps := changes.get("steps")) is not None and steps < found.warmup_steps:
+    if (steps := changes.get("steps")) is not None and 0 < steps < found.warmup_steps:
         fitted["warmup_steps"] = steps // 10
     return replace(found, **(fitted | changes))
 

@@ -43,6 +43,12 @@ class SearchResult:
     """What measuring every block on every window would have run."""
 
 
+def check_max_n(num_layers: int, max_n: int) -> None:
+    """Raise PlanError for a largest n to search outside 1 .. L-1."""
+    if not 1 <= max_n <= num_layers - 1:
+        raise PlanError(f"The largest n to search is {max_n}; it must be 1 to {num_layers - 1}.")
+
+
 class Race:
     """The starts of each n = 1 .. max_n that may still be the best; blocks that the config cannot express take no part.
 
@@ -56,8 +62,7 @@ class Race:
         """Let all legal blocks start; raises PlanError for a max_n outside 1 .. L-1."""
         layers = model.num_layers
         limit = layers - 1 if max_n is None else max_n
-        if not 1 <= limit <= layers - 1:
-            raise PlanError(f"The largest n to search is {limit}; it must be 1 to {layers - 1}.")
+        check_max_n(layers, limit)
         rows = {n: [Block(start=s, n=n) for s in range(layers - n + 1)] for n in range(1, limit + 1)}
         self.racing = {n: [b for b in row if model.illegal_reason(b) is None] for n, row in rows.items()}
         self.samples: dict[Block, list[float]] = {block: [] for row in self.racing.values() for block in row}

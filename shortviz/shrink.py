@@ -124,10 +124,15 @@ def shrink(
     return partial(complete=len(steps) == total)
 
 
+def check_layers(num_layers: int, to_layers: int) -> None:
+    """Raise PlanError where a model of so many layers cannot be shrunk to `to_layers`."""
+    if not 1 <= to_layers < num_layers:
+        raise PlanError(f"The model has {num_layers} layers and is to have {to_layers}; give 1 to {num_layers - 1}.")
+
+
 def _check(base: ModelHandle, windows: WindowSet, to_layers: int, method: str) -> None:
     now = base.info.num_layers
-    if not 1 <= to_layers < now:
-        raise PlanError(f"The model has {now} layers and is to have {to_layers}; give 1 to {now - 1}.")
+    check_layers(now, to_layers)
     if method == "linear_replacement":
         raise PlanError("After a linear_replacement no layer more can be cut; choose linear_fold, or another method.")
     check_windows(base, windows)

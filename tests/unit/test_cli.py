@@ -149,7 +149,7 @@ def test_prune_writes_a_checkpoint_that_plain_transformers_loads_and_says_what_w
         ("prune MODEL --start 1 --n 1", "Missing option '--out'"),
         ("measure", "Missing argument 'MODEL'"),
         ("measure MODEL --limit 0", "The row limit is 0; it must be at least 1."),
-        ("measure MODEL --batch-size 0", "The batch size is 0; it must be at least 1."),
+        ("measure MODEL --batch-size 0", "--batch-size is 0; it must be at least 1."),
         ("measure MODEL --criteria cosine", "There is no criterion 'cosine'; choose from angular_last"),
         ("measure MODEL --bos maybe", "--bos is 'maybe'; it must be auto, always or never."),
         ("measure MODEL --text no.txt", "no.txt"),

@@ -55,7 +55,7 @@ REFUSED = [
     (("repair",), "Nothing says what to remove"),
     (("repair", "--remove", "0"), "The cut begins at layer 0"),
     (("repair", "--remove", "2", "--method", "glue"), "There is no repair called 'glue'"),
-    (("repair", "--remove", "2", "--fit-tokens", "64"), "The text has one row"),
+    (("repair", "--remove", "2", "--fit-tokens", "64"), "--fit-tokens is 64; a repair is fitted on some rows"),
     (("repair", "--remove", "2", "--eval-key", "text"), "--eval-key text names a column of a file"),
     (("repair", "--remove", "2", "--eval-text", "a.txt", "--eval-builtin", "passages"), "both name a text"),
     (("shrink", "--to-layers", "6"), "The model has 6 layers and is to have 6; give 1 to 5."),
