@@ -18,15 +18,18 @@ from shortviz.ui.shelves import Inspection
 from shortviz.ui.shown import Shown, measure_job
 from shortviz.ui.words import count, plain, share, size, with_error
 
+_INPUT_WIDTH = 113
+
 
 def block_inputs(num_layers: int) -> None:
     """Say which block is chosen, beside two numbers that choose it: the keyboard's way to what a click does."""
     state = s.session()
     block = s.block(state) or Block(start=0, n=1)
-    words, start, n = st.columns([2.2, 1, 1], vertical_alignment="bottom", gap="small")
-    start.number_input("start", 0, num_layers - 1, value=block.start, key=s.input_key(state, "start"), on_change=_typed)
-    n.number_input("n", 1, num_layers, value=block.n, key=s.input_key(state, "n"), on_change=_typed)
-    words.markdown(f"#### Removes {block}")
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.markdown(f"#### Removes {block}")
+        for name, low, high, value in (("start", 0, num_layers - 1, block.start), ("n", 1, num_layers, block.n)):
+            key = s.input_key(state, name)
+            st.number_input(name, low, high, value=value, key=key, on_change=_typed, width=_INPUT_WIDTH)
 
 
 def _typed() -> None:

@@ -3,7 +3,7 @@
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from shortviz import lesson_charts
+from shortviz import lesson_answer_charts
 from shortviz.ledger import Ledger
 from shortviz.lesson_data import KINDS, LessonData, lesson_data
 from shortviz.map_cells import layer_words
@@ -36,7 +36,11 @@ def healing(words: DeltaGenerator, picture: DeltaGenerator) -> None:
             st.info("The bundled run of this version has no ledger: nothing was repaired or healed in it.")
             return
         ledger = ledgers[chosen]
-        chart(lesson_charts.ledger_figure(ledger, dark=dark()), "learn_bars", lesson_charts.ledger_alt(ledger))
+        chart(
+            lesson_answer_charts.ledger_figure(ledger, dark=dark()),
+            "learn_bars",
+            lesson_answer_charts.ledger_alt(ledger),
+        )
         st.caption(
             f"All on the same {ledger.text.rows} windows of {ledger.text.source}, {ledger.text.tokens:,} tokens."
         )
@@ -68,7 +72,7 @@ def limits(words: DeltaGenerator, picture: DeltaGenerator) -> None:
         st.caption("Written for this lesson, all of them shown, also those that the uncut model gets wrong.")
         for_real("Run a prompt of your own before and after a cut", Block(start=12, n=4), view="Map")
     with picture:
-        figure = lesson_charts.answers_figure(data, kind, dark=dark())
+        figure = lesson_answer_charts.answers_figure(data, kind, dark=dark())
         st.plotly_chart(
             figure,
             theme=None,
@@ -76,9 +80,9 @@ def limits(words: DeltaGenerator, picture: DeltaGenerator) -> None:
             on_select=lambda: _asked(state),
             selection_mode="points",
             config={"displaylogo": False},
-            alt=lesson_charts.answers_alt(data, kind),
+            alt=lesson_answer_charts.answers_alt(data, kind),
         )
-        st.caption(f"A disc is a right answer, a cross a wrong one. {lesson_charts.answers_alt(data, kind)}")
+        st.caption(f"A disc is a right answer, a cross a wrong one. {lesson_answer_charts.answers_alt(data, kind)}")
 
 
 def _continuations(data: LessonData, question: int) -> None:

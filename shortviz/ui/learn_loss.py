@@ -3,7 +3,7 @@
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from shortviz import criteria, lesson_charts, loss_charts
+from shortviz import criteria, lesson_answer_charts, lesson_charts, loss_charts
 from shortviz.curve import curve_from_map
 from shortviz.lesson_data import KINDS, lesson_data
 from shortviz.map_cells import layer_words
@@ -44,7 +44,7 @@ def loss(words: DeltaGenerator, picture: DeltaGenerator) -> None:
         )
     with picture:
         figure = loss_charts.agreement_figure(distances, losses, name, Block(start=int(layer), n=1), dark())
-        figure.update_layout(height=lesson_charts.HEIGHT)
+        figure.update_layout(height=lesson_charts.HEIGHT, font={"family": lesson_charts.FONT, "size": 12})
         st.plotly_chart(
             figure,
             theme=None,
@@ -112,5 +112,5 @@ def curve(words: DeltaGenerator, picture: DeltaGenerator) -> None:
         block = Block(start=start if best is None else best, n=n)
         for_real("Open the curve of all strategies", block, show="measured", view="Curve")
     with picture:
-        figure = lesson_charts.curve_figure(data, curve_from_map(losses, distances, run.model), n, dark=dark())
-        chart(figure, "learn_curve", lesson_charts.curve_alt(data))
+        figure = lesson_answer_charts.curve_figure(data, curve_from_map(losses, distances, run.model), n, dark=dark())
+        chart(figure, "learn_curve", lesson_answer_charts.curve_alt(data))

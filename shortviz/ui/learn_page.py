@@ -96,6 +96,7 @@ def draw() -> None:
             bind="query-params",
             persist_state="session",
             label_visibility="collapsed",
+            wrap=True,
         )
         st.button(
             "Skip to the map", icon=":material/grid_on:", key="learn_skip", type=main_button(), on_click=choose_on_map

@@ -63,7 +63,9 @@ def _left(shown: Shown) -> None:
 
     above = st.container()
     if shown.run is not None or live:
-        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        with st.container(
+            horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="xsmall"
+        ):
             map_view.view_switch()  # before the view that it switches
             share.downloads(shown)
     with above:

@@ -170,6 +170,7 @@ def view_switch() -> None:
         key=s.VIEW,
         bind="query-params",
         label_visibility="collapsed",
+        wrap=True,
     )
 
 

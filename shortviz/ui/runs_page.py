@@ -20,6 +20,13 @@ from shortviz.ui.words import plain
 
 MOST_COMPARED = 4
 _KEY_LENGTH = 12
+_ROW_HEIGHT = 57
+"""Words wrap in rows higher than 4 rem (Streamlit 1.67): long names then leave a phone room for what a run holds."""
+_COLUMNS = {
+    "name": st.column_config.TextColumn(width=150),
+    "model": st.column_config.TextColumn(width=70),
+    "measured": st.column_config.TextColumn(width=110),
+}
 
 
 def draw() -> None:
@@ -68,6 +75,8 @@ def _table(runs: Mapping[str, Run]) -> None:
         hide_index=True,
         on_select=partial(_chosen, f"runs_table_{digest}", keys),
         selection_mode="multi-row",
+        row_height=_ROW_HEIGHT,
+        column_config=_COLUMNS,
         alt=f"{len(runs)} runs: model, text, what was measured, when",
     )
 
@@ -75,11 +84,11 @@ def _table(runs: Mapping[str, Run]) -> None:
 def _row(key: str, run: Run) -> dict[str, object]:
     return {
         "name": name_of(key, run),
+        "measured": _measured(run),
         "model": run.model.id,
         "layers": run.model.num_layers,
         "text": run.text.source,
         "rows": run.distances.samples if run.distances is not None else 0,
-        "measured": _measured(run),
         "when (UTC)": run.created[:16].replace("T", " "),
     }
 

@@ -33,10 +33,10 @@ def buttons(tools: Bench, shown: Shown, block: Block) -> None:
                 st.caption(f":material/info: {words}")
         if ref is not None:
             spec = s.evaluation(state)
-            with st.popover("Copy as Python", icon=":material/code:", width="content"):
-                st.code(snippets.evaluate_python(ref, block, spec, inspect_actions.APP_WINDOWS), language="python")
-            with st.popover("Command", icon=":material/terminal:", width="content"):
-                st.code(snippets.evaluate_command(ref, block, spec, inspect_actions.APP_WINDOWS), language="bash")
+            with st.popover("Copy as code", icon=":material/code:", width="content"):
+                python, command = st.tabs(["Python", "Command"])
+                python.code(snippets.evaluate_python(ref, block, spec, inspect_actions.APP_WINDOWS), language="python")
+                command.code(snippets.evaluate_command(ref, block, spec, inspect_actions.APP_WINDOWS), language="bash")
 
 
 def downloads(shown: Shown) -> None:
@@ -45,7 +45,7 @@ def downloads(shown: Shown) -> None:
     run = shown.run
     if run is None or (run.distances is None and run.losses is None):
         return
-    with st.container(horizontal=True, gap="small", width="content"):
+    with st.container(horizontal=True, gap="xsmall", width="content"):
         if st.button("Figure", key="figure_button", help="SVG or PNG for a paper, drawn by your browser."):
             found = picture(shown, state, s.block(state))
             if found is None:

@@ -94,6 +94,12 @@ def test_the_lessons_and_the_map_fit_a_phone(page: Page, server: AppServer) -> N
         assert chart["x"] >= 0
         assert chart["x"] + chart["width"] <= 390
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, wide
+        options = page.get_by_test_id("stMain").get_by_role("radio")
+        expect(options.first).to_be_visible(timeout=PATIENCE_MS)
+        for option in options.all():
+            box = option.bounding_box()
+            assert box is not None
+            assert box["x"] + box["width"] <= 390, f"{option.inner_text()} is cut off"
     assert heading["y"] >= chart["y"] + chart["height"], "the inspector is below the map"
     assert serious(page) == []
 

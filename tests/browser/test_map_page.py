@@ -33,6 +33,19 @@ def test_the_first_visit_shows_the_bundled_map_whole_in_the_window(page: Page, s
     no_failure(page)
 
 
+def test_map_and_inspector_need_no_scrolling_and_their_buttons_stand_in_one_row_each(
+    page: Page, server: AppServer
+) -> None:
+    page.goto(f"{server.url}/map?start=17&n=9")
+    wait_for_block(page, 17, 9)
+    wait_for_outline(page, 17, 9)
+    for row in (("Figure", "Data", "Code"), ("Repair", "Heal", "Export", "Copy link", "Copy as code")):
+        boxes = [page.get_by_test_id("stMain").get_by_role("button", name=n, exact=True).bounding_box() for n in row]
+        tops = {round(box["y"]) for box in boxes if box is not None}
+        assert len(tops) == 1, f"{row} stand in several rows: {tops}"
+        assert all(box is not None and box["y"] + box["height"] <= 720 for box in boxes), f"{row} is below the window"
+
+
 def test_twenty_clicks_on_a_30_layer_map_all_hit_the_right_cell(page: Page, server: AppServer) -> None:
     page.goto(f"{server.url}/map")
     wait_for_map(page)

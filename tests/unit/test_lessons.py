@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shortviz import lesson_charts
+from shortviz import lesson_answer_charts, lesson_charts
 from shortviz.curve import curve_from_map
 from shortviz.lesson_data import KINDS, LessonData, lesson_data
 from shortviz.lesson_quiz import CRITERION, map_questions, verdict
@@ -105,10 +105,10 @@ def test_every_picture_of_the_lessons_states_its_finding(data: LessonData, run: 
     block = Block(start=12, n=4)
     assert f"{sentence.angle(block):.4f} π" in lesson_charts.angle_alt(sentence, block)
     assert "which is the last token" in lesson_charts.positions_alt(data.positions, block)
-    assert "fact" in lesson_charts.curve_alt(data)
-    assert lesson_charts.answers_alt(data, "copy").startswith("Of 12 copy questions are right: ")
+    assert "fact" in lesson_answer_charts.curve_alt(data)
+    assert lesson_answer_charts.answers_alt(data, "copy").startswith("Of 12 copy questions are right: ")
     curve = curve_from_map(run.losses, run.distances, run.model)
-    assert len(lesson_charts.curve_figure(data, curve, 2).data) == len(KINDS) + 1
+    assert len(lesson_answer_charts.curve_figure(data, curve, 2).data) == len(KINDS) + 1
 
 
 def test_the_arrows_of_the_angle_have_their_true_lengths_and_angle(data: LessonData) -> None:
@@ -121,9 +121,9 @@ def test_the_arrows_of_the_angle_have_their_true_lengths_and_angle(data: LessonD
 
 def test_the_picture_of_a_ledger_has_a_bar_for_every_step() -> None:
     ledger = fixture_ledger()
-    (bars,) = lesson_charts.ledger_figure(ledger).data
-    assert list(bars.x) == [step.label for step in ledger.steps]
-    assert "won back" in lesson_charts.ledger_alt(ledger)
+    (bars,) = lesson_answer_charts.ledger_figure(ledger).data
+    assert [name.replace("<br>", " ") for name in bars.x] == [step.label for step in ledger.steps]
+    assert "won back" in lesson_answer_charts.ledger_alt(ledger)
 
 
 def test_the_numbers_of_the_teachers_sheet_are_those_of_the_bundled_data() -> None:
