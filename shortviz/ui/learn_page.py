@@ -22,7 +22,7 @@ class Lesson:
     draw: Callable[[DeltaGenerator, DeltaGenerator], None]
     """Draws words and controls into the first place, the picture into the second."""
     sources: str
-    """Where the idea comes from, with section numbers; Markdown."""
+    """Where the idea comes from; Markdown. A section number only where the paper's text was looked up (2026-11-24)."""
 
 
 _GROMOV = "[Gromov et al. 2024](https://arxiv.org/abs/2403.17887)"
@@ -34,7 +34,7 @@ LESSONS: Mapping[str, Lesson] = {
     "Stream": Lesson(
         title="A layer adds to the stream",
         draw=learn_stream.stream,
-        sources=f"{_GROMOV}, section 3.1; {_MASSIVE}, section 2; {_SINKS}, section 3.1",
+        sources=f"{_GROMOV}, section 3.1, equation 1; {_MASSIVE}; {_SINKS}, section 3.1",
     ),
     "Angle": Lesson(
         title="How far a block turns a state",
@@ -49,12 +49,12 @@ LESSONS: Mapping[str, Lesson] = {
     "Last token": Lesson(
         title="Why the last token",
         draw=learn_map.last_token,
-        sources=f"{_GROMOV}, section 3.2; {_SHORTGPT}, section 3.2 averages over all tokens instead",
+        sources=f"{_GROMOV}, section 3.2; {_SHORTGPT}, section 3.1, averages over all tokens instead",
     ),
     "Loss": Lesson(
         title="A distance predicts, a loss measures",
         draw=learn_loss.loss,
-        sources=f"{_MASSIVE}, section 2; {_SINKS}, section 3.1; {_GROMOV}, section 4.2",
+        sources=f"{_MASSIVE}; {_SINKS}, section 3.1; {_GROMOV}, section 4.2",
     ),
     "Curve": Lesson(
         title="The more you remove",
@@ -64,7 +64,8 @@ LESSONS: Mapping[str, Lesson] = {
     "Healing": Lesson(
         title="The seam, and what wins back",
         draw=learn_limits.healing,
-        sources=f"{_GROMOV}, section 3.2 and appendix A; [ReplaceMe 2025](https://arxiv.org/abs/2505.02819), section 2",
+        sources=f"{_GROMOV}, section 3.2 and appendix A; "
+        "[ReplaceMe, Shopkhoev et al. 2025](https://arxiv.org/abs/2505.02819), section 2.2",
     ),
     "Limits": Lesson(
         title="What does not come back",

@@ -113,7 +113,10 @@ def _changed() -> None:
 
 
 def _estimate(tools: Bench, state: s.State, ref: ModelRef) -> None:
-    """Show what loading would cost, then the button; the estimate is a job, because it imports the engine."""
+    """Show what loading would cost, then the button; the estimate is a job, because it imports the engine.
+
+    Why a load failed is said by the status line, above every page.
+    """
     if s.estimate_wanted(state):
         s.want_estimate(state, False)
         s.set_job(state, "estimate", actions.start_estimate(tools, ref))
@@ -181,9 +184,6 @@ def _load_button(
         )
         if in_use:
             st.page_link("pages/map.py", label="Go to the map", icon=":material/grid_on:")
-    context = tools.context(load_job.id) if load_job is not None else None
-    if context is not None and context.ref == ref:
-        notes.job_error(load_job)
 
 
 def _load(tools: Bench, ref: ModelRef) -> None:

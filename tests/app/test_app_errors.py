@@ -61,12 +61,22 @@ def truncated(folder: Path) -> str:
     return "model.safetensors"
 
 
+def not_a_number(folder: Path) -> str:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, path, metadata={"format": "pt"})
+    return "NaN"
+
+
 def one_layer(folder: Path) -> str:
     change_config(folder, num_hidden_layers=1)
     return "layer"
 
 
-@pytest.mark.parametrize("spoil", [not_there, encoder_only, remote_code, pickled, truncated, one_layer])
+@pytest.mark.parametrize("spoil", [not_there, encoder_only, remote_code, pickled, truncated, not_a_number, one_layer])
 def test_a_model_that_is_refused_says_why_before_the_button(
     app: Start, copy: Path, spoil: Callable[[Path], str]
 ) -> None:
@@ -80,6 +90,7 @@ def test_a_model_that_is_refused_says_why_before_the_button(
     assert failed.state == "failed"
     assert not failed.error_is_ours, failed.traceback
     assert any(word in error for error in page.errors), page.errors
+    assert len(page.errors) == 1, "said once, not above the page and again beside the button"
     assert "No model loaded" in page.words
     assert page.page("map").at.get("plotly_chart") or "No model" in page.words
 
