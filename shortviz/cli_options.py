@@ -182,13 +182,18 @@ class TaskOptions:
     first_label: Annotated[int, typer.Option(help="--tasks: the number that labels the first choice, 0 or 1.")] = 0
     prompt: Annotated[str, typer.Option(help="--tasks: what the model reads before a choice.")] = "{question}"
     task_limit: Annotated[int | None, typer.Option(help="--tasks: at most this many questions.")] = None
+    task_subset: Annotated[str | None, typer.Option(help="--tasks: subset (configuration) of a data set.")] = None
+    task_split: Annotated[str | None, typer.Option(help="--tasks: split of a data set.  [default: validation]")] = None
 
     def task(self) -> TaskSpec | None:
         """Return the questions that are asked for, None without --tasks; raises TextError for a bad option."""
         if self.tasks is None:
             return None
+        is_file = names_file(self.tasks)
+        if is_file and (self.task_subset is not None or self.task_split is not None):
+            raise TextError(f"--task-subset and --task-split belong to a data set; {self.tasks} is a file.")
         return TaskSpec(
-            kind="file" if Path(self.tasks).exists() or Path(self.tasks).suffix else "dataset",
+            kind="file" if is_file else "dataset",
             value=self.tasks,
             question=self.question,
             choices=tuple(name.strip() for name in self.choices.split(",")),
@@ -196,7 +201,15 @@ class TaskOptions:
             first_label=self.first_label,
             prompt=self.prompt,
             limit=self.task_limit,
+            subset=self.task_subset,
+            split=self.task_split or "validation",
         )
+
+
+def names_file(text: str) -> bool:
+    """Tell a file of questions from a data set: ids of the hub may end in a version, as org/rows-v1.5 does."""
+    suffix = Path(text).suffix[1:]
+    return Path(text).is_file() or (suffix.isalpha() and not Path(text).is_dir())
 
 
 def plan_file(path: Path) -> tuple[int, ...]:

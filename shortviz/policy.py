@@ -22,6 +22,7 @@ _FOLDER_FIELDS = ("folder", "out", "path", "checkpoint")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _LARGEST = 1e9
 _DEEPEST = 6
+_MOST_CHOICES = 26
 
 
 def check(rules: Settings, *asked: Any) -> None:
@@ -211,6 +212,10 @@ def _check_task(rules: Settings, spec: TaskSpec) -> None:
         _check_upload(rules, Path(spec.value))
     else:
         _check_dataset(rules, spec.value)
+    for value in (spec.question, *spec.choices, spec.label, spec.prompt, spec.subset or "", spec.split):
+        _check_characters(rules, "name", value)
+    if len(spec.choices) > _MOST_CHOICES:
+        raise PolicyError(f"This hosted demo takes at most {_MOST_CHOICES} columns of choices; name fewer.")
     if spec.limit is None or spec.limit > rules.max_rows:
         raise PolicyError(f"This hosted demo scores at most {rules.max_rows} questions; set a limit.")
 

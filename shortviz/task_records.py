@@ -46,7 +46,7 @@ class TaskRow:
     """One multiple-choice question."""
 
     where: str
-    """Its place in the source for people, e.g. `row 3` (from 0) or, in a .jsonl file, `line 4` (from 1)."""
+    """Its place in the source for people, e.g. `row 3 (from 0)` or, in a .jsonl file, `line 4` (from 1)."""
     context: str
     """What the model reads before a choice."""
     choices: tuple[str, ...]

@@ -1,28 +1,32 @@
 """TaskSpec -> TaskRows: multiple-choice questions from a local file or a hub data set, each row checked.
 
-No torch. The places named in errors are those of `text_sources`: lines of a .jsonl file from 1, other rows from 0.
+No torch. The places named in errors are those of `text_sources`: lines of a .jsonl file from 1, other rows from 0;
+choices are counted as people count, the 1st and the 2nd.
 """
 
 import hashlib
 import json
 import reprlib
 import string
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shortviz.errors import TextError
+from shortviz.errors import Stopped, TextError
 from shortviz.records import TaskRow, TaskRows, TaskSpec
 from shortviz.text_datasets import DEFAULT_ROWS, dataset_columns
 from shortviz.text_sources import check_file, csv_columns, json_objects, missing_column, parquet_columns
+from shortviz.words import nth
 
 OPTIONS = "--question, --choices and --label"
 """What a person chooses columns with; named in errors."""
 
 
-def read_task(spec: TaskSpec) -> TaskRows:
+def read_task(spec: TaskSpec, *, stop: threading.Event | None = None) -> TaskRows:
     """Return at most `spec.limit` questions (640 of a data set where it is None), in order.
 
     A label is, in this order: the label that {"text": [...], "label": [...]} gives a choice; an integer, or a text of
@@ -32,11 +36,18 @@ def read_task(spec: TaskSpec) -> TaskRows:
     Raises:
         TextError: the source cannot be read, has no such column, or a row is no question (the row is named).
         ResourceError: a data set cannot be reached.
+        Stopped: `stop` was set; it is looked at before each row.
     """
     columns = _columns(spec)
     source, values = _read(spec, columns)
-    rows = tuple(_row(spec, where, dict(zip(columns, row, strict=True))) for where, row in values)
-    return TaskRows(rows=rows, source=source, fingerprint=_fingerprint(rows, spec.delimiter), delimiter=spec.delimiter)
+    rows = []
+    with closing(values):  # and with it the file, whatever is still held by an error's traceback
+        for where, row in islice(values, spec.limit or (DEFAULT_ROWS if spec.kind == "dataset" else None)):
+            if stop is not None and stop.is_set():
+                raise Stopped("Reading the questions was stopped; nothing was chosen.")
+            rows.append(_row(spec, where, dict(zip(columns, row, strict=True))))
+    fingerprint = _fingerprint(rows, spec.delimiter)
+    return TaskRows(rows=tuple(rows), source=source, fingerprint=fingerprint, delimiter=spec.delimiter)
 
 
 def _columns(spec: TaskSpec) -> tuple[str, ...]:
@@ -47,7 +58,7 @@ def _columns(spec: TaskSpec) -> tuple[str, ...]:
     return columns
 
 
-_Values = Iterator[tuple[str, Sequence[Any]]]
+_Values = Generator[tuple[str, Sequence[Any]], None, None]
 
 
 def _read(spec: TaskSpec, columns: Sequence[str]) -> tuple[str, _Values]:
@@ -57,7 +68,7 @@ def _read(spec: TaskSpec, columns: Sequence[str]) -> tuple[str, _Values]:
         limit = spec.limit or DEFAULT_ROWS
         subset = f", subset {spec.subset}" if spec.subset else ""
         source = f"data set {spec.value}{subset}, split {spec.split}, {named}, first {limit} rows"
-        return source, _numbered(islice(dataset_columns(spec, columns, OPTIONS), limit))
+        return source, _numbered(dataset_columns(spec, columns, OPTIONS))
     path = Path(spec.value).expanduser()
     check_file(path)
     suffix = path.suffix.lower()
@@ -69,11 +80,11 @@ def _read(spec: TaskSpec, columns: Sequence[str]) -> tuple[str, _Values]:
         values = _numbered(parquet_columns(path, columns, OPTIONS))
     else:
         raise TextError(f"{path} is not a table of questions; give a .jsonl, .csv or .parquet file.")
-    return f"file {path.name}, {named}", islice(values, spec.limit)
+    return f"file {path.name}, {named}", values
 
 
 def _numbered(rows: Iterator[Sequence[Any]]) -> _Values:
-    return ((f"row {number}", row) for number, row in enumerate(rows))
+    return ((f"row {number} (from 0)", row) for number, row in enumerate(rows))
 
 
 def _jsonl(path: Path, columns: Sequence[str]) -> _Values:
@@ -121,11 +132,11 @@ def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> _Choices:
     if len(texts) < 2:
         count = "one choice" if len(texts) else "no choices"
         raise TextError(f"There {'is' if len(texts) else 'are'} {count} in {where}; a question needs at least two.")
-    for number, text in enumerate(texts):
+    for index, text in enumerate(texts):
         if text is None or (isinstance(text, str) and not text.strip()):
-            raise TextError(f"Choice {number} in {where} is empty; give each choice a text or remove the row.")
+            raise TextError(f"The {nth(index)} choice in {where} is empty; give each choice a text or remove the row.")
         if not isinstance(text, str):
-            raise TextError(f"Choice {number} in {where} is {_shown(text)}, not text; put it in quotes.")
+            raise TextError(f"The {nth(index)} choice in {where} is {_shown(text)}, not text; put it in quotes.")
     if own and len(own) != len(texts):
         raise TextError(f"There are {len(texts)} choices but {len(own)} labels for them in {where}; mend the row.")
     return _Choices(texts=tuple(texts), own=tuple(map(str, own)))
@@ -171,7 +182,7 @@ class _Label:
         if not meanings:
             raise TextError(self._unknown(value))
         if len(meanings) > 1:
-            listed = " and ".join(f"choice {index}" for index in sorted(meanings))
+            listed = " and ".join(f"the {nth(index)} choice" for index in sorted(meanings))
             raise TextError(
                 f"The label {value!r} in {self.where} can mean {listed} (a number or letter, or a choice's text); "
                 "use whole numbers as labels."

@@ -106,6 +106,7 @@ def _problem(spec: TextSpec | TaskSpec, error: Exception) -> ShortvizError:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     name = spec.value
+    subset, split = ("--task-subset", "--task-split") if isinstance(spec, TaskSpec) else ("--subset", "--split")
     text = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, GatedRepoError) or "is a gated dataset" in text:
         return TextError(f"Data set {name} is gated; accept its terms on the hub and log in with `hf auth login`.")
@@ -118,13 +119,13 @@ def _problem(spec: TextSpec | TaskSpec, error: Exception) -> ShortvizError:
             f"Data set {name} needs code of its own, which is never run; choose one with plain data files."
         )
     if "Config name is missing" in text:
-        return TextError(f"Data set {name} has several subsets; choose one with --subset ({_available(text)}).")
+        return TextError(f"Data set {name} has several subsets; choose one with {subset} ({_available(text)}).")
     if "BuilderConfig" in text and "not found" in text:
         return TextError(
-            f"Data set {name} has no subset {spec.subset!r}; choose one with --subset ({_available(text)})."
+            f"Data set {name} has no subset {spec.subset!r}; choose one with {subset} ({_available(text)})."
         )
     if "Bad split" in text:
-        return TextError(f"Data set {name} has no split {spec.split!r}; choose one with --split ({_available(text)}).")
+        return TextError(f"Data set {name} has no split {spec.split!r}; choose one with {split} ({_available(text)}).")
     return _network_problem(name, error) or TextError(
         f"Data set {name} cannot be read ({text[:300] or type(error).__name__}); try another one."
     )

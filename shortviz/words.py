@@ -25,6 +25,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def nth(index: int) -> str:
+    """Return how people count what has an index from 0: `1st` for 0, `12th` for 11."""
+    number = index + 1
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number % 100 not in (11, 12, 13) else "th"
+    return f"{number}{ending}"
+
+
 def plus_minus(value: float, error: float | None, form: str) -> str:
     """Return `69.1 +- 1.9`, both in `form`; `69.1` alone where one sample gives no error."""
     if error is None or math.isnan(error):

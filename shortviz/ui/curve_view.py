@@ -9,7 +9,7 @@ from shortviz.errors import PlanError
 from shortviz.job_state import JobState
 from shortviz.planning import parse_layers
 from shortviz.records import BlockDistances, BlockLosses, ModelInfo
-from shortviz.ui import notes, task_actions, task_view
+from shortviz.ui import notes, task_actions, task_picker, task_view
 from shortviz.ui import state as s
 from shortviz.ui.measured import missing
 from shortviz.ui.resources import Bench
@@ -77,7 +77,7 @@ def _loss(curve: RemovalCurve, *, perplexity: bool) -> None:
 
 
 def _accuracy(bench: Bench, shown: Shown, curve: RemovalCurve) -> None:
-    rows = task_view.chosen_rows(bench)
+    rows = task_picker.chosen_rows(bench)
     kept = shown.run.tasks if shown.run is not None else ()
     fingerprint = rows.fingerprint if rows is not None else (kept[-1].fingerprint if kept else "")
     scores = list(kept)
@@ -122,8 +122,8 @@ def _start_greedy(bench: Bench, shown: Shown, layers: int) -> None:
 
 def _task_button(bench: Bench, shown: Shown, curve: RemovalCurve, job: JobState | None) -> None:
     with st.popover("Accuracy", icon=":material/quiz:", disabled=shown.handle is None):
-        task_view.picker(bench, key="curve")
-        rows = task_view.chosen_rows(bench)
+        task_picker.picker(bench, key="curve")
+        rows = task_picker.chosen_rows(bench)
         if rows is None:
             return
         known = strategies_of(curve)
@@ -153,7 +153,7 @@ def _task_button(bench: Bench, shown: Shown, curve: RemovalCurve, job: JobState 
 
 def _cost(bench: Bench, shown: Shown, models: int, questions: int) -> str:
     """Return what scoring costs, in seconds too where these questions were scored before."""
-    rows = task_view.chosen_rows(bench)
+    rows = task_picker.chosen_rows(bench)
     uncut = task_actions.known_score(bench, shown.ref, shown.run, (), rows) if rows is not None else None
     time = f", about {duration(models * uncut.seconds)} at most" if uncut is not None and uncut.seconds else ""
     return f"{questions:,} questions with each of {models} models that have no score yet{time}."

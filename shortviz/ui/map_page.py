@@ -13,7 +13,7 @@ from shortviz.ui.shown import Shown, live_losses, live_map, look, measure_job, s
 TICK_SECONDS = 1.0
 """A changed figure remounts the chart, and a click in that moment is lost: not oftener than a person needs."""
 INSPECT_TICK_SECONDS = 0.3
-KINDS = ("measure", "losses", "texts", "greedy", "tasks")
+KINDS = ("measure", "losses", "texts", "greedy", "tasks", "questions")
 """Jobs whose progress the left side shows."""
 
 
@@ -129,7 +129,8 @@ def _right(shown: Shown, model: ModelInfo) -> None:
     follow = tools.inspecting(shown.ref, block, s.evaluation(state), own) or own
     job = tools.state(follow)
     live = job is not None and job.live
-    scoring = "tasks" in _live_kinds(shown)  # its end is seen on the left, which redraws the page
+    # The end of these is seen on the left, which redraws the page.
+    scoring = not {"tasks", "questions"}.isdisjoint(_live_kinds(shown))
 
     @st.fragment(run_every=INSPECT_TICK_SECONDS if live else (TICK_SECONDS if scoring else None))
     def right() -> None:

@@ -1,5 +1,6 @@
 """Task accuracy and greedy removal as jobs; torch is imported in the background thread."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,29 @@ from shortviz.settings import settings
 from shortviz.ui.resources import Bench, JobContext
 
 
-def rows_of(bench: Bench, spec: TaskSpec) -> TaskRows:
+def rows_of(bench: Bench, spec: TaskSpec, stop: threading.Event | None = None) -> TaskRows:
     """Return the questions, read once as long as their file stays as it is; raises TextError for a bad one."""
     from shortviz.task_rows import read_task
 
     file = Path(spec.value).expanduser()
     stamp = file.stat().st_mtime_ns if spec.kind == "file" and file.is_file() else 0
-    return bench.questions.get((spec, stamp)) or bench.questions.put((spec, stamp), read_task(spec))
+    return bench.questions.get((spec, stamp)) or bench.questions.put((spec, stamp), read_task(spec, stop=stop))
+
+
+def fetched_rows(bench: Bench, spec: TaskSpec) -> TaskRows | None:
+    """Return the questions of a data set where they were fetched; asks no network."""
+    return bench.questions.get((spec, 0))
+
+
+def start_fetching(bench: Bench, ref: ModelRef, spec: TaskSpec) -> str:
+    """Fetch the questions of a data set, to be scored with this model; the result is their number."""
+
+    def work(control: JobControl) -> int:
+        control.on_progress(Progress(stage="fetch the questions", done=0, total=1, unit="steps"))
+        return len(rows_of(bench, spec, stop=control.stop).rows)
+
+    context = JobContext(kind="questions", ref=ref, task=spec)
+    return bench.submit(context, f"Questions of {spec.value}", work, lane="inspect")
 
 
 def known_score(
@@ -35,7 +52,7 @@ def start_tasks(bench: Bench, ref: ModelRef, spec: TaskSpec, plans: Sequence[tup
 
     def work(control: JobControl) -> int:
         control.on_progress(Progress(stage="read questions", done=0, total=1, unit="steps"))
-        rows = rows_of(bench, spec)
+        rows = rows_of(bench, spec, stop=control.stop)
         handle = bench.models.load(ref, control)
         from shortviz.curve_scoring import score_plans
 

@@ -101,8 +101,12 @@ def _inputs(role: str, spec: TextSpec) -> TextSpec | None:
 
 def _kinds() -> list[str]:
     """Return the sources that there are: where the app is hosted, data sets only where some are offered."""
-    rules = settings()
-    return [kind for kind in KINDS if kind != "dataset" or rules.allowed_datasets or not rules.is_hosted]
+    return [kind for kind in KINDS if kind != "dataset" or offers_datasets()]
+
+
+def offers_datasets() -> bool:
+    """Return whether data sets of the hub may be read here."""
+    return bool(settings().allowed_datasets) or not settings().is_hosted
 
 
 def _value(spec: TextSpec, kind: str) -> str:

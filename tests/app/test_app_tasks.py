@@ -1,6 +1,7 @@
 """Questions in the inspector and on the curve, and greedy removal on the page."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,49 @@ def test_greedy_removal_on_another_text_than_the_map_is_refused(measured: App) -
     job = page.finish("greedy")
     assert job.state == "failed"
     assert "choose that text again, or measure the map anew" in page.errors[0]
+
+
+def name_dataset(page: App, dataset: str, choices: str = "sol1, sol2", split: str = "train") -> App:
+    page.at.segmented_control(key="inspector_task_source").set_value("dataset")
+    page.run()
+    page.at.text_input(key="inspector_task_dataset").set_value(dataset)
+    page.at.text_input(key="inspector_task_split").set_value(split)
+    page.at.text_input(key="inspector_question").set_value("goal")
+    page.at.text_input(key="inspector_choices").set_value(choices)
+    return page.run().click("inspector_use")
+
+
+def test_questions_of_a_data_set_are_fetched_in_a_job_and_scored(measured: App, tools: Bench, questions: Path) -> None:
+    folder = questions.parent / "rows"
+    folder.mkdir()
+    questions.rename(folder / "train.jsonl")
+    page = name_dataset(measured, str(folder))
+    job = page.finish("questions")
+    assert (job.state, job.result) == ("done", 3), job.error
+    assert f"Chosen: 3 questions of data set {folder}, split train, columns goal, sol1, sol2, label" in page.words
+    page.click("score_block")
+    assert page.finish("tasks").state == "done"
+    assert "Accuracy, uncut → cut" in page.words
+
+
+def test_a_data_set_that_cannot_be_read_is_told_with_the_names_of_the_form(measured: App, questions: Path) -> None:
+    folder = questions.parent / "rows"
+    folder.mkdir()
+    questions.rename(folder / "train.jsonl")
+    page = name_dataset(measured, str(folder), split="test")
+    assert page.finish("questions").state == "failed"
+    assert any("has no split 'test'; choose one in the split above" in error for error in page.errors), page.errors
+    page = name_dataset(page, str(folder), choices="options")
+    assert page.finish("questions").state == "failed"
+    assert any("no column 'options'" in error and "in the columns above" in error for error in page.errors), page.errors
+    assert not [button for button in page.at.button if button.key == "score_block"]
+
+
+def test_a_data_set_waits_for_a_model(app: Callable[..., App]) -> None:
+    page = app()
+    page.at.segmented_control(key="inspector_task_source").set_value("dataset")
+    page.run()
+    page.at.text_input(key="inspector_task_dataset").set_value("org/rows")
+    page.run()
+    assert page.at.button(key="inspector_use").disabled
+    assert page.at.button(key="inspector_use").help.startswith("Load a model first")

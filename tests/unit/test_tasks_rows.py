@@ -93,8 +93,8 @@ def test_a_label_that_can_mean_two_choices_is_refused(tmp_path: Path) -> None:
     digits = {**LIST, "choices": ["1", "2", "3"]}
     assert read(tmp_path, {**digits, "label": 1}).rows[0].label == 1
     assert refusal(tmp_path, {**digits, "label": "1"}) == (
-        "The label '1' in line 1 of rows.jsonl can mean choice 0 and choice 1 (a number or letter, or a choice's "
-        "text); use whole numbers as labels."
+        "The label '1' in line 1 of rows.jsonl can mean the 1st choice and the 2nd choice (a number or letter, or a "
+        "choice's text); use whole numbers as labels."
     )
 
 
@@ -117,7 +117,7 @@ def test_csv_and_parquet_give_the_same_questions_as_json_lines(tmp_path: Path) -
             (r.context, r.choices, r.label) for r in expected.rows
         ]
         assert task.fingerprint == expected.fingerprint
-        assert [r.where for r in task.rows] == ["row 0", "row 1"]
+        assert [r.where for r in task.rows] == ["row 0 (from 0)", "row 1 (from 0)"]
 
 
 def test_parquet_holds_lists_and_labelled_choices(tmp_path: Path) -> None:
@@ -158,13 +158,13 @@ NO_LABEL = (
         ({"choices": []}, "There are no choices in line 2 of rows.jsonl; a question needs at least two."),
         (
             {"choices": ["down", " ", "left"]},
-            "Choice 1 in line 2 of rows.jsonl is empty; give each choice a text or remove the row.",
+            "The 2nd choice in line 2 of rows.jsonl is empty; give each choice a text or remove the row.",
         ),
         (
             {"choices": ["a", None]},
-            "Choice 1 in line 2 of rows.jsonl is empty; give each choice a text or remove the row.",
+            "The 2nd choice in line 2 of rows.jsonl is empty; give each choice a text or remove the row.",
         ),
-        ({"choices": ["a", 4]}, "Choice 1 in line 2 of rows.jsonl is 4 (int), not text; put it in quotes."),
+        ({"choices": ["a", 4]}, "The 2nd choice in line 2 of rows.jsonl is 4 (int), not text; put it in quotes."),
         (
             {"choices": "down"},
             "The choices in line 2 of rows.jsonl are 'down' (str) (column 'choices'), not a list; name a column that "
@@ -209,10 +209,10 @@ def test_an_empty_field_of_a_csv_file_is_named_by_its_row(tmp_path: Path) -> Non
     path = tmp_path / "rows.csv"
     spec = TaskSpec(kind="file", value=str(path), choices=("a", "b"))
     path.write_text("question,a,b,label\nUp?,sky,floor,0\nDown?,sky,,1\n")
-    with pytest.raises(TextError, match=r"^Choice 1 in row 1 of rows\.csv is empty; give each choice a text or "):
+    with pytest.raises(TextError, match=r"^The 2nd choice in row 1 \(from 0\) of rows\.csv is empty; give each "):
         read_task(spec)
     path.write_text("question,a,b,label\nUp?,sky,floor,0\nDown?,sky,floor,\n")
-    with pytest.raises(TextError, match=r"^There is no label in row 1 of rows\.csv \(column 'label'\); "):
+    with pytest.raises(TextError, match=r"^There is no label in row 1 \(from 0\) of rows\.csv \(column 'label'\); "):
         read_task(spec)
 
 
@@ -270,7 +270,7 @@ def test_a_folder_of_data_files_is_read_like_a_data_set(tmp_path: Path) -> None:
     rows = "".join(json.dumps({**LIST, "extra": i}) + "\n" for i in range(5))
     (folder / "validation.jsonl").write_text(rows)
     task = read_task(TaskSpec(kind="dataset", value=str(folder), limit=3))
-    assert [row.where for row in task.rows] == ["row 0", "row 1", "row 2"]
+    assert [row.where for row in task.rows] == ["row 0 (from 0)", "row 1 (from 0)", "row 2 (from 0)"]
     assert task.rows[0].choices == ("down", "sky", "left")
     assert task.source == f"data set {folder}, split validation, columns question, choices, label, first 3 rows"
     with pytest.raises(TextError, match=r"it has: question, choices, label, extra\. Choose one of them with --quest"):
