@@ -27,17 +27,24 @@ def can_sign_in(rules: Settings) -> bool:
     return bool(known) and importlib.util.find_spec("authlib") is not None
 
 
+def host_names(rules: Settings) -> tuple[str, ...]:
+    """Return the names that a hosted server answers to; () is any, where its owner has not said by which it is reached.
+
+    The name it is reached by, and this machine for health checks: any other Host is somebody's rebinding.
+    """
+    return (rules.public_host.lower(), "localhost", "127.0.0.1") if rules.is_hosted and rules.public_host else ()
+
+
 def server_command(rules: Settings, root: Path, host: str, port: int) -> list[str]:
     """Return the command that serves the app whose files are in `root`."""
-    page = root / ("asgi_app.py" if can_sign_in(rules) else "app.py")
+    page = root / ("asgi_app.py" if rules.is_hosted or can_sign_in(rules) else "app.py")
     options = {"server.address": host, "server.port": str(port), "server.headless": "true"}
     if rules.is_hosted:
         options |= {**HOSTED_OPTIONS, "server.maxUploadSize": str(rules.max_upload_mb)}
     command = [sys.executable, "-m", "streamlit", "run", str(page)]
     command += [f"--{name}={value}" for name, value in options.items()]
+    command += [f"--server.allowedHosts={name}" for name in host_names(rules)]
     if rules.is_hosted and rules.public_host:
-        # The name it is reached by, and this machine for health checks: any other Host is somebody's rebinding.
-        command += [f"--server.allowedHosts={name}" for name in (rules.public_host, "localhost", "127.0.0.1")]
         command.append(f"--browser.serverAddress={rules.public_host}")
     return command
 
