@@ -11,7 +11,7 @@ from shortviz.planning import layers_text
 from shortviz.recipes import loading_python, mergekit_yaml, reproduce_command, reproduce_python
 from shortviz.records import ExportReport, ModelInfo, ModelRef, PrunePlan
 from shortviz.settings import settings
-from shortviz.ui import export_actions, export_choice, inspector, notes, push_view
+from shortviz.ui import export_actions, export_choice, inspector, notes, push_view, visit
 from shortviz.ui import state as s
 from shortviz.ui.looks import main_button
 from shortviz.ui.proof_view import checklist, report_lines
@@ -74,7 +74,7 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
         persist_state="session",
     )
     name = export_choice.name_of(model, removed, methods)
-    s.suggest_folder(state, str(Path.home() / "shortviz-exports" / name))
+    visit.suggest_folder(state, str(Path.home() / "shortviz-exports" / name))
     if target == "hub":
         st.caption("Written and proved here first; then you say in which repository it goes.")
     if target == "folder":

@@ -6,7 +6,7 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from shortviz.job_state import JobState
-from shortviz.ui import actions, notes, warm
+from shortviz.ui import actions, notes, visit, warm
 from shortviz.ui import state as s
 from shortviz.ui.address import VIEW_PARAMETERS, follow_address, linked, read_address, went_back, write_address
 from shortviz.ui.resources import Bench, bench
@@ -44,17 +44,17 @@ def open_page(page: StreamlitPage) -> None:
     An address without a page opens on Learn; one that carries a view of the map goes to the map.
     """
     state = s.session()
-    if not s.begun(state):
-        s.begin(state)
+    if not visit.begun(state):
+        visit.begin(state)
         parameters = linked()
         read_address(bench(), state, parameters)
         if page.url_path == "" and any(key in VIEW_PARAMETERS for key in parameters):
             st.switch_page("pages/map.py", query_params=parameters)
     elif went_back():
         follow_address(bench(), state, linked())
-    s.frame(state)
-    s.keep_prompt(state)
-    told = s.notice(state)
+    visit.frame(state)
+    visit.keep_prompt(state)
+    told = visit.notice(state)
     if told:
         notes.problem(told)
     status_line()
@@ -66,7 +66,7 @@ def inside(draw: Callable[[], None]) -> None:
     A server that has not run app.py yet answers a link to a page by running that file alone, because Streamlit 1.67
     takes a folder `pages/` for its old kind of multipage app until st.navigation was called once. Call it, begin anew.
     """
-    if not s.take_frame(s.session()):
+    if not visit.take_frame(s.session()):
         navigation()
         st.rerun()
     draw()

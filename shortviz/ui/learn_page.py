@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from shortviz.ui import learn_limits, learn_loss, learn_map, learn_stream
+from shortviz.ui import learn_limits, learn_loss, learn_map, learn_stream, visit
 from shortviz.ui import state as s
 from shortviz.ui.learn_parts import choose_on_map
 from shortviz.ui.looks import main_button
@@ -82,7 +82,7 @@ def draw() -> None:
         st.info("This installation does not carry the bundled run that the lessons show; make it with `make example`.")
         return
     state = s.session()
-    target = s.take_target(state)
+    target = visit.take_target(state)
     if target:
         st.switch_page(target, query_params={})  # the default refuses to drop parameters that widgets hold
     if state.get(s.STEP) not in LESSONS:  # buttons set it too, so the widget may have no default of its own

@@ -9,6 +9,7 @@ import streamlit as st
 from shortviz.errors import ShortvizError
 from shortviz.records import Block, BlockDistances, BlockLosses, Run
 from shortviz.ui import state as s
+from shortviz.ui import visit
 from shortviz.ui.resources import bench
 from shortviz.ui.selection import checked_block
 from shortviz.ui.shelves import EXAMPLE
@@ -68,7 +69,7 @@ def choose_on_map(block: Block | None = None, view: Mapping[str, str] | None = N
         s.set_block(state, block)
     for key, value in (view or {}).items():
         state[key] = value
-    s.leave_for(state, "pages/map.py")
+    visit.leave_for(state, "pages/map.py")
 
 
 def for_real(label: str, block: Block | None = None, **view: str) -> None:

@@ -5,7 +5,7 @@ import streamlit as st
 from shortviz.job_state import JobState
 from shortviz.records import ModelEstimate, ModelRef
 from shortviz.settings import settings
-from shortviz.ui import actions, notes, text_picker
+from shortviz.ui import actions, notes, text_picker, visit
 from shortviz.ui import state as s
 from shortviz.ui.address import DTYPES
 from shortviz.ui.looks import main_button
@@ -47,7 +47,7 @@ def _prefill(state: s.State) -> None:
     state[s.MODEL_ID] = "" if ref.id in names else ref.id
     state[s.REVISION], state[s.DTYPE], state[s.DEVICE] = ref.revision or "", ref.dtype, ref.device
     if ref.id == "demo":
-        s.want_estimate(state)
+        visit.want_estimate(state)
 
 
 def presets() -> list[str]:
@@ -108,7 +108,7 @@ def _model_inputs(state: s.State) -> ModelRef | None:
 
 
 def _changed() -> None:
-    s.want_estimate(s.session())
+    visit.want_estimate(s.session())
     st.rerun()  # the whole page, not only the fragment that the widget is in
 
 
@@ -117,8 +117,8 @@ def _estimate(tools: Bench, state: s.State, ref: ModelRef) -> None:
 
     Why a load failed is said by the status line, above every page.
     """
-    if s.estimate_wanted(state):
-        s.want_estimate(state, False)
+    if visit.estimate_wanted(state):
+        visit.want_estimate(state, False)
         s.set_job(state, "estimate", actions.start_estimate(tools, ref))
     job_id = s.job(state, "estimate")
     context = tools.context(job_id or "")

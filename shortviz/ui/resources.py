@@ -17,6 +17,7 @@ from shortviz.memory import free_bytes
 from shortviz.records import Block, Evaluation, ModelRef, TaskRows, TaskScore, TaskSpec, TextSpec
 from shortviz.settings import settings
 from shortviz.ui import state as s
+from shortviz.ui import visit
 from shortviz.ui.shelves import ModelShelf, RunShelf, Shelf
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _import_whole(context: JobContext) -> None:
 
 def _session() -> str:
     """Return the secret name of the session whose script this is; "" outside of one."""
-    return s.owner(s.session()) if get_script_run_ctx(suppress_warning=True) is not None else ""
+    return visit.owner(s.session()) if get_script_run_ctx(suppress_warning=True) is not None else ""
 
 
 def _is_own(job: JobState) -> bool:

@@ -12,7 +12,7 @@ from shortviz.run_files import file_name, pack_run, unpack_run
 from shortviz.run_library import MOST_CHARACTERS
 from shortviz.runs import EXAMPLES
 from shortviz.settings import settings
-from shortviz.ui import compare_view
+from shortviz.ui import compare_view, visit
 from shortviz.ui import state as s
 from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench, bench
@@ -32,11 +32,11 @@ _COLUMNS = {
 def draw() -> None:
     """Draw the page."""
     tools, state = bench(), s.session()
-    target = s.take_target(state)
+    target = visit.take_target(state)
     if target:
         st.switch_page(target, query_params={})
     runs = tools.runs.listed()
-    s.pick_runs(state, [key for key in s.picked_runs(state) if key in runs])
+    visit.pick_runs(state, [key for key in visit.picked_runs(state) if key in runs])
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Runs")
         if not settings().is_hosted:
@@ -51,7 +51,7 @@ def draw() -> None:
         max_selections=MOST_COMPARED,
         placeholder="Choose one to open it, or several to compare them",
     )
-    picked = [key for key in s.picked_runs(state) if key in runs]
+    picked = [key for key in visit.picked_runs(state) if key in runs]
     if picked:
         _buttons(tools, runs, picked)
     if len(picked) > 1:
@@ -106,7 +106,7 @@ def _measured(run: Run) -> str:
 def _chosen(table: str, keys: list[str]) -> None:
     state = s.session()
     rows = state[table]["selection"]["rows"]
-    s.pick_runs(state, [keys[row] for row in rows if 0 <= row < len(keys)][:MOST_COMPARED])
+    visit.pick_runs(state, [keys[row] for row in rows if 0 <= row < len(keys)][:MOST_COMPARED])
 
 
 def _buttons(tools: Bench, runs: Mapping[str, Run], picked: list[str]) -> None:
@@ -157,13 +157,13 @@ def _save_name(tools: Bench, key: str) -> None:
     try:
         tools.runs.rename(key, str(state.get(f"name_of_{key}", "")))
     except ShortvizError as error:
-        s.tell(state, str(error))
+        visit.tell(state, str(error))
 
 
 def _open(key: str) -> None:
     state = s.session()
     s.open_run(state, key)
-    s.leave_for(state, "pages/map.py")
+    visit.leave_for(state, "pages/map.py")
 
 
 def _remove(tools: Bench, names: Mapping[str, str]) -> None:
@@ -173,14 +173,14 @@ def _remove(tools: Bench, names: Mapping[str, str]) -> None:
         try:
             removed[tools.runs.remove(key)] = name
         except ShortvizError as error:
-            s.tell(state, str(error))
+            visit.tell(state, str(error))
         if s.run_key(state) == key:
             s.leave_run(state)
     state[s.REMOVED] = removed
 
 
 def _undo(tools: Bench) -> None:
-    removed = s.removed_runs(s.session())
+    removed = visit.removed_runs(s.session())
     if not removed:
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -190,11 +190,11 @@ def _undo(tools: Bench) -> None:
 
 def _bring_back(tools: Bench) -> None:
     state = s.session()
-    for token in s.removed_runs(state):
+    for token in visit.removed_runs(state):
         try:
             tools.runs.restore(token)
         except ShortvizError as error:
-            s.tell(state, str(error))
+            visit.tell(state, str(error))
     state[s.REMOVED] = {}
 
 
@@ -218,6 +218,6 @@ def _imported(tools: Bench) -> None:
     try:
         key = tools.runs.add(unpack_run(upload.getvalue(), f"The file {upload.name[:80]}"))
     except ShortvizError as error:
-        s.tell(state, str(error))
+        visit.tell(state, str(error))
         return
-    s.pick_runs(state, [key])
+    visit.pick_runs(state, [key])

@@ -1,4 +1,4 @@
-"""Everything a session remembers: the only place that names session keys.
+"""What a session works on, and the names of all its keys: no other file has names of its own.
 
 | setter          | sets           | clears what depends on it            |
 |-----------------|----------------|--------------------------------------|
@@ -11,12 +11,11 @@
 | open_run        | run            | chosen, cut, wanted                  |
 | leave_run       |                | run                                  |
 
-`CLEARS` is that table for the program; a test walks it. Nothing here is shared between sessions; what is worth more
-than a session lives in `resources.Bench` or on disk.
+`CLEARS` is that table for the program; a test walks it. What pages remember besides is in `visit`. Nothing here is
+shared between sessions; what is worth more than a session lives in `resources.Bench` or on disk.
 """
 
-import secrets
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Final, Literal
 
 import streamlit as st
@@ -91,81 +90,6 @@ CLEARS: Final[Mapping[str, tuple[str, ...]]] = {
     "open_run": (CHOSEN, CUT, WANTED),
     "leave_run": (RUN,),
 }
-
-
-def begin(state: State) -> None:
-    """Give a new session its first values."""
-    state[BEGUN] = True
-    state[OWNER] = secrets.token_hex(16)
-    state.setdefault(PROMPT, FIRST_PROMPT)
-
-
-def begun(state: State) -> bool:
-    """Return whether the session has been through `begin`."""
-    return BEGUN in state
-
-
-def owner(state: State) -> str:
-    """Return this session's secret name, which its jobs belong to; "" before the session has begun."""
-    found = state.get(OWNER, "")
-    return found if isinstance(found, str) else ""
-
-
-def keep_prompt(state: State) -> None:
-    """Carry the prompt from page to page; call it before any widget is drawn.
-
-    A widget's value belongs to its page in Streamlit 1.67, and `persist_state` brings it back on that page only:
-    assigned here it is the session's own, and the next page's input takes it.
-    """
-    state[PROMPT] = state[PROMPT_KEPT] = state.get(PROMPT, state.get(PROMPT_KEPT, FIRST_PROMPT))
-
-
-def tell(state: State, words: str) -> None:
-    """Have the page say this once, above everything."""
-    state[NOTICE] = words
-
-
-def notice(state: State) -> str:
-    """Return what this session is to be told once."""
-    found = state.pop(NOTICE, "")
-    return found if isinstance(found, str) else ""
-
-
-def frame(state: State) -> None:
-    """Remember that this run of the script went through app.py."""
-    state[FRAMED] = True
-
-
-def take_frame(state: State) -> bool:
-    """Return whether this run went through app.py, once."""
-    return bool(state.pop(FRAMED, False))
-
-
-def pick_runs(state: State, keys: Sequence[str]) -> None:
-    """Choose these runs on the Runs page."""
-    state[PICKED] = list(keys)
-
-
-def picked_runs(state: State) -> list[str]:
-    """Return the runs that are chosen on the Runs page, in the order they were chosen."""
-    found = state.get(PICKED)
-    return [key for key in found if isinstance(key, str)] if isinstance(found, list) else []
-
-
-def removed_runs(state: State) -> dict[str, str]:
-    """Return the names of the runs that this session removed last, by what brings them back."""
-    found = state.get(REMOVED)
-    return found if isinstance(found, dict) else {}
-
-
-def leave_for(state: State, page: str) -> None:
-    """Remember which page a button asked for; the page that is open goes there when it runs."""
-    state[TARGET_PAGE] = page
-
-
-def take_target(state: State) -> str:
-    """Return the page that a button asked for, once; empty where none did."""
-    return str(state.pop(TARGET_PAGE, ""))
 
 
 def set_model(state: State, ref: ModelRef) -> None:
@@ -277,16 +201,6 @@ def wanted(state: State) -> Wanted:
     return found if found in ("numbers", "text") else ""
 
 
-def want_estimate(state: State, wanted: bool = True) -> None:
-    """Remember that the person chose a model whose size should be worked out."""
-    state[ESTIMATE_WANTED] = wanted
-
-
-def estimate_wanted(state: State) -> bool:
-    """Return whether the size of the chosen model should be worked out."""
-    return bool(state.get(ESTIMATE_WANTED, False))
-
-
 def ref(state: State) -> ModelRef | None:
     """Return the model of this session, loaded or not; None before one was chosen."""
     found = state.get(REF)
@@ -330,13 +244,6 @@ def block(state: State) -> Block | None:
     """Return the chosen block, not checked against any model."""
     found = state.get(CHOSEN)
     return found if isinstance(found, Block) else None
-
-
-def suggest_folder(state: State, folder: str) -> None:
-    """Put a folder into the input, unless the person typed one of their own."""
-    if state.get(FOLDER) in (None, "", state.get(SUGGESTED)):
-        state[FOLDER] = folder
-    state[SUGGESTED] = folder
 
 
 def set_job(state: State, kind: str, job_id: str) -> None:

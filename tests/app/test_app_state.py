@@ -4,6 +4,7 @@ import pytest
 
 from shortviz.records import Block, ModelRef, TextSpec
 from shortviz.ui import state as s
+from shortviz.ui import visit
 from shortviz.ui.shown import first_block
 from tests.records_fixture import fixture_distances, fixture_model
 
@@ -109,11 +110,11 @@ def test_the_newest_job_is_the_one_started_last() -> None:
 
 def test_a_suggested_folder_never_replaces_a_typed_one() -> None:
     state: dict = {}
-    s.suggest_folder(state, "/a/demo-without-3")
-    s.suggest_folder(state, "/a/demo-without-4")
+    visit.suggest_folder(state, "/a/demo-without-3")
+    visit.suggest_folder(state, "/a/demo-without-4")
     assert state[s.FOLDER] == "/a/demo-without-4"
     state[s.FOLDER] = "/mine"
-    s.suggest_folder(state, "/a/demo-without-5")
+    visit.suggest_folder(state, "/a/demo-without-5")
     assert state[s.FOLDER] == "/mine"
 
 
