@@ -64,7 +64,7 @@ def draw(
         done = newest.evaluation is not None and newest.evaluation.complete
         measured(found.evaluation, refining=running and not done)
     elif running:
-        st.caption(":material/autorenew: Measuring …")
+        _measuring()
     elif block.n < model.num_layers:
         _not_measured(shown)
     if about is not None and about.block == block:
@@ -73,6 +73,17 @@ def draw(
     if block.n < model.num_layers:
         task_view.block_score(bench, shown, block, measure_job(bench, state, shown, "tasks"))
     continuations(bench, shown, found, running=running)
+
+
+_METRICS = ("Perplexity, uncut → cut", "NLL increase, nats", "KL, nats", "Same next token")
+
+
+def _measuring() -> None:
+    """Keep the place of the numbers that are on their way, so that nothing below jumps when they come."""
+    with st.container(horizontal=True, gap="small"):
+        for label in _METRICS:
+            st.metric(label, "…", width="content")
+    st.caption(":material/autorenew: Measuring …")
 
 
 def _not_measured(shown: Shown) -> None:
@@ -89,10 +100,18 @@ def _not_measured(shown: Shown) -> None:
 
 
 def predicted(distances: BlockDistances, block: Block, criterion: str) -> None:
-    """Show what every criterion says about the block, the chosen criterion first."""
+    """Show what every criterion says about the block, the chosen criterion first.
+
+    The others have a line each, in two columns: in one paragraph a digit more would be a line more, and the rest jumps.
+    """
     names = [criterion, *(name for name in distances.criteria if name != criterion)]
     lines = [_predicted_line(distances, block, name, strong=name == criterion) for name in names]
-    st.markdown("  \n".join([lines[0], f":small[{' · '.join(lines[1:])}]"]))
+    with st.container(gap=None):
+        st.markdown(lines[0])
+        others = [f":small[{line}]" for line in lines[1:]]
+        half = math.ceil(len(others) / 2)
+        for column, shown in zip(st.columns(2, gap="small"), (others[:half], others[half:]), strict=True):
+            column.markdown("  \n".join(shown))
 
 
 def _predicted_line(distances: BlockDistances, block: Block, name: str, *, strong: bool) -> str:
@@ -100,7 +119,7 @@ def _predicted_line(distances: BlockDistances, block: Block, name: str, *, stron
     number = with_error(*grid.at(block))
     blocks = grid.num_layers - block.n + 1
     if math.isnan(grid.at(block)[0]):
-        return f"{plain(criteria.label(name))} –"
+        return f"{plain(criteria.label(name))} not measured yet"
     if strong:
         return f"{plain(criteria.label(name))} **{number}** · rank {grid.rank(block)} of {blocks} with n {block.n}"
     return f"{plain(criteria.label(name))} {number} (rank {grid.rank(block)})"
@@ -109,29 +128,29 @@ def _predicted_line(distances: BlockDistances, block: Block, name: str, *, stron
 def measured(evaluation: Evaluation, *, refining: bool) -> None:
     """Show perplexity before and after, what changed, and how much text stands behind it."""
     score, base = evaluation.score, evaluation.base
-    with st.container(horizontal=True, gap="medium"):
+    with st.container(horizontal=True, gap="small"):
         after = with_error(score.perplexity, score.perplexity_stderr)
         before = f"{with_error(base.perplexity, float('nan'))} → " if base is not None else ""
-        st.metric("Perplexity, uncut → cut", before + after, width="content")
+        st.metric(_METRICS[0], before + after, width="content")
         if evaluation.nll_increase is not None and evaluation.nll_increase_stderr is not None:
             rise = with_error(evaluation.nll_increase, evaluation.nll_increase_stderr)
             st.metric(
-                "NLL increase, nats",
+                _METRICS[1],
                 f"+{rise}" if evaluation.nll_increase >= 0 else rise,
                 width="content",
                 help="Per token, on the same windows; the error is paired.",
             )
         if evaluation.kl is not None:
             error = float("nan") if evaluation.kl_stderr is None else evaluation.kl_stderr
-            st.metric("KL, nats", with_error(evaluation.kl, error), width="content", help=_KL_HELP)
+            st.metric(_METRICS[2], with_error(evaluation.kl, error), width="content", help=_KL_HELP)
         if evaluation.same_top1 is not None:
-            st.metric("Same next token", share(evaluation.same_top1), width="content", help=_TOP1_HELP)
+            st.metric(_METRICS[3], share(evaluation.same_top1), width="content", help=_TOP1_HELP)
     words = [
         f"{score.tokens:,} tokens scored of {plain(evaluation.text.source)}, "
         f"{score.windows} window{'s' * (score.windows > 1)} of {evaluation.text.max_length}"
     ]
     if score.windows < 2:
-        words.append("no error from one window" if evaluation.complete else "no error before two windows")
+        words.append("no error from one window" if evaluation.complete else "no error yet")
     if is_from_map(evaluation):
         words.append("from the measured map")
     if refining:

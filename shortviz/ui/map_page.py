@@ -5,7 +5,7 @@ import streamlit as st
 from shortviz.errors import PlanError, ShortvizError
 from shortviz.job_state import JobState
 from shortviz.records import Block, ModelInfo
-from shortviz.ui import inspector, map_view, measured, notes, share, treat_buttons
+from shortviz.ui import inspector, map_toolbar, map_view, measured, notes, share, treat_buttons
 from shortviz.ui import state as s
 from shortviz.ui.resources import bench
 from shortviz.ui.shown import Shown, live_losses, live_map, look, measure_job, settle_block
@@ -24,7 +24,7 @@ def draw() -> None:
     if shown.error:
         notes.problem(shown.error)
     jobs = _jobs(shown)
-    map_view.toolbar(tools, shown, jobs)
+    map_toolbar.toolbar(tools, shown, jobs)
     left, right = st.columns([1.15, 1], gap="medium")
     distances = live_map(shown, jobs["measure"])
     if shown.model is not None:

@@ -1,5 +1,6 @@
 """A measurement that runs on: reload, a second tab, cancel from there, and a page that answers meanwhile."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,36 @@ from tests.browser.visitor import (
 
 pytestmark = [pytest.mark.browser, pytest.mark.demo, pytest.mark.timeout(1500)]
 ROWS, LENGTH = 164, 1024
+STILL = {
+    "the map": ".js-plotly-plot",
+    "the map's views": "[aria-label=View]",
+    "its downloads": ".st-key-figure_button",
+    "the toolbar": "[aria-label=Show]",
+    "the inspector's heading": "h4",
+    "the prompt": "[aria-label^=Prompt]",
+    "the buttons": ".st-key-to_export",
+}
+"""What must stay where it is while a measurement streams."""
+WATCH = """still => {
+    window.places = Object.fromEntries(Object.keys(still).map(name => [name, []]));
+    window.shifted = 0;
+    window.drawn = 0;
+    new PerformanceObserver(list => list.getEntries().forEach(e => { window.shifted += e.value; }))
+        .observe({type: "layout-shift"});
+    let last = null;
+    const look = () => {
+        for (const [name, selector] of Object.entries(still)) {
+            const element = document.querySelector(selector);
+            const box = element && element.getBoundingClientRect();
+            if (!box || !box.width) continue;  // a chart that is being replaced
+            const place = [box.x, box.y, box.width, box.height].map(Math.round).join(" ");
+            if (!window.places[name].includes(place)) window.places[name].push(place);
+            if (name === "the map" && element !== last) { last = element; window.drawn += 1; }
+        }
+        requestAnimationFrame(look);
+    };
+    look();
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +86,25 @@ def test_a_job_outlives_a_reload_and_is_stopped_from_another_tab(
     expect(stop).to_be_disabled(timeout=PATIENCE_MS)
     no_failure(other)
     assert "Traceback" not in server.printed
+
+
+def test_nothing_jumps_while_a_measurement_streams(
+    new_visitor: Callable[[], BrowserContext], server: AppServer
+) -> None:
+    page = new_visitor().new_page()
+    load_demo(page, server, rows=ROWS, length=256)
+    type_number(page, "start", 17)
+    type_number(page, "n", 2)
+    wait_for_block(page, 17, 2)
+    expect(page.get_by_text(re.compile("tokens scored.* steady"))).to_be_visible(timeout=SLOW_MS)
+    page.evaluate(WATCH, STILL)
+    start_measuring(page)
+    page.wait_for_function("window.drawn >= 5", timeout=SLOW_MS)
+    assert rows_done(page, ROWS) > 0
+    page.get_by_test_id("stMainBlockContainer").get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text(f"of {ROWS} rows of built-in python-reference")).to_be_visible(timeout=SLOW_MS)
+    places, shifted = page.evaluate("[window.places, window.shifted]")
+    print(f"cumulative layout shift from Measure to the end: {shifted:.4f}")
+    assert set(places) == set(STILL)
+    assert {name: seen for name, seen in places.items() if len(seen) != 1} == {}
+    assert shifted < 0.01
