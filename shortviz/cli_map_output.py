@@ -13,7 +13,7 @@ from shortviz.map_cells import exportable
 from shortviz.planning import best_start, tied_starts
 from shortviz.race import SearchResult
 from shortviz.records import Block, BlockLosses, Run, TaskScore
-from shortviz.words import plus_minus
+from shortviz.words import percent
 
 
 def losses_text(run: Run, losses: BlockLosses, metric: str) -> str:
@@ -166,7 +166,7 @@ def _layers(removed: Sequence[int]) -> str:
 
 
 def _accuracy(score: TaskScore | None) -> str:
-    return "-" if score is None else plus_minus(100 * score.accuracy, 100 * score.accuracy_stderr, ".1f")
+    return "-" if score is None else percent(score.accuracy, score.accuracy_stderr).removesuffix(" %")
 
 
 def _error(value: float) -> str:

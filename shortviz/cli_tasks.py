@@ -4,7 +4,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from shortviz.records import OnProgress, TaskRows, TaskScore
-from shortviz.words import plus_minus
+from shortviz.words import percent
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
@@ -59,6 +59,6 @@ def scores_text(scores: Scores | None) -> list[str]:
 
 def _line(label: str, score: TaskScore) -> str:
     return (
-        f"{label:<18}{plus_minus(100 * score.accuracy, 100 * score.accuracy_stderr, '.1f')} %   by length "
-        f"{plus_minus(100 * score.accuracy_norm, 100 * score.accuracy_norm_stderr, '.1f')} %"
+        f"{label:<18}{percent(score.accuracy, score.accuracy_stderr)}   by length "
+        f"{percent(score.accuracy_norm, score.accuracy_norm_stderr)}"
     )

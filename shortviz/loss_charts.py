@@ -14,6 +14,7 @@ from shortviz.curve_tasks import AccuracyLine
 from shortviz.map_canvas import text_colour
 from shortviz.map_cells import MEASURED, cells, layer_words
 from shortviz.records import Block, BlockDistances, BlockLosses, BoundaryNorms, Grid, TaskScore
+from shortviz.words import percent
 
 TOP_NATS = 10.0
 """Where the y axes end: a model 10 nats worse is broken, and showing how much would flatten everything else."""
@@ -173,9 +174,8 @@ def accuracy_alt(lines: Sequence[AccuracyLine]) -> str:
 
 
 def accuracy_words(score: TaskScore) -> str:
-    """Return `45.0 ± 5.0 %`; without an error for one question."""
-    error = "" if math.isnan(score.accuracy_stderr) else f" ± {100 * score.accuracy_stderr:.1f}"
-    return f"{100 * score.accuracy:.1f}{error} %"
+    """Return `45.0 ± 5.0 %`; without an error for one question, or where all or none are right."""
+    return percent(score.accuracy, score.accuracy_stderr, "±")
 
 
 def curve_alt(curve: RemovalCurve) -> str:

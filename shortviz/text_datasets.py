@@ -126,12 +126,13 @@ def _problem(spec: TextSpec | TaskSpec, error: Exception) -> ShortvizError:
         )
     if "Bad split" in text:
         return TextError(f"Data set {name} has no split {spec.split!r}; choose one with {split} ({_available(text)}).")
-    return _network_problem(name, error) or TextError(
+    instead = "a file of questions" if isinstance(spec, TaskSpec) else "a built-in text"
+    return _network_problem(name, error, instead) or TextError(
         f"Data set {name} cannot be read ({text[:300] or type(error).__name__}); try another one."
     )
 
 
-def _network_problem(name: str, error: Exception) -> ResourceError | None:
+def _network_problem(name: str, error: Exception, instead: str) -> ResourceError | None:
     """Return the error for a hub that does not answer, or answers with a failure of its own."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
@@ -141,9 +142,7 @@ def _network_problem(name: str, error: Exception) -> ResourceError | None:
     if codes:
         return ResourceError(f"The hub answered with an error (HTTP {codes[0]}) for data set {name}; try again later.")
     if any(isinstance(e, ConnectionError | TimeoutError | httpx2.TransportError) for e in chain):
-        return ResourceError(
-            f"The hub cannot be reached for data set {name}; check the network or use a built-in text."
-        )
+        return ResourceError(f"The hub cannot be reached for data set {name}; check the network or use {instead}.")
     return None
 
 

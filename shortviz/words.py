@@ -32,6 +32,15 @@ def nth(index: int) -> str:
     return f"{number}{ending}"
 
 
+def percent(share: float, error: float, between: str = "+-") -> str:
+    """Return `45.0 +- 5.0 %`; `100.0 %` alone where one question gives no error, or where all or none are right.
+
+    The binomial formula says 0 there, which nobody should read as certainty.
+    """
+    spread = "" if math.isnan(error) or error == 0 else f" {between} {100 * error:.1f}"
+    return f"{100 * share:.1f}{spread} %"
+
+
 def plus_minus(value: float, error: float | None, form: str) -> str:
     """Return `69.1 +- 1.9`, both in `form`; `69.1` alone where one sample gives no error."""
     if error is None or math.isnan(error):

@@ -1,6 +1,7 @@
 """What the commands print, from formula-made records."""
 
 import io
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from shortviz.cli_output import PlainProgress, best_table, distances_text, evaluation_text, progress, run_text, table
 from shortviz.model_card import _measured
 from shortviz.records import Grid, Progress
+from shortviz.words import nth, percent
 from tests.records_fixture import fixture_distances, fixture_model, fixture_run
 
 
@@ -107,3 +109,13 @@ def test_a_criterion_that_had_too_few_rows_says_so_and_has_no_empty_table():
     text = distances_text(replace(found, criteria={"linear_replacement": empty}), fixture_model(6))
     assert "Not measured: too few rows of text" in text
     assert "n  layers" not in text
+
+
+def test_a_share_of_all_or_none_has_no_error_for_zero_would_say_certainty() -> None:
+    assert percent(0.45, 0.05) == "45.0 +- 5.0 %"
+    assert percent(1.0, 0.0) == "100.0 %"
+    assert percent(0.0, 0.0, "±") == "0.0 %"
+    assert percent(1.0, math.nan) == "100.0 %"
+    assert [nth(index) for index in (0, 1, 2, 3, 10, 11, 12, 20, 110)] == [
+        *("1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "111th")
+    ]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from shortviz.cli_options import names_file
 from shortviz.errors import Stopped
 from shortviz.runs import load_run
 from tests.unit.test_cli import last_line
@@ -132,3 +133,19 @@ def test_bad_options_of_a_scored_curve_are_one_sentence(shortviz, checkpoint, qu
     code, out, err = shortviz("curve", checkpoint, *TEXT, "--tasks", questions, *options)
     assert (code, out) == (2, "")
     assert message in last_line(err)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_file"),
+    [("rows.jsonl", True), ("missing.txt", True), ("org/rows", False), ("org/rows-v1.5", False), ("rows", False)],
+)
+def test_a_data_set_whose_id_ends_in_a_version_is_no_file(name: str, is_file: bool) -> None:
+    assert names_file(name) is is_file
+
+
+def test_a_file_of_questions_has_no_split(shortviz, checkpoint, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Up?", "choices": ["down", "sky"], "label": 1}\n')
+    code, _, err = shortviz("evaluate", checkpoint, "--tasks", str(rows), "--task-split", "test")
+    assert code == 2
+    assert err.startswith("--task-subset and --task-split belong to a data set;")
