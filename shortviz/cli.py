@@ -21,6 +21,7 @@ from shortviz import (
     cli_measure,
     cli_repair,
     cli_share,
+    cli_shrink,
 )
 from shortviz.cli_options import (
     JsonOption,
@@ -158,7 +159,7 @@ def prune(
 app.command("estimate")(cli_estimate.estimate)
 app.command("map")(cli_map.measured_map)
 app.command("repair")(cli_repair.repair_command)
-app.command("shrink")(cli_repair.shrink_command)
+app.command("shrink")(cli_shrink.shrink_command)
 app.command("curve")(cli_curve.removal_curve)
 app.command("heal")(cli_heal.heal_command)
 app.command("advise")(cli_advise.advise_command)

@@ -101,6 +101,7 @@ def part_of(tokens: TokenSet, rows: tuple[Tokens, ...]) -> TokenSet:
         fingerprint=fingerprint(rows),
         bos=tokens.info.bos,
         max_length=tokens.info.max_length,
+        options=tokens.info.options,
     )
     return TokenSet(rows=rows, info=info)
 

@@ -30,11 +30,15 @@ class Healed:
     """A healed model and how it came about."""
 
     handle: ModelHandle
-    """What was learned is merged into new tensors; everything untouched is shared with the cut model."""
+    """What was learned is merged into new tensors; everything untouched is shared with the cut model. The cut handle
+    itself where nothing was learned that helps."""
     treatment: Treatment
+    """What was done; its note says so where it is not applied, and no model then carries it."""
     history: HealHistory
+    applied: bool
+    """False: no step was better on held-out text than the model before the training, so nothing was changed."""
     adapter: Adapter | None = None
-    """What was learned, alone; None for partial fine-tuning."""
+    """What was learned, alone; None for partial fine-tuning and where nothing was."""
 
 
 def heal(
@@ -50,9 +54,10 @@ def heal(
 ) -> Healed:
     """Return the cut model after training on `tokens`; neither it nor `base`, the uncut model, is changed.
 
-    The weights with the lowest NLL on `heldout` are kept: those of the cut model itself, where nothing was better. A
-    training that was stopped or ran away keeps the best so far and says so in `history.note`. With `checkpoint` a
-    training that was cut short, even by a kill, goes on from there to the same losses.
+    The weights with the lowest NLL on `heldout` are kept. Where nothing was better than the cut model, its own handle
+    comes back, without a treatment. A training that was stopped or ran away keeps the best so far and says so in
+    `history.note`. With `checkpoint` a training that was cut short, even by a kill, goes on from there to the same
+    losses.
 
     Progress has the stage `heal`, in steps; its snapshot is a HealHistory.
 
@@ -139,10 +144,9 @@ def _memory_told(student: Student, settings: HealSettings) -> Iterator[None]:
 
 def _healed(training: Training, tokens: TokenSet) -> Healed:
     """Return the best weights, merged."""
-    student = training.student
+    student, history, cut = training.student, training.history(), training.student.cut
     student.load(training.best)
     set_training(student, False)
-    history = training.history()
     assert history.best_nll is not None
     assert history.start_nll is not None
     found = {
@@ -159,10 +163,23 @@ def _healed(training: Training, tokens: TokenSet) -> Healed:
         settings=asdict(training.settings) | {"alpha": training.settings.scale_alpha} | found,
         text=tokens.info,
         seconds=history.points[-1].seconds,
-        note=" ".join(part for part in (history.note, student.note) if part),
+        note=" ".join(part for part in (_no_gain(history), history.note, student.note) if part),
     )
+    if not history.best_step:
+        return Healed(handle=cut, treatment=treatment, history=history, applied=False)
     merged = merge(student)
-    cut = student.cut
     handle = replace(merged, treatments=(*cut.treatments, treatment))
     adapter = adapter_of(student, treatment) if student.adapter_config is not None else None
-    return Healed(handle=handle, treatment=treatment, history=history, adapter=adapter)
+    return Healed(handle=handle, treatment=treatment, history=history, applied=True, adapter=adapter)
+
+
+def _no_gain(history: HealHistory) -> str:
+    """Return the sentence for a training without a better step; "" for all others."""
+    if history.best_step:
+        return ""
+    after = [point.heldout_nll for point in history.measured if point.step and point.heldout_nll is not None]
+    best = f"; the lowest was {min(after):.4f}" if after else ""
+    return (
+        f"The training was not applied: no step was better on held-out text than the model before it, whose NLL is "
+        f"{history.start_nll:.4f}{best}. Try a lower learning rate, or more text."
+    )

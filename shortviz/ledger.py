@@ -84,6 +84,12 @@ class Ledger:
         found = [s for s in self.steps if s.name == name and methods in (None, s.methods)]
         return found[-1] if found else None
 
+    def task(self, step: LedgerStep) -> TaskScore | None:
+        """Return a step's accuracy, of the questions that the uncut model was scored on last; None for others."""
+        uncut = self.step("uncut")
+        asked = uncut.task.fingerprint if uncut is not None and uncut.task is not None else None
+        return step.task if step.task is not None and step.task.fingerprint == asked else None
+
     @property
     def lost(self) -> tuple[float, float]:
         """NLL(cut) - NLL(uncut) with its paired error, in nats; NaN where the cut was not scored."""

@@ -77,8 +77,40 @@ def merged(old: Ledger, new: Ledger) -> Ledger:
         kept = []  # measured anew with another result: shares against another loss do not belong beside these
     if new.prompt and old.prompt != new.prompt:
         kept = [replace(step, continuation="") for step in kept]
-    steps = sorted([*kept, *new.steps], key=lambda s: _ORDER.index(s.name))
+    steps = sorted([*kept, *(_with_old_task(step, old) for step in new.steps)], key=lambda s: _ORDER.index(s.name))
     return replace(new, steps=tuple(steps), prompt=new.prompt or old.prompt)
+
+
+def _with_old_task(step: LedgerStep, old: Ledger) -> LedgerStep:
+    """Return an untreated step with the accuracy it had: its model is the same. A treated one was made anew."""
+    known = old.step(step.name, step.methods)
+    return step if step.treatments or step.task is not None or known is None else replace(step, task=known.task)
+
+
+def with_task_score(ledger: Ledger, name: StepName, methods: tuple[str, ...], score: TaskScore) -> Ledger:
+    """Return the ledger with the accuracy of one of its steps; nothing changes where it has no such step."""
+    return replace(
+        ledger,
+        steps=tuple(
+            replace(step, task=_small(score)) if (step.name, step.methods) == (name, methods) else step
+            for step in ledger.steps
+        ),
+    )
+
+
+def accuracy_change(ledger: Ledger, step: LedgerStep) -> tuple[float, float] | None:
+    """Return how much more of the questions a step's model gets right than the uncut one, with its paired error.
+
+    Shares of all questions; None where the two were not scored on the same ones, NaN for an error that is not known.
+    """
+    uncut = ledger.step("uncut")
+    before, after = (uncut.task if uncut is not None else None), ledger.task(step)
+    if before is None or after is None or step is uncut:
+        return None
+    if not before.right or len(before.right) != len(after.right):
+        return after.accuracy - before.accuracy, math.nan
+    changes = [int(new) - int(old) for old, new in zip(before.right, after.right, strict=True)]
+    return mean_and_stderr(changes)
 
 
 def recovered_share(cut: Evaluation, treated: Evaluation) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from shortviz.curve import CurveLine, CurvePoint, GreedyRemoval
 from shortviz.ledger import Ledger, LedgerStep, Treatment
+from shortviz.ledger_steps import accuracy_change
 from shortviz.records import Evaluation, Score, Settling, TaskScore, TextInfo
 
 _NUMBERS = ("accuracy", "accuracy_stderr", "accuracy_norm", "accuracy_norm_stderr", "chance", "majority")
@@ -55,7 +56,7 @@ def ledger_json(ledger: Ledger) -> dict[str, Any]:
         "removed": list(ledger.removed),
         "text": asdict(ledger.text),
         "prompt": ledger.prompt,
-        "steps": [_step_json(step) for step in ledger.steps],
+        "steps": [_step_json(ledger, step) for step in ledger.steps],
     }
 
 
@@ -69,14 +70,16 @@ def read_ledger(found: Mapping[str, Any]) -> Ledger:
     )
 
 
-def _step_json(step: LedgerStep) -> dict[str, Any]:
+def _step_json(ledger: Ledger, step: LedgerStep) -> dict[str, Any]:
     numbers = {"recovered": step.recovered, "recovered_stderr": step.recovered_stderr}
+    change, error = accuracy_change(ledger, step) or (None, None)
     return {
         "name": step.name,
         "evaluation": evaluation_json(step.evaluation),
         "treatments": [treatment_json(treatment) for treatment in step.treatments],
         **finite(numbers),
         "task": None if step.task is None else task_json(step.task),
+        **finite({"accuracy_change": change, "accuracy_change_stderr": error}),
         "continuation": step.continuation,
     }
 

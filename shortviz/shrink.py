@@ -6,48 +6,27 @@ Greedy as in SLEB (arXiv 2402.09025), but every step measures the model as the r
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from shortviz.errors import PlanError, Stopped
+from shortviz.errors import PlanError, ShortvizError, Stopped, TextError
 from shortviz.greedy import single_layer_losses
 from shortviz.handle import ModelHandle
-from shortviz.ledger import Treatment
 from shortviz.logits import open_head
 from shortviz.losses import check_windows
 from shortviz.pruning import prune
 from shortviz.records import Floats, OnProgress, Progress, PrunePlan, TokenSet, WindowSet
 from shortviz.repair import Repaired, repair
+from shortviz.shrink_records import ShrinkStep, load_shrink, save_shrink, shrink_facts
 from shortviz.sums import mean_and_stderr
+from shortviz.text_options import scored_options
 from shortviz.window_scores import score_window
 
 _MEASURING = 0.5
 """Share of a step's progress that measuring takes; the rest is the repair."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShrinkStep:
-    """One layer fewer."""
-
-    layer: int
-    """The layer removed, in the uncut model's numbers."""
-    removed: tuple[int, ...]
-    """All layers removed by now."""
-    nll_cut: float
-    """On the windows the layers are chosen on, before this step's repair, in nats per scored token."""
-    nll: float
-    """After it."""
-    increase: float
-    """NLL over the uncut model's."""
-    increase_stderr: float
-    """Paired, over windows; NaN with one window."""
-    treatment: Treatment | None
-    """The repair; None where it did not help or nothing could be refitted."""
-    note: str
-    """What was said of the repair."""
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,7 +38,9 @@ class Shrunk:
     base_nll: float
     """The uncut model on the same windows."""
     complete: bool
-    """False: stopped before the wanted number of layers, or nothing more could be removed."""
+    """False: it ended before the wanted number of layers."""
+    note: str = ""
+    """Why it ended early, where that was no stop."""
 
 
 def shrink(
@@ -70,6 +51,7 @@ def shrink(
     *,
     method: str = "seam_refit",
     batch_size: int = 8,
+    checkpoint: Path | None = None,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
 ) -> Shrunk:
@@ -77,24 +59,33 @@ def shrink(
 
     At each step the loss without every layer that is left is measured on all windows, the layer whose removal costs
     least goes, and the seam it leaves is repaired on `tokens` (other text than the windows). Layers that the stock
-    config cannot do without are passed over. A stop keeps what is done; progress counts layers and has snapshots.
+    config cannot do without are passed over. Where a seam cannot be repaired the step stands without, and its note says
+    why. A stop, and a fault after the first step, keep what is done; progress counts layers and has snapshots. With
+    `checkpoint`, work that was cut short, even by a kill, goes on after the last step that was done.
 
-    Raises PlanError for a number of layers that is not below the model's, Stopped before the first step is done, and
-    what `repair` and `evaluate` raise.
+    Raises PlanError for a number of layers that is not below the model's, RunError for a checkpoint of other work,
+    Stopped before the first step is done, and before that what `repair` and `evaluate` raise.
     """
     _check(base, windows, to_layers, method)
-    uncut = _nll(base, windows)
-    steps: list[ShrinkStep] = []
-    handle, total = base, base.info.num_layers - to_layers
+    total, uncut = base.info.num_layers - to_layers, _nll(base, windows)
+    facts = shrink_facts(windows, tokens, method, batch_size)
+    known = load_shrink(checkpoint, base, facts, total) if checkpoint is not None else None
+    done = _Done(*(known or (base, [])))
 
-    def partial(complete: bool = False) -> Shrunk:
-        return Shrunk(handle=handle, steps=tuple(steps), base_nll=float(uncut.mean()), complete=complete)
+    def partial() -> Shrunk:
+        complete = len(done.steps) == total
+        return Shrunk(
+            handle=done.handle,
+            steps=tuple(done.steps),
+            base_nll=float(uncut.mean()),
+            complete=complete,
+            note=done.note,
+        )
 
-    def tell(done: float, detail: str) -> None:
+    def tell(share: float, detail: str) -> None:
         if on_progress is not None:
-            told = Progress(
-                stage="shrink", done=len(steps) + done, total=total, unit="layers", detail=detail, snapshot=partial
-            )
+            at = len(done.steps) + share
+            told = Progress(stage="shrink", done=at, total=total, unit="layers", detail=detail, snapshot=partial)
             on_progress(told)
 
     job = _Job(
@@ -107,21 +98,45 @@ def shrink(
         tell=tell,
         stop=stop,
     )
-    while len(steps) < total:
+
+    def keep() -> None:
+        if checkpoint is not None:
+            save_shrink(checkpoint, done.handle, base, facts, done.steps)
+
+    _go_on(job, done, total, keep)
+    return partial()
+
+
+@dataclass(slots=True, eq=False)
+class _Done:
+    """A shrinking as far as it has come."""
+
+    handle: ModelHandle
+    steps: list[ShrinkStep]
+    note: str = ""
+
+
+def _go_on(job: "_Job", done: _Done, total: int, keep: Callable[[], None]) -> None:
+    """Make the steps that are left; what ends them early is told in the note, or raised where no step would be lost."""
+    stopped = Stopped("Stopped before the first layer was removed; there is nothing to keep.")
+    while len(done.steps) < total:
         try:
-            found = _step(job, handle)
-        except Stopped:
-            break
+            found = _step(job, done.handle, first=not done.steps)
+        except ShortvizError as error:
+            if not done.steps:
+                raise (stopped if isinstance(error, Stopped) else error) from None
+            done.note = "" if isinstance(error, Stopped) else str(error)
+            return
         if found is None:
-            break
-        handle, step = found
-        steps.append(step)
-        tell(0.0, f"removed layer {step.layer}")
-    if not steps and (stop is None or not stop.is_set()):
-        raise PlanError(f"The stock config of {base.info.architecture} can do without none of its layers.")
-    if not steps:
-        raise Stopped("Stopped before the first layer was removed; there is nothing to keep.")
-    return partial(complete=len(steps) == total)
+            left = "none of its layers" if not done.steps else "none of the layers that are left"
+            done.note = f"The stock config of {job.base.info.architecture} can do without {left}."
+            if not done.steps:
+                raise PlanError(done.note)
+            return
+        done.handle, step = found
+        done.steps.append(step)
+        keep()
+        job.tell(0.0, f"removed layer {step.layer}")
 
 
 def check_layers(num_layers: int, to_layers: int) -> None:
@@ -152,8 +167,12 @@ class _Job:
     stop: threading.Event | None
 
 
-def _step(job: _Job, handle: ModelHandle) -> tuple[ModelHandle, ShrinkStep] | None:
-    """Return the model with one layer fewer, repaired; None where no layer can go. Raises Stopped."""
+def _step(job: _Job, handle: ModelHandle, *, first: bool) -> tuple[ModelHandle, ShrinkStep] | None:
+    """Return the model with one layer fewer, repaired; None where no layer can go. Raises Stopped.
+
+    A repair that is refused leaves the step without one: later seams may be repaired again. Only too little text, which
+    will not do for any, is told at once where no step is lost by it.
+    """
     began = time.perf_counter()
     measured = single_layer_losses(
         handle, job.windows, job.stop, lambda share: job.tell(_MEASURING * share, "measuring layers")
@@ -166,12 +185,16 @@ def _step(job: _Job, handle: ModelHandle) -> tuple[ModelHandle, ShrinkStep] | No
     place = int(np.nanargmin(nll))
     cut = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=(place,)))
     layer = place if handle.plan is None else handle.plan.kept[place]
-    repaired, refused = None, "No layer stands before the seam."
+    repaired, refused = None, "Not repaired: no layer stands before the seam."
     try:
         repaired = _repaired(job, cut, layer)
-    except PlanError as refusal:  # e.g. a scale where the last layer went: the next step may be repaired again
-        refused = str(refusal)
-    result = cut if repaired is None else repaired.handle
+    except Stopped:
+        raise
+    except ShortvizError as refusal:
+        if first and isinstance(refusal, TextError):
+            raise
+        refused = f"Not repaired: {refusal}"
+    result = cut if repaired is None else _with_choice(job, repaired)
     after = _nll(result, job.windows)
     increase, error = mean_and_stderr((after - job.uncut).tolist())
     step = ShrinkStep(
@@ -181,11 +204,23 @@ def _step(job: _Job, handle: ModelHandle) -> tuple[ModelHandle, ShrinkStep] | No
         nll=float(after.mean()),
         increase=increase,
         increase_stderr=error,
-        treatment=repaired.treatment if repaired is not None and repaired.applied else None,
+        treatment=result.treatments[-1] if repaired is not None and repaired.applied else None,
         note=repaired.treatment.note if repaired is not None else refused,
         seconds=time.perf_counter() - began,
     )
     return result, step
+
+
+def _with_choice(job: _Job, repaired: Repaired) -> ModelHandle:
+    """Return the repaired model; its treatment says what the layers were chosen on, so that it can be done again."""
+    if not repaired.applied:
+        return repaired.handle
+    info = job.windows.info
+    named = scored_options(info.options)
+    options = f"{named} --window {info.max_length} --windows {info.rows}" if named else ""
+    settings = {**repaired.treatment.settings, "chosen_on": info.source, "chosen_options": options}
+    done = replace(repaired.treatment, settings=settings)
+    return replace(repaired.handle, treatments=(*repaired.handle.treatments[:-1], done))
 
 
 def _repaired(job: _Job, cut: ModelHandle, layer: int) -> Repaired | None:
@@ -194,9 +229,14 @@ def _repaired(job: _Job, cut: ModelHandle, layer: int) -> Repaired | None:
     if block.start == 0:
         return None
 
+    share = 0.0
+
     def tell(progress: Progress) -> None:
-        share = progress.done / progress.total
-        job.tell(_MEASURING + (1 - _MEASURING) * share, f"repairing the seam of layer {layer}")
+        nonlocal share
+        if progress.stage == "repair":  # other stages are about what was repaired, and count for themselves
+            share = progress.done / progress.total
+        what = "repairing" if progress.stage == "repair" else "judging the repair of"
+        job.tell(_MEASURING + (1 - _MEASURING) * share, f"{what} the seam of layer {layer}")
 
     return repair(
         cut,

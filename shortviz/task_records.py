@@ -87,6 +87,10 @@ class TaskPrediction:
     """Of each choice after the question, in nats, summed over its tokens."""
 
 
+MOST_PAIRED = 10_000
+"""Questions up to which a score keeps which of them were right; above, the error of an accuracy is small anyway."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskScore:
     """How many multiple-choice questions a model gets right; shares between 0 and 1."""
@@ -113,6 +117,9 @@ class TaskScore:
     """True: choices continued from their question's key/value cache; False: each was run whole."""
     predictions: tuple[TaskPrediction, ...] = ()
     """In the order of the questions."""
+    right: str = ""
+    """`1` or `0` for each question, in order: right by highest log-likelihood or not. It is kept where predictions are
+    not, for paired comparisons; empty for more than MOST_PAIRED questions."""
     complete: bool = True
     """False while questions are still to be scored."""
     seconds: float = 0.0

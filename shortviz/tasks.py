@@ -13,6 +13,7 @@ from shortviz.errors import Stopped
 from shortviz.handle import ModelHandle
 from shortviz.records import OnProgress, Progress, TaskPrediction, TaskRow, TaskRows, TaskScore
 from shortviz.task_forward import open_scorer
+from shortviz.task_records import MOST_PAIRED
 from shortviz.task_rows import read_task
 from shortviz.task_tokens import QuestionTokens, task_tokens
 
@@ -118,6 +119,7 @@ def _score(
 ) -> TaskScore:
     accuracy, stderr = share_and_stderr([p.chosen == p.label for p in found])
     accuracy_norm, stderr_norm = share_and_stderr([p.chosen_norm == p.label for p in found])
+    ordered = tuple(sorted(found, key=lambda p: p.question))
     return TaskScore(
         accuracy=accuracy,
         accuracy_stderr=stderr,
@@ -131,7 +133,8 @@ def _score(
         removed=() if handle.plan is None else handle.plan.removed,
         truncated=sum(questions[p.question].truncated for p in found),
         shared_prefixes=shares,
-        predictions=tuple(sorted(found, key=lambda p: p.question)),
+        predictions=ordered,
+        right="".join("01"[p.chosen == p.label] for p in ordered) if len(ordered) <= MOST_PAIRED else "",
         complete=len(found) == len(questions),
         seconds=seconds,
     )

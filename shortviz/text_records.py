@@ -69,6 +69,8 @@ class TextInfo:
     """The policy, and what it meant for this tokenizer, e.g. `auto: no BOS`."""
     max_length: int | None = None
     """Tokens a row was truncated to, or the window length."""
+    options: str = ""
+    """The command line's options that name the text, as in `text_options`; empty where they cannot or are not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

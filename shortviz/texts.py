@@ -11,6 +11,7 @@ import numpy as np
 
 from shortviz.errors import TextError
 from shortviz.records import Bos, TextInfo, TextSpec, Tokens, TokenSet, WindowSet, WindowSpec
+from shortviz.text_options import text_options
 from shortviz.text_sources import TextRows, builtin_names, read_rows
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "TextRows",
     "builtin_names",
     "make_windows",
+    "opening_tokens",
     "packed_rows",
     "read_rows",
     "tokenize",
@@ -73,6 +75,7 @@ def tokenize_rows(text: TextRows, spec: TextSpec, tokenizer: "PreTrainedTokenize
         skipped=len(rows) - len(long_enough),
         bos=meaning,
         max_length=spec.max_length,
+        options=text_options(spec),
     )
     return TokenSet(rows=long_enough, info=info)
 
@@ -115,8 +118,14 @@ def make_windows(spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedToke
         fingerprint=fingerprint(tokens),
         bos=meaning,
         max_length=windows.window,
+        options=text_options(spec),
     )
     return WindowSet(tokens=tokens, info=info)
+
+
+def opening_tokens(policy: Bos, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Return the tokens that open every row and every window under a BOS policy."""
+    return _bos_prefix(policy, tokenizer)[0]
 
 
 def packed_rows(windows: WindowSet) -> TokenSet:

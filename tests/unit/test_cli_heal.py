@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shortviz import cli_heal
+from shortviz import cli_heal_work
 from shortviz.loading import load
 from shortviz.losses import evaluate
 from shortviz.records import ModelRef, TextSpec, WindowSpec
@@ -86,7 +86,7 @@ def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(shortviz, checkpoint
     assert "Stopped after 3 of 6 steps" in err
     assert "run the same command again" in err
     assert json.loads(out)["history"]["points"][-1]["step"] == 3
-    assert (run / cli_heal._CHECKPOINT).is_file()
+    assert (run / cli_heal_work.CHECKPOINT).is_file()
     code, _, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--out", str(run), "--rank", "8")
     assert code == 2
     assert "rank was 4 and is 8" in err

@@ -125,7 +125,10 @@ def test_the_ledger_of_run_json_has_a_stable_shape_without_nan() -> None:
     (ledger,) = found["ledgers"]
     assert list(ledger) == ["removed", "text", "prompt", "steps"]
     step = ledger["steps"][2]
-    assert list(step) == ["name", "evaluation", "treatments", "recovered", "recovered_stderr", "task", "continuation"]
+    assert list(step) == [
+        *("name", "evaluation", "treatments", "recovered", "recovered_stderr", "task"),
+        *("accuracy_change", "accuracy_change_stderr", "continuation"),
+    ]
     assert list(step["treatments"][0]) == ["kind", "method", "settings", "text", "seconds", "note"]
     assert (step["recovered_stderr"], step["treatments"][0]["settings"]) == (None, {"a": None})
     assert "ledgers" not in run_json(fixture_run(30))

@@ -5,7 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from shortviz.errors import PlanError, Stopped
+from shortviz.errors import NumericsError, PlanError, Stopped
+from shortviz.greedy import single_layer_losses
 from shortviz.handle import ModelHandle
 from shortviz.losses import evaluate
 from shortviz.records import Progress, TextInfo, TokenSet, WindowSet
@@ -88,6 +89,38 @@ def test_a_step_whose_seam_a_method_cannot_repair_does_not_lose_the_others(
     assert shrunk.steps[-1].removed == (4, 5)
     assert "choose another repair" in shrunk.steps[-1].note
     assert shrunk.handle.treatments == ()
+
+
+def test_a_family_that_no_repair_knows_is_shrunk_without_and_every_step_says_why(text: TokenSet) -> None:
+    experts = shared_handle("mixtral")
+    windows = WindowSet(
+        tokens=np.array(written_by(experts, rows=3, seed=7).rows[::3]),
+        info=TextInfo(source="windows", rows=1, tokens=24, fingerprint="w"),
+    )
+
+    shrunk = shrink(experts, windows, written_by(experts, rows=16), 4)
+
+    assert shrunk.complete
+    assert [step.treatment for step in shrunk.steps] == [None, None]
+    assert all("Not repaired: " in step.note for step in shrunk.steps)
+    assert shrunk.handle.treatments == ()
+
+
+def test_a_fault_after_the_first_step_keeps_it_and_is_told(
+    llama: ModelHandle, windows: WindowSet, text: TokenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, calls = single_layer_losses, []
+
+    def fails_later(*arguments):
+        calls.append(1)
+        if len(calls) > 1:
+            raise NumericsError("Layer 3 gives NaN.")
+        return own(*arguments)
+
+    monkeypatch.setattr("shortviz.shrink.single_layer_losses", fails_later)
+    shrunk = shrink(llama, windows, text, 3)
+
+    assert (len(shrunk.steps), shrunk.complete, shrunk.note) == (1, False, "Layer 3 gives NaN.")
 
 
 def test_a_method_that_leaves_nothing_to_cut_is_refused_before_any_work(

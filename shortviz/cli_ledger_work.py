@@ -1,0 +1,148 @@
+"""What `repair`, `shrink` and `heal` share: the ledger of a cut as it grows, kept in a run, and the export."""
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shortviz.errors import RunError, ShortvizError, Stopped
+
+if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
+    from shortviz.ledger import Ledger
+    from shortviz.records import Evaluation, ExportReport, OnProgress, TaskRows, TaskScore, TextInfo, WindowSet
+
+RunOption = Annotated[
+    Path | None, typer.Option("--out", metavar="RUN", help="Run directory to keep the ledger in, for show and advise.")
+]
+ExportOption = Annotated[
+    Path | None, typer.Option("--export", metavar="FOLDER", help="Write the model, proved; must be new or empty.")
+]
+
+
+class LedgerWork:
+    """The ledger of one cut: every model is scored on the same windows, and on the same questions where there are."""
+
+    def __init__(
+        self,
+        base: "ModelHandle",
+        windows: "WindowSet",
+        questions: "TaskRows | None",
+        on_progress: "OnProgress",
+        stop: threading.Event,
+    ) -> None:
+        from shortviz.losses import BaseScores
+
+        self.base, self.windows, self.questions = base, windows, questions
+        self.on_progress, self.stop = on_progress, stop
+        self.base_scores = BaseScores(base)
+        self.ledger: Ledger
+        self.newest: Evaluation
+        """Of the model that was scored last."""
+
+    def open(self, cut: "ModelHandle") -> None:
+        """Score the uncut and the cut model."""
+        from shortviz.ledger_steps import start_ledger
+
+        self.newest = self._evaluate(cut, self.stop)
+        scores = [self._score(self.base), self._score(cut)]
+        self.ledger = start_ledger(self.newest, tasks=[score for score in scores if score is not None])
+
+    def add(self, handle: "ModelHandle", *, whatever_stop: bool = False) -> None:
+        """Score a treated model; with `whatever_stop` its windows even after a stop, for it is what the stop left."""
+        from shortviz.ledger_steps import add_step
+
+        self.newest = self._evaluate(handle, threading.Event() if whatever_stop else self.stop)
+        name = "healed" if any(treatment.kind == "heal" for treatment in handle.treatments) else "repaired"
+        self.ledger = add_step(
+            self.ledger,
+            "healed" if name == "healed" else "repaired",
+            self.newest,
+            handle.treatments,
+            task=self._score(handle),
+        )
+
+    def _evaluate(self, handle: "ModelHandle", stop: threading.Event) -> "Evaluation":
+        from shortviz.losses import evaluate
+
+        return evaluate(
+            handle,
+            self.windows,
+            base=self.base,
+            base_scores=self.base_scores,
+            on_progress=self.on_progress,
+            stop=stop,
+        )
+
+    def _score(self, handle: "ModelHandle") -> "TaskScore | None":
+        """Return the accuracy where every question was answered; None after a stop, which loses nothing else."""
+        if self.questions is None or self.stop.is_set():
+            return None
+        from shortviz.tasks import score_tasks
+
+        try:
+            found = score_tasks(handle, self.questions, on_progress=self.on_progress, stop=self.stop)
+        except Stopped:
+            return None
+        return found if found.complete else None
+
+    def export(self, handle: "ModelHandle", folder: Path) -> "ExportReport":
+        """Write a model and prove it."""
+        from shortviz.export import export_checkpoint
+
+        return export_checkpoint(
+            handle,
+            folder,
+            base_info=self.base.info,
+            evaluation=self.newest,
+            on_progress=self.on_progress,
+            stop=self.stop,
+        )
+
+    def save(self, out: Path, text: "TextInfo") -> None:
+        """Add the ledger to the run in a folder; a new run is one of the text that was fitted to."""
+        from shortviz import runs
+
+        known = (out / runs.FILE).is_file()
+        run = runs.load_run(out) if known else runs.new_run(self.base.info, text)
+        for step in self.ledger.steps[:2]:
+            run = runs.with_task(run, step.task) if step.task is not None else run
+        runs.save_run(runs.with_ledger(run, self.ledger), out)
+
+
+def check_folders(**given: Path | None) -> None:
+    """Raise ShortvizError where two options name one folder, ExportError where one to be written to is taken.
+
+    `out` is a run directory, which may be there already.
+    """
+    from shortviz.checkpoint_folder import check_target
+
+    named = {name: folder.resolve() for name, folder in given.items() if folder is not None}
+    folders = list(named.values())
+    if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
+        names = [f"--{name}" for name in given]
+        raise ShortvizError(f"{twice} was given twice; give {', '.join(names[:-1])} and {names[-1]} a folder each.")
+    for name, folder in given.items():
+        if folder is not None and name != "out":
+            check_target(folder)
+
+
+def check_run(out: Path | None, model: str) -> None:
+    """Raise RunError where a folder holds a run of another model."""
+    from shortviz import runs
+
+    if out is not None and (out / runs.FILE).is_file() and (found := runs.load_run(out).model.id) != model:
+        raise RunError(f"{out} holds a run of {found}, not of {model}; choose another --out.")
+
+
+def kept_line(out: Path | None) -> list[str]:
+    """Return the line that says where the ledger is kept."""
+    return [] if out is None else [f"The ledger is kept in {out}; see shortviz show, and shortviz advise."]
+
+
+def report_lines(report: "ExportReport | None") -> list[str]:
+    """Return what is said of an export."""
+    from shortviz.cli_output import export_text
+
+    return [] if report is None else [export_text(report)]

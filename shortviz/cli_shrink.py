@@ -1,0 +1,164 @@
+"""`shortviz shrink`: cut, repair, measure again, cut more; export. Heavy imports wait inside."""
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shortviz.cli_ledger_work import (
+    ExportOption,
+    LedgerWork,
+    RunOption,
+    check_folders,
+    check_run,
+    kept_line,
+    report_lines,
+)
+from shortviz.cli_numbers import at_least
+from shortviz.cli_options import (
+    EvaluationOptions,
+    JsonOption,
+    LoadOptions,
+    ModelArgument,
+    TaskOptions,
+    TextOptions,
+    with_options,
+)
+from shortviz.cli_repair import FitTexts, FitTokensOption, MethodOption
+from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
+from shortviz.fit_text import FIT_TOKENS
+
+if TYPE_CHECKING:
+    from shortviz.ledger import Ledger
+    from shortviz.records import ExportReport, WindowSet
+    from shortviz.shrink import Shrunk
+
+CHECKPOINT = "shrink-checkpoint.safetensors"
+"""In the run directory, while a shrinking is unfinished."""
+
+
+@with_options
+def shrink_command(
+    model: ModelArgument,
+    load: LoadOptions,
+    text: TextOptions,
+    evaluation: EvaluationOptions,
+    task: TaskOptions,
+    to_layers: Annotated[int, typer.Option(help="Layers that are to be left.")],
+    method: MethodOption = "seam_refit",
+    fit_tokens: FitTokensOption = FIT_TOKENS,
+    out: RunOption = None,
+    export: ExportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the layer that costs least, repair, measure again, and so on; with --export, write the result, proved.
+
+    The text options say what is fitted on, --eval-... what the layers are chosen on, --tasks which questions the uncut,
+    the cut and the final model are asked. Ctrl-C keeps what is done; with --out, the same command then goes on.
+    """
+    from shortviz.task_rows import read_task
+
+    at_least(1, to_layers=to_layers)
+    text.note_unused("seed")
+    check_folders(out=out, export=export)
+    asked = task.task()
+    with working() as (on_progress, stop):
+        from shortviz.pruning import prune
+        from shortviz.shrink import check_layers, shrink
+
+        texts = FitTexts(text, evaluation, fit_tokens)
+        questions = read_task(asked) if asked is not None else None
+        handle = load_model(load.ref(model), on_progress, stop, fits=lambda now: check_layers(now, to_layers))
+        check_run(out, handle.info.id)
+        tokens, windows = texts.of(handle)
+        shrunk = shrink(
+            handle,
+            windows,
+            tokens,
+            to_layers,
+            method=method,
+            batch_size=text.batch_size,
+            checkpoint=out / CHECKPOINT if out is not None else None,
+            on_progress=on_progress,
+            stop=stop,
+        )
+        ledger, report = None, None
+        if shrunk.complete:
+            work = LedgerWork(handle, _named(windows), questions, on_progress, stop)
+            assert shrunk.handle.plan is not None, "something was removed"
+            work.open(prune(handle, shrunk.handle.plan))
+            if shrunk.handle.treatments:
+                work.add(shrunk.handle)
+            ledger = work.ledger
+            if out is not None:
+                work.save(out, tokens.info)
+            report = work.export(shrunk.handle, export) if export is not None else None
+            if out is not None:
+                (out / CHECKPOINT).unlink(missing_ok=True)
+    kept = out if shrunk.complete else None
+    lines = [_text(shrunk, ledger), *kept_line(kept), *report_lines(report)]
+    print_result(_json(shrunk, ledger, report) if as_json else "\n".join(lines))
+    if not shrunk.complete:
+        _tell_unfinished(shrunk, to_layers, resumable=out is not None)
+
+
+def _tell_unfinished(shrunk: "Shrunk", to_layers: int, *, resumable: bool) -> None:
+    """Say why fewer layers went than wanted; exit with the code of a stop or, where more was refused, of bad input."""
+    left = shrunk.handle.info.num_layers
+    advice = "run the same command again to go on" if resumable else "with --out it could go on from there"
+    if shrunk.note:
+        advice = f"ask for {left} layers to have this result written"
+    said = f"{shrunk.note} " if shrunk.note else ""
+    print(f"{said}Stopped at {left} layers of the {to_layers} wanted; nothing was written; {advice}.", file=sys.stderr)
+    raise typer.Exit(2 if shrunk.note else INTERRUPTED)
+
+
+def _named(windows: "WindowSet") -> "WindowSet":
+    """Return the windows under a name that says what they were used for: whoever reads the ledger is to know."""
+    info = windows.info
+    return replace(windows, info=replace(info, source=f"{info.source}, which the layers were chosen on"))
+
+
+def _json(shrunk: "Shrunk", ledger: "Ledger | None", report: "ExportReport | None") -> dict[str, Any]:
+    from shortviz.recipes import prune_json
+    from shortviz.record_json import ledger_json
+    from shortviz.shrink_records import step_json
+
+    return {
+        "layers": shrunk.handle.info.num_layers,
+        "complete": shrunk.complete,
+        "note": shrunk.note,
+        "base_nll": shrunk.base_nll,
+        "steps": [step_json(step) for step in shrunk.steps],
+        "ledger": None if ledger is None else ledger_json(ledger),
+        "export": None if report is None else prune_json(report),
+    }
+
+
+def _text(shrunk: "Shrunk", ledger: "Ledger | None") -> str:
+    from shortviz.cli_ledger_output import ledger_text
+    from shortviz.cli_output import table
+    from shortviz.words import duration
+
+    rows = [["", "", f"{shrunk.base_nll:.4f}", "", "", "", "uncut"]]
+    for step in shrunk.steps:
+        error = "-" if step.increase_stderr != step.increase_stderr else f"{step.increase_stderr:.4f}"
+        rows.append(
+            [
+                str(step.layer),
+                f"{step.nll_cut:.4f}",
+                f"{step.nll:.4f}",
+                f"{step.increase:+.4f}",
+                error,
+                duration(step.seconds),
+                step.note if step.treatment is None else f"repaired by {step.treatment.method.replace('_', ' ')}",
+            ]
+        )
+    removed = ", ".join(map(str, shrunk.steps[-1].removed))
+    lines = [
+        f"{shrunk.handle.info.num_layers} layers are left; removed {removed}.",
+        table(["layer", "NLL cut", "NLL", "increase", "+-", "time", ""], rows),
+        "NLL in nats a token, on the windows the layers were chosen on: that flatters, so evaluate on other text.",
+    ]
+    return "\n".join([*lines, *([] if ledger is None else ["", ledger_text(ledger)])])

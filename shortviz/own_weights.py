@@ -1,0 +1,73 @@
+"""A treated model as a file: the few weights that are its own, and what was done. The rest is the uncut model's."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from shortviz.atomic import write_atomically
+from shortviz.checkpoint import model_facts
+from shortviz.errors import RunError
+from shortviz.handle import ModelHandle
+from shortviz.heal_adapter import weights_digest
+from shortviz.new_weights import own_copy, put_weights
+from shortviz.pruning import prune
+from shortviz.record_json import read_treatment, treatment_json
+from shortviz.records import PrunePlan
+
+
+def own_weights(handle: ModelHandle, base: ModelHandle) -> dict[str, Tensor]:
+    """Return the weights of a treated model that are not the uncut model's very tensors, by name."""
+    shared = {weight.data_ptr() for weight in base.model.parameters()}
+    return {name: weight for name, weight in handle.model.named_parameters() if weight.data_ptr() not in shared}
+
+
+def save_treated(path: Path, handle: ModelHandle, base: ModelHandle, facts: Mapping[str, Any]) -> None:
+    """Write what is a treated model's own; a kill at any moment leaves the old file or the new one.
+
+    `facts` say what it is beside its model; they are given back. Raises ResourceError where the disk will not take it.
+    """
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in own_weights(handle, base).items()}
+    metadata = {
+        "model": _identity(base),
+        "removed": [] if handle.plan is None else list(handle.plan.removed),
+        "treatments": [treatment_json(treatment) for treatment in handle.treatments],
+        "facts": facts,
+    }
+    data = save(tensors, {name: json.dumps(value) for name, value in metadata.items()})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def load_treated(path: Path, base: ModelHandle) -> tuple[ModelHandle, dict[str, Any]] | None:
+    """Return the treated model of a file on the tensors of its uncut one, and its facts; None where there is no file.
+
+    Raises RunError where the file cannot be read or belongs to another model.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            found = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            treatments = tuple(read_treatment(each) for each in found["treatments"])
+            removed, model, facts = tuple(found["removed"]), found["model"], found["facts"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read ({error}); delete it to start again.") from error
+    if model != _identity(base):
+        raise RunError(
+            f"{path} belongs to {model.get('id')} ({model.get('dtype')}), or to other weights than {base.info.id} "
+            f"({base.info.dtype}) has; load that model, or delete the file to start again."
+        )
+    handle = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed)) if removed else own_copy(base)
+    put_weights(handle.model, tensors)
+    return replace(handle, treatments=treatments), dict(facts)
+
+
+def _identity(base: ModelHandle) -> dict[str, Any]:
+    facts = model_facts(base)
+    return {"id": facts[0], "revision": facts[1], "dtype": facts[2], "weights": weights_digest(base.model)}
