@@ -12,6 +12,7 @@ import typer
 
 from shortviz import (
     __version__,
+    cli_adapter,
     cli_advise,
     cli_compare,
     cli_curve,
@@ -77,11 +78,13 @@ def evaluate(
     load: LoadOptions,
     text: TextOptions,
     task: TaskOptions,
+    adapter: cli_adapter.AdapterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure perplexity, of the model or with layers removed; with --tasks, multiple-choice accuracy too.
 
-    With layers to remove, the uncut model is measured on the same windows and questions for comparison.
+    With --adapter the healed model is measured: MODEL is the uncut one, or the checkpoint of the cut. With layers to
+    remove, the uncut model is measured on the same windows and questions for comparison.
     """
     from shortviz import runs, texts
     from shortviz.cli_output import evaluation_text
@@ -100,11 +103,14 @@ def evaluate(
 
         handle = load_model(load.ref(model), on_progress, stop, removes=chosen)
         window_set = texts.make_windows(spec, windows, handle.tokenizer)
+        chosen = cli_adapter.adapter_cut(adapter, chosen, handle.info.num_layers)
         if chosen is None:
             pruned = None
+            handle = cli_adapter.with_adapter(handle, adapter)
             evaluation = losses.evaluate(handle, window_set, on_progress=on_progress, stop=stop)
         else:
             pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
+            pruned = cli_adapter.with_adapter(pruned, adapter)
             evaluation = losses.evaluate(pruned, window_set, base=handle, on_progress=on_progress, stop=stop)
         if questions is not None and not stop.is_set():
             with suppress(Stopped):  # the evaluation is there, and is not to be lost
@@ -129,9 +135,10 @@ def prune(
     load: LoadOptions,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write; must be new or empty.")],
     stream: cli_measure.StreamOption = None,
+    adapter: cli_adapter.AdapterOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove layers, write a checkpoint, prove it equal.
+    """Remove layers, write a checkpoint, prove it equal; with --adapter, of the healed model.
 
     Streamed, the tensors are copied from file to file in the dtype they have, and the model is never whole in memory.
     """
@@ -141,17 +148,21 @@ def prune(
 
     check_target(out)
     chosen = plan.chosen()
-    if chosen is None:
+    if chosen is None and adapter is None:
         raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
+    if adapter is not None and stream:
+        raise PlanError("An adapter is merged in memory, so it cannot be streamed; leave --stream or --adapter out.")
     with working() as (on_progress, stop):
         from shortviz import export, pruning, streamed_export
 
         ref = load.ref(model)
-        if cli_measure.streams(ref, stream):
+        if chosen is not None and adapter is None and cli_measure.streams(ref, stream):
             report = streamed_export.export_streamed(ref, chosen.of, out, on_progress=on_progress, stop=stop)
         else:
             handle = load_model(ref, on_progress, stop, removes=chosen)
-            pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
+            chosen = cli_adapter.adapter_cut(adapter, chosen, handle.info.num_layers)
+            pruned = handle if chosen is None else pruning.prune(handle, chosen.of(handle.info.num_layers))
+            pruned = cli_adapter.with_adapter(pruned, adapter)
             report = export.export_checkpoint(pruned, out, base_info=handle.info, on_progress=on_progress, stop=stop)
     print_result(prune_json(report) if as_json else export_text(report))
 

@@ -93,13 +93,35 @@ def _plain(value: Any) -> Any:
 def load_adapter(cut: ModelHandle, folder: Path) -> ModelHandle:
     """Return a new handle on a cut model with an exported adapter merged in; the cut model is not touched.
 
-    Raises ModelError where the folder holds no adapter of ours, or one of another model, cut or repair.
+    The model may also be an exported checkpoint of that cut, loaded as it is. Raises ModelError where the folder holds
+    no adapter of ours, or one of another model, cut or repair.
     """
-    config, facts = _read_config(Path(folder))
-    _refuse_other(Path(folder), facts, cut)
+    student, treatment = _student(cut, Path(folder))
+    return replace(merge(student), treatments=(*cut.treatments, treatment))
+
+
+def read_adapter(cut: ModelHandle, folder: Path) -> Adapter:
+    """Return an exported adapter on the cut model that it was trained on; raises as `load_adapter` does."""
+    student, treatment = _student(cut, Path(folder))
+    return adapter_of(student, treatment)
+
+
+def cut_of(folder: Path) -> tuple[int, tuple[int, ...]]:
+    """Return (layers of the uncut model, layers removed) of the cut that an adapter belongs to.
+
+    Raises ModelError where the folder holds no adapter of ours.
+    """
+    facts = _read_config(Path(folder))[1]
+    return int(facts["num_layers"]), tuple(int(layer) for layer in facts["removed"])
+
+
+def _student(cut: ModelHandle, folder: Path) -> tuple[Student, Treatment]:
+    """Return the cut model's student with the weights of an adapter, and what made them."""
+    config, facts = _read_config(folder)
+    _refuse_other(folder, facts, cut)
     student = inject(cut, config)
     try:
-        tensors = load_file(Path(folder) / WEIGHTS)
+        tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"The weights of the adapter {folder} cannot be read ({error}); fetch it again.") from error
     state = {name: tensors.get(_peft_name(name)) for name in student.trained}
@@ -107,7 +129,7 @@ def load_adapter(cut: ModelHandle, folder: Path) -> ModelHandle:
     if odd or len(tensors) != len(state):
         raise ModelError(f"The adapter {folder} has other weights than its config describes; fetch it again.")
     student.load({name: weight for name, weight in state.items() if weight is not None})
-    return replace(merge(student), treatments=(*cut.treatments, read_treatment(facts["treatment"])))
+    return student, read_treatment(facts["treatment"])
 
 
 def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -134,17 +156,20 @@ def _refuse_other(folder: Path, facts: dict[str, Any], cut: ModelHandle) -> None
     differs = [name for name in same if facts.get(name) != mine[name]]
     if not differs and facts["dtype"] == mine["dtype"] and facts["weights"] != mine["weights"]:
         differs = ["weights"]
-    if not differs:
+    as_it_is = cut.plan is None and all(facts[name] == mine[name] for name in ("architecture", "dtype", "weights"))
+    if not differs or as_it_is:  # a checkpoint of the cut, loaded whole, has the very weights under another name
         return
     if differs == ["weights"]:
         raise ModelError(
             f"The adapter in {folder} was trained on {_name(facts)} with other weights than this model has; load the "
             "model that it was trained on."
         )
-    raise ModelError(
-        f"The adapter in {folder} was trained on {_name(facts)}, and this is {_name(mine)}; give it the model and the "
-        "cut that it was trained on."
-    )
+    repaired = [method for kind, method in facts.get("treatments") or () if kind == "repair"]
+    if repaired and not mine["treatments"]:
+        advice = "make that first, with the command in its README.md, and give the folder it wrote as the model"
+    else:
+        advice = "give it the model and the cut that it was trained on"
+    raise ModelError(f"The adapter in {folder} was trained on {_name(facts)}, and this is {_name(mine)}; {advice}.")
 
 
 def _facts(cut: ModelHandle) -> dict[str, Any]:

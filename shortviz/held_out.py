@@ -1,6 +1,6 @@
 """The end loss of a draft on held-out rows, from where its streams stand: what decides whether a repair is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +26,18 @@ class EndLoss:
 
     head: LogitHead
     tail: tuple[nn.Module, ...]
+    judged: Callable[[int, int], None] | None = None
+    """Told how many of how many rows were scored."""
 
     @torch.inference_mode()
     def nll(self, layers: nn.ModuleList, numbers: Sequence[int], streams: Sequence[Stream], first: int) -> Floats:
         """Return the NLL of each row, mean over its scored tokens, by the layers from `first` on; streams stay."""
-        return np.concatenate([self._batch(layers, numbers, stream, first) for stream in streams])
+        found, total = [], sum(len(stream.ids) for stream in streams)
+        for stream in streams:
+            found.append(self._batch(layers, numbers, stream, first))
+            if self.judged is not None:
+                self.judged(sum(map(len, found)), total)
+        return np.concatenate(found)
 
     def _batch(self, layers: nn.ModuleList, numbers: Sequence[int], stream: Stream, first: int) -> Floats:
         state = stream.state.clone()

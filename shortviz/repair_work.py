@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shortviz.errors import TextError
 from shortviz.handle import ModelHandle
@@ -66,7 +66,13 @@ class Work:
             if self.on_progress is not None:
                 self.on_progress(Progress(stage="repair", done=done, total=total, unit="rows", detail=detail))
 
-        return open_draft(
+        def judged(rows: int, of: int) -> None:
+            """Tell what is done once every row has gone through: the end loss of the held-out rows."""
+            if self.on_progress is not None:
+                detail = "the loss on held-out rows, with what was fitted"
+                self.on_progress(Progress(stage="judge", done=rows, total=of, unit="rows", detail=detail))
+
+        draft = open_draft(
             self.cut,
             self.base,
             (self.fitted, self.held_out),
@@ -76,3 +82,5 @@ class Work:
             stop=self.stop,
             tell=tell,
         )
+        draft.end_loss = replace(draft.end_loss, judged=judged)
+        return draft

@@ -11,30 +11,22 @@ from typing import TYPE_CHECKING, Final
 from shortviz.heal_settings import HealSettings
 from shortviz.job_state import JobControl
 from shortviz.ledger_steps import add_step, start_ledger
-from shortviz.records import Evaluation, Progress, PrunePlan, Run, TextSpec, WindowSpec
-from shortviz.runs import new_run, with_evaluation, with_ledger
+from shortviz.records import Evaluation, Progress, PrunePlan, Run
+from shortviz.runs import new_run, with_evaluation, with_ledger, with_task
 from shortviz.settings import settings
-from shortviz.ui import actions, inspect_actions
+from shortviz.ui import actions, inspect_actions, kept_models, task_actions
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.treating import Treating, paired, text_key
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
+    from shortviz.healing import Healed
     from shortviz.ledger import Ledger
-    from shortviz.records import TokenSet
+    from shortviz.records import TaskScore, TokenSet, WindowSet
 
-REPAIR_TOKENS: Final = 16_384
-"""A repair is fitted to at most so many tokens of the training text: enough for its ridge, and done within a minute."""
 HELD_OUT_WINDOWS: Final = 8
+"""At the end of the training text; those of `shortviz heal`, so that its command repeats what is done here."""
 REPAIR_BATCH: Final = 4 * actions.CPU_BATCH
-
-
-def repair_tokens(spec: TextSpec, handle: "ModelHandle") -> "TokenSet":
-    """Return the first REPAIR_TOKENS of a text as rows of equal length, joined so that none of it is lost."""
-    from shortviz.texts import make_windows, packed_rows
-
-    size = WindowSpec(window=spec.max_length, windows=max(2, REPAIR_TOKENS // spec.max_length))
-    return packed_rows(make_windows(spec, size, handle.tokenizer))
 
 
 class Writer:
@@ -73,6 +65,9 @@ class CutWork:
         self.spec = context.evaluation
         self.windows = inspect_actions.windows_of(bench, context.ref, self.spec, self.base)
         self.texts = Writer(bench, context, control)
+        self.length = (context.recipe or HealSettings()).length
+        """Tokens of a held-out window."""
+        self._texts: tuple[TokenSet, WindowSet] | None = None
 
     def open_ledger(self) -> None:
         """Score the uncut and the cut model, unless that is known with the loss of each window."""
@@ -84,8 +79,10 @@ class CutWork:
             found = self._score(self.pruned, "the cut")
             if found.complete:
                 self.bench.measured.put(key, found)
+        scores = [self._accuracy(self.base, "uncut"), self._accuracy(self.pruned, "the cut")]
         ledger = start_ledger(
             found,
+            tasks=[score for score in scores if score is not None],
             prompt=self.context.prompt,
             uncut_text=self.texts.write("uncut", self.base, (), ()),
             cut_text=self.texts.write("cut", self.pruned, self.context.removed, ()),
@@ -121,21 +118,15 @@ class CutWork:
         )  # fmt: skip
         if done.applied:
             return done.handle
-        self.shown = replace(self.shown, note=done.treatment.note or "The repair did not help and was not applied.")
+        why = done.treatment.note or "it did not help."
+        self.shown = replace(self.shown, note=f"The repair was not applied: {why}")
         return None
 
     def heal(self, begin: "ModelHandle", recipe: HealSettings) -> None:
         """Train, then score what was best, even after a stop."""
-        from shortviz.heal_data import split_heldout
         from shortviz.healing import heal
-        from shortviz.texts import tokenize
 
-        spec = self.context.training
-        assert spec is not None
-        self.control.on_progress(Progress(stage="read text", done=0, total=1, unit="steps"))
-        tokens = tokenize(spec, self.base.tokenizer)
-        length = min(recipe.length, inspect_actions.APP_WINDOWS.window)
-        tokens, heldout = split_heldout(tokens, windows=HELD_OUT_WINDOWS, window=length)
+        tokens, heldout = self._split()
         checkpoint = self._checkpoint(begin, recipe, tokens)
 
         def on_progress(progress: Progress) -> None:
@@ -151,21 +142,42 @@ class CutWork:
             on_progress=on_progress, stop=self.control.stop,
         )  # fmt: skip
         self.shown = replace(self.shown, history=healed.history, note=healed.history.note)
-        self.add(healed.handle)
+        if healed.applied:
+            self.add(healed.handle, healed)
+        else:
+            self.shown = replace(self.shown, note=healed.treatment.note)
 
-    def add(self, model: "ModelHandle") -> None:
+    def add(self, model: "ModelHandle", healed: "Healed | None" = None) -> None:
         """Score a treated model, let it write, and keep it and its step."""
         methods = tuple(treatment.method for treatment in model.treatments)
         name = "healed" if any(t.kind == "heal" for t in model.treatments) else "repaired"
         evaluation = self._score(model, name)
-        assert self.shown.ledger is not None, "the ledger is opened first"
         text = self.texts.write(name, model, self.context.removed, methods)
+        task = self._accuracy(model, name)
         self.bench.treated.put((self.context.ref, self.context.removed, methods), model)
+        assert self.context.run_key is not None
+        problem = kept_models.keep(self.bench, self.context.run_key, self.base, model, healed)
+        if problem:
+            self.shown = replace(self.shown, note=f"{self.shown.note} {problem}".strip())
+        assert self.shown.ledger is not None, "the ledger is opened first"
         ledger = add_step(
             self.shown.ledger, "healed" if name == "healed" else "repaired", evaluation, model.treatments,
-            continuation=text,
+            task=task, continuation=text,
         )  # fmt: skip
         self._keep(ledger)
+
+    def _accuracy(self, model: "ModelHandle", name: str) -> "TaskScore | None":
+        """Return how many of the chosen questions a model gets right; None without questions, or after a stop."""
+        spec, stop = self.context.task, self.control.stop
+        if spec is None or stop.is_set():
+            return None
+        return task_actions.model_score(
+            self.bench, self.context.ref, self.bench.runs.get(self.context.run_key or "") or self.known, model, spec,
+            on_progress=lambda step: self.control.on_progress(
+                replace(step, detail=name, snapshot=lambda: self.shown)
+            ),
+            stop=stop,
+        )  # fmt: skip
 
     def _score(self, model: "ModelHandle", name: str) -> Evaluation:
         """Return the evaluation on all windows; what a stop has left behind is scored to the end."""
@@ -193,6 +205,8 @@ class CutWork:
         def change(old: Run | None) -> Run:
             run = old or self.known or new_run(self.base.info, self.windows.info)
             run = with_evaluation(run, evaluation) if evaluation is not None else run
+            for step in ledger.steps[:2]:
+                run = with_task(run, step.task) if step.task is not None else run
             return with_ledger(run, ledger)
 
         key = self.context.run_key
@@ -203,8 +217,32 @@ class CutWork:
         self.shown = replace(self.shown, ledger=same[-1], removed=ledger.removed)
 
     def _repair_tokens(self) -> "TokenSet":
-        assert self.context.training is not None
-        return repair_tokens(self.context.training, self.base)
+        """Return the beginning of the training text in rows, none of which a training holds out."""
+        from shortviz.errors import TextError
+        from shortviz.fit_text import fit_rows
+
+        spec = self.context.training
+        assert spec is not None
+        try:
+            before = self._split()[0]
+        except TextError:
+            if self.context.recipe is not None:
+                raise
+            before = None  # too little text to train on: nothing can be held out of it, and it may do for a repair
+        return fit_rows(spec, self.base.tokenizer, length=spec.max_length, before=before)
+
+    def _split(self) -> "tuple[TokenSet, WindowSet]":
+        """Return the text to train on and what is held out of it, read once."""
+        from shortviz.heal_data import split_heldout
+        from shortviz.texts import tokenize
+
+        spec = self.context.training
+        assert spec is not None
+        if self._texts is None:
+            self.control.on_progress(Progress(stage="read text", done=0, total=1, unit="steps"))
+            tokens = tokenize(spec, self.base.tokenizer)
+            self._texts = split_heldout(tokens, windows=HELD_OUT_WINDOWS, window=self.length)
+        return self._texts
 
     def _checkpoint(self, begin: "ModelHandle", recipe: HealSettings, tokens: "TokenSet") -> Path:
         """Return where this training is kept; those of other trainings in the same run are removed."""

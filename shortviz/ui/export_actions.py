@@ -10,8 +10,9 @@ from shortviz import policy
 from shortviz.errors import ExportError
 from shortviz.job_state import JobControl
 from shortviz.planning import layers_text
-from shortviz.records import Evaluation, ExportReport, ModelRef, PrunePlan, TextSpec
+from shortviz.records import Evaluation, ExportReport, ModelRef, Progress, PrunePlan, TextSpec
 from shortviz.settings import settings
+from shortviz.ui import kept_models
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.treating import ledger_of
 
@@ -59,6 +60,35 @@ def start_export(
     return bench.submit(context, f"Export without layers {layers_text(removed)}", work)
 
 
+def start_adapter(
+    bench: Bench, ref: ModelRef, removed: tuple[int, ...], folder: Path, *,
+    methods: tuple[str, ...], key: str, archive: bool,
+) -> str:  # fmt: skip
+    """Write what a healed model learned, alone, from what is kept beside run `key`; the result is where it is."""
+
+    def work(control: JobControl) -> str:
+        handle = bench.models.load(ref, control)
+        policy.check_export(settings(), handle.info.id, handle.info.parameters)
+        from shortviz.export import zip_checkpoint
+        from shortviz.heal_adapter import export_adapter
+
+        found = kept_models.adapter(bench, key, handle, removed, methods)
+        control.on_progress(Progress(stage="write", done=0, total=1, unit="steps"))
+        export_adapter(found, folder)
+        _forget_downloads(folder)
+        if not archive:
+            return str(folder)
+        target = folder.with_name(f"{folder.name}.zip")
+        try:
+            zip_checkpoint(folder, target, on_progress=control.on_progress, stop=control.stop)
+        finally:
+            shutil.rmtree(folder)
+        return str(target)
+
+    context = JobContext(kind="adapter", ref=ref, run_key=key, removed=removed, methods=methods, folder=str(folder))
+    return bench.submit(context, f"Adapter for the cut of layers {layers_text(removed)}", work)
+
+
 def _model(
     bench: Bench, ref: ModelRef, removed: tuple[int, ...], methods: tuple[str, ...], handle: "ModelHandle"
 ) -> "ModelHandle":
@@ -67,7 +97,7 @@ def _model(
         kept = bench.treated.get((ref, removed, methods))
         if kept is None:
             words = ", then ".join(method.replace("_", " ") for method in methods)
-            raise ExportError(f"The model treated by {words} is not in memory any more; repair or heal again.")
+            raise ExportError(f"The model treated by {words} is not in memory any more; bring it back first.")
         return kept
     from shortviz.pruning import prune
 

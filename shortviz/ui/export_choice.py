@@ -7,22 +7,24 @@ import streamlit as st
 from shortviz.ledger import LedgerStep
 from shortviz.planning import layers_text
 from shortviz.records import ModelInfo
-from shortviz.ui import ledger_view
+from shortviz.ui import kept_models, ledger_view, notes, step_view
+from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown
-from shortviz.ui.treating import ledger_of, treated
-from shortviz.ui.words import plain
+from shortviz.ui.treating import LOOKING, ledger_of, treated
+
+PARTS = {"model": "The whole model", "adapter": "The adapter alone"}
+TICK_SECONDS = 0.5
 
 
 def choose(tools: Bench, shown: Shown, removed: tuple[int, ...]) -> tuple[str, ...]:
     """Draw the versions of a cut that can be exported, and return the methods of the chosen one; () is the cut itself.
 
-    Treated models live in memory only: those that are gone are named, with what brings them back.
+    Those that are not in memory any more are named, with the button that brings them back.
     """
     ledger = ledger_of(shown.run, removed)
     steps = [step for step in ledger.steps if step.treatments] if ledger is not None else []
     here = [step for step in steps if treated(tools, shown.ref, removed, step) is not None]
-    gone = [step for step in steps if step not in here]
     chosen: tuple[str, ...] = ()
     if here:
         by_methods = {step.methods: step for step in here}
@@ -39,10 +41,39 @@ def choose(tools: Bench, shown: Shown, removed: tuple[int, ...]) -> tuple[str, .
             st.caption(ledger_view.step_words(by_methods[chosen]))
         else:
             st.caption("The cut model as it is: nothing was repaired or trained.")
-    if gone:
-        names = ", ".join(plain(step.label) for step in gone)
-        st.caption(f":material/info: Not in memory any more: {names}. Make it again on the Heal page to export it.")
+    job = tools.treating(LOOKING, shown.ref, removed)
+    live = job is not None and job.live
+    step_view.gone(tools, shown, removed, ledger, live=live)
+    if live and job is not None:
+        _wait(tools, job.id)
+    notes.job_error(job)
     return chosen
+
+
+def _wait(tools: Bench, job_id: str) -> None:
+    """Show how a model is brought back, and draw the page anew when it is there."""
+
+    @st.fragment(run_every=TICK_SECONDS)
+    def waiting() -> None:
+        now = tools.state(job_id)
+        if now is None or not now.live:
+            st.rerun()
+        notes.job_progress(now)
+
+    waiting()
+
+
+def adapter_alone(tools: Bench, shown: Shown, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
+    """Return whether only what was learned is to be written; asks where that is kept."""
+    if not kept_models.has_adapter(tools, shown.key, removed, methods):
+        return False
+    chosen = st.segmented_control(
+        "What to write", list(PARTS), format_func=lambda name: PARTS[name], default="model", required=True,
+        key=s.PART, persist_state="session",
+    )  # fmt: skip
+    if chosen == "adapter":
+        st.caption("A LoRA adapter in peft's format. It fits this cut of this model and no other; its card says which.")
+    return chosen == "adapter"
 
 
 def _label(step: LedgerStep | None) -> str:

@@ -1,5 +1,6 @@
 """The Export page: what will be written, where, the proof as it ticks, and the lines that load it."""
 
+import shlex
 import uuid
 from pathlib import Path
 
@@ -62,8 +63,11 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
         notes.problem(f"This block cannot be exported: {reason}")
         return
     methods = export_choice.choose(tools, shown, removed)
-    _what(model, plan)
+    alone = export_choice.adapter_alone(tools, shown, removed, methods)
+    if not alone:
+        _what(model, plan)
     targets = [name for name in TARGETS if name != "folder" or not settings().is_hosted]
+    targets = [name for name in targets if name != "hub" or not alone]
     target = st.segmented_control(
         "Where to",
         targets,
@@ -73,7 +77,7 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
         key=s.TARGET,
         persist_state="session",
     )
-    name = export_choice.name_of(model, removed, methods)
+    name = export_choice.name_of(model, removed, methods) + ("-adapter" if alone else "")
     visit.suggest_folder(state, str(Path.home() / "shortviz-exports" / name))
     if target == "hub":
         st.caption("Written and proved here first; then you say in which repository it goes.")
@@ -90,7 +94,7 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
             icon=":material/download:",
             disabled=live,
             on_click=_export,
-            args=(tools, shown, ref, removed, methods, name),
+            args=(tools, shown, ref, removed, methods, name, alone),
             key="export_button",
         )
         st.button(
@@ -126,7 +130,13 @@ def _what(model: ModelInfo, plan: PrunePlan) -> None:
 
 
 def _export(
-    tools: Bench, shown: Shown, ref: ModelRef, removed: tuple[int, ...], methods: tuple[str, ...], name: str
+    tools: Bench,
+    shown: Shown,
+    ref: ModelRef,
+    removed: tuple[int, ...],
+    methods: tuple[str, ...],
+    name: str,
+    alone: bool,
 ) -> None:
     state = s.session()
     target = str(state.get(s.TARGET))
@@ -141,6 +151,12 @@ def _export(
         return
     if shown.ref is None:
         s.load_for_run(state, ref)
+    if alone and shown.key is not None:
+        job_id = export_actions.start_adapter(
+            tools, ref, removed, folder, methods=methods, key=shown.key, archive=archive
+        )
+        s.set_job(state, "export", job_id)
+        return
     job_id = export_actions.start_export(
         tools, ref, removed, folder, methods=methods, key=shown.key, spec=s.evaluation(state), archive=archive
     )
@@ -159,6 +175,9 @@ def _follow(tools: Bench, state: s.State) -> None:
         if live and (job is None or not job.live):
             st.rerun()
         context = tools.context(job_id or "")
+        if context is not None and context.kind == "adapter":
+            _adapter(job)
+            return
         st.subheader("Proof" if context is None else f"Proof, without layers {layers_text(context.removed)}")
         if context is not None and context.methods:
             st.caption(f"After {', then '.join(method.replace('_', ' ') for method in context.methods)}.")
@@ -178,19 +197,37 @@ def _follow(tools: Bench, state: s.State) -> None:
         push_view.draw(tools, context.ref, Path(report.folder))
 
 
+def _adapter(job: JobState | None) -> None:
+    """Show how the export of an adapter stands."""
+    st.subheader("Adapter")
+    notes.job_error(job)
+    if job is None or not isinstance(job.result, str):
+        return
+    folder = Path(job.result)
+    if folder.suffix == ".zip" and folder.is_file():
+        _download(folder)
+    else:
+        st.caption(f"Written to {plain(job.result)}; its README.md says how to make the cut that it belongs to.")
+        st.code(f"shortviz evaluate MODEL --adapter {shlex.quote(job.result)}", language="bash")
+
+
+def _download(folder: Path) -> None:
+    st.download_button(
+        f"Download {folder.name} ({size(folder.stat().st_size)})",
+        data=folder.read_bytes,
+        file_name=folder.name,
+        mime="application/zip",
+        type=main_button(),
+        icon=":material/download:",
+        on_click="ignore",
+        key="download_zip",
+    )
+
+
 def _after(report: ExportReport, job: JobState | None) -> None:
     folder = Path(report.folder)
     if folder.suffix == ".zip" and folder.is_file():
-        st.download_button(
-            f"Download {folder.name} ({size(folder.stat().st_size)})",
-            data=folder.read_bytes,
-            file_name=folder.name,
-            mime="application/zip",
-            type=main_button(),
-            icon=":material/download:",
-            on_click="ignore",
-            key="download_zip",
-        )
+        _download(folder)
         st.caption("Unpack it, then load it:")
         st.code(loading_python(folder.stem), language="python")
     elif job is not None and folder.is_relative_to(settings().downloads_dir):

@@ -7,12 +7,12 @@ from shortviz.heal_settings import HealHistory
 from shortviz.job_state import JobState
 from shortviz.ledger import Ledger, LedgerStep
 from shortviz.planning import layers_text
-from shortviz.ui import notes, treat_actions
+from shortviz.ui import kept_models, notes, treat_actions
 from shortviz.ui import state as s
 from shortviz.ui.map_view import FONT
 from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown
-from shortviz.ui.treating import TREATING, Treating, text_key, treated
+from shortviz.ui.treating import LOOKING, TREATING, Treating, text_key, treated
 from shortviz.ui.words import plain
 
 TICK_SECONDS = 1.0
@@ -22,6 +22,9 @@ def newest(tools: Bench, shown: Shown, removed: tuple[int, ...]) -> JobState | N
     """Return the job that the page follows: a live one on this cut, a live shrinking, or the last that has ended."""
     found = [tools.treating(TREATING, shown.ref, removed), tools.treating(("shrink",), shown.ref, ())]
     jobs = [job for job in found if job is not None]
+    looking = tools.treating(LOOKING, shown.ref, removed)
+    if looking is not None and (looking.live or looking.state == "failed"):  # its end hides no training's curve
+        jobs.append(looking)
     return max(jobs, key=lambda job: (job.live, job.created), default=None)
 
 
@@ -139,5 +142,7 @@ def _text(
 
 def _missing(tools: Bench, shown: Shown, removed: tuple[int, ...], step: LedgerStep) -> str:
     if step.treatments and treated(tools, shown.ref, removed, step) is None:
+        if kept_models.is_kept(tools, shown.key, removed, step.methods):
+            return "Not in memory: bring it back, below the ledger."
         return f"Not in memory any more: {'heal' if step.name == 'healed' else 'repair'} again."
     return "–"

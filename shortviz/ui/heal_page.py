@@ -15,6 +15,7 @@ from shortviz.ui import (
     ledger_view,
     notes,
     recipe_view,
+    step_view,
     text_picker,
     treat_buttons,
 )
@@ -46,6 +47,7 @@ def draw() -> None:
         return
     job = heal_live.newest(tools, shown, removed)
     _ledger(tools, shown, removed, job)
+    _below(tools, shown, removed, live=job is not None and job.live)
     _actions(tools, shown, shown.model, removed, job)
     heal_live.follow(tools, job)
     heal_live.texts(tools, shown, removed, known_ledger(tools, shown, removed, s.evaluation(state)))
@@ -109,6 +111,14 @@ def _ledger(tools: Bench, shown: Shown, removed: tuple[int, ...], job: JobState 
         ledger_view.draw(found, key="ledger")
 
     ledger()
+
+
+def _below(tools: Bench, shown: Shown, removed: tuple[int, ...], *, live: bool) -> None:
+    """Draw what can be done with the models of the ledger."""
+    found = known_ledger(tools, shown, removed, s.evaluation(s.session()))
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        step_view.gone(tools, shown, removed, found, live=live)
+        step_view.questions(tools, shown, found, live=live)
 
 
 def _actions(tools: Bench, shown: Shown, model: ModelInfo, removed: tuple[int, ...], job: JobState | None) -> None:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from shortviz import ledger_charts
 from shortviz.ledger import Ledger, LedgerStep
+from shortviz.ledger_steps import accuracy_change
 from shortviz.ui.map_view import FONT
 from shortviz.ui.words import duration, plain, share, with_error
 
@@ -16,7 +17,7 @@ def draw(ledger: Ledger, *, key: str) -> None:
     alt = ledger_charts.recovery_alt(ledger)
     with left:
         st.dataframe(
-            [_row(step) for step in ledger.steps],
+            [_row(ledger, step) for step in ledger.steps],
             hide_index=True,
             height="content",
             width="stretch",
@@ -28,9 +29,12 @@ def draw(ledger: Ledger, *, key: str) -> None:
                 "over uncut": st.column_config.TextColumn(help="NLL increase in nats a token, with its paired error."),
                 "won back": st.column_config.TextColumn(help="Share of the lost NLL; the error is paired."),
                 "KL, nats": st.column_config.TextColumn(help="KL(uncut ‖ this model) per token."),
+                "accuracy": st.column_config.TextColumn(help="Of the questions named below; the error is binomial."),
             },
         )
         st.caption(behind(ledger))
+        if ledger.task(ledger.steps[0]) is not None:
+            st.caption(accuracies(ledger))
     with right:
         figure = ledger_charts.recovery_figure(ledger, st.context.theme.type == "dark")
         figure.update_layout(font={"family": FONT})
@@ -42,6 +46,25 @@ def behind(ledger: Ledger) -> str:
     score = ledger.steps[0].evaluation.score
     windows = f"{score.windows} window{'s' * (score.windows != 1)} of {ledger.text.max_length}"
     return f"{score.tokens:,} tokens scored of {plain(ledger.text.source)}, {windows}, the same for every step"
+
+
+def accuracies(ledger: Ledger) -> str:
+    """Return how the accuracy of each step differs from the uncut model's, paired, and what stands behind it."""
+    asked = ledger.task(ledger.steps[0])
+    if asked is None:
+        return ""
+    changes = [(step, accuracy_change(ledger, step)) for step in ledger.steps[1:]]
+    told = [
+        f"{plain(step.label)} {'' if change[0] < 0 else '+'}{with_error(100 * change[0], 100 * change[1])}"
+        for step, change in changes
+        if change is not None
+    ]
+    left = [plain(step.label) for step, change in changes if change is None]
+    return (
+        f"Accuracy against uncut, paired, in percentage points: {'; '.join(told) or 'no other step was asked'}. "
+        f"{asked.questions:,} questions of {plain(asked.source)}; chance {share(asked.chance)}, always the most "
+        f"frequent label {share(asked.majority)}." + (f" Not asked: {', '.join(left)}." if left else "")
+    )
 
 
 def notes(ledger: Ledger) -> None:
@@ -75,8 +98,10 @@ def won_back(step: LedgerStep) -> str:
     return f"{with_error(100 * step.recovered, 100 * error)} %"
 
 
-def _row(step: LedgerStep) -> dict[str, str]:
-    found, score = step.evaluation, step.evaluation.score
+def _row(ledger: Ledger, step: LedgerStep) -> dict[str, str]:
+    found, score, task = step.evaluation, step.evaluation.score, ledger.task(step)
+    asked = ledger.task(ledger.steps[0]) is not None
+    accuracy = "–" if task is None else f"{with_error(100 * task.accuracy, 100 * task.accuracy_stderr)} %"
     return {
         "step": step.label,
         "NLL, nats": with_error(score.nll, score.nll_stderr),
@@ -84,6 +109,7 @@ def _row(step: LedgerStep) -> dict[str, str]:
         "won back": won_back(step),
         "perplexity": with_error(score.perplexity, score.perplexity_stderr),
         "KL, nats": _pm(found.kl, found.kl_stderr),
+        **({"accuracy": accuracy} if asked else {}),
         "time": duration(step.seconds) if step.treatments else "–",
     }
 

@@ -4,14 +4,19 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shortviz.curve import further
-from shortviz.errors import ShortvizError
+from shortviz.errors import ShortvizError, Stopped
 from shortviz.job_state import JobControl
-from shortviz.records import ModelRef, Progress, Run, TaskRows, TaskScore, TaskSpec, TextSpec, WindowSpec
+from shortviz.records import ModelRef, OnProgress, Progress, Run, TaskRows, TaskScore, TaskSpec, TextSpec, WindowSpec
 from shortviz.runs import EXAMPLES, with_task
 from shortviz.settings import settings
+from shortviz.task_records import MOST_PAIRED
 from shortviz.ui.resources import Bench, JobContext
+
+if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
 
 
 def rows_of(bench: Bench, spec: TaskSpec, stop: threading.Event | None = None) -> TaskRows:
@@ -45,6 +50,31 @@ def known_score(
     """Return the accuracy of a cut on these questions, measured in this process or kept in the run."""
     found = bench.tasks.get((ref, removed, rows.fingerprint)) if ref is not None else None
     return found or (run.task_of(removed, rows.fingerprint) if run is not None else None)
+
+
+def model_score(
+    bench: Bench, ref: ModelRef, run: Run | None, model: "ModelHandle", spec: TaskSpec, *,
+    on_progress: OnProgress, stop: threading.Event,
+) -> TaskScore | None:  # fmt: skip
+    """Return how many questions a model gets right; of untreated ones a score that is known. None after a stop.
+
+    For background jobs: it runs the model. A known score without its answers is measured anew: no error of a difference
+    could be given.
+    """
+    from shortviz.tasks import score_tasks
+
+    rows = rows_of(bench, spec)
+    removed = model.plan.removed if model.plan is not None else ()
+    known = known_score(bench, ref, run, removed, rows) if not model.treatments else None
+    if known is not None and (known.right or known.questions > MOST_PAIRED):
+        return known
+    try:
+        found = score_tasks(model, rows, on_progress=on_progress, stop=stop)
+    except Stopped:
+        return None
+    if found.complete and not model.treatments:
+        bench.tasks.put((ref, removed, rows.fingerprint), found)
+    return found if found.complete else None
 
 
 def start_tasks(bench: Bench, ref: ModelRef, spec: TaskSpec, plans: Sequence[tuple[int, ...]], key: str | None) -> str:

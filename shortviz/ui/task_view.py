@@ -46,10 +46,10 @@ def block_score(bench: Bench, shown: Shown, block: Block, job: JobState | None) 
     notes.job_error(job)
 
 
-def questions_button(bench: Bench) -> None:
+def questions_button(bench: Bench, *, key: str = "inspector") -> None:
     """Draw the button that opens the form for questions."""
-    with st.popover("Questions", icon=":material/quiz:", help="Multiple-choice questions to score both models on."):
-        picker(bench, key="inspector")
+    with st.popover("Questions", icon=":material/quiz:", help="Multiple-choice questions to score the models on."):
+        picker(bench, key=key)
 
 
 def _behind(score: TaskScore) -> str:

@@ -9,12 +9,12 @@ import streamlit as st
 
 from shortviz import policy
 from shortviz.errors import ShortvizError
+from shortviz.fit_text import FIT_TOKENS
 from shortviz.records import Bos, TextSpec
 from shortviz.settings import settings
 from shortviz.texts import builtin_names, read_rows
 from shortviz.ui import actions, inspect_actions, notes
 from shortviz.ui import state as s
-from shortviz.ui.cut_work import REPAIR_TOKENS
 from shortviz.ui.resources import Bench
 from shortviz.ui.words import plain
 
@@ -206,7 +206,7 @@ def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
 def _cost(role: str, spec: TextSpec) -> None:
     if role == "training" and spec.limit is not None:
         st.caption(
-            f"Up to {spec.limit * spec.max_length:,} tokens; a repair takes the first {REPAIR_TOKENS:,}, healing all "
+            f"Up to {spec.limit * spec.max_length:,} tokens; a repair takes the first {FIT_TOKENS:,}, healing all "
             "but the end, which is held out to find the best step."
         )
     elif role == "calibration" and spec.limit is not None:

@@ -3,14 +3,15 @@
 As in `actions`, the work runs in a background thread that may not call streamlit, and imports torch in there.
 """
 
+import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from shortviz.heal_settings import HealSettings
 from shortviz.job_state import JobControl
 from shortviz.planning import layers_text
-from shortviz.records import ModelRef, Progress, PrunePlan, Run, TextSpec, WindowSpec
-from shortviz.ui.cut_work import REPAIR_BATCH, CutWork, Writer, repair_tokens
+from shortviz.records import ModelRef, Progress, PrunePlan, Run, TaskSpec, TextSpec, WindowSpec
+from shortviz.ui.cut_work import REPAIR_BATCH, CutWork, Writer
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.treating import Treating
 
@@ -23,7 +24,7 @@ SHRINK_WINDOWS: Final = WindowSpec(window=256, windows=8)
 
 def start_repair(
     bench: Bench, ref: ModelRef, removed: tuple[int, ...], spec: TextSpec, training: TextSpec, *,
-    method: str, key: str, known: Run | None, prompt: str,
+    method: str, key: str, known: Run | None, prompt: str, task: TaskSpec | None = None,
 ) -> str:  # fmt: skip
     """Repair a cut in closed form and score it on the cut's windows; the result is a Treating.
 
@@ -40,14 +41,14 @@ def start_repair(
 
     context = JobContext(
         kind="repair", ref=ref, run_key=key, evaluation=spec, removed=removed, methods=(method,), training=training,
-        prompt=prompt,
+        prompt=prompt, task=task,
     )  # fmt: skip
     return bench.submit(context, f"Repair of the cut of layers {layers_text(removed)}", work, lane="inspect")
 
 
 def start_heal(
     bench: Bench, ref: ModelRef, removed: tuple[int, ...], spec: TextSpec, training: TextSpec, *,
-    recipe: HealSettings, repair_first: str, key: str, known: Run | None, prompt: str,
+    recipe: HealSettings, repair_first: str, key: str, known: Run | None, prompt: str, task: TaskSpec | None = None,
 ) -> str:  # fmt: skip
     """Train a cut model (repaired first by the method named, if any); HealHistory streams out inside Treating.
 
@@ -68,14 +69,14 @@ def start_heal(
     methods = (repair_first, recipe.method) if repair_first else (recipe.method,)
     context = JobContext(
         kind="heal", ref=ref, run_key=key, evaluation=spec, removed=removed, methods=methods, training=training,
-        recipe=recipe, prompt=prompt,
+        recipe=recipe, prompt=prompt, task=task,
     )  # fmt: skip
     return bench.submit(context, f"Healing of the cut of layers {layers_text(removed)}", work)
 
 
 def start_shrink(
     bench: Bench, ref: ModelRef, to_layers: int, spec: TextSpec, training: TextSpec, *,
-    method: str, key: str, known: Run | None, prompt: str,
+    method: str, key: str, known: Run | None, prompt: str, task: TaskSpec | None = None,
 ) -> str:  # fmt: skip
     """Remove the layer that costs least, repair, measure again, and so on; the result is a Treating of the last cut.
 
@@ -85,6 +86,7 @@ def start_shrink(
 
     def work(control: JobControl) -> Treating:
         handle = bench.models.load(ref, control)
+        from shortviz.fit_text import fit_rows
         from shortviz.shrink import shrink
         from shortviz.texts import make_windows
 
@@ -95,20 +97,28 @@ def start_shrink(
 
             control.on_progress(replace(progress, snapshot=snapshot))
 
-        windows, tokens = make_windows(training, SHRINK_WINDOWS, handle.tokenizer), repair_tokens(training, handle)
+        windows, tokens = (
+            make_windows(training, SHRINK_WINDOWS, handle.tokenizer),
+            fit_rows(training, handle.tokenizer, length=training.max_length),
+        )
+        facts = hashlib.sha256(repr((training, method, to_layers)).encode()).hexdigest()
+        checkpoint = bench.runs.path(key) / f"shrink-{facts[:12]}.safetensors"  # from which a killed server goes on
         shrunk = shrink(
             handle, windows, tokens, to_layers,
-            method=method, batch_size=REPAIR_BATCH, on_progress=on_progress, stop=control.stop,
+            method=method, batch_size=REPAIR_BATCH, checkpoint=checkpoint, on_progress=on_progress, stop=control.stop,
         )  # fmt: skip
         cut = CutWork(bench, replace(context, removed=shrunk.steps[-1].removed), control, known)
         cut.open_ledger()
+        cut.shown = replace(cut.shown, note=shrunk.note)
         if shrunk.handle.treatments:
             cut.add(shrunk.handle)
+        if shrunk.complete:
+            checkpoint.unlink(missing_ok=True)
         return cut.shown
 
     context = JobContext(
         kind="shrink", ref=ref, run_key=key, evaluation=spec, methods=(method,), training=training, to_layers=to_layers,
-        prompt=prompt,
+        prompt=prompt, task=task,
     )  # fmt: skip
     return bench.submit(context, f"Shrinking to {to_layers} layers", work)
 

@@ -26,7 +26,9 @@ def _start(tools: Bench, shown: Shown, kind: str, start: Callable[..., str], wha
     key = run_key(ref, s.calibration(state))
     texts = s.evaluation(state), s.training(state)
     prompt = str(state.get(s.PROMPT, ""))
-    job_id = start(tools, ref, what, *texts, key=key, known=shown.run, prompt=prompt, **settings)
+    job_id = start(
+        tools, ref, what, *texts, key=key, known=shown.run, prompt=prompt, task=s.task(state), **settings
+    )  # fmt: skip
     s.leave_run(state)
     s.set_job(state, kind, job_id)
 

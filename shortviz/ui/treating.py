@@ -17,6 +17,8 @@ METHODS = {"seam_refit": "Seam refit", "linear_fold": "Linear fold", "scale": "S
 """The repairs that the app offers, by the names of `shortviz.repair`."""
 TREATING = ("repair", "heal")
 """Kinds of jobs that add to the ledger of a cut; `shrink` finds a cut of its own."""
+LOOKING = ("ask", "bring")
+"""Kinds of jobs on the models that a ledger has: asking them questions, bringing one back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

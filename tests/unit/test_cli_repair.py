@@ -132,7 +132,7 @@ def test_a_shrinking_that_was_killed_goes_on_to_the_same_result(checkpoint: str,
 
     code, _, err = shortviz(*command, "--out", str(run), "--method", "linear_fold")
     assert code == 2
-    assert 'method was seam_refit and is linear_fold' in err
+    assert "method was seam_refit and is linear_fold" in err
     code, printed, err = shortviz(*command, "--out", str(run))
 
     assert code == 0, err

@@ -1,0 +1,110 @@
+"""Treated models that outlive the process: what is their own lies beside the run, and is put on the uncut model again.
+
+No streamlit is called in here, for jobs use it; what needs torch is imported by the functions.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shortviz.errors import ExportError, ResourceError, RunError
+from shortviz.ledger import LedgerStep
+from shortviz.record_json import treatment_json
+from shortviz.ui.resources import Bench
+
+if TYPE_CHECKING:
+    from shortviz.handle import ModelHandle
+    from shortviz.heal_adapter import Adapter
+    from shortviz.healing import Healed
+    from shortviz.ledger import Treatment
+
+_WEIGHTS, _ADAPTER = "weights.safetensors", "adapter"
+
+
+def place(bench: Bench, key: str, removed: tuple[int, ...], methods: tuple[str, ...]) -> Path:
+    """Return the folder beside a run in which a treated model's own weights are kept."""
+    name = hashlib.sha256(repr((removed, methods)).encode()).hexdigest()[:12]
+    return bench.runs.path(key) / f"treated-{name}"
+
+
+def is_kept(bench: Bench, key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
+    """Return whether a treated model can be brought back without repairing or training."""
+    return key is not None and (place(bench, key, removed, methods) / _WEIGHTS).is_file()
+
+
+def has_adapter(bench: Bench, key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
+    """Return whether what a model learned last is kept as an adapter of its own."""
+    return key is not None and (place(bench, key, removed, methods) / _ADAPTER).is_dir()
+
+
+def keep(bench: Bench, key: str, base: "ModelHandle", model: "ModelHandle", healed: "Healed | None") -> str:
+    """Write what is a treated model's own beside its run; return why not, in a sentence, where that is not possible.
+
+    Of adapters the small factors are written, and the model that they were trained on where it was repaired.
+    """
+    from shortviz.heal_adapter import export_adapter
+    from shortviz.own_weights import save_treated
+
+    assert model.plan is not None, "a treated model is a cut one"
+    folder = place(bench, key, model.plan.removed, methods_of(model))
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if healed is not None and healed.adapter is not None:
+            export_adapter(healed.adapter, folder / _ADAPTER)
+            model = healed.adapter.cut
+        save_treated(folder / _WEIGHTS, model, base, {})
+    except (ResourceError, ExportError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return f"The model could not be kept beside its run ({error}), so it will be gone when the server ends."
+    return ""
+
+
+def bring_back(
+    bench: Bench, key: str, base: "ModelHandle", removed: tuple[int, ...], step: LedgerStep
+) -> "ModelHandle":
+    """Return the very model of a ledger's step, from what is kept beside the run.
+
+    Raises RunError where nothing is kept, it cannot be read, or it is not the model that the ledger shows.
+    """
+    found = _start(bench, key, base, removed, step.methods)
+    folder = place(bench, key, removed, step.methods) / _ADAPTER
+    if folder.is_dir():
+        from shortviz.heal_adapter import load_adapter
+
+        found = load_adapter(found, folder)
+    if _as_json(found.treatments) != _as_json(step.treatments):
+        raise RunError("What is kept beside the run is not the model that the ledger shows; repair or heal again.")
+    return found
+
+
+def adapter(
+    bench: Bench, key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
+) -> "Adapter":
+    """Return what a healed model learned, alone; raises RunError where that is not kept."""
+    from shortviz.heal_adapter import read_adapter
+
+    start = _start(bench, key, base, removed, methods)
+    return read_adapter(start, place(bench, key, removed, methods) / _ADAPTER)
+
+
+def _start(
+    bench: Bench, key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
+) -> "ModelHandle":
+    from shortviz.own_weights import load_treated
+
+    found = load_treated(place(bench, key, removed, methods) / _WEIGHTS, base)
+    if found is None:
+        raise RunError("Nothing of this model is kept beside the run; repair or heal again.")
+    return found[0]
+
+
+def methods_of(model: "ModelHandle") -> tuple[str, ...]:
+    """Return what tells this model from others of its cut."""
+    return tuple(treatment.method for treatment in model.treatments)
+
+
+def _as_json(treatments: "tuple[Treatment, ...]") -> str:
+    return json.dumps([treatment_json(each) for each in treatments], sort_keys=True)

@@ -1,0 +1,131 @@
+"""The models of a ledger on the page: asked questions, brought back after the server ended, the adapter alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from shortviz.heal_adapter import load_adapter
+from shortviz.records import Block, PrunePlan, TaskSpec, TextSpec
+from shortviz.runs import load_run
+from shortviz.ui import state as s
+from shortviz.ui.resources import Bench
+from shortviz.ui.shelves import RunShelf
+from tests.app.conftest import App
+from tests.app.test_app_tasks import ROWS
+from tests.families import tiny_tokens
+
+TRAINING = TextSpec(kind="builtin", value="python-reference", limit=24, max_length=64)
+CUT = (2, 3)
+
+
+@pytest.fixture
+def page(loaded: App) -> App:
+    """The Heal page with the tiny model in memory, a cut of two layers, and text of several rows."""
+    loaded.state[s.TRAINING] = TRAINING
+    loaded.state[s.CHOSEN] = Block(start=CUT[0], n=len(CUT))
+    return loaded.page("heal")
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> TaskSpec:
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return TaskSpec(kind="file", value=str(file), question="goal", choices=("sol1", "sol2"))
+
+
+def heal(page: App, *, learning_rate: float = 0.01) -> App:
+    values = {"steps": 3, "warmup_steps": 0, "batch_size": 1, "length": 32, "eval_every": 1, "rank": 2}
+    for name, value in values.items():
+        page.at.number_input(key=f"recipe_quick_{name}").set_value(value)
+    rate = next(w for w in [*page.at.number_input, *page.at.text_input] if w.key == "recipe_quick_learning_rate")
+    rate.set_value(learning_rate if rate.type == "number_input" else str(learning_rate))
+    page.run().click("heal_button")
+    job = page.finish("heal")
+    assert job.state == "done", job.error
+    return page
+
+
+def ledger_on_disk(tools: Bench):  # noqa: ANN201  (a Ledger)
+    (folder,) = [p for p in tools.runs.folder.glob("tiny-llama-*") if (p / "run.json").is_file()]
+    return load_run(folder).ledgers[-1]
+
+
+@torch.no_grad()
+def logits(handle) -> torch.Tensor:  # noqa: ANN001  (a ModelHandle)
+    return handle.model(input_ids=tiny_tokens(20, 2)).logits
+
+
+def test_every_step_is_asked_the_questions_and_a_healed_model_comes_back_after_a_restart(
+    page: App, tools: Bench, questions: TaskSpec, tmp_path: Path
+) -> None:
+    heal(page)
+    ledger = ledger_on_disk(tools)
+    assert ledger.steps[-1].name == "healed"
+    assert all(step.task is None for step in ledger.steps)
+    methods = ledger.steps[-1].methods
+    ref = s.ref(page.state)
+    before = tools.treated.get((ref, CUT, methods))
+    assert before is not None
+
+    page.state[s.TASK] = questions
+    page.run().click("ask_steps")
+    job = page.finish("ask")
+    assert (job.state, job.result) == ("done", len(ledger.steps)), job.error
+    ledger = ledger_on_disk(tools)
+    assert all(step.task is not None and step.task.questions == len(ROWS) for step in ledger.steps)
+    assert "Accuracy against uncut, paired, in percentage points" in page.words
+    assert "accuracy" in page.at.dataframe[0].value
+
+    tools.treated.clear()  # what a restart of the server takes: the models, and what was read of the runs
+    tools.runs = RunShelf(tools.runs.folder)
+    page.run()
+    brings = [button for button in page.at.button if button.label.startswith("Bring back: ")]
+    assert len(brings) == len([step for step in ledger.steps if step.treatments])
+    page.click(brings[-1].key)
+    job = page.finish("bring")
+    assert job.state == "done", job.error
+    again = tools.treated.get((ref, CUT, methods))
+    assert again is not before
+    assert torch.equal(logits(again), logits(before))
+    assert again.treatments == ledger.steps[-1].treatments
+
+    page = page.page("export")
+    assert page.at.selectbox[0].value == ledger.best.methods
+    page.at.selectbox[0].set_value(methods)
+    page.run()
+    page.at.segmented_control(key=s.PART).set_value("adapter")
+    page.run()
+    target = tmp_path / "adapter"
+    page.at.text_input(key=s.FOLDER).set_value(str(target))
+    page.run().click("export_button")
+    done = page.finish("export")
+    assert (done.state, done.result) == ("done", str(target)), done.error
+    from shortviz.pruning import prune
+
+    base = tools.models.get(ref)
+    assert base is not None
+    if len(methods) == 1:
+        cut = prune(base, PrunePlan(num_layers=6, removed=CUT))
+        assert torch.equal(logits(load_adapter(cut, target)), logits(before))
+    assert "without layers 2-3" in (target / "README.md").read_text()
+
+
+def test_questions_that_are_chosen_before_are_asked_by_the_job_itself(
+    page: App, tools: Bench, questions: TaskSpec
+) -> None:
+    page.state[s.TASK] = questions
+    page.run().click("repair_button")
+    assert page.finish("repair").state == "done"
+    steps = ledger_on_disk(tools).steps
+    assert all(step.task is not None and len(step.task.right) == len(ROWS) for step in steps)
+    (run,) = [tools.runs.get(p.name) for p in tools.runs.folder.glob("tiny-llama-*")]
+    assert [task.removed for task in run.tasks] == [(), CUT], "a repaired model's score is not the cut's"
+
+
+def test_a_training_that_helps_nothing_adds_no_step_and_says_so(page: App, tools: Bench) -> None:
+    page.at.checkbox(key=s.REPAIR_FIRST).set_value(False)
+    heal(page.run(), learning_rate=1e-12)
+    assert [step.name for step in ledger_on_disk(tools).steps] == ["uncut", "cut"]
+    assert any("The training was not applied: no step was better" in info.value for info in page.at.info)
