@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,9 @@ from shortviz.heal_student import Student, inject, merge
 from shortviz.ledger import Treatment
 from shortviz.model_card import hub_name
 from shortviz.planning import layers_text
-from shortviz.recipes import reproduce_command
 from shortviz.record_json import read_treatment, treatment_json
 from shortviz.records import ModelInfo, PrunePlan
+from shortviz.treated_recipe import treated_recipe
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -212,22 +213,13 @@ def weights_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _treated_first(cut: ModelHandle, repair: str | None) -> str:
-    if repair is None:
-        return "The command makes the cut alone; treat it as it was treated, then put the adapter on it:"
-    text = cut.treatments[0].text
-    named = f" ({text.source}, {text.tokens:,} tokens)" if text is not None else ""
-    return f"Make and repair the cut first, with the text that it was fitted on{named}, then put the adapter on it:"
-
-
 def _card(adapter: Adapter, folder: str) -> str:
     cut, treatment = adapter.cut, adapter.treatment
     base: ModelInfo = cut.info
     plan = _plan(cut)
     shown = base.id if hub_name(base) else Path(base.id).name
     done = [t.method for t in cut.treatments]
-    repair = done[0] if [t.kind for t in cut.treatments] == ["repair"] else None
-    command = reproduce_command(shown, plan, folder="cut", revision=base.revision, dtype=base.dtype, repair=repair)
+    recipe = treated_recipe(shown, plan, cut.treatments, folder="cut", revision=base.revision, dtype=base.dtype)
     found = treatment.settings
     text = treatment.text
     trained_on = f"{text.source}, {text.tokens:,} tokens" if text is not None else "text"
@@ -245,10 +237,12 @@ def _card(adapter: Adapter, folder: str) -> str:
             f"{found['heldout_text']}, which chose the step: {found['heldout_nll_before']:.4f} before, "
             f"{found['heldout_nll']:.4f} after, in nats a token.",
             "",
-            "Make the cut first, then put the adapter on it:" if not done else _treated_first(cut, repair),
+            " ".join(["Make the cut first, as it was treated, then put the adapter on it.", *recipe.notes])
+            if done
+            else "Make the cut first, then put the adapter on it:",
             "",
             "```sh",
-            command,
+            recipe.command,
             "```",
             "",
             "```python",
@@ -256,6 +250,13 @@ def _card(adapter: Adapter, folder: str) -> str:
             "from transformers import AutoModelForCausalLM",
             "",
             f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("cut"), "{folder}")',
+            "```",
+            "",
+            "Or let shortviz do both, and measure or write the healed model:",
+            "",
+            "```sh",
+            f"shortviz evaluate {shlex.quote(shown if not done else 'cut')} --adapter {shlex.quote(folder)}",
+            f"shortviz prune {shlex.quote(shown if not done else 'cut')} --adapter {shlex.quote(folder)} --out healed",
             "```",
             "",
             "Made with shortviz. The cut, the settings and the numbers are in `adapter_config.json`, under "

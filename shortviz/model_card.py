@@ -11,10 +11,11 @@ import yaml
 
 from shortviz.citations import GROMOV
 from shortviz.ledger import Treatment
-from shortviz.recipes import DEMO_HUB_ID, hub_id, loading_python, reproduce_command
+from shortviz.recipes import DEMO_HUB_ID, hub_id, loading_python
 from shortviz.record_json import evaluation_json, treatment_json
 from shortviz.records import Evaluation, ModelInfo, PrunePlan, Score, TextInfo
 from shortviz.runs import versions
+from shortviz.treated_recipe import treated_recipe
 from shortviz.words import duration, size
 
 
@@ -218,18 +219,17 @@ def _proved(proof: dict[str, Any]) -> str:
 def _made(facts: CardFacts) -> str:
     name = hub_name(facts.base)
     shown = facts.base.id if name else Path(facts.base.id).name
-    repair = facts.treatments[0].method if [t.kind for t in facts.treatments] == ["repair"] else None
-    command = reproduce_command(
-        shown, facts.plan, folder=facts.name, revision=facts.base.revision, dtype=facts.base.dtype, repair=repair
+    recipe = treated_recipe(
+        shown,
+        facts.plan,
+        facts.treatments,
+        folder=facts.name,
+        revision=facts.base.revision,
+        dtype=facts.base.dtype,
     )
-    lines = ["## How it was made", "", f"```\n{command}\n```"]
-    if repair is not None:
-        lines += [
-            "",
-            "Add the text it was fitted on (`--text FILE`), named above. `mergekit.yml` repeats the cut alone.",
-        ]
-    elif facts.treatments:
-        lines += ["", "The command and `mergekit.yml` repeat the cut; what was done after it stands above."]
+    lines = ["## How it was made", "", f"```\n{recipe.command}\n```"]
+    if facts.treatments:
+        lines += ["", *recipe.notes, "`mergekit.yml` repeats the cut alone."]
     if facts.text is not None:
         text = facts.text
         lines += [

@@ -54,19 +54,15 @@ def reproduce_command(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
-    repair: str | None = None,
 ) -> str:
-    """Return the command line that prunes, exports and proves the same checkpoint; with a repair's method, repairs too.
-
-    The text that the repair was fitted on is to be added: a card says which it was, not where it lies.
-    """
-    parts = ["shortviz", "prune" if repair is None else "repair", model_id]
+    """Return the command line that prunes, exports and proves the same checkpoint."""
+    parts = ["shortviz", "prune", model_id]
     blocks = plan.blocks
     if len(blocks) == 1:
         parts += ["--start", str(blocks[0].start), "--n", str(blocks[0].n)]
     else:
         parts += ["--remove", ",".join(map(str, plan.removed))]
-    for option, value in (("--method", repair), ("--revision", revision), ("--dtype", dtype), ("--device", device)):
+    for option, value in (("--revision", revision), ("--dtype", dtype), ("--device", device)):
         if value not in (None, "auto"):
             parts += [option, str(value)]
     return shlex.join([*parts, "--out", folder])

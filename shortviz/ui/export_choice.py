@@ -76,6 +76,13 @@ def adapter_alone(tools: Bench, shown: Shown, removed: tuple[int, ...], methods:
     return chosen == "adapter"
 
 
+def step_of(shown: Shown, removed: tuple[int, ...], methods: tuple[str, ...]) -> LedgerStep | None:
+    """Return the ledger's step of the model that is chosen; None for the cut itself."""
+    ledger = ledger_of(shown.run, removed)
+    found = [step for step in ledger.steps if methods and step.methods == methods] if ledger is not None else []
+    return found[-1] if found else None
+
+
 def _label(step: LedgerStep | None) -> str:
     return "Cut, nothing done after it" if step is None else step.label[:1].upper() + step.label[1:]
 

@@ -8,10 +8,12 @@ import streamlit as st
 
 from shortviz.errors import PlanError
 from shortviz.job_state import JobState
+from shortviz.ledger import Treatment
 from shortviz.planning import layers_text
-from shortviz.recipes import loading_python, mergekit_yaml, reproduce_command, reproduce_python
+from shortviz.recipes import loading_python, mergekit_yaml, reproduce_python
 from shortviz.records import ExportReport, ModelInfo, ModelRef, PrunePlan
 from shortviz.settings import settings
+from shortviz.treated_recipe import treated_recipe
 from shortviz.ui import export_actions, export_choice, inspector, notes, push_view, visit
 from shortviz.ui import state as s
 from shortviz.ui.looks import main_button
@@ -105,9 +107,9 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
             args=(job.id if job is not None else "",),
             key="cancel_export",
         )
-    if methods:
-        st.caption("These lines repeat the cut; the model card says what was done after it.")
-    _recipes(ref, model, plan, str(state.get(s.FOLDER, "")) if target == "folder" else name)
+    step = export_choice.step_of(shown, removed, methods)
+    treatments = step.treatments if step is not None else ()
+    _recipes(ref, model, plan, str(state.get(s.FOLDER, "")) if target == "folder" else name, treatments)
 
 
 def _what(model: ModelInfo, plan: PrunePlan) -> None:
@@ -237,13 +239,16 @@ def _after(report: ExportReport, job: JobState | None) -> None:
         st.code(loading_python(report.folder), language="python")
 
 
-def _recipes(ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str) -> None:
+def _recipes(ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str, treatments: tuple[Treatment, ...]) -> None:
     command, python, mergekit = st.tabs(["Command", "Python", "mergekit"])
-    command.code(
-        reproduce_command(ref.id, plan, folder=folder, revision=ref.revision, dtype=ref.dtype, device=ref.device),
-        language="bash",
-        wrap_lines=True,
+    recipe = treated_recipe(
+        ref.id, plan, treatments, folder=folder, revision=ref.revision, dtype=ref.dtype, device=ref.device
     )
+    command.code(recipe.command, language="bash", wrap_lines=True)
+    for note in recipe.notes:
+        command.caption(plain(note))
+    for tab in (python, mergekit) if treatments else ():
+        tab.caption("These lines repeat the cut alone.")
     python.code(
         reproduce_python(ref.id, plan, folder=folder, revision=ref.revision, dtype=ref.dtype, device=ref.device),
         language="python",

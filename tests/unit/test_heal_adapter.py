@@ -131,5 +131,6 @@ def test_the_card_of_an_adapter_on_a_repaired_cut_has_the_command_that_repairs(t
     card = (export_adapter(healed.adapter, tmp_path / "adapter") / "README.md").read_text()
     assert "shortviz repair" in card
     assert "--method seam_refit" in card
-    assert f"the text that it was fitted on ({tokens.info.source}" in card
+    assert "--builtin passages/prose" in card
+    assert "as it was treated" in card
     assert "which chose the step" in card
