@@ -4,7 +4,7 @@ import streamlit as st
 
 from shortviz.ledger import Ledger, LedgerStep
 from shortviz.planning import layers_text
-from shortviz.ui import kept_models, step_actions, task_view
+from shortviz.ui import kept_models, step_actions, task_picker, task_view
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import run_key
@@ -39,7 +39,7 @@ def _bring_back(tools: Bench, shown: Shown, removed: tuple[int, ...], step: Ledg
 def questions(tools: Bench, shown: Shown, ledger: Ledger | None, *, live: bool) -> None:
     """Draw the choice of questions, and the button that asks them of every step that is there."""
     task_view.questions_button(tools, key="heal")
-    rows = task_view.chosen_rows(tools)
+    rows = task_picker.chosen_rows(tools)
     if rows is None:
         return
     missing = [] if ledger is None else [step for step in ledger.steps if _unasked(ledger, step, rows.fingerprint)]

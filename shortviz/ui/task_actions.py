@@ -63,7 +63,7 @@ def model_score(
     """
     from shortviz.tasks import score_tasks
 
-    rows = rows_of(bench, spec)
+    rows = rows_of(bench, spec, stop=stop)
     removed = model.plan.removed if model.plan is not None else ()
     known = known_score(bench, ref, run, removed, rows) if not model.treatments else None
     if known is not None and (known.right or known.questions > MOST_PAIRED):

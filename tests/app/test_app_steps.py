@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from shortviz.heal_adapter import load_adapter
+from shortviz.heal_settings import HealSettings
 from shortviz.records import Block, PrunePlan, TaskSpec, TextSpec
 from shortviz.runs import load_run
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
-from shortviz.ui.shelves import RunShelf
+from shortviz.ui.shelves import RunShelf, run_key
+from shortviz.ui.treat_actions import start_heal
 from tests.app.conftest import App
 from tests.app.test_app_tasks import ROWS
 from tests.families import tiny_tokens
@@ -35,12 +37,10 @@ def questions(tmp_path: Path) -> TaskSpec:
     return TaskSpec(kind="file", value=str(file), question="goal", choices=("sol1", "sol2"))
 
 
-def heal(page: App, *, learning_rate: float = 0.01) -> App:
+def heal(page: App) -> App:
     values = {"steps": 3, "warmup_steps": 0, "batch_size": 1, "length": 32, "eval_every": 1, "rank": 2}
     for name, value in values.items():
         page.at.number_input(key=f"recipe_quick_{name}").set_value(value)
-    rate = next(w for w in [*page.at.number_input, *page.at.text_input] if w.key == "recipe_quick_learning_rate")
-    rate.set_value(learning_rate if rate.type == "number_input" else str(learning_rate))
     page.run().click("heal_button")
     job = page.finish("heal")
     assert job.state == "done", job.error
@@ -125,7 +125,17 @@ def test_questions_that_are_chosen_before_are_asked_by_the_job_itself(
 
 
 def test_a_training_that_helps_nothing_adds_no_step_and_says_so(page: App, tools: Bench) -> None:
-    page.at.checkbox(key=s.REPAIR_FIRST).set_value(False)
-    heal(page.run(), learning_rate=1e-12)
+    ref = s.ref(page.state)
+    assert ref is not None
+    too_little = HealSettings(steps=2, warmup_steps=0, length=32, eval_every=1, rank=2, learning_rate=1e-12)
+    job_id = start_heal(
+        tools, ref, CUT, s.evaluation(page.state), TRAINING, recipe=too_little, repair_first="",
+        key=run_key(ref, s.calibration(page.state)), known=None, prompt="",
+    )  # fmt: skip
+    while (job := tools.jobs.state(job_id)) is not None and job.live:
+        tools.jobs.wait(job_id, 0.2)
+    assert job is not None
+    assert job.state == "done", job.error
     assert [step.name for step in ledger_on_disk(tools).steps] == ["uncut", "cut"]
+    page.run()
     assert any("The training was not applied: no step was better" in info.value for info in page.at.info)

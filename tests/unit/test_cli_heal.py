@@ -133,6 +133,47 @@ def test_two_processes_train_one_model(shortviz, checkpoint):
     assert together["history"]["best_nll"] == pytest.approx(one["history"]["best_nll"], abs=1e-5)
 
 
+def test_an_adapter_is_evaluated_and_written_on_its_own_cut_and_refused_on_others(shortviz, checkpoint, tmp_path):
+    adapter, cut = str(tmp_path / "adapter"), str(tmp_path / "cut")
+    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--adapter", adapter, "--json")
+    assert code == 0, err
+    shown = steps_of(json.loads(out))["healed"]["evaluation"]["nll"]
+    scored = ("--builtin", "passages/maths", "--window", "32", "--windows", "3", "--json")
+    code, out, err = shortviz("evaluate", checkpoint, "--adapter", adapter, *scored)
+    assert code == 0, err
+    assert (json.loads(out)["nll"], json.loads(out)["removed"]) == (pytest.approx(shown, abs=1e-6), [2, 3])
+    assert shortviz("prune", checkpoint, *CUT, "--out", cut)[0] == 0
+    code, out, err = shortviz("evaluate", cut, "--adapter", adapter, *scored)
+    assert code == 0, err
+    assert json.loads(out)["nll"] == pytest.approx(shown, abs=1e-5)
+    healed = str(tmp_path / "healed")
+    code, out, err = shortviz("prune", checkpoint, "--adapter", adapter, "--out", healed, "--json")
+    assert code == 0, err
+    assert json.loads(out)["removed"] == [2, 3]
+    code, out, err = shortviz("evaluate", healed, *scored)
+    assert json.loads(out)["nll"] == pytest.approx(shown, abs=1e-5)
+    for arguments, said in (
+        (("evaluate", checkpoint, "--remove", "1", "--adapter", adapter), "belongs to the cut of layers 2-3, not of 1"),
+        (("evaluate", healed, "--adapter", adapter), "with other weights"),
+        (("evaluate", checkpoint, "--adapter", cut), "no adapter in"),
+        (("prune", checkpoint, "--adapter", adapter, "--out", healed), "is not empty"),
+    ):
+        code, out, err = shortviz(*arguments)
+        assert (code, out) == (2, "")
+        assert said in err.splitlines()[-1]
+
+
+def test_a_training_that_helps_nothing_is_told_and_not_recorded(shortviz, checkpoint, tmp_path):
+    adapter, run = tmp_path / "adapter", tmp_path / "run"
+    places = ("--adapter", str(adapter), "--out", str(run))
+    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, *places, "--learning-rate", "1e-12")
+    assert code == 0, err
+    assert "Nothing was changed. The training was not applied: no step was better" in out
+    assert "No adapter was written" in err
+    assert not adapter.exists()
+    assert [step.name for step in load_run(run).ledgers[0].steps] == ["uncut", "cut"]
+
+
 def test_what_could_not_be_written_is_told_before_the_training(shortviz, checkpoint, tmp_path):
     for options, said in (
         (("--export", str(tmp_path / "x"), "--adapter", str(tmp_path / "x")), "was given twice"),
