@@ -88,6 +88,21 @@ def step_words(step: LedgerStep) -> str:
     )
 
 
+def steps_line(ledger: Ledger, *, most: int = 2) -> str:
+    """Return the best treated steps in a line: perplexity, share won back, over how many tokens; "" where none is."""
+    treated = sorted((step for step in ledger.steps if step.treatments), key=lambda step: step.evaluation.score.nll)
+    if not treated:
+        return ""
+    told = [
+        f"{plain(step.label)} **{with_error(step.evaluation.score.perplexity, step.evaluation.score.perplexity_stderr)}**"
+        f", won back **{won_back(step)}**"
+        for step in reversed(treated[:most])
+    ]
+    more = f" · {len(treated) - most} more on the Heal page" if len(treated) > most else ""
+    line = f"{' · '.join(told)} · {treated[0].evaluation.score.tokens:,} tokens{more}"
+    return line[:1].upper() + line[1:]
+
+
 def won_back(step: LedgerStep) -> str:
     """Return `39 ± 1 %`; a dash where there is no share."""
     if step.recovered is None or math.isnan(step.recovered):

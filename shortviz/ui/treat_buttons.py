@@ -83,8 +83,9 @@ def cell(tools: Bench, shown: Shown, block: Block) -> None:
             elif isinstance(now.record, Treating) and now.record.note:
                 st.caption(f":material/info: {plain(now.record.note)}")
         ledger = ledger_of(shown.run, block.layers)
-        lines = [ledger_view.step_words(step) for step in ledger.steps if step.treatments] if ledger is not None else []
-        if lines:
-            st.markdown("  \n".join(f":small[:material/build: {line}]" for line in lines))
+        line = ledger_view.steps_line(ledger) if ledger is not None else ""
+        if ledger is not None and line:
+            every = [ledger_view.step_words(step) for step in ledger.steps if step.treatments]
+            st.markdown(f":small[:material/build: {line}]", help="  \n".join(every))
 
     treated()
