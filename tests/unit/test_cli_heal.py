@@ -154,7 +154,7 @@ def test_an_adapter_is_evaluated_and_written_on_its_own_cut_and_refused_on_other
     assert json.loads(out)["nll"] == pytest.approx(shown, abs=1e-5)
     for arguments, said in (
         (("evaluate", checkpoint, "--remove", "1", "--adapter", adapter), "belongs to the cut of layers 2-3, not of 1"),
-        (("evaluate", healed, "--adapter", adapter), "and this is healed (LlamaForCausalLM, 4 layers), uncut"),
+        (("evaluate", healed, "--adapter", adapter), "and this is healed (LlamaForCausalLM, 4 layers)"),
         (("evaluate", checkpoint, "--adapter", cut), "no adapter in"),
         (("prune", checkpoint, "--adapter", adapter, "--out", healed), "is not empty"),
     ):
