@@ -60,6 +60,8 @@ def measured_map(
             ranks.agree({"text": window_set.info.fingerprint, "options": (window_set.tokens.shape, handle.info.dtype)})
         _warn_about(window_set.info, run)
         if search:
+            if window_set.info.rows < 3:
+                print("Note: the search measures two windows whole; give --windows 3 or more.", file=sys.stderr)
             from shortviz.search import search_best_starts
 
             found = search_best_starts(handle, window_set, max_n=max_n, on_progress=on_progress, stop=stop)

@@ -143,3 +143,9 @@ def test_another_run_is_not_written_over(shortviz, checkpoint, tmp_path):
     assert code == 2
     assert last_line(err).endswith("choose another --out.")
     assert load_run(Path(theirs)).model.id == str(other)
+
+
+def test_a_search_of_two_windows_says_that_it_saves_nothing(shortviz, checkpoint):
+    words = "the search measures two windows whole; give --windows 3 or more"
+    assert words in shortviz("map", checkpoint, *TEXT, "--search", "--max-n", "2")[2]
+    assert words not in shortviz("map", checkpoint, *TEXT, "--windows", "3", "--search", "--max-n", "2")[2]

@@ -77,6 +77,10 @@ HOSTILE_TEXTS = {
     "tasks in a file of the server": TaskSpec(kind="file", value="/etc/passwd", limit=1),
     "tasks of another data set": TaskSpec(kind="dataset", value="org/other", limit=1),
     "tasks without a limit": TaskSpec(kind="dataset", value="org/rows"),
+    "tasks with an endless column": TaskSpec(kind="dataset", value="org/rows", limit=1, question="x" * 10_000),
+    "tasks with countless choices": TaskSpec(
+        kind="dataset", value="org/rows", limit=1, choices=tuple(map(str, range(99)))
+    ),
 }
 
 
