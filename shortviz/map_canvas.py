@@ -4,7 +4,6 @@ A click on a Plotly heatmap never reaches Streamlit 1.67 (streamlit issue #8760,
 only and an invisible scatter on top is what a person hits: hoverdistance -1 makes the nearest cell answer anywhere.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,12 @@ def text_colour(dark: bool) -> str:
 def heatmap(layers: int, z: Floats, scale: Any, limits: tuple[float, float], bar: dict[str, Any] | None) -> go.Heatmap:
     """Return the colours of all cells, `z[n-1][start]`; it never answers the mouse."""
     gap = 1 if layers <= 64 else 0
+    cells = np.round(z, 5).astype(object)  # of objects: sent as lists, and Plotly does not check them cell by cell
+    cells[np.isnan(z)] = None
     return go.Heatmap(
         x=list(range(layers)),
         y=list(range(1, layers + 1)),
-        z=[[None if math.isnan(v) else v for v in row] for row in np.round(z, 5).tolist()],
+        z=cells,
         zmin=limits[0],
         zmax=limits[1],
         colorscale=scale,
@@ -49,16 +50,26 @@ def mark_size(layers: int, smallest: float, largest: float) -> float:
 def hit_targets(layers: int, customdata: list[list[int | str]], hovertemplate: str) -> go.Scatter:
     """Return the invisible marks that a person hits; `customdata` is [[start, n, words ...], ...].
 
-    As Python lists: an array comes back from the browser as an object.
+    It goes out as lists (a numeric array would come back from the browser as an object); wrapped in an array of objects
+    Plotly does not check thousands of rows word by word. All points answer the mouse, and only one is drawn: a deep map
+    has thousands, and drawing what nobody sees took most of the time of a click.
     """
     invisible = {"marker": {"opacity": 0}}
+    wrapped = np.empty((len(customdata), len(customdata[0]) if customdata else 0), dtype=object)
+    wrapped[:] = customdata
     return go.Scatter(
         mode="markers",
         x=[row[0] for row in customdata],
         y=[row[1] for row in customdata],
-        customdata=customdata,
+        customdata=wrapped,
         hovertemplate=hovertemplate,
-        marker={"symbol": "square", "size": mark_size(layers, 4, 12), "opacity": 0, "color": NEUTRAL},
+        marker={
+            "symbol": "square",
+            "size": mark_size(layers, 4, 12),
+            "opacity": 0,
+            "color": NEUTRAL,
+            "maxdisplayed": 1,
+        },
         selected=invisible,
         unselected=invisible,
         name="blocks",
