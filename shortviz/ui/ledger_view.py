@@ -95,7 +95,8 @@ def steps_line(ledger: Ledger, *, most: int = 2) -> str:
         return ""
     scores = [(step, step.evaluation.score) for step in reversed(treated[:most])]
     told = [
-        f"{plain(step.label)} **{with_error(score.perplexity, score.perplexity_stderr)}**, won back **{won_back(step)}**"
+        f"{plain(step.label)} **{with_error(score.perplexity, score.perplexity_stderr)}**"
+        f", won back **{won_back(step)}**"
         for step, score in scores
     ]
     more = f" · {len(treated) - most} more on the Heal page" if len(treated) > most else ""
