@@ -100,16 +100,20 @@ class StateStore:
         self._kept = flat[running:].view(plan.num_boundaries, plan.kept, plan.hidden)
         self._running = None if plan.positions is None else flat[:running].view(2, plan.tokens, plan.hidden)
         self._rows = [_kept_rows(plan, batch) for batch in range(len(plan.shapes))]
+        self._pinned = pinned
 
     def write(self, boundary: int, batch: int, hidden: Tensor) -> None:
-        """Keep a batch's states at a boundary, (rows, tokens, hidden)."""
+        """Keep a batch's states at a boundary, (rows, tokens, hidden).
+
+        From a GPU into pinned memory nobody waits: what reads it next is queued behind it (`of_batch` waits).
+        """
         shape = self.plan.shapes[batch]
         flat = hidden.reshape(shape.tokens, -1)
         place = slice(shape.offset, shape.offset + shape.tokens)
         if self._running is None:
-            self._kept[boundary, place].copy_(flat)
+            self._kept[boundary, place].copy_(flat, non_blocking=self._pinned)
             return
-        self._running[boundary % 2, place].copy_(flat)
+        self._running[boundary % 2, place].copy_(flat, non_blocking=self._pinned)
         local, low = self._rows[batch]
         self._kept[boundary, low : low + len(local)] = flat[local.to(flat.device)].to(self._kept.device)
 
@@ -121,7 +125,9 @@ class StateStore:
         return found.clone() if device.type == "cpu" else found.to(device, non_blocking=True)
 
     def of_batch(self, batch: int, device: torch.device) -> "StoredBatch":
-        """Return all boundaries of a batch, to be compared."""
+        """Return all boundaries of a batch, to be compared once all are written."""
+        if self._pinned:
+            torch.cuda.synchronize(device)
         local, low = self._rows[batch]
         return StoredBatch(self._kept, local, low, device)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shortviz.errors import NumericsError, Stopped
 from shortviz.layer_calls import finish
-from shortviz.streamed_model import StreamedModel, align, beside
+from shortviz.streamed_model import StreamedModel
 
 
 @torch.inference_mode()
@@ -25,7 +25,7 @@ def streamed_logits(
     where a logit is NaN, Stopped when asked to stop.
     """
     ids = [torch.tensor([list(prompt)], device=model.placement.device) for prompt in prompts]
-    _fill_beside(model)
+    model.load_beside(aligned=True)
     entered = [model.calls(tokens) for tokens in ids]
     states = [hidden.clone() for hidden, _ in entered]
     model.drop_beside()
@@ -34,7 +34,7 @@ def streamed_logits(
         if stop is not None and stop.is_set():
             raise Stopped("The export was stopped; nothing was left behind.")
         states = [calls[index].run(layer, state) for state, (_, calls) in zip(states, entered, strict=True)]
-    _fill_beside(model, head=True)
+    model.load_beside(head=True, aligned=True)
     found = []
     for tokens, state in zip(ids, states, strict=True):
         output = finish(model.model, model.stack, tokens, state, in_tuple=model.in_tuple)
@@ -45,13 +45,3 @@ def streamed_logits(
             )
     model.drop_beside()
     return found
-
-
-def _fill_beside(model: StreamedModel, *, head: bool = False) -> None:
-    model.load_beside(head=head)
-    output = model.model.get_output_embeddings()
-    tied = output is not None and output.weight is model.model.get_input_embeddings().weight
-    for module in beside(model.stack):
-        align(module)
-    if output is not None and head and not tied:
-        align(output)

@@ -56,51 +56,54 @@ class StreamedModel:
         entered, calls = record_calls(self.stack, tokens.to(self.placement.device), in_tuple=self.in_tuple)
         return entered[0], calls
 
-    def load_layer(self, index: int) -> nn.Module:
+    def load_layer(self, index: int, *, aligned: bool = False) -> nn.Module:
         """Return the layer, filled from the files; raises NumericsError or ModelError where its weights are unsound."""
         layer = self.stack.layers[index]
-        self.parts.fill(f"{self.stack.path}.{index}.", [layer])
+        self.parts.fill(f"{self.stack.path}.{index}.", [layer], aligned=aligned)
         return layer
 
     def layers_in_turn(self, indices: Sequence[int], *, aligned: bool = False) -> Iterator[tuple[int, nn.Module]]:
         """Yield (index, filled layer) one after the other; the next one is read meanwhile, but for `aligned`.
 
-        `aligned` copies the weights to addresses that are multiples of 64: matrix kernels choose their path, and so the
-        last bits, by alignment.
+        `aligned` puts the weights at addresses that are multiples of 64, wherever they are in the files: matrix kernels
+        choose their path, and so the last bits, by alignment. It is for proofs, which hold one layer at a time.
         """
-
-        def load(index: int) -> nn.Module:
-            layer = self.load_layer(index)
-            if aligned:
-                align(layer)
-            return layer
-
         with loading.quiet_transformers(), ThreadPoolExecutor(max_workers=1) as ahead:
-            coming = [ahead.submit(load, index) for index in indices[:1]]
-            for place, index in enumerate(indices):
-                layer = coming.pop().result()
-                following = indices[place + 1 : place + 2]
-                coming += [ahead.submit(load, one) for one in following if not aligned]
-                yield index, layer
-                self.drop_layer(index)
-                coming += [ahead.submit(load, one) for one in following if aligned]  # a copy: one layer at a time
+            try:
+                coming = [ahead.submit(self.load_layer, index, aligned=aligned) for index in indices[:1]]
+                for place, index in enumerate(indices):
+                    layer = coming.pop().result()
+                    following = indices[place + 1 : place + 2]
+                    coming += [ahead.submit(self.load_layer, one) for one in following if not aligned]
+                    yield index, layer
+                    self.drop_layer(index)
+                    coming += [ahead.submit(self.load_layer, one, aligned=True) for one in following if aligned]
+            finally:
+                self.parts.release()
 
     def drop_layer(self, index: int) -> None:
         """Free the layer's weights."""
         _to_meta(self.stack.layers[index])
 
-    def load_beside(self, *, head: bool = False) -> None:
-        """Fill what stands outside the layers of the decoder, the embeddings first of all; and the head if asked."""
-        self.parts.fill(BESIDE, beside(self.stack))
+    def load_beside(self, *, head: bool = False, aligned: bool = False) -> None:
+        """Fill what stands outside the layers of the decoder, the embeddings first of all; and the head if asked.
+
+        What is there already stays, but for `aligned` (see `layers_in_turn`).
+        """
+        if aligned:
+            self.drop_beside()
+        if any(weight.is_meta for module in beside(self.stack) for weight in module.parameters()):
+            self.parts.fill(BESIDE, beside(self.stack), aligned=aligned)
         output = self.model.get_output_embeddings()
         if head and isinstance(output, nn.Module) and next(output.parameters()).is_meta:
-            self.parts.fill(HEAD, [output])
+            self.parts.fill(HEAD, [output], aligned=aligned)
 
     def drop_beside(self) -> None:
         """Free what stands outside the layers."""
         for module in [*beside(self.stack), self.model.get_output_embeddings()]:
             if isinstance(module, nn.Module):
                 _to_meta(module)
+        self.parts.release()
 
     @property
     def working_bytes(self) -> int:
@@ -133,47 +136,37 @@ def open_streamed(
         loading.refuse_larger_vocabulary(files.name, tokenizer, model)
         entries = read_shards(folder, files.name)
         parts = Parts(model, stack, entries, placement, files.name)
-        try:
-            parts.fill(BESIDE, beside(stack))
-            probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % config_vocabulary(model)
-            with torch.inference_mode():
-                in_tuple = returns_tuple(stack, probe)
-                check_independent(stack, probe, in_tuple=in_tuple)
-                cache = tuple(cache_bytes(stack, probe, in_tuple=in_tuple))
-            info = model_info(
-                model,
-                id=files.name,
-                revision=files.revision,
-                reason=f"{expected.reason} Streamed: one layer at a time.",
-                device=str(placement.device),
-                layer_cache_bytes=cache,
-            )
-            yield StreamedModel(
-                model=model,
-                stack=stack,
-                tokenizer=tokenizer,
-                info=info,
-                ref=ref,
-                placement=placement,
-                folder=folder,
-                entries=entries,
-                parts=parts,
-                in_tuple=in_tuple,
-            )
-        finally:
-            parts.close()
+        parts.fill(BESIDE, beside(stack))
+        probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % config_vocabulary(model)
+        with torch.inference_mode():
+            in_tuple = returns_tuple(stack, probe)
+            check_independent(stack, probe, in_tuple=in_tuple)
+            cache = tuple(cache_bytes(stack, probe, in_tuple=in_tuple))
+        info = model_info(
+            model,
+            id=files.name,
+            revision=files.revision,
+            reason=f"{expected.reason} Streamed: one layer at a time.",
+            device=str(placement.device),
+            layer_cache_bytes=cache,
+        )
+        yield StreamedModel(
+            model=model,
+            stack=stack,
+            tokenizer=tokenizer,
+            info=info,
+            ref=ref,
+            placement=placement,
+            folder=folder,
+            entries=entries,
+            parts=parts,
+            in_tuple=in_tuple,
+        )
 
 
 @torch.inference_mode(mode=False)  # else the empty tensors could not be filled again outside of inference mode
 def _to_meta(module: nn.Module) -> None:
     module.to("meta")
-
-
-@torch.inference_mode(mode=False)
-def align(module: nn.Module) -> None:
-    """Give every weight memory of its own, at an address that torch aligns."""
-    for weight in (*module.parameters(), *module.buffers()):
-        weight.data = weight.data.clone()
 
 
 def config_vocabulary(model: PreTrainedModel) -> int:

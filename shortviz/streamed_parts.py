@@ -6,12 +6,9 @@ for bit what the whole model would hold there.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as transformers_init
@@ -26,9 +23,9 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from shortviz import loading
 from shortviz.architectures import LayerStack
-from shortviz.errors import ModelError
 from shortviz.placement import Placement
 from shortviz.shards import Entry
+from shortviz.weight_reader import ALIGNMENT, WeightReader
 
 BESIDE = ""
 """The part of the decoder outside its layers; other parts are called by their prefix, e.g. `model.layers.3.`."""
@@ -42,7 +39,7 @@ class Parts:
     def __init__(
         self, model: PreTrainedModel, stack: LayerStack, entries: Mapping[str, Entry], placement: Placement, name: str
     ) -> None:
-        self._model, self._stack, self._entries, self._device = model, stack, entries, placement.device
+        self._model, self._stack, self._device = model, stack, placement.device
         self._name = name
         mapping = get_model_conversion_mapping(model)
         self._config = LoadStateDictConfig(
@@ -52,27 +49,22 @@ class Parts:
             device_map=None if placement.device.type == "cpu" else {"": placement.device},
         )
         self._groups = grouped(model, stack, entries, mapping, name)
-        self._handles = ExitStack()
-        self._open = {file: self._enter(file) for file in {entry.file for entry in entries.values()}}
+        self._reader = WeightReader(entries, placement.dtype, placement.device)
 
-    def _enter(self, file: Path) -> Any:
-        try:
-            return self._handles.enter_context(safe_open(file, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"The file {file} cannot be read ({error}); fetch it again.") from error
-
-    def close(self) -> None:
-        """Close the weight files."""
-        self._handles.close()
+    def release(self) -> None:
+        """Give back memory that no part holds any more."""
+        self._reader.release()
 
     @torch.inference_mode(mode=False)
-    def fill(self, part: str, modules: Sequence[nn.Module]) -> None:
+    def fill(self, part: str, modules: Sequence[nn.Module], *, aligned: bool = False) -> None:
         """Load the weights of a part into its modules, and compute the buffers that no file holds.
 
+        Weights lie at the addresses (modulo 64) of a mapped file, as `from_pretrained` leaves them; at 0 if `aligned`.
         Raises ModelError where a weight is missing or has another shape, NumericsError where one is not finite.
         """
-        slices = {key: self._open[self._entries[key].file].get_slice(key) for key in self._groups[part]}
-        info, _ = convert_and_load_state_dict_in_model(self._model, slices, self._config)
+        self._reader.suspicious = False
+        weights = {key: self._reader.later(key, aligned=aligned) for key in self._groups[part]}
+        info, _ = convert_and_load_state_dict_in_model(self._model, weights, self._config)
         if part == BESIDE:
             self._model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         names = {key for key in info.missing_keys if part_of(key, self._stack.path) == part}
@@ -82,13 +74,23 @@ class Parts:
         for module in modules:
             compute_buffers(self._owner(), module, self._device)
             module.requires_grad_(False)
-            place = name_of(self._model, module)
-            weights = ((f"{place}.{name}", weight) for name, weight in module.named_parameters())
-            loading.refuse_not_finite_among(weights, self._stack.path)
+            if aligned:
+                align(module)
+            if self._reader.suspicious:
+                place = name_of(self._model, module)
+                named = ((f"{place}.{name}", weight) for name, weight in module.named_parameters())
+                loading.refuse_not_finite_among(named, self._stack.path)
 
     def _owner(self) -> PreTrainedModel:
         """Return the innermost model around the layers: it knows how their buffers are computed."""
         return self._stack.decoder if isinstance(self._stack.decoder, PreTrainedModel) else self._model
+
+
+def align(module: nn.Module) -> None:
+    """Move what is not at an address that is 0 modulo 64 (what a merge left, tied views) to one."""
+    for weight in (*module.parameters(), *module.buffers()):
+        if weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()
 
 
 def name_of(model: nn.Module, module: nn.Module | None) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
 from shortviz.distance_record import distances_record, empty_sums, settling_of
 from shortviz.errors import ResourceError, ShortvizError, Stopped, is_out_of_memory
+from shortviz.fused_batches import FusedRunner, groups_of
 from shortviz.gram import NORMS, sequence_scores
 from shortviz.layer_calls import CallBook
 from shortviz.rank_sums import added_up
@@ -92,6 +93,17 @@ def measure_streamed(
     return replace(record, settling=settling_of(model.info, rows), tokens_per_row=plan.per_row)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Group:
+    """Batches that go through a layer together, with what every layer is called with."""
+
+    batches: range
+    calls: Sequence[Sequence[LayerCall]]
+    """Of each batch by itself."""
+    together: Sequence[LayerCall] | None
+    """Of all as one batch; None where there is only one."""
+
+
 class _Sweep:
     """One pass of all batches through all layers."""
 
@@ -112,6 +124,7 @@ class _Sweep:
         self._done = int(arrays["layers"]) if arrays is not None and goes_on else -1
         pinned = model.placement.device.type == "cuda" and plan.file is None
         self.store = StateStore(plan, keep_file=goes_on, pinned=pinned)
+        self._runner = FusedRunner()
 
     @property
     def seconds(self) -> float:
@@ -120,37 +133,47 @@ class _Sweep:
 
     def run(self, batches: Sequence[Sequence[Tokens]]) -> None:
         """Fill the store; raises Stopped on the way."""
-        calls = self._enter(batches)
+        groups = self._enter(batches)
         for index, layer in self.model.layers_in_turn(range(max(self._done, 0), self.model.info.num_layers)):
-            self._through(index, layer, calls)
+            self._through(index, layer, groups)
             self._save(index + 1)
 
-    def _enter(self, batches: Sequence[Sequence[Tokens]]) -> list[tuple[LayerCall, ...]]:
+    def _enter(self, batches: Sequence[Sequence[Tokens]]) -> list["_Group"]:
         """Keep boundary 0 of all batches, and return what each layer is called with; the embeddings are then dropped.
 
         A run that goes on has boundary 0 already, and needs the arguments only.
         """
-        book, calls = CallBook(), []
+        book, groups = CallBook(), []
         self.model.load_beside()
-        for index, rows in enumerate(batches):
-            self._check_stop(0)
-            hidden, made = self.model.calls(padded_right(rows))
-            if self._done < 0:
-                self.store.write(0, index, hidden)
-            calls.append(book.add(made))
+        for chosen in groups_of(self.store.plan.shapes):
+            calls = []
+            for index in chosen:
+                self._check_stop(0)
+                hidden, made = self.model.calls(padded_right(batches[index]))
+                if self._done < 0:
+                    self.store.write(0, index, hidden)
+                calls.append(book.add(made))
+            together = None
+            if len(chosen) > 1:
+                _, made = self.model.calls(padded_right([row for index in chosen for row in batches[index]]))
+                together = book.add(made)
+            groups.append(_Group(batches=chosen, calls=calls, together=together))
         self.model.drop_beside()
         if self._done < 0:
             self._save(0)
-        return calls
+        return groups
 
-    def _through(self, index: int, layer: nn.Module, calls: Sequence[Sequence[LayerCall]]) -> None:
-        device = self.model.placement.device
-        for batch, call in enumerate(calls):
+    def _through(self, index: int, layer: nn.Module, groups: Sequence["_Group"]) -> None:
+        device, count = self.model.placement.device, len(self.store.plan.shapes)
+        for group in groups:
             self._check_stop(index)
-            hidden = self.store.read(index, batch, device)
-            self.store.write(index + 1, batch, call[index].run(layer, hidden))
+            states = [self.store.read(index, batch, device) for batch in group.batches]
+            calls = [call[index] for call in group.calls]
+            found = self._runner.run(layer, states, calls, group.together[index] if group.together else None)
+            for batch, hidden in zip(group.batches, found, strict=True):
+                self.store.write(index + 1, batch, hidden)
             if self.on_progress is not None:
-                done = round(index + (batch + 1) / len(calls), 2)
+                done = round(index + group.batches.stop / count, 2)
                 total = self.model.info.num_layers
                 self.on_progress(Progress(stage="stream", done=done, total=total, unit="layers"))
 

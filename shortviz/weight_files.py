@@ -72,7 +72,8 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 
 def _read_entries(path: Path, header: Any) -> tuple[int, int]:
     """Return (parameters, end of the last tensor in bytes) of a safetensors header."""
-    parameters, end = 0, 0
+    parameters = 0
+    places: list[tuple[int, int, str]] = []
     try:
         for name, entry in header.items():
             if name == "__metadata__":
@@ -81,9 +82,15 @@ def _read_entries(path: Path, header: Any) -> tuple[int, int]:
             start, stop = entry["data_offsets"]
             if (stop - start) * 8 != count * _SAFETENSORS_BITS[entry["dtype"]]:
                 raise ModelError(f"The header of {path} is corrupt (tensor {name}); fetch the file again.")
-            parameters, end = parameters + count, max(end, stop)
+            parameters += count
+            places.append((start, stop, name))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"The header of {path} is corrupt ({error!r}); fetch the file again.") from error
+    end = 0
+    for start, stop, name in sorted(places):
+        if start != end:  # the format has no holes, and no two tensors share bytes
+            raise ModelError(f"The header of {path} is corrupt (the place of {name}); fetch the file again.")
+        end = stop
     return parameters, end
 
 

@@ -1,5 +1,6 @@
 """Every family, streamed from its files: the numbers are those of the pass in memory, the export has the same bytes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,10 @@ from tests.families import FAMILIES, shared_handle
 LENGTHS = (9, 14, 2, 11, 34)
 
 
-def rows() -> TokenSet:
+def rows(lengths: Sequence[int] = LENGTHS) -> TokenSet:
     draw = np.random.default_rng(3)
-    found = tuple(draw.integers(0, 256, length).astype(np.int64) for length in LENGTHS)
-    return TokenSet(rows=found, info=TextInfo(source="random", rows=5, tokens=sum(LENGTHS), fingerprint="s"))
+    found = tuple(draw.integers(0, 256, length).astype(np.int64) for length in lengths)
+    return TokenSet(rows=found, info=TextInfo(source="random", rows=len(found), tokens=sum(lengths), fingerprint="s"))
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
@@ -36,13 +37,16 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def test_streamed_distances_equal_those_of_the_loaded_model_bit_for_bit(folder: Path) -> None:
-    ref, tokens = ModelRef(id=str(folder)), rows()
+@pytest.mark.parametrize(("lengths", "batch_size"), [(LENGTHS, 3), ((11,) * 7, 2)], ids=["mixed", "fused"])
+def test_streamed_distances_equal_those_of_the_loaded_model_bit_for_bit(
+    folder: Path, lengths: tuple[int, ...], batch_size: int
+) -> None:
+    ref, tokens = ModelRef(id=str(folder)), rows(lengths)
     handle = load(ref)
-    expected = measure_distances(handle, tokens, batch_size=3)
+    expected = measure_distances(handle, tokens, batch_size=batch_size)
     with open_streamed(ref) as streamed:
         assert replace(streamed.info, reason="") == replace(handle.info, reason="")
-        found = measure_streamed(streamed, tokens, batch_size=3)
+        found = measure_streamed(streamed, tokens, batch_size=batch_size)
         assert all(p.is_meta for p in streamed.model.parameters()), "no weight stays in memory"
     for name, grid in expected.criteria.items():
         np.testing.assert_array_equal(found.criteria[name].mean, grid.mean, err_msg=name)

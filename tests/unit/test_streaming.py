@@ -163,7 +163,7 @@ def test_too_little_memory_for_two_layers_is_told_before_the_start(saved, monkey
 
 
 def test_memory_that_runs_out_on_the_way_is_told_with_what_was_expected(saved, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     with open_streamed(ModelRef(id=str(saved))) as model:

@@ -1,0 +1,61 @@
+"""Batches that go through a layer together: which, and that no bit may change by it."""
+
+import pytest
+import torch
+
+from shortviz.fused_batches import FUSED_TOKENS, FusedRunner, groups_of
+from shortviz.replay import LayerCall
+from shortviz.state_store import batch_shapes
+
+CALL = LayerCall(positional=True, args=(), kwargs={})
+
+
+class Counted(torch.nn.Module):
+    """A linear layer that counts its calls; `change` is added once more rows than one come together."""
+
+    def __init__(self, change: float = 0.0, name: str = "linear") -> None:
+        super().__init__()
+        self.add_module(name, torch.nn.Linear(8, 8).requires_grad_(False))
+        self.name, self.change, self.calls = name, change, 0
+
+    def forward(self, hidden):
+        self.calls += 1
+        return getattr(self, self.name)(hidden) + (self.change if len(hidden) > 4 else 0.0)
+
+
+def states(count: int = 3) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(2)
+    return [torch.randn(4, 6, 8, generator=draw) for _ in range(count)]
+
+
+def test_neighbours_of_one_width_go_together_up_to_a_number_of_tokens():
+    rows = [[range(9)] * 2, [range(9), range(4)], [range(7)], [range(7)], [range(200)], [range(200)], [range(200)]]
+    assert groups_of(batch_shapes(rows)) == [range(0, 2), range(2, 4), range(4, 6), range(6, 7)]
+    assert groups_of(batch_shapes([[range(FUSED_TOKENS)]] * 2)) == [range(0, 1), range(1, 2)]
+
+
+def test_a_group_gives_the_bits_of_its_batches_and_every_shape_is_tried_once():
+    layer, runner = Counted(), FusedRunner()
+    alone = [layer(state) for state in states()]
+    layer.calls = 0
+    for calls in (2, 3):  # together and one batch alone, then together
+        found = runner.run(layer, states(), [CALL] * 3, CALL)
+        assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
+        assert layer.calls == calls
+    runner.run(layer, states(2), [CALL] * 2, CALL)
+    assert layer.calls == 5, "a group of another size is tried anew"
+
+
+def test_where_a_bit_would_change_batches_run_one_by_one_from_then_on():
+    layer, runner = Counted(change=1e-6), FusedRunner()
+    alone = [layer(state) for state in states()]
+    for _ in range(2):
+        found = runner.run(layer, states(), [CALL] * 3, CALL)
+        assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
+
+
+@pytest.mark.parametrize("name", ["experts", "shared_expert"])
+def test_layers_that_sort_tokens_to_experts_are_never_run_in_groups(name):
+    layer = Counted(name=name)
+    FusedRunner().run(layer, states(), [CALL] * 3, CALL)
+    assert layer.calls == 3
