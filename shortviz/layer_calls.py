@@ -144,12 +144,17 @@ def check_independent(stack: LayerStack, tokens: Tensor, *, in_tuple: bool) -> N
             raise ModelError(
                 f"{name} changes the residual stream between layers {index - 1} and {index}; it cannot be streamed."
             )
-        for where, a, b in _pairs(left, right):
-            if not _same(a, b):
-                raise ModelError(
-                    f"Layer {index} of {name} is given {where}, which the layers before it may change; it cannot be "
-                    "streamed: choose a machine that the whole model fits on."
-                )
+        where = difference(left, right)
+        if where is not None:
+            raise ModelError(
+                f"Layer {index} of {name} is given {where}, which the layers before it may change; it cannot be "
+                "streamed: choose a machine that the whole model fits on."
+            )
+
+
+def difference(left: LayerCall, right: LayerCall) -> str | None:
+    """Return the name of the first argument in which two calls differ; None where both are plain data and equal."""
+    return next((where for where, a, b in _pairs(left, right) if not _same(a, b)), None)
 
 
 def _pairs(left: LayerCall, right: LayerCall) -> list[tuple[str, Any, Any]]:

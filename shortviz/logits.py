@@ -9,7 +9,7 @@ pass is used.
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +79,11 @@ def _head_is_exact(model: Any, tokens: Tensor) -> bool:
         made = apply_head(model, head_input(model, tokens))
     except _HeadNotReachedError:
         return False
+    return same_logits(made, expected)
+
+
+def same_logits(made: Tensor, expected: Tensor) -> bool:
+    """Tell whether the head alone gives the model's own logits."""
     if made.shape != expected.shape:
         return False
     # The same operations on the same shapes: equal but for rounding. NaN passes; it is for the caller to find.
@@ -149,12 +154,20 @@ def head_input(model: Any, tokens: Tensor) -> Tensor:
 
 def batch_head_input(model: Any, tokens: Tensor, **call: Any) -> Tensor:
     """Return what the model hands to its head for rows of tokens, (rows, tokens, hidden); `call` goes to the model."""
+    reached = reach_head(model, lambda: model(input_ids=tokens.to(model.device), **call))
+    if reached is None:
+        raise _HeadNotReachedError
+    return reached
+
+
+def reach_head(model: Any, run: Callable[[], object]) -> Tensor | None:
+    """Return what the head is handed while `run` runs the model, which ends there; None where it is not called."""
     with _stop_at_head(model):
         try:
-            model(input_ids=tokens.to(model.device), **call)
+            run()
         except _HeadReachedError as reached:
             return reached.states
-    raise _HeadNotReachedError
+    return None
 
 
 def whole_logits(model: Any, tokens: Tensor) -> Tensor:

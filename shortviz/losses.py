@@ -92,8 +92,8 @@ def evaluate(
     changes: list[WindowChange] = []
 
     def partial() -> Evaluation:
-        done = _evaluation(handle, windows, own)
-        return done if cache is None else _with_base(done, cache.handle, before, changes)
+        uncut = None if cache is None else cache.handle
+        return evaluation_of(handle, windows, own, base=uncut, before=before, changes=changes)
 
     for index, tokens in enumerate(windows.tokens):
         try:
@@ -153,6 +153,20 @@ def score_of_windows(handle: ModelHandle, windows: Sequence[WindowScore]) -> Sco
         cache_bytes_per_token=sum(handle.info.layer_cache_bytes),
         window_nll=tuple(w.nll for w in windows),
     )
+
+
+def evaluation_of(
+    handle: ModelHandle,
+    windows: WindowSet,
+    scores: Sequence[WindowScore],
+    *,
+    base: ModelHandle | None = None,
+    before: Sequence[WindowScore] = (),
+    changes: Sequence[WindowChange] = (),
+) -> Evaluation:
+    """Return the record of scored windows; with `base`, of its scores and the changes on the same windows too."""
+    done = _evaluation(handle, windows, scores)
+    return done if base is None else _with_base(done, base, before, changes)
 
 
 def _evaluation(handle: ModelHandle, windows: WindowSet, scores: Sequence[WindowScore]) -> Evaluation:

@@ -1,6 +1,7 @@
 """Every family, streamed from its files: the numbers are those of the pass in memory, the export has the same bytes."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import pytest
 from shortviz import streamed_proof
 from shortviz.checkpoint_folder import fingerprints
 from shortviz.distances import measure_distances
+from shortviz.errors import PlanError
 from shortviz.export import write_checkpoint
 from shortviz.loading import load
+from shortviz.losses import evaluate
 from shortviz.pruning import prune
-from shortviz.records import ModelRef, TextInfo, TokenSet
+from shortviz.records import Block, ModelRef, PrunePlan, TextInfo, TokenSet, WindowSet
 from shortviz.streamed_export import export_streamed
+from shortviz.streamed_losses import evaluate_streamed
 from shortviz.streamed_model import open_streamed
 from shortviz.streaming import measure_streamed
 from tests.contract.test_export_families import plan_for
@@ -52,6 +56,33 @@ def test_streamed_distances_equal_those_of_the_loaded_model_bit_for_bit(
         np.testing.assert_array_equal(found.criteria[name].mean, grid.mean, err_msg=name)
         np.testing.assert_array_equal(found.criteria[name].stderr, grid.stderr, err_msg=name)
     np.testing.assert_array_equal(found.norms.first, expected.norms.first)
+
+
+def test_streamed_losses_of_cuts_are_those_of_the_cut_models_in_memory(folder: Path) -> None:
+    ref = ModelRef(id=str(folder))
+    handle = load(ref)
+    layers = handle.info.num_layers
+    wanted = [Block(start=0, n=1), Block(start=layers // 2, n=2), Block(start=layers - 1, n=1)]
+    plans = [plan_for(handle)]
+    for block in wanted:
+        with suppress(PlanError):
+            plans.append(prune(handle, PrunePlan.of_blocks(layers, block)).plan)
+    tokens = np.stack([row for row in rows((20, 20)).rows])
+    windows = WindowSet(tokens=tokens, info=TextInfo(source="random", rows=2, tokens=40, fingerprint="w"))
+    with open_streamed(ref) as streamed:
+        found = evaluate_streamed(streamed, windows, plans)
+        alone = evaluate_streamed(streamed, windows, [])
+        assert all(p.is_meta for p in streamed.model.parameters()), "no weight stays in memory"
+    assert len(found) == len(plans) >= 2
+    for plan, one in zip(plans, found, strict=True):
+        expected = evaluate(prune(handle, plan), windows, base=handle)
+        for name in ("nll_increase", "nll_increase_stderr", "kl", "kl_stderr", "same_top1"):
+            assert getattr(one, name) == pytest.approx(getattr(expected, name), abs=1e-6), name
+        for mine, theirs in ((one.score, expected.score), (one.base, expected.base), (alone[0].score, expected.base)):
+            assert mine.window_nll == pytest.approx(theirs.window_nll, abs=1e-6)
+            assert (mine.parameters, mine.bytes, mine.tokens) == (theirs.parameters, theirs.bytes, theirs.tokens)
+            assert mine.cache_bytes_per_token == theirs.cache_bytes_per_token
+        assert one.removed == expected.removed
 
 
 def test_a_streamed_export_has_the_bytes_of_the_one_in_memory_and_computes_what_bypassing_computes(

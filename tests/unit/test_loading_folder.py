@@ -224,6 +224,12 @@ def test_a_truncated_or_corrupt_safetensors_file_is_refused(copy: Path) -> None:
     assert refusal(copy).startswith("The header of FOLDER/model.safetensors is corrupt")
     path.write_bytes(data.replace(b'"F32"', b'"X32"', 1))
     assert refusal(copy).startswith("The header of FOLDER/model.safetensors is corrupt")
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    first, second = sorted(n for n in header if ".layernorm" in n or "norm.weight" in n)[:2]
+    header[second]["data_offsets"] = header[first]["data_offsets"]  # two tensors on the same bytes
+    path.write_bytes(data[:8] + json.dumps(header, separators=(",", ":")).encode().ljust(length) + data[8 + length :])
+    assert "is corrupt (the place of" in refusal(copy)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -1,0 +1,163 @@
+"""evaluate_streamed: the losses of chosen cut models, all in one sweep over the layers, each weight read once.
+
+A cut model's residual stream is the uncut one's up to its first removed layer. There it branches off, and goes through
+the layers that the cut keeps while they are in memory for the uncut model anyway.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from shortviz.errors import NumericsError, ResourceError, ShortvizError, Stopped
+from shortviz.handle import ModelHandle
+from shortviz.layer_calls import CallBook
+from shortviz.losses import check_windows, evaluation_of
+from shortviz.placement import free_memory
+from shortviz.records import Evaluation, OnProgress, Progress, PrunePlan, WindowSet
+from shortviz.replay import LayerCall
+from shortviz.streamed_cut import cut_facts
+from shortviz.streamed_head import open_streamed_head
+from shortviz.streamed_model import StreamedModel
+from shortviz.window_scores import WindowChange, WindowScore, compare_window, score_base
+from shortviz.words import size
+
+
+def evaluate_streamed(
+    model: StreamedModel,
+    windows: WindowSet,
+    plans: Sequence[PrunePlan],
+    *,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> list[Evaluation]:
+    """Return what `evaluate` returns for each plan, with the uncut model as its base; each weight is read once.
+
+    Without plans, the evaluation of the uncut model alone. The seconds of a score are those of its own layers and head,
+    without reading. Memory above two layers: one residual stream of all windows, and one for each plan.
+
+    Raises PlanError where a plan does not fit or its config cannot be written, ModelError where a kept layer would be
+    told other things in the cut model, ResourceError where the streams do not fit, Stopped, and what `evaluate` raises.
+    """
+    whole = ModelHandle(model=model.model, tokenizer=model.tokenizer, info=model.info, ref=model.ref)
+    check_windows(whole, windows)
+    _check_memory(model, windows, len(plans))
+    with torch.inference_mode():
+        rows = [torch.tensor(tokens, device=model.placement.device)[None] for tokens in windows.tokens]
+        model.load_beside()
+        cuts = [replace(whole, plan=plan, info=cut_facts(model, plan, rows[0])) for plan in plans]
+        streams = _run_layers(model, rows, plans, on_progress, stop)
+        return _scored(model, windows, whole, cuts, streams, stop)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Stream:
+    """One model's residual stream over all windows, as far as it has come."""
+
+    removed: frozenset[int]
+    states: list[Tensor] = field(default_factory=list)
+    """(1, tokens, hidden) for each window; empty before a cut branches off."""
+    seconds: list[float] = field(default_factory=list)
+    """Of each window, in layers."""
+
+    def go_through(self, index: int, layer: torch.nn.Module, calls: Sequence[Sequence[LayerCall]]) -> None:
+        """Run the layer on all windows."""
+        for window, call in enumerate(calls):
+            began = time.perf_counter()
+            self.states[window] = call[index].run(layer, self.states[window])
+            self.seconds[window] += time.perf_counter() - began
+
+
+def _run_layers(
+    model: StreamedModel,
+    rows: Sequence[Tensor],
+    plans: Sequence[PrunePlan],
+    on_progress: OnProgress | None,
+    stop: threading.Event | None,
+) -> list[_Stream]:
+    """Return the streams at boundary L, the uncut model's first."""
+    base = _Stream(removed=frozenset(), seconds=[0.0] * len(rows))
+    cuts = [_Stream(removed=frozenset(plan.removed)) for plan in plans]
+    book, calls = CallBook(), []
+    for row in rows:
+        hidden, made = model.calls(row)
+        base.states.append(hidden.clone())
+        calls.append(book.add(made))
+    model.drop_beside()
+    count = model.info.num_layers
+    for index, layer in model.layers_in_turn(range(count)):
+        if stop is not None and stop.is_set():
+            raise Stopped(f"Stopped in layer {index} of {count}; there is no result yet.")
+        for cut in cuts:
+            if not cut.states and index == min(cut.removed, default=0):
+                cut.states, cut.seconds = [s.clone() for s in base.states], list(base.seconds)
+        for stream in (base, *cuts):
+            if stream.states and index not in stream.removed:
+                stream.go_through(index, layer, calls)
+                _check_finite(model, stream, index)
+        if on_progress is not None:
+            on_progress(Progress(stage="stream", done=index + 1, total=count, unit="layers"))
+    return [base, *cuts]
+
+
+def _scored(
+    model: StreamedModel,
+    windows: WindowSet,
+    whole: ModelHandle,
+    cuts: Sequence[ModelHandle],
+    streams: Sequence[_Stream],
+    stop: threading.Event | None,
+) -> list[Evaluation]:
+    model.load_beside(head=True)
+    head = open_streamed_head(model, whole, torch.tensor(windows.tokens[0]), streams[0].states[0])
+    own: list[list[WindowScore]] = [[] for _ in streams]
+    changes: list[list[WindowChange]] = [[] for _ in cuts]
+    for window, tokens in enumerate(windows.tokens):
+        ends = [replace(head, final=s.states[window], layer_seconds=s.seconds[window]) for s in streams]
+        base = score_base(ends[0], tokens, stop)
+        own[0].append(base.score)
+        for cut, end in enumerate(ends[1:]):
+            score, change = compare_window(end, tokens, base, stop)
+            own[cut + 1].append(score)
+            changes[cut].append(change)
+    model.drop_beside()
+    if not cuts:
+        return [evaluation_of(whole, windows, own[0])]
+    return [
+        evaluation_of(cut, windows, scores, base=whole, before=own[0], changes=made)
+        for cut, scores, made in zip(cuts, own[1:], changes, strict=True)
+    ]
+
+
+def _check_memory(model: StreamedModel, windows: WindowSet, plans: int) -> None:
+    count, length = windows.tokens.shape
+    states = (plans + 1) * count * length * model.info.hidden_size * model.placement.dtype.itemsize
+    free = free_memory(model.placement.device)
+    if states + model.working_bytes > free:
+        raise ResourceError(
+            f"The residual streams of {plans} cuts over {count} windows of {length} tokens need {size(states)} beside "
+            f"{size(model.working_bytes)} of weights, and {size(free)} is free; give fewer cuts or windows at a time."
+        )
+
+
+def _check_finite(model: StreamedModel, stream: _Stream, index: int) -> None:
+    if not all(bool(torch.isfinite(state.sum()) or torch.isfinite(state).all()) for state in stream.states):
+        cut = f" without layers {', '.join(map(str, sorted(stream.removed)))}" if stream.removed else ""
+        raise NumericsError(
+            f"Layer {index} of {model.info.id}{cut} gives NaN or Inf in {model.info.dtype}; check the weights, or load "
+            "the model with dtype float32."
+        )
+
+
+def blocks_asked(given: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (start, n) of blocks written as `12,4`; raises ShortvizError."""
+    found = []
+    for text in given:
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+            raise ShortvizError(f"--blocks is {text!r}; give start,n, such as --blocks 12,4, once for each block.")
+        found.append((int(parts[0]), int(parts[1])))
+    return found
