@@ -23,6 +23,7 @@ from shortviz import (
     cli_repair,
     cli_share,
     cli_shrink,
+    cli_streamed,
 )
 from shortviz.cli_options import (
     JsonOption,
@@ -79,6 +80,7 @@ def evaluate(
     text: TextOptions,
     task: TaskOptions,
     adapter: cli_adapter.AdapterOption = None,
+    stream: cli_measure.StreamOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure perplexity, of the model or with layers removed; with --tasks, multiple-choice accuracy too.
@@ -101,26 +103,31 @@ def evaluate(
     with working() as (on_progress, stop):
         from shortviz import losses, pruning
 
-        handle = load_model(load.ref(model), on_progress, stop, removes=chosen)
-        window_set = texts.make_windows(spec, windows, handle.tokenizer)
-        chosen = cli_adapter.adapter_cut(adapter, chosen, handle.info.num_layers)
-        if chosen is None:
-            pruned = None
-            handle = cli_adapter.with_adapter(handle, adapter)
-            evaluation = losses.evaluate(handle, window_set, on_progress=on_progress, stop=stop)
+        ref = load.ref(model)
+        if cli_measure.streams(ref, stream):
+            cli_streamed.check_streamable(task=questions is not None, adapter=adapter is not None)
+            evaluation = cli_streamed.streamed_evaluations(ref, text, [chosen] if chosen else [], on_progress, stop)[0]
         else:
-            pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
-            pruned = cli_adapter.with_adapter(pruned, adapter)
-            evaluation = losses.evaluate(pruned, window_set, base=handle, on_progress=on_progress, stop=stop)
-        if questions is not None and not stop.is_set():
-            with suppress(Stopped):  # the evaluation is there, and is not to be lost
-                scores = score_both(handle, pruned, questions, on_progress, stop)
+            handle = load_model(ref, on_progress, stop, removes=chosen)
+            window_set = texts.make_windows(spec, windows, handle.tokenizer)
+            chosen = cli_adapter.adapter_cut(adapter, chosen, handle.info.num_layers)
+            pruned = None
+            if chosen is not None:
+                pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
+                pruned = cli_adapter.with_adapter(pruned, adapter)
+            else:
+                handle = cli_adapter.with_adapter(handle, adapter)
+            base = None if pruned is None else handle
+            evaluation = losses.evaluate(pruned or handle, window_set, base=base, on_progress=on_progress, stop=stop)
+            if questions is not None and not stop.is_set():
+                with suppress(Stopped):  # the evaluation is there, and is not to be lost
+                    scores = score_both(handle, pruned, questions, on_progress, stop)
     if as_json:
         print_result(runs.evaluation_json(evaluation) | scores_json(scores))
     else:
         print_result("\n".join([evaluation_text(evaluation), *scores_text(scores)]))
     if not evaluation.complete:
-        print(f"Stopped after {evaluation.score.windows} of {len(window_set.tokens)} windows.", file=sys.stderr)
+        print(f"Stopped after {evaluation.score.windows} of {evaluation.text.rows} windows.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if questions is not None and (scores is None or not complete(scores)):
         print("Stopped before every question was scored by every model.", file=sys.stderr)

@@ -37,6 +37,13 @@ def measured_map(
     metric: Annotated[str, typer.Option(help="What to print: nll or kl.")] = "nll",
     search: Annotated[bool, typer.Option("--search", help="Find only the best start of each n, far faster.")] = False,
     max_n: Annotated[int | None, typer.Option(help="--search: largest n.  [default: all but one layer]")] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="A model that does not fit: only --blocks, all in one sweep over the layers."),
+    ] = False,
+    blocks: Annotated[
+        list[str] | None, typer.Option(metavar="START,N", help="--stream: a block to measure; may be given again.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; a map cut short goes on from there.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,6 +55,11 @@ def measured_map(
 
     _check_options(metric, search, max_n, out)
     text.note_unused("max_length", "batch_size", "seed")
+    if stream or blocks:
+        _streamed(
+            model, load, text, stream=stream, blocks=blocks or [], alone=not search and out is None, as_json=as_json
+        )
+        return
     ref, run, out = source(model, load, out)
     spec, windows = text.spec(texts.DEFAULT_EVALUATION), text.window_spec()
     with working() as (on_progress, stop), joined() as ranks:
@@ -99,6 +111,28 @@ def _fits(max_n: int | None) -> "Callable[[int], None] | None":
     from shortviz.race import check_max_n
 
     return None if max_n is None else lambda num_layers: check_max_n(num_layers, max_n)
+
+
+def _streamed(
+    model: str, load: LoadOptions, text: TextOptions, *, stream: bool, blocks: list[str], alone: bool, as_json: bool
+) -> None:
+    """Print the losses of chosen blocks of a model that is streamed."""
+    from shortviz.cli_options import Removal
+    from shortviz.cli_streamed import blocks_asked, blocks_json, blocks_text, streamed_evaluations
+
+    if not stream or not blocks:
+        raise ShortvizError(
+            "--stream measures chosen blocks only; name them, such as --stream --blocks 12,4 --blocks 20,2."
+            if stream
+            else "--blocks belongs to --stream; without it every block is measured."
+        )
+    if not alone:
+        raise ShortvizError("--stream only prints what it finds; leave --search and --out out.")
+    asked = blocks_asked(blocks)
+    with working() as (on_progress, stop):
+        ref, _, _ = source(model, load, None)
+        found = streamed_evaluations(ref, text, [Removal(block=block) for block in asked], on_progress, stop)
+    print_result(blocks_json(asked, found) if as_json else blocks_text(asked, found))
 
 
 def _check_options(metric: str, search: bool, max_n: int | None, out: Path | None) -> None:

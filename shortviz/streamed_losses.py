@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from shortviz.errors import NumericsError, ResourceError, ShortvizError, Stopped
+from shortviz.errors import NumericsError, ResourceError, Stopped
 from shortviz.handle import ModelHandle
 from shortviz.layer_calls import CallBook
 from shortviz.losses import check_windows, evaluation_of
@@ -150,14 +150,3 @@ def _check_finite(model: StreamedModel, stream: _Stream, index: int) -> None:
             f"Layer {index} of {model.info.id}{cut} gives NaN or Inf in {model.info.dtype}; check the weights, or load "
             "the model with dtype float32."
         )
-
-
-def blocks_asked(given: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (start, n) of blocks written as `12,4`; raises ShortvizError."""
-    found = []
-    for text in given:
-        parts = [part.strip() for part in text.split(",")]
-        if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-            raise ShortvizError(f"--blocks is {text!r}; give start,n, such as --blocks 12,4, once for each block.")
-        found.append((int(parts[0]), int(parts[1])))
-    return found

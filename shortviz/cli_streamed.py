@@ -1,0 +1,84 @@
+"""`map --stream --blocks` and `evaluate --stream`: losses of a model that does not fit. Heavy imports wait inside."""
+
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from shortviz.cli_options import TextOptions, readable
+from shortviz.errors import ShortvizError
+
+if TYPE_CHECKING:
+    from shortviz.cli_options import Removal
+    from shortviz.records import Block, Evaluation, ModelRef, OnProgress
+
+
+def blocks_asked(given: Sequence[str]) -> "list[Block]":
+    """Return the blocks written as `12,4`, start first; raises ShortvizError."""
+    from shortviz.records import Block
+
+    found = []
+    for text in given:
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) != 2 or not all(part.isdecimal() and part.isascii() and len(part) < 6 for part in parts):
+            raise ShortvizError(f"--blocks is {text!r}; give start,n, such as --blocks 12,4, once for each block.")
+        found.append(Block(start=int(parts[0]), n=int(parts[1])))
+    return list(dict.fromkeys(found))
+
+
+def check_streamable(*, task: bool, adapter: bool) -> None:
+    """Raise ShortvizError where more is asked of a streamed model than its loss."""
+    if task:
+        raise ShortvizError("Questions are not scored while a model is streamed; leave --tasks or --stream out.")
+    if adapter:
+        raise ShortvizError("An adapter is not put into a streamed model; leave --adapter or --stream out.")
+
+
+def streamed_evaluations(
+    ref: "ModelRef", text: TextOptions, cuts: "Sequence[Removal]", on_progress: "OnProgress", stop: threading.Event
+) -> "list[Evaluation]":
+    """Return the evaluation of each cut, or of the uncut model alone, all in one sweep over the layers."""
+    from shortviz import texts
+    from shortviz.cli_output import estimate_line
+    from shortviz.loading import estimate
+    from shortviz.streamed_losses import evaluate_streamed
+    from shortviz.streamed_model import open_streamed
+
+    spec, windows = readable(text.spec(texts.DEFAULT_EVALUATION)), text.window_spec()
+    found = estimate(ref)
+    print(estimate_line(found), file=sys.stderr)
+    plans = [cut.of(found.num_layers) for cut in cuts]
+    with open_streamed(ref, on_progress=on_progress, stop=stop) as model:
+        window_set = texts.make_windows(spec, windows, model.tokenizer)
+        return evaluate_streamed(model, window_set, plans, on_progress=on_progress, stop=stop)
+
+
+def blocks_json(blocks: "Sequence[Block]", found: "Sequence[Evaluation]") -> dict[str, Any]:
+    """Return {"blocks": [{start, n, and what `evaluate --json` prints}, ...]}."""
+    from shortviz.runs import evaluation_json
+
+    pairs = zip(blocks, found, strict=True)
+    return {"blocks": [{"start": block.start, "n": block.n} | evaluation_json(one) for block, one in pairs]}
+
+
+def blocks_text(blocks: "Sequence[Block]", found: "Sequence[Evaluation]") -> str:
+    """Return a table of the blocks, the best first."""
+    from shortviz.cli_output import table
+    from shortviz.words import plus_minus
+
+    base, text = found[0].base, found[0].text
+    assert base is not None
+    rows = []
+    for block, one in sorted(zip(blocks, found, strict=True), key=lambda pair: pair[1].score.nll):
+        layers = str(block.start) if block.n == 1 else f"{block.start}-{block.start + block.n - 1}"
+        increase = plus_minus(one.nll_increase or 0.0, one.nll_increase_stderr, "+.4f")
+        change = plus_minus(one.kl or 0.0, one.kl_stderr, ".4f")
+        rows.append([str(block.n), layers, increase, change, f"{one.score.perplexity:.2f}"])
+    head = ["n", "layers", "NLL increase, nats", "KL, nats", "perplexity"]
+    return "\n".join(
+        [
+            f"Uncut model: NLL {base.nll:.4f}, perplexity {base.perplexity:.2f}. Text: {text.source}; {base.tokens} "
+            f"scored tokens, windows of {text.max_length}. Streamed in one sweep over the layers.",
+            table(head, rows),
+        ]
+    )

@@ -1,0 +1,145 @@
+"""Losses of chosen cuts of a streamed model: what is read, what is refused, and the commands."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shortviz import streamed_cut, streamed_losses
+from shortviz.errors import ModelError, NumericsError, PlanError, ResourceError, Stopped
+from shortviz.records import Block, ModelRef, PrunePlan, TextInfo, WindowSet
+from shortviz.streamed_losses import evaluate_streamed
+from shortviz.streamed_model import open_streamed
+from shortviz.weight_reader import WeightReader
+from tests.families import NUM_LAYERS, build_tiny, tiny_config, tiny_tokenizer
+
+TEXT = ("--builtin", "passages/prose", "--window", "24", "--windows", "3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    build_tiny("llama", config=tiny_config("llama", tie_word_embeddings=False)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def windows(high: int = 256) -> WindowSet:
+    tokens = np.random.default_rng(1).integers(0, high, (3, 20)).astype(np.int64)
+    return WindowSet(tokens=tokens, info=TextInfo(source="random", rows=3, tokens=60, fingerprint="w"))
+
+
+def plans(*blocks: tuple[int, int]) -> list[PrunePlan]:
+    return [PrunePlan.of_blocks(NUM_LAYERS, Block(start=s, n=n)) for s, n in blocks]
+
+
+def test_every_layer_is_read_once_whatever_the_number_of_cuts_and_windows(folder, monkeypatch):
+    read: list[str] = []
+    real = WeightReader.read
+
+    def note(self, name, *, aligned):
+        read.append(name)
+        return real(self, name, aligned=aligned)
+
+    monkeypatch.setattr(WeightReader, "read", note)
+    with open_streamed(ModelRef(id=str(folder))) as model:
+        evaluate_streamed(model, windows(), plans((0, 1), (2, 2), (5, 1), (1, 4)))
+        layers = [name for name in read if ".layers." in name]
+        assert sorted(layers) == sorted(name for name in model.entries if ".layers." in name)
+
+
+def test_scattered_layers_can_be_left_out_too(folder):
+    scattered = PrunePlan(num_layers=NUM_LAYERS, removed=(1, 3))
+    with open_streamed(ModelRef(id=str(folder))) as model:
+        both, one = evaluate_streamed(model, windows(), [scattered, *plans((1, 1))])
+    assert (both.removed, one.removed) == ((1, 3), (1,))
+    assert both.score.parameters < one.score.parameters
+    assert both.score.window_nll != one.score.window_nll
+
+
+def test_a_stop_is_heard_between_layers(folder):
+    stop = threading.Event()
+    with open_streamed(ModelRef(id=str(folder))) as model, pytest.raises(Stopped, match="Stopped in layer 3 of 6"):
+        evaluate_streamed(
+            model, windows(), plans((1, 1)), stop=stop, on_progress=lambda p: stop.set() if p.done == 3 else None
+        )
+
+
+def test_streams_that_do_not_fit_are_refused_with_what_they_need(folder, monkeypatch):
+    monkeypatch.setattr(streamed_losses, "free_memory", lambda _: 50_000)
+    with open_streamed(ModelRef(id=str(folder))) as model, pytest.raises(ResourceError, match=r"2 cuts over 3 windows"):
+        evaluate_streamed(model, windows(), plans((1, 1), (2, 1)))
+
+
+def test_a_layer_that_overflows_in_a_cut_is_named_with_the_cut(tmp_path):
+    tiny = build_tiny("llama")
+    with torch.no_grad():
+        tiny.model.layers[4].mlp.down_proj.weight.mul_(1e38)
+    tiny.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with (
+        open_streamed(ModelRef(id=str(tmp_path))) as model,
+        pytest.raises(NumericsError, match=r"Layer 4 of .* gives NaN or Inf in float32"),
+    ):
+        evaluate_streamed(model, windows(), plans((1, 1)))
+
+
+def test_a_cut_whose_layers_would_be_called_with_something_else_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(
+        streamed_cut, "difference", lambda left, right: "position_embeddings" if left is not right else None
+    )
+    with (
+        open_streamed(ModelRef(id=str(folder))) as model,
+        pytest.raises(ModelError, match="Without layers 2, 3, layer 0 of .* is given another position_embeddings"),
+    ):
+        evaluate_streamed(model, windows(), plans((2, 2)))
+
+
+def test_a_cut_that_the_config_cannot_express_is_refused(tmp_path):
+    build_tiny("lfm2").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    none = PrunePlan(num_layers=NUM_LAYERS, removed=(2, 4, 5))
+    with (
+        open_streamed(ModelRef(id=str(tmp_path))) as model,
+        pytest.raises(PlanError, match="layer_types would name no attention layer"),
+    ):
+        evaluate_streamed(model, windows(), [none])
+
+
+def test_map_stream_prints_the_chosen_blocks_like_evaluate(shortviz, checkpoint):
+    code, out, err = shortviz("map", checkpoint, *TEXT, "--stream", "--blocks", "2,2", "--blocks", "0,1", "--json")
+    assert code == 0, err
+    found = json.loads(out)["blocks"]
+    assert [(one["start"], one["n"]) for one in found] == [(2, 2), (0, 1)]
+    for one in found:
+        cut = ("--start", str(one["start"]), "--n", str(one["n"]))
+        for way in ("--no-stream", "--stream"):
+            code, out, err = shortviz("evaluate", checkpoint, *TEXT, *cut, way, "--json")
+            assert code == 0, err
+            alone = json.loads(out)
+            assert one["nll"] == pytest.approx(alone["nll"], abs=1e-6)
+            assert one["kl"] == pytest.approx(alone["kl"], abs=1e-6)
+            assert one["base"]["nll"] == pytest.approx(alone["base"]["nll"], abs=1e-6)
+    text = shortviz("map", checkpoint, *TEXT, "--stream", "--blocks", "2,2", "--blocks", "0,1")[1]
+    assert "Streamed in one sweep over the layers" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (("--stream",), "measures chosen blocks only; name them"),
+        (("--blocks", "1,2"), "--blocks belongs to --stream"),
+        (("--stream", "--blocks", "1"), "--blocks is '1'; give start,n"),
+        (("--stream", "--blocks", "-1,2"), "--blocks is '-1,2'; give start,n"),
+        (("--stream", "--blocks", "4,9"), "Block start 4, n 9 does not fit"),
+        (("--stream", "--blocks", "0,6"), "layer"),
+        (("--stream", "--blocks", "1,2", "--search"), "leave --search and --out out"),
+    ],
+)
+def test_what_map_stream_refuses(shortviz, checkpoint, options, match):
+    code, out, err = shortviz("map", checkpoint, *TEXT, *options)
+    assert (code, out) == (2, "")
+    assert match in err
