@@ -30,12 +30,12 @@ from shortviz.cli_options import (
     LoadOptions,
     ModelArgument,
     PlanOptions,
-    TaskOptions,
     TextOptions,
     readable,
     with_options,
 )
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, run_command, working
+from shortviz.cli_task_options import TaskOptions
 from shortviz.errors import PlanError, Stopped
 
 app = typer.Typer(

@@ -10,8 +10,9 @@ import typer
 
 from shortviz.cli_map import CHECKPOINT, MapArgument, finish, source
 from shortviz.cli_numbers import at_least
-from shortviz.cli_options import TEXT_OPTIONS, JsonOption, LoadOptions, TaskOptions, TextOptions, with_options
+from shortviz.cli_options import TEXT_OPTIONS, JsonOption, LoadOptions, TextOptions, with_options
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
+from shortviz.cli_task_options import TaskOptions
 from shortviz.curve_tasks import check_sizes, check_strategies, strategies_to_come
 from shortviz.errors import ShortvizError, Stopped
 from shortviz.planning import parse_layers

@@ -20,12 +20,12 @@ from shortviz.cli_options import (
     LoadOptions,
     ModelArgument,
     PlanOptions,
-    TaskOptions,
     TextOptions,
     readable,
     with_options,
 )
 from shortviz.cli_session import load_model, print_result, warn_same_text, working
+from shortviz.cli_task_options import TaskOptions
 from shortviz.errors import PlanError, TextError
 from shortviz.fit_text import FIT_LENGTH, FIT_TOKENS
 

@@ -21,12 +21,12 @@ from shortviz.cli_options import (
     JsonOption,
     LoadOptions,
     ModelArgument,
-    TaskOptions,
     TextOptions,
     with_options,
 )
 from shortviz.cli_repair import FitTexts, FitTokensOption, MethodOption
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
+from shortviz.cli_task_options import TaskOptions
 from shortviz.fit_text import FIT_TOKENS
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shortviz.cli_options import names_file
+from shortviz.cli_task_options import names_file
 from shortviz.errors import Stopped
 from shortviz.runs import load_run
 from tests.unit.test_cli import last_line
