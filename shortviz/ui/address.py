@@ -62,6 +62,19 @@ def read_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) ->
         s.set_block(state, chosen)
 
 
+def attach_own(bench: Bench, state: s.State) -> None:
+    """Show a visitor who is back the jobs that they left running, where the app is hosted: no address names them."""
+    for job in bench.own_live():
+        context = bench.context(job.id)
+        if context is None:
+            continue
+        if s.ref(state) is None and s.run_key(state) is None:
+            s.set_model(state, context.ref)
+            if context.calibration is not None:
+                s.set_calibration(state, context.calibration)
+        s.set_job(state, context.kind, job.id)
+
+
 def _prefill_model(state: s.State, ref: ModelRef) -> None:
     """Choose the model of a link; one that a hosted installation does not offer is told instead."""
     try:

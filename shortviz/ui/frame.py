@@ -5,10 +5,20 @@ from collections.abc import Callable
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
+from shortviz.doorkeeper import VISITOR
 from shortviz.job_state import JobState
+from shortviz.settings import settings
 from shortviz.ui import actions, notes, visit, warm
 from shortviz.ui import state as s
-from shortviz.ui.address import VIEW_PARAMETERS, follow_address, linked, read_address, went_back, write_address
+from shortviz.ui.address import (
+    VIEW_PARAMETERS,
+    attach_own,
+    follow_address,
+    linked,
+    read_address,
+    went_back,
+    write_address,
+)
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of
 from shortviz.ui.words import plain
@@ -45,9 +55,10 @@ def open_page(page: StreamlitPage) -> None:
     """
     state = s.session()
     if not visit.begun(state):
-        visit.begin(state)
+        visit.begin(state, str(st.context.cookies.get(VISITOR, "")) if settings().is_hosted else "")
         parameters = linked()
         read_address(bench(), state, parameters)
+        attach_own(bench(), state)
         if page.url_path == "" and any(key in VIEW_PARAMETERS for key in parameters):
             st.switch_page("pages/map.py", query_params=parameters)
     elif went_back():

@@ -108,6 +108,12 @@ class Bench:
         """Return how the job stands, or None where there is none that this session may see."""
         return None if job_id is None or not self._visible(job_id) else self.jobs.state(job_id)
 
+    def own_live(self) -> tuple[JobState, ...]:
+        """Return the live jobs of this visitor, oldest first; none on one's own machine, where everybody sees all."""
+        if not settings().is_hosted:
+            return ()
+        return tuple(job for job in self.jobs.jobs() if job.live and job.owner == _session())
+
     def inspecting(self, ref: ModelRef | None, block: Block, spec: TextSpec, own: str | None = None) -> str | None:
         """Return the live job that measures this block: this session's `own`, or whichever session began one."""
         for state in sorted(self.jobs.jobs(), key=lambda job: job.id != own):

@@ -3,13 +3,14 @@
 import secrets
 from collections.abc import Sequence
 
+from shortviz.doorkeeper import owner_of
 from shortviz.ui import state as s
 
 
-def begin(state: s.State) -> None:
-    """Give a new session its first values."""
+def begin(state: s.State, secret: str = "") -> None:
+    """Give a new session its first values; its jobs belong to its browser where that has a `secret`, else to itself."""
     state[s.BEGUN] = True
-    state[s.OWNER] = secrets.token_hex(16)
+    state[s.OWNER] = owner_of(secret) or secrets.token_hex(16)
     state.setdefault(s.PROMPT, s.FIRST_PROMPT)
 
 

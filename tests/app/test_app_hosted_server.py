@@ -15,6 +15,8 @@ import websockets
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
+from shortviz.doorkeeper import VISITOR, owner_of
+
 PUBLIC = "shortviz.example"
 UPLOAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--x--\r\n'
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -150,3 +152,35 @@ def test_what_a_stranger_can_read_is_the_pages_and_nothing_of_the_server(port: i
         assert status in (400, 404) or "root:" not in words, path
     here = (Path(__file__).parents[2] / "app.py").read_text(encoding="utf-8").splitlines()[0]
     assert here not in ask(port, "GET", "/app/static/app.py", {})[1]
+
+
+def cookies(port: int, headers: Mapping[str, str]) -> list[str]:
+    """Return the secrets that a page hands out, as whole headers; it may be kept by nobody where it does."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/map", headers=dict(headers))
+    answer = connection.getresponse()
+    answer.read()
+    found = [line for line in answer.headers.get_all("Set-Cookie", []) if line.startswith(VISITOR)]
+    assert not found or answer.headers.get_all("Cache-Control") == ["no-store"]
+    connection.close()
+    return found
+
+
+def test_every_browser_gets_a_secret_of_its_own_once_and_what_is_not_one_is_replaced(port: int) -> None:
+    html = {"Accept": "text/html,*/*"}
+    (first,), (second,) = cookies(port, html), cookies(port, html)
+    assert first.split(";")[0] != second.split(";")[0]
+    assert "HttpOnly" in first
+    assert "SameSite=Lax" in first
+    assert "Secure" not in first
+    assert "Secure" in cookies(port, html | {"X-Forwarded-Proto": "https"})[0]
+    assert cookies(port, html | {"Cookie": f"a=b; {first.split(';')[0]}"}) == []
+    assert cookies(port, {"Accept": "image/png"}) == []
+    for forged in (f"{VISITOR}=me", f"{VISITOR}=", f"{VISITOR}={'0' * 33}", f"{VISITOR}={'A' * 32}", "\x01;=;;"):
+        assert len(cookies(port, html | {"Cookie": forged})) == 1, forged
+
+
+def test_the_owner_of_jobs_is_not_the_secret_itself() -> None:
+    assert owner_of("0" * 32) not in ("", "0" * 32)
+    assert owner_of("0" * 32) != owner_of("1" * 32)
+    assert owner_of("../../x") == owner_of("") == ""
