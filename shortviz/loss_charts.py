@@ -34,8 +34,8 @@ _COLOURS = (
     "#e15759",
 )
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon", "hourglass", "star-diamond")
-_BELOW = {"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top"}
-"""Where the legend of up to ten lines covers none of them."""
+_BELOW = {"orientation": "h", "x": 0, "y": -0.19, "yanchor": "top"}
+"""Where the legend of up to ten lines covers none of them, nor, on a phone, the title of the axis."""
 
 
 def as_map(losses: BlockLosses, norms: BoundaryNorms | None = None) -> BlockDistances:

@@ -18,7 +18,7 @@ from shortviz.ui.words import plain, with_error
 
 HEIGHT = 330
 SHORT, SHORTEST = 40, 18
-"""Characters of a run's name over its map, and in a key."""
+"""Characters of a run's name over its map where there are several beside it, and in a key."""
 
 
 def draw(runs: Mapping[str, Run]) -> None:
@@ -39,7 +39,7 @@ def draw(runs: Mapping[str, Run]) -> None:
         chosen = s.block(state)
         if chosen is None or chosen.start >= layers or chosen.n > layers:
             s.set_block(state, Block(start=layers // 2, n=max(1, layers // 8)))
-        inspector.block_inputs(layers)
+    inspector.block_inputs(layers)
     block = s.block(state)
     _maps(runs, found, criterion, raw=raw, block=block)
     if block is not None:
@@ -72,7 +72,8 @@ def _maps(
             figure.update_layout(annotations=[])
         with place:
             text = runs[name].text
-            st.markdown(f"**{plain(name[:SHORT])}**  \n:small[{plain(text.source)}]")
+            shown = name if len(found) < 3 or len(name) <= SHORT else f"{name[:SHORT]} …"
+            st.markdown(f"**{plain(shown)}**  \n:small[{plain(text.source)}]")
             _chart(figure, f"compare_{list(found).index(name)}", model, charts.map_alt(one, criterion, model))
 
 

@@ -11,7 +11,7 @@ from shortviz.planning import parse_layers
 from shortviz.records import BlockDistances, BlockLosses, ModelInfo
 from shortviz.ui import notes, task_actions, task_picker, task_view
 from shortviz.ui import state as s
-from shortviz.ui.measured import missing
+from shortviz.ui.measured import FONT, missing
 from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown
 from shortviz.ui.words import duration, plain
@@ -72,6 +72,7 @@ def _loss(curve: RemovalCurve, *, perplexity: bool) -> None:
     dark = st.context.theme.type == "dark"
     figure = loss_charts.curve_figure(curve, perplexity=perplexity, top=curve.base_nll + 6.0, dark=dark)
     alt = loss_charts.curve_alt(curve)
+    figure.update_layout(font={"family": FONT, "size": 11})
     st.plotly_chart(figure, theme=None, key="curve", config={"displaylogo": False}, alt=alt)
     st.caption(plain(alt))
 
@@ -92,6 +93,7 @@ def _accuracy(bench: Bench, shown: Shown, curve: RemovalCurve) -> None:
         return
     figure = loss_charts.accuracy_figure(lines, dark=st.context.theme.type == "dark")
     alt = loss_charts.accuracy_alt(lines)
+    figure.update_layout(font={"family": FONT, "size": 11})
     st.plotly_chart(figure, theme=None, key="curve_accuracy", config={"displaylogo": False}, alt=alt)
     st.caption(plain(alt))
 

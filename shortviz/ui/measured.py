@@ -76,11 +76,11 @@ def agreement_view(
     points, regret = st.columns(2, gap="small")
     with points:
         figure = loss_charts.agreement_figure(distances, losses, criterion, chosen, dark)
-        figure.update_layout(height=260)
+        figure.update_layout(height=260, font={"family": FONT, "size": 11})
         st.plotly_chart(figure, theme=None, key="agreement_points", config={"displaylogo": False}, alt=alt)
     with regret:
         figure = loss_charts.regret_figure(found, dark)
-        figure.update_layout(height=260, showlegend=False)
+        figure.update_layout(height=260, showlegend=False, font={"family": FONT, "size": 11})
         st.plotly_chart(figure, theme=None, key="agreement_regret", config={"displaylogo": False}, alt=alt)
     st.caption(plain(alt))
     st.dataframe(
