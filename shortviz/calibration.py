@@ -27,10 +27,12 @@ _POOL = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speeds:
-    """Seconds for one token, or one byte, of each kind of work."""
+    """Seconds for one token, or one file, of each kind of work."""
 
     layers: float
     """All layers once, per token."""
+    fused: float
+    """The same while streaming, where small batches go through a layer together."""
     trained: float
     """All layers forward and backward, per token."""
     gram: float
@@ -42,7 +44,9 @@ class Speeds:
     single: float
     """The same in float32."""
     read: float
-    """Reading one byte of weights into memory in the loaded dtype, checked; 0 where there is no local file."""
+    """Reading all weights into fresh memory in the loaded dtype, checked; 0 where there is no local file."""
+    read_again: float
+    """The same into memory that was used before, as streaming does."""
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """predict: memory, disk and seconds of work on a model, before it is loaded, from a calibration of a few seconds."""
 
+import os
 import time
+from collections import Counter
 from dataclasses import fields
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,14 +13,17 @@ from shortviz import loading
 from shortviz.architectures import LayerStack, layer_stack, text_config
 from shortviz.calibration import Speeds, time_gram, time_head, time_layers, time_product
 from shortviz.errors import ModelError
+from shortviz.fused_batches import FUSED_TOKENS
 from shortviz.model_files import ModelFiles, find_files, read_config
 from shortviz.model_info import weight_size
 from shortviz.placement import Placement, choose_placement
 from shortviz.prediction_records import Prediction, Work
 from shortviz.records import ModelEstimate, ModelRef
+from shortviz.shards import read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
 from shortviz.streamed_model import beside
 from shortviz.token_sample import SAMPLE_TOKENS
+from shortviz.weight_reader import WeightReader
 
 _READ_BYTES = 64 * 2**20
 _TIMED_TOKENS = 512
@@ -42,9 +46,9 @@ def predict(ref: ModelRef, work: Work | None = None) -> Prediction:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype)
         model.eval().requires_grad_(False)
-        stack = layer_stack(model)
+        stack, built = layer_stack(model), time.perf_counter()
         speeds = _calibrate(model, stack, placement, files, work)
-    return _predicted(model, stack, size, speeds, work, placement, began)
+    return _predicted(model, stack, size, speeds, work, placement, began, built - began)
 
 
 def _calibrate(
@@ -52,31 +56,41 @@ def _calibrate(
 ) -> Speeds:
     text = text_config(model.config)
     hidden, vocabulary = int(text.hidden_size), int(text.vocab_size)
-    timed = max(min(work.row_tokens * work.batch_size, _TIMED_TOKENS), 2)
-    forward, both = time_layers(model, stack, placement, timed)
+    batch = max(min(work.row_tokens * work.batch_size, _TIMED_TOKENS), 2)
+    together = max(min(FUSED_TOKENS // batch * batch, work.rows * work.row_tokens), batch)
+    forward, both = time_layers(model, stack, placement, batch)
+    fresh, again = _time_reading(files, placement)
     return Speeds(
         layers=forward,
+        fused=forward if together == batch else time_layers(model, stack, placement, together)[0],
         trained=both,
         gram=time_gram(len(stack.layers) + 1, hidden, placement),
         head=time_head(hidden, vocabulary, placement),
         double=time_product(torch.float64),
         single=time_product(torch.float32),
-        read=_time_reading(files, placement),
+        read=fresh,
+        read_again=again,
     )
 
 
-def _time_reading(files: ModelFiles, placement: Placement) -> float:
-    """Return seconds for a byte of a local weight file: read, cast, and checked for NaN."""
-    shards = sorted(files.folder.glob("*.safetensors")) if files.folder is not None else []
-    if not shards:
-        return 0.0
-    largest = max(shards, key=lambda path: path.stat().st_size)
-    began = time.perf_counter()
-    with Path(largest).open("rb") as file:
-        raw = torch.frombuffer(bytearray(file.read(_READ_BYTES) + b"\0\0"), dtype=torch.uint8)
-    values = raw[: len(raw) // 2 * 2].view(torch.bfloat16).to(placement.dtype)
-    float(values.sum())
-    return (time.perf_counter() - began) / len(raw)
+def _time_reading(files: ModelFiles, placement: Placement) -> tuple[float, float]:
+    """Return seconds to read all local weight files: (into fresh memory, into memory used before).
+
+    Two tensors of one size are read, the largest that there are two of up to 64 MiB, in case the disk has to be asked.
+    """
+    if files.folder is None or not any(files.folder.glob("*.safetensors")):
+        return 0.0, 0.0
+    entries = read_shards(files.folder, files.name)
+    reader = WeightReader(entries, placement.dtype, torch.device("cpu"))
+    sizes = Counter(entry.num_bytes for entry in entries.values() if entry.num_bytes <= _READ_BYTES)
+    chosen = max(sizes, key=lambda size: (sizes[size] > 1, size), default=0)
+    pair = [name for name, entry in entries.items() if entry.num_bytes == chosen]
+    times = []
+    for name in (pair[0], pair[-1]) if pair else ():
+        began = time.perf_counter()
+        reader.read(name, aligned=False)
+        times.append((time.perf_counter() - began) * sum(e.num_bytes for e in entries.values()) / max(chosen, 1))
+    return (times[0], times[1]) if times else (0.0, 0.0)
 
 
 def _predicted(
@@ -87,20 +101,24 @@ def _predicted(
     work: Work,
     placement: Placement,
     began: float,
+    build_seconds: float,
 ) -> Prediction:
     count, hidden = len(stack.layers), int(text_config(model.config).hidden_size)
     tokens = work.rows * work.row_tokens
     stored = sum(weight_size(layer)[1] for layer in stack.layers)
     largest = max(weight_size(layer)[1] for layer in stack.layers)
     outside = sum(weight_size(module)[1] for module in beside(stack))
-    forward, reading = tokens * speeds.layers, size.parameters * 2 * speeds.read
-    measure = forward + tokens * speeds.gram + _fitting(count, hidden, work.rows) * speeds.single
+    compared = tokens * speeds.gram + _fitting(count, hidden, work.rows) * speeds.single
+    # The next layer is read while one computes, if there is a core left for that.
+    beside_it = torch.get_num_threads() < (os.cpu_count() or 1)
+    computing, reading = tokens * speeds.fused, speeds.read_again
+    swept = max(computing, reading) if beside_it else computing + reading
     return Prediction(
         size=size,
         work=work,
-        load_seconds=reading,
-        measure_seconds=measure,
-        streamed_seconds=measure + reading,
+        load_seconds=speeds.read,
+        measure_seconds=tokens * speeds.layers + compared,
+        streamed_seconds=build_seconds + swept + compared,
         map_seconds=_map_seconds(count, speeds, work),
         repair_seconds=_repair_seconds(stack, hidden, tokens, speeds),
         heal_seconds=work.heal_steps * work.heal_tokens * (speeds.trained + speeds.layers + 3 * speeds.head),

@@ -17,9 +17,8 @@ def test_every_kind_of_work_is_predicted_and_grows_with_it(family: str, tmp_path
     build_tiny(family).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     found = predict(ModelRef(id=str(tmp_path)), Work(rows=8, row_tokens=32, windows=2, window=64, heal_steps=5))
-    for kind in ("load", "measure", "map", "repair", "heal"):
+    for kind in ("load", "measure", "streamed", "map", "repair", "heal"):
         assert getattr(found, f"{kind}_seconds") > 0, kind
-    assert found.streamed_seconds > found.measure_seconds
     assert found.states_bytes == 7 * 8 * 32 * 32 * 4
     assert found.streamed_memory_bytes < found.size.memory_bytes
 
