@@ -5,7 +5,7 @@ differences of all L(L+1)/2 blocks come from it at once, for far less than one f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,6 +17,9 @@ from shortviz.records import Floats
 
 CHUNK_TOKENS = 128
 """Tokens whose pairs are scored at once."""
+
+GPU_CHUNK_TOKENS = 512
+"""The same on a GPU, where everything up to the sums of a batch stays on the device."""
 
 CACHED_TOKENS = 16
 """Tokens whose states are upcast to float64 at once on a CPU: 2.3 MB for the demo model, which its cache holds."""
@@ -33,6 +36,10 @@ class States(Protocol):
     def num_boundaries(self) -> int:
         """L+1."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where `of_tokens` puts them."""
+
     def of_tokens(self, rows: Tensor) -> Tensor:
         """Return the states of some tokens in float64, shape (len(rows), L+1, hidden); a row is b * tokens + t."""
 
@@ -46,6 +53,12 @@ class BoundaryStates:
     def __init__(self, num_boundaries: int) -> None:
         self.num_boundaries = num_boundaries
         self._buffer: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the states are."""
+        assert self._buffer is not None
+        return self._buffer.device
 
     def keep(self, boundary: int, hidden: Tensor) -> None:
         """Copy one boundary, shape (batch, tokens, hidden)."""
@@ -73,6 +86,10 @@ class _Weights:
     last: Tensor
     rest: Tensor
     """The mean over positions 1.. of the sequence."""
+
+    def to(self, device: torch.device) -> "_Weights":
+        """Return the same with the matrices on a device; the indices stay."""
+        return replace(self, first=self.first.to(device), last=self.last.to(device), rest=self.rest.to(device))
 
 
 def _weights(lengths: Sequence[int], tokens: int, sample: Sequence[Sequence[int]] | None) -> _Weights:
@@ -108,11 +125,15 @@ def sequence_scores(
     keep = any(c.from_pairs is None for c in criteria)
     count = states.num_boundaries
     pairs = count * (count - 1) // 2
-    sums = {c.name: torch.zeros(len(lengths), pairs, dtype=torch.float64) for c in criteria}
-    sums |= {name: torch.zeros(len(lengths), count, dtype=torch.float64) for name in NORMS}
-    for low in range(0, len(weights.rows), CHUNK_TOKENS):
-        part = slice(low, low + CHUNK_TOKENS)
+    sums: dict[str, Tensor] = {}
+    step = CHUNK_TOKENS if states.device.type == "cpu" else GPU_CHUNK_TOKENS
+    for low in range(0, len(weights.rows), step):
+        part = slice(low, low + step)
         chunk, gram = _gram(states, weights.rows[part], keep=keep)
+        if not sums:
+            weights = weights.to(gram.device)
+            sizes = {c.name: pairs for c in criteria} | dict.fromkeys(NORMS, count)
+            sums = {name: gram.new_zeros(len(lengths), size) for name, size in sizes.items()}
         squared = torch.diagonal(gram, dim1=1, dim2=2)
         _check_finite(squared)
         sums[NORMS[0]] += weights.first[:, part] @ squared.sqrt()
@@ -123,15 +144,15 @@ def sequence_scores(
             if chosen and len(here):
                 for name, values in _values(chosen, chunk, gram, here).items():
                     sums[name] += share[:, here] @ values
-    return {name: value.numpy() for name, value in sums.items()}
+    return {name: value.cpu().numpy() for name, value in sums.items()}
 
 
 def _gram(states: States, rows: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
-    """Return (states, Gram matrices on the CPU) of some tokens in float64; of the states only some without `keep`."""
-    chunk = states.of_tokens(rows if keep else rows[:CACHED_TOKENS])
-    if keep or chunk.device.type != "cpu":
-        chunk = chunk if keep else states.of_tokens(rows)
-        return chunk, torch.bmm(chunk, chunk.mT).cpu()
+    """Return (states, Gram matrices) of some tokens in float64, where the states are; only some without `keep`."""
+    on_cpu = states.device.type == "cpu"
+    chunk = states.of_tokens(rows[:CACHED_TOKENS] if on_cpu and not keep else rows)
+    if keep or not on_cpu:
+        return chunk, torch.bmm(chunk, chunk.mT)
     gram = chunk.new_empty(len(rows), states.num_boundaries, states.num_boundaries)
     for low in range(0, len(rows), CACHED_TOKENS):
         part = slice(low, low + CACHED_TOKENS)
@@ -142,13 +163,13 @@ def _gram(states: States, rows: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
 
 def _values(criteria: Sequence[Criterion], chunk: Tensor, gram: Tensor, here: Tensor) -> dict[str, Tensor]:
     """Return {criterion: (len(here), pairs)} for some tokens of a chunk."""
-    start, end = torch.triu_indices(gram.shape[1], gram.shape[1], 1)
+    start, end = torch.triu_indices(gram.shape[1], gram.shape[1], 1, device=gram.device)
     chosen = gram[here]
     squared = torch.diagonal(chosen, dim1=1, dim2=2)
     if any(c.undefined_at_zero for c in criteria):
         _check_no_zero(squared)
     pairs = Pairs(dot=chosen[:, start, end], start_squared=squared[:, start], end_squared=squared[:, end])
-    states = chunk[here.to(chunk.device)] if any(c.from_pairs is None for c in criteria) else chunk
+    states = chunk[here] if any(c.from_pairs is None for c in criteria) else chunk
     return {c.name: _fast_values(c, pairs) if c.from_pairs else _score_pairs(c, states) for c in criteria}
 
 
@@ -181,7 +202,7 @@ def _score_pairs(criterion: Criterion, states: Tensor) -> Tensor:
             )
         if not bool(torch.isfinite(values).all()):
             raise NumericsError(f"The criterion {criterion.name!r} returned NaN or Inf; mend it, or leave it out.")
-        columns.append(values.double().cpu())
+        columns.append(values.double())
     return torch.cat(columns, dim=1)
 
 

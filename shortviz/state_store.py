@@ -137,7 +137,7 @@ class StoredBatch:
 
     def __init__(self, kept: Tensor, local: Tensor, low: int, device: torch.device) -> None:
         self.num_boundaries = kept.shape[0]
-        self._kept, self._local, self._low, self._device = kept, local, low, device
+        self._kept, self._local, self._low, self.device = kept, local, low, device
 
     def of_tokens(self, rows: Tensor) -> Tensor:
         """Return the states of some tokens in float64, shape (len(rows), L+1, hidden); a row is b * tokens + t."""
@@ -145,7 +145,7 @@ class StoredBatch:
         first, last = int(places[0]), int(places[-1])
         dense = last - first + 1 == len(places)
         chosen = self._kept[:, first : last + 1] if dense else self._kept[:, places]
-        result = torch.empty(len(rows), *chosen.shape[::2], dtype=torch.float64, device=self._device)
+        result = torch.empty(len(rows), *chosen.shape[::2], dtype=torch.float64, device=self.device)
         return result.copy_(chosen.transpose(0, 1))
 
 
