@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from shortviz import loading
 from shortviz.architectures import LayerStack, layer_stack, text_config
 from shortviz.calibration import Speeds, time_gram, time_head, time_layers, time_product
-from shortviz.errors import ModelError
+from shortviz.errors import ModelError, ResourceError
 from shortviz.fused_batches import FUSED_TOKENS
 from shortviz.model_files import ModelFiles, find_files, read_config
 from shortviz.model_info import weight_size
-from shortviz.placement import Placement, choose_placement
+from shortviz.placement import Placement, choose_placement, free_memory
 from shortviz.prediction_records import Prediction, Work
 from shortviz.records import ModelEstimate, ModelRef
 from shortviz.shards import read_shards
@@ -24,6 +24,7 @@ from shortviz.sizes import estimate_files, parse_config, settle_gguf
 from shortviz.streamed_model import beside
 from shortviz.token_sample import SAMPLE_TOKENS
 from shortviz.weight_reader import WeightReader
+from shortviz.words import size as human
 
 _READ_BYTES = 64 * 2**20
 _TIMED_TOKENS = 512
@@ -47,8 +48,20 @@ def predict(ref: ModelRef, work: Work | None = None) -> Prediction:
             model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype)
         model.eval().requires_grad_(False)
         stack, built = layer_stack(model), time.perf_counter()
+        _check_memory(files.name, stack)
         speeds = _calibrate(model, stack, placement, files, work)
     return _predicted(model, stack, size, speeds, work, placement, began, built - began)
+
+
+def _check_memory(name: str, stack: LayerStack) -> None:
+    """Raise ResourceError where not even one layer, with its gradient's states, or the embeddings can be made."""
+    needed = max(weight_size(module)[1] for module in (*stack.layers, *beside(stack))) * 1.2
+    free = free_memory(torch.device("cpu"))
+    if needed > free:
+        raise ResourceError(
+            f"Timing one layer of {name} needs {human(int(needed))} of memory, and {human(free)} is free; free "
+            "some, or choose --dtype bfloat16."
+        )
 
 
 def _calibrate(

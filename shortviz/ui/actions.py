@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from shortviz.job_state import JobControl
+from shortviz.prediction_records import Prediction, Work
 from shortviz.records import (
     ModelEstimate,
     ModelInfo,
@@ -15,7 +16,7 @@ from shortviz.records import (
     TextSpec,
 )
 from shortviz.runs import new_run
-from shortviz.ui.inspect_actions import prepare
+from shortviz.ui.inspect_actions import APP_WINDOWS, prepare
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.shelves import import_engine
 
@@ -38,6 +39,26 @@ def start_estimate(bench: Bench, ref: ModelRef) -> str:
         return estimate(ref)
 
     return bench.submit(JobContext(kind="estimate", ref=ref), f"Size of {ref.id}", work, lane="inspect")
+
+
+def start_predict(bench: Bench, ref: ModelRef, calibration: TextSpec, evaluation: TextSpec) -> str:
+    """Predict memory, disk and seconds of the work on these texts; the result is a Prediction."""
+    work = Work(
+        rows=calibration.limit or Work().rows,
+        row_tokens=calibration.max_length,
+        batch_size=CPU_BATCH,
+        windows=APP_WINDOWS.windows,
+        window=APP_WINDOWS.window,
+    )
+
+    def run(control: JobControl) -> Prediction:
+        import_engine()
+        from shortviz.prediction import predict
+
+        return predict(ref, work)
+
+    context = JobContext(kind="predict", ref=ref, calibration=calibration, evaluation=evaluation)
+    return bench.submit(context, f"Seconds of {ref.id}", run)
 
 
 def start_load(bench: Bench, ref: ModelRef, spec: TextSpec) -> str:

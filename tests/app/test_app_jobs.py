@@ -6,6 +6,7 @@ from pathlib import Path
 from shortviz.records import Block, ModelRef
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
+from shortviz.words import duration
 from tests.app.conftest import App
 
 Start = Callable[..., App]
@@ -18,6 +19,32 @@ def test_the_estimate_comes_before_the_button_that_loads(app: Start, tools: Benc
     page.finish("estimate")
     assert {m.label: m.value for m in page.at.metric}["Layers"] == "6"
     assert not page.at.button(key="load_button").disabled
+
+
+def test_seconds_and_memory_are_predicted_before_anything_is_started(
+    app: Start, tools: Bench, tiny_folder: Path
+) -> None:
+    page = app(model=str(tiny_folder)).page("model")
+    page.click("predict_button")
+    done = page.finish("predict")
+    assert done.state == "done", done.error
+    shown = {m.label: m.value for m in page.at.metric}
+    for label in ("Load", "Distances", "Streamed", "Losses", "Repair", "Heal"):
+        assert shown[label].split()[-1] in ("s", "min"), label
+    assert shown["Distances"] == duration(done.result.measure_seconds)
+    assert "Streamed from its files the model takes" in page.words
+    assert "is free" in page.words
+    assert tools.models.get(ModelRef(id=str(tiny_folder))) is None, "nothing was loaded"
+    page.at.selectbox(key="dtype").set_value("bfloat16")
+    page.run()
+    assert "Streamed from its files" not in page.words, "the figures were for another precision"
+
+
+def test_a_prediction_that_cannot_be_made_says_why(app: Start, tools: Bench, tmp_path: Path) -> None:
+    page = app(model=str(tmp_path / "nowhere")).page("model")
+    page.click("predict_button")
+    assert page.finish("predict").state == "failed"
+    assert any("nowhere" in error for error in page.errors)
 
 
 def test_a_loaded_model_stands_in_the_status_line_of_every_page(loaded: App) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shortviz.errors import ModelError
+from shortviz import prediction
+from shortviz.errors import ModelError, ResourceError
 from shortviz.prediction import predict
 from shortviz.prediction_records import Work
 from shortviz.records import ModelRef
@@ -30,6 +31,12 @@ def test_the_command_prints_figures_and_one_json_object(shortviz, checkpoint) ->
     assert "(4 rows of 16 tokens)" in out
     code, out, _ = shortviz("estimate", checkpoint, "--json")
     assert json.loads(out)["map_seconds"] > 0
+
+
+def test_a_layer_too_large_to_be_timed_is_refused_with_its_size(checkpoint, monkeypatch) -> None:
+    monkeypatch.setattr(prediction, "free_memory", lambda _: 1000)
+    with pytest.raises(ResourceError, match=r"Timing one layer of .* needs .* KB of memory, and 1\.0 KB is free"):
+        predict(ModelRef(id=checkpoint))
 
 
 def test_a_gguf_file_that_was_never_loaded_is_told_so(tmp_path: Path) -> None:
