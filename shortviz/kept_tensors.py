@@ -11,7 +11,7 @@ from shortviz import loading
 from shortviz.architectures import layer_stack
 from shortviz.errors import PlanError
 from shortviz.records import PrunePlan
-from shortviz.shards import Entry
+from shortviz.shards import Entry, twice_there
 from shortviz.streamed_parts import model_names
 
 
@@ -32,7 +32,8 @@ def kept_tensors(
 ) -> KeptTensors:
     """Return the tensors that stay, with the layers renumbered; `model` is the uncut one, on meta.
 
-    Tensors of layers that the config does not count (prediction heads) and constants of old versions are left out.
+    Tensors of layers that the config does not count (prediction heads), constants of old versions, and what repeats the
+    tensor it is tied to are left out.
     Raises ModelError where a file holds what the config does not describe (scales of `quantised` weights may be there),
     PlanError where the files do not keep the layers under one name.
     """
@@ -43,6 +44,7 @@ def kept_tensors(
     ignored = [re.compile(pattern) for pattern in (model._keys_to_ignore_on_load_unexpected or ())]
     ignored.append(loading.OLD_BUFFERS)
     numbers = {old: new for new, old in enumerate(plan.kept)}
+    again = twice_there(model.all_tied_weights_keys, {names[key]: key for key in entries}, entries, name)
     kept: dict[str, Entry] = {}
     strange: set[str] = set()
     heads: set[int] = set()
@@ -51,7 +53,7 @@ def kept_tensors(
         number = int(found.group(1)) if found else None
         if number is not None and number >= plan.num_layers:
             heads.add(number)
-        elif names[key] not in known and any(pattern.search(names[key]) for pattern in ignored):
+        elif key in again or (names[key] not in known and any(pattern.search(names[key]) for pattern in ignored)):
             continue
         elif names[key] not in known and not quantised:
             strange.add(names[key])

@@ -21,6 +21,7 @@ from shortviz.model_files import ModelFiles, find_files, read_config, read_json,
 from shortviz.model_info import model_info
 from shortviz.placement import Placement, choose_placement
 from shortviz.records import ModelEstimate, ModelRef, OnProgress, Progress
+from shortviz.shards import untied_message
 from shortviz.sizes import estimate_files, parse_config, refuse_too_large, settle_gguf
 from shortviz.weight_files import read_gguf_header
 
@@ -63,6 +64,7 @@ def load(ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threadin
     tokenizer = read_tokenizer(files.name, folder)
     with no_memory_left(expected):
         model = _read_model(files.name, folder, placement)
+        _refuse_untied(files.name, model)
         refuse_not_finite(model)
     refuse_larger_vocabulary(files.name, tokenizer, model)
     check_stop(stop)
@@ -147,6 +149,17 @@ def refuse_disagreement(name: str, info: dict[str, Any]) -> None:
             f"The weights of {name} do not fit its config.json: they {verb} {keys[0]}{more}, {what}; "
             "get both from the same place."
         )
+
+
+def _refuse_untied(name: str, model: PreTrainedModel) -> None:
+    """Raise ModelError where weights that the config ties were different, so that transformers did not tie them.
+
+    A cut of such a model, and its export, would be tied again.
+    """
+    asked = model.get_expanded_tied_weights_keys(all_submodels=True)
+    untied = sorted(asked.keys() - model.all_tied_weights_keys.keys())
+    if untied:
+        raise ModelError(untied_message(name, untied[0], asked[untied[0]]))
 
 
 def refuse_not_finite(model: PreTrainedModel) -> None:

@@ -11,6 +11,7 @@ from shortviz.model_files import INDEX, WEIGHTS, ModelFiles, read_json, weight_n
 from shortviz.weight_files import safetensors_header
 
 _SAMPLES = 64
+_PIECE = 4 * 1024 * 1024
 _SAMPLE_BYTES = 4096
 
 
@@ -64,6 +65,46 @@ def _check_index(folder: Path, name: str, found: Mapping[str, Entry]) -> None:
             raise ModelError(
                 f"The file {INDEX} of {name} says that {file} holds {tensor}, and it does not; fetch both again."
             )
+
+
+def same_bytes(a: Entry, b: Entry) -> bool:
+    """Tell whether two tensors are the same, bit for bit."""
+    if (a.dtype, a.shape, a.num_bytes) != (b.dtype, b.shape, b.num_bytes):
+        return False
+    with a.file.open("rb") as left, b.file.open("rb") as right:
+        left.seek(a.start)
+        right.seek(b.start)
+        for low in range(0, a.num_bytes, _PIECE):
+            count = min(_PIECE, a.num_bytes - low)
+            if left.read(count) != right.read(count):
+                return False
+    return True
+
+
+def twice_there(
+    tied: Mapping[str, str], of_target: Mapping[str, str], entries: Mapping[str, Entry], name: str
+) -> set[str]:
+    """Return the names in the files of tensors that repeat the one they are tied to: the loader drops them too.
+
+    `tied` is {name in the model: name of what it is tied to}, `of_target` {name in the model: name in the files}.
+    Raises ModelError where the two differ: then the config is wrong, and stock loaders do not tie them.
+    """
+    found = set()
+    for target, source in tied.items():
+        if target in of_target and source in of_target:
+            again, first = of_target[target], of_target[source]
+            if not same_bytes(entries[again], entries[first]):
+                raise ModelError(untied_message(name, again, first))
+            found.add(again)
+    return found
+
+
+def untied_message(name: str, again: str, first: str) -> str:
+    """Return what to say where two tied tensors differ."""
+    return (
+        f"The files of {name} hold {again} and {first} with different values, and its config ties them; set "
+        "tie_word_embeddings to false in its config.json."
+    )
 
 
 def fingerprint(entries: Iterable[Entry], config: Path) -> str:

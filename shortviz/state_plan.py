@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 
 from shortviz.errors import ResourceError, ShortvizError
 from shortviz.placement import free_memory
+from shortviz.settings import settings
 from shortviz.state_store import BatchShape, StatePlan, sampled_positions
 from shortviz.streamed_model import StreamedModel
 from shortviz.token_sample import TokenSample
@@ -61,8 +63,20 @@ def planned_states(
     elif file is not None:
         yield _in_file(choices, file)
     else:
-        with tempfile.TemporaryDirectory(prefix="shortviz-states-") as folder:
+        with tempfile.TemporaryDirectory(prefix="shortviz-states-", dir=disk_folder()) as folder:
             yield _in_file(choices, Path(folder) / "states")
+
+
+def disk_folder() -> Path:
+    """Return a folder for temporary files that is on a disk: on many systems /tmp is memory."""
+    folder = Path(tempfile.gettempdir()).resolve()
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    mount = next((place for place in (folder, *folder.parents) if place in mounts), None)
+    if mount is None or mounts[mount] not in ("tmpfs", "ramfs"):
+        return folder
+    cache = settings().cache_dir.absolute()
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
 
 
 def _in_file(choices: Sequence[StatePlan], file: Path) -> StatePlan:

@@ -24,7 +24,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from shortviz import loading
 from shortviz.architectures import LayerStack
 from shortviz.placement import Placement
-from shortviz.shards import Entry
+from shortviz.shards import Entry, twice_there
 from shortviz.weight_reader import ALIGNMENT, WeightReader
 
 BESIDE = ""
@@ -108,7 +108,7 @@ def part_of(key: str, path: str) -> str | None:
 
 
 def grouped(
-    model: PreTrainedModel, stack: LayerStack, entries: Iterable[str], mapping: Sequence[Any], name: str
+    model: PreTrainedModel, stack: LayerStack, entries: Mapping[str, Entry], mapping: Sequence[Any], name: str
 ) -> dict[str, list[str]]:
     """Return {part: names in the files of its tensors}; raises ModelError where a file holds what no part has."""
     renamed, count = model_names(model, entries, mapping), len(stack.layers)
@@ -122,6 +122,7 @@ def grouped(
             groups[part].append(key)
     # A tied weight may be in the file under the name of its partner only, such as the head's.
     of_target = {target: key for key, target in renamed.items()}
+    again = twice_there(model.all_tied_weights_keys, of_target, entries, name)
     for target, source in model.all_tied_weights_keys.items():
         for here, there in ((source, target), (target, source)):
             if here not in of_target and there in of_target and part_of(here, stack.path) == BESIDE:
@@ -130,7 +131,7 @@ def grouped(
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     unexpected = {key for key in unexpected if not any(pattern.search(key) for pattern in ignored)}
     loading.refuse_disagreement(name, {"missing_keys": (), "unexpected_keys": unexpected, "mismatched_keys": ()})
-    return {part: list(dict.fromkeys(keys)) for part, keys in groups.items()}
+    return {part: [key for key in dict.fromkeys(keys) if key not in again] for part, keys in groups.items()}
 
 
 def model_names(model: PreTrainedModel, entries: Iterable[str], mapping: Sequence[Any]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from shortviz.safetensors_copy import write_shard
 from shortviz.shards import read_shards
 from shortviz.streamed_export import export_streamed
 from shortviz.streamed_proof import prove_bytes
-from tests.families import build_tiny, tiny_tokenizer
+from tests.families import build_tiny, tiny_config, tiny_tokenizer
 
 PLAN = PrunePlan(num_layers=6, removed=(1, 2, 4))
 
@@ -125,6 +125,27 @@ def test_quantised_weights_are_cut_unread_with_the_layer_numbers_of_their_config
 def test_a_quantisation_config_that_cannot_be_rewritten_is_refused_by_the_field_s_name(config, match):
     with pytest.raises(PlanError, match=match):
         prune_quantization(config, PLAN, "model.layers")
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_head_that_repeats_the_embeddings_it_is_tied_to_is_left_out_and_one_that_differs_is_refused(tmp_path, factor):
+    model = build_tiny("llama", config=tiny_config("llama", tie_word_embeddings=True))
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    file, ref = tmp_path / "model" / "model.safetensors", ModelRef(id=str(tmp_path / "model"))
+    weights = load_file(file)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * factor
+    save_file(weights, file, metadata={"format": "pt"})
+    if factor == 1:
+        write_checkpoint(prune(load(ref), PLAN), tmp_path / "in-memory")
+        files = export(tmp_path / "model", tmp_path / "out").files
+        assert files["model.safetensors"] == fingerprints(tmp_path / "in-memory")["model.safetensors"]
+        return
+    told = "hold lm_head.weight and model.embed_tokens.weight with different values, and its config ties them"
+    with pytest.raises(ModelError, match=told):
+        load(ref)
+    with pytest.raises(ModelError, match=told):
+        export(tmp_path / "model", tmp_path / "out")
 
 
 def test_a_regex_without_layer_numbers_and_block_sizes_stay():

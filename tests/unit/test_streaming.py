@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from shortviz.errors import ModelError, NumericsError, ResourceError, RunError, 
 from shortviz.layer_calls import check_independent
 from shortviz.loading import load
 from shortviz.records import ModelRef
+from shortviz.settings import settings
 from shortviz.streamed_model import open_streamed
 from shortviz.streaming import measure_streamed
 from tests.contract.test_streaming_families import rows
@@ -154,6 +156,18 @@ def test_states_too_large_for_the_memory_go_to_a_file_and_for_the_disk_are_sampl
     monkeypatch.setattr(state_plan.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(ResourceError, match=r"The states between layers need .* KB, and the disk of .* has 1\.0 KB"):
         streamed(saved, memory_bytes=0)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a folder in memory; Linux has one")
+def test_temporary_states_are_never_in_a_folder_that_is_memory(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHORTVIZ_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
+    settings.cache_clear()
+    try:
+        assert state_plan.disk_folder() == tmp_path / "cache"
+        assert_equal(streamed(saved, memory_bytes=0), streamed(saved))
+    finally:
+        settings.cache_clear()
 
 
 def test_too_little_memory_for_two_layers_is_told_before_the_start(saved, monkeypatch):
