@@ -93,15 +93,17 @@ def steps_line(ledger: Ledger, *, most: int = 2) -> str:
     treated = sorted((step for step in ledger.steps if step.treatments), key=lambda step: step.evaluation.score.nll)
     if not treated:
         return ""
-    scores = [(step, step.evaluation.score) for step in reversed(treated[:most])]
     told = [
-        f"{plain(step.label)} **{with_error(score.perplexity, score.perplexity_stderr)}**"
-        f", won back **{won_back(step)}**"
-        for step, score in scores
+        f"{plain(step.label)} **{_perplexity(step)}**, won back **{won_back(step)}**"
+        for step in reversed(treated[:most])
     ]
     more = f" · {len(treated) - most} more on the Heal page" if len(treated) > most else ""
     line = f"{' · '.join(told)} · {treated[0].evaluation.score.tokens:,} tokens{more}"
     return line[:1].upper() + line[1:]
+
+
+def _perplexity(step: LedgerStep) -> str:
+    return with_error(step.evaluation.score.perplexity, step.evaluation.score.perplexity_stderr)
 
 
 def won_back(step: LedgerStep) -> str:
