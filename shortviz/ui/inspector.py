@@ -16,9 +16,12 @@ from shortviz.ui.notes import job_error
 from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import Inspection
 from shortviz.ui.shown import Shown, measure_job
+from shortviz.ui.treating import ledger_of
 from shortviz.ui.words import count, plain, share, size, with_error
 
 _INPUT_WIDTH = 113
+_TEXT, _LOW_TEXT = 96, 70
+"""Height of a continuation: the buttons below it stay on a screen of 720."""
 
 
 def block_inputs(num_layers: int) -> None:
@@ -199,6 +202,9 @@ def warnings(distances: BlockDistances | None, model: ModelInfo, block: Block) -
 def continuations(bench: Bench, shown: Shown, found: Inspection | None, *, running: bool) -> None:
     """Draw the prompt and what both models make of it."""
     state = s.session()
+    block = s.block(state)
+    ledger = ledger_of(shown.run, block.layers) if block is not None else None
+    treated = ledger is not None and ledger.best is not None  # has a line of its own below
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.text_input(
             "Prompt, continued by both models",
@@ -226,7 +232,7 @@ def continuations(bench: Bench, shown: Shown, found: Inspection | None, *, runni
         (left, "Uncut", found.uncut if found is not None and same else ""),
         (right, "Cut", found.cut if found is not None and same else ""),
     ):
-        with column, st.container(height=96, border=True, gap=None):
+        with column, st.container(height=_LOW_TEXT if treated else _TEXT, border=True, gap=None):
             st.caption(title)
             st.text(text.strip() or ("…" if running else "–"))
 

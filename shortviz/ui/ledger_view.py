@@ -93,9 +93,11 @@ def steps_line(ledger: Ledger, *, most: int = 2) -> str:
     treated = sorted((step for step in ledger.steps if step.treatments), key=lambda step: step.evaluation.score.nll)
     if not treated:
         return ""
+    best = treated[:most][::-1]
+    alike = len({step.name for step in best}) < len(best)
     told = [
-        f"{plain(step.label)} **{_perplexity(step)}**, won back **{won_back(step)}**"
-        for step in reversed(treated[:most])
+        f"{plain(step.label if alike else step.name)} **{_perplexity(step)}**, won back **{won_back(step)}**"
+        for step in best
     ]
     more = f" · {len(treated) - most} more on the Heal page" if len(treated) > most else ""
     line = f"{' · '.join(told)} · {treated[0].evaluation.score.tokens:,} tokens{more}"

@@ -54,8 +54,12 @@ def test_beside_a_cut_every_number_has_its_error_and_the_text_behind_it(app: Sta
     page = app(start="12", n="4")
     (kl,) = [m.value for m in page.at.metric if m.label == "KL, nats"]
     assert "±" in kl
+    (line,) = [each for each in page.at.markdown if "material/build" in each.value]
     for step in tools.runs.get(EXAMPLE).ledgers[0].steps[2:]:
-        assert f"won back **{won_back(step)}** · {step.evaluation.score.tokens:,} tokens" in page.words
+        assert f"{step.name} **" in line.value.lower()
+        assert f"won back **{won_back(step)}**" in line.value
+        assert f"won back **{won_back(step)}** · {step.evaluation.score.tokens:,} tokens" in line.help
+    assert line.value.endswith(f"· {step.evaluation.score.tokens:,} tokens]")
 
 
 def test_a_kept_ledger_is_shown_without_a_model_in_numbers_and_in_words(app: Start, tools: Bench) -> None:
@@ -156,7 +160,7 @@ def test_the_inspector_repairs_the_cell_it_shows_on_the_same_windows(healing: Ap
     repaired = job.result.ledger.step("repaired")
     if repaired is not None:
         assert repaired.evaluation.score.windows == job.result.ledger.step("cut").evaluation.score.windows
-        assert "Repaired (seam refit): perplexity" in page.words
+        assert "Repaired **" in page.words
     else:
         assert job.result.note in page.words
 
