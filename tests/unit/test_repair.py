@@ -199,9 +199,14 @@ def test_progress_ends_at_its_total(llama: ModelHandle, text: TokenSet) -> None:
     seen = []
     repair(cut_of(llama, 2), llama, text, batch_size=4, on_progress=seen.append)
 
-    assert [p.stage for p in seen] == ["repair"] * len(seen)
-    assert sorted(p.done for p in seen) == [p.done for p in seen]
-    assert seen[-1].done == seen[-1].total
+    fitted = [p for p in seen if p.stage == "repair"]
+    assert sorted(p.done for p in fitted) == [p.done for p in fitted]
+    assert fitted[-1].done == fitted[-1].total
+    after = seen[seen.index(fitted[-1]) + 1 :]
+    assert after, "what comes after the last row is told too"
+    assert {p.stage for p in after} == {"judge"}
+    assert after[-1].done == after[-1].total
+    assert "held-out rows" in after[-1].detail
 
 
 def test_moments_solve_least_squares_with_a_free_constant() -> None:
