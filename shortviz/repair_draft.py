@@ -12,6 +12,7 @@ from shortviz.handle import ModelHandle
 from shortviz.held_out import EndLoss, check_replay, open_end_loss
 from shortviz.new_weights import own_copy, put_weights, take_back
 from shortviz.records import Floats, Tokens
+from shortviz.repair_pool import choose, open_pool
 from shortviz.seam_fit import Fitted, Site, fit, gather
 from shortviz.seam_moments import Moments
 from shortviz.seam_streams import Stream, advance, check_stop, open_stream
@@ -49,6 +50,8 @@ class Draft:
 
     handle: ModelHandle
     layers: nn.ModuleList
+    uncut: nn.ModuleList
+    """The uncut model's layers."""
     numbers: Sequence[int]
     """The layers' numbers in the uncut model."""
     fit_on: list[Stream]
@@ -75,19 +78,19 @@ class Draft:
     def try_site(self, site: Site) -> Outcome:
         """Fit a site at or after the draft's place, and keep it if that lowers the end loss on held-out rows.
 
-        With others besides the writer, both are tried: the writer alone, and all of them.
+        With others besides the writer, both are tried: the writer alone, and all of them. With neurons, both are tried
+        again with neurons of the removed layers in the places of the layer's weakest.
         """
         number, before = self.numbers[site.layer], self.nll
         self.go_to(site.layer)
-        fit_on, held_out = self._moments(site)
-        fitted = fit(self.layers[site.layer], site.alone, fit_on.last_group(), held_out.last_group())
-        tried = [(self.nll_with(_in_layer(site, fitted)), fitted)]
-        if site.others:
-            together = self._together(site, fit_on, held_out)
-            tried.append((self.nll_with(_in_layer(site, together)), together))
-        after, best = min(tried, key=lambda found: self.mean(found[0]))
+        chosen = self._choose_neurons(site) if site.neurons is not None else None
+        tried = [(nll, fitted, "") for nll, fitted in self._tries(site)]
+        if chosen is not None:
+            tried += self._pooled(site, *chosen)
+        after, best, remark = min(tried, key=lambda found: self.mean(found[0]))
         applied = self.keep_if_better(_in_layer(site, best), after)
-        remark = f"A norm follows the MLP of layer {number}: only its scale was refitted, one number a channel."
+        if site.writer.scale:
+            remark = f"A norm follows the MLP of layer {number}: only its scale was refitted, one number a channel."
         return Outcome(
             subject=f"Layer {number}",
             how="refitted",
@@ -97,8 +100,47 @@ class Draft:
             before=before,
             after=after,
             applied=applied,
-            remark=remark if site.writer.scale else "",
+            remark=remark,
         )
+
+    def _tries(self, site: Site) -> list[tuple[Floats, Fitted]]:
+        """Return the held-out losses of what is worth trying with the layer's features as they are now."""
+        fit_on, held_out = self._moments(site)
+        found = [fit(self.layers[site.layer], site.alone, fit_on.last_group(), held_out.last_group())]
+        if site.others:
+            found.append(self._together(site, fit_on, held_out))
+        return [(self.nll_with(_in_layer(site, fitted)), fitted) for fitted in found]
+
+    def _choose_neurons(self, site: Site) -> tuple[dict[str, Tensor], int] | None:
+        """Return the layer's weights with neurons of the removed layers and how many those are; None where none are."""
+        assert site.neurons is not None
+        number, layer = self.numbers[site.layer], self.layers[site.layer]
+        removed = [self.uncut[index] for index in range(number + 1, site.boundary)]
+        everything = sum(len(stream.ids) for stream in (*self.fit_on, *self.held_out))
+        left, detail = (1 + len(removed)) * everything, f"neurons for layer {number}"
+
+        def told(rows: int) -> None:
+            nonlocal left
+            check_stop(self.stop)
+            left -= rows
+            self.tell(rows, detail)
+
+        pool = open_pool(layer, removed, site.neurons)
+        chosen = choose(pool, layer, site, self.fit_on, number, told) if pool is not None else None
+        # Held-out rows take no part in the choice; without neurons there are no more fits.
+        self.tell(left + (site.fits * everything if chosen is None else 0), detail)
+        return chosen
+
+    def _pooled(self, site: Site, weights: Mapping[str, Tensor], taken: int) -> list[tuple[Floats, Fitted, str]]:
+        """Return what is worth trying with such weights in the layer, and a remark; the layer stays as it is."""
+        number, layer = self.numbers[site.layer], self.layers[site.layer]
+        old = put_weights(layer, weights)
+        try:
+            tried = self._tries(site)
+        finally:
+            take_back(layer, old)
+        remark = f"{taken:,} of the {site.writer.inputs:,} neurons of layer {number} are now those of removed layers."
+        return [(nll, replace(fitted, weights={**weights, **fitted.weights}), remark) for nll, fitted in tried]
 
     def _moments(self, site: Site) -> list[Moments]:
         """Return the moments of a site on the rows to fit on and on those held out."""
@@ -189,6 +231,7 @@ def open_draft(
     return Draft(
         handle=handle,
         layers=layers,
+        uncut=layer_stack(base.model).layers,
         numbers=numbers,
         fit_on=fit_on,
         held_out=held_out,

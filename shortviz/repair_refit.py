@@ -2,6 +2,7 @@
 
 from shortviz.architectures import layer_stack
 from shortviz.errors import ModelError, PlanError
+from shortviz.neurons import find_neurons
 from shortviz.records import Block
 from shortviz.repair_draft import Draft, Outcome
 from shortviz.repair_work import Work
@@ -26,7 +27,7 @@ def refit(work: Work) -> tuple[Draft, list[Outcome]]:
     work.check_enough(max(_unknowns(work, site.alone) for site in sites))
     tokens = sum(map(len, work.fitted))
     sites = [site if tokens >= _unknowns(work, site) else site.alone for site in sites]
-    passes = sum(2 if site.others else 1 for site in sites)
+    passes = sum(_passes(site, block) for site, block in zip(sites, blocks, strict=True))
     draft = work.open_draft(wanted={site.boundary for site in sites}, first=sites[0].layer, passes=passes)
     return draft, [draft.try_site(site) for site in sites]
 
@@ -53,4 +54,16 @@ def _site(work: Work, block: Block) -> Site:
     if work.method == "linear_fold":
         return Site(layer=layer, boundary=boundary, writer=writer, reads="outputs")
     others = tuple(name for name in find_adding_layers(work.cut, layer) if name != writer.name)
-    return Site(layer=layer, boundary=boundary, writer=writer, reads="inputs", others=() if writer.scale else others)
+    return Site(
+        layer=layer,
+        boundary=boundary,
+        writer=writer,
+        reads="inputs",
+        others=() if writer.scale else others,
+        neurons=find_neurons(work.cut, layer, writer),
+    )
+
+
+def _passes(site: Site, block: Block) -> int:
+    """Return how often all rows go through a site's layer: for its fits, and for the choice of neurons."""
+    return site.fits if site.neurons is None else 2 * site.fits + 1 + block.n

@@ -7,10 +7,7 @@ follows the MLP (gemma2, olmo2) the norm's scale is the only weight left that wr
 no linear writer at all. The attention's projection of a sequential layer is none: the MLP reads what it wrote.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from shortviz.architectures import layer_stack
 from shortviz.handle import ModelHandle
 from shortviz.replay import LayerCall, record
+from shortviz.watching import Seen, watch
 
 PROBE_TOKENS = 12
 _ROUNDING = 32
@@ -73,24 +71,10 @@ class _Probe:
     call: LayerCall
     entering: Tensor
 
-    def watch(self) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+    def watch(self) -> dict[str, Seen]:
         """Return name -> (module, input, output) of the modules that run once and give (1, tokens, hidden)."""
-        calls: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = {}
-
-        def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-                    calls.setdefault(name, []).append((module, args[0].clone(), output.clone()))
-
-            return hook
-
-        with ExitStack() as hooks:
-            for name, module in self.layer.named_modules():
-                if name and next(module.children(), None) is None:
-                    hooks.callback(module.register_forward_hook(keep(name)).remove)
-            self.call.run(self.layer, self.entering.clone())
-        size = self.entering.numel()
-        return {name: found[0] for name, found in calls.items() if len(found) == 1 and found[0][2].numel() == size}
+        seen, size = watch(self.layer, self.call, self.entering), self.entering.numel()
+        return {name: found for name, found in seen.items() if found[2].numel() == size}
 
     def gain(self, module: nn.Module, output: Tensor) -> float | None:
         """Return how much the layer's output moves with the module's, None where it does not simply move along."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from shortviz.neurons import Neurons
 from shortviz.residual_writers import Writer, linear_weight, scale_features
 from shortviz.seam_moments import Moments
 from shortviz.seam_streams import Stream, Visit, check_stop, visit
@@ -32,11 +33,18 @@ class Site:
     reads: Reads
     others: tuple[str, ...] = ()
     """Linear layers that add to the stream before the writer, mostly the attention's projection: refitted with it."""
+    neurons: Neurons | None = None
+    """Of the layer, where neurons of the removed layers may take their places."""
 
     @property
     def alone(self) -> "Site":
         """The same without the others."""
         return replace(self, others=())
+
+    @property
+    def fits(self) -> int:
+        """How many fits are tried with one set of neurons: the writer alone, and with the others."""
+        return 2 if self.others else 1
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -43,14 +43,12 @@ class Moments:
     def add(self, features: Tensor, gains: Tensor, reached: Tensor) -> None:
         """Add tokens: features (tokens, features) and what the module's output should gain, (tokens, hidden).
 
-        A token counts by the inverse square of the state it should reach, (tokens, hidden): what follows is a norm, so
-        errors matter by their share of the state. The attention sink's state is a hundred times larger than others,
-        and would else be all that is fitted; left out, the sink would be lost.
+        Each counts by the square of its weight (`token_weights`) for the state it should reach, (tokens, hidden).
 
         Raises NumericsError for NaN or Inf.
         """
-        x, y, size = (part.to(self.xx.device).double() for part in (features, gains, reached))
-        weight = size.square().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
+        x, y, size = map(in_float64, (features, gains, reached))
+        weight = token_weights(size)
         x, y, one = x * weight, y * weight, weight
         square = float(y.square().sum()) + 0.0 * float(x.sum())
         if square != square or square == float("inf"):
@@ -100,6 +98,23 @@ class Moments:
         return solution
 
 
+def token_weights(reached: Tensor) -> Tensor:
+    """Return by what each token's errors are multiplied, (tokens, 1): the inverse size of the state it should reach.
+
+    What follows is a norm, so errors matter by their share of the state. The attention sink's state is a hundred times
+    larger than others, and would else be all that is fitted; left out, the sink would be lost.
+    """
+    return reached.square().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, where it is or, from devices without float64 (MPS), on the CPU."""
+    return tensor.to(_wide(tensor.device)).double()
+
+
+def _wide(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def _zeros(device: torch.device, *shape: int) -> Tensor:
-    # MPS has no float64.
-    return torch.zeros(shape, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    return torch.zeros(shape, dtype=torch.float64, device=_wide(device))

@@ -1,0 +1,153 @@
+"""A layer's neurons: the features that its last linear layer reads, one row of the linear layers before it each.
+
+A neuron that reads the stream through a norm can be moved to another layer: its rows go along, times the ratio of the
+two norms' weights, and its column of the last linear layer. Which modules these are is found by watching, not by
+family, as writers are (`residual_writers`).
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shortviz.architectures import layer_stack
+from shortviz.handle import ModelHandle
+from shortviz.replay import LayerCall, record
+from shortviz.residual_writers import PROBE_TOKENS, Writer, linear_weight
+from shortviz.watching import Seen, watch
+
+_TOLERANCE = 64
+"""Units of the dtype's rounding."""
+_LARGEST_RATIO = 1e3
+"""Between two norms' weights: a channel that one norm next to silences cannot be made up for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neurons:
+    """Where the neurons of a layer are; names in the layer."""
+
+    norm: str
+    """What they read the stream through."""
+    inward: tuple[str, ...]
+    """Linear layers with a row for each neuron, e.g. `mlp.gate_proj` and `mlp.up_proj`."""
+    between: tuple[str, ...]
+    """Modules that run between those and the writer: activations, which some families train layer by layer."""
+    outward: str
+    """The writer: a column for each neuron."""
+
+
+@torch.inference_mode()
+def find_neurons(handle: ModelHandle, layer: int, writer: Writer) -> Neurons | None:
+    """Return the neurons that a layer's writer reads, None where they are not rows of linear layers behind one norm.
+
+    They are not where the rows of two matrices are stored in one (phi3), for mamba mixers and mixtures of experts.
+    """
+    ids = torch.arange(PROBE_TOKENS) % (handle.info.vocab_size - 1) + 1
+    with handle.lock:
+        recording = record(handle, ids)
+        call, entering = recording.calls[layer], recording.boundaries[layer].clone()
+        module = layer_stack(handle.model).layers[layer]
+        seen = watch(module, call, entering)
+        if writer.scale or writer.name not in seen:
+            return None
+        for norm, (found, _, normed) in seen.items():
+            inward = tuple(
+                name for name, reader in seen.items() if name != writer.name and _reads(reader, normed, writer)
+            )
+            if not inward:
+                continue
+            order = list(seen)
+            inside = order[min(map(order.index, inward)) : order.index(writer.name)]
+            between = tuple(name for name in inside if name not in inward)
+            neurons = Neurons(norm=norm, inward=inward, between=between, outward=writer.name)
+            if not isinstance(found, nn.Linear | Conv1D) and _follow(module, neurons, call, entering, seen):
+                return neurons
+    return None
+
+
+def _reads(reader: Seen, normed: Tensor, writer: Writer) -> bool:
+    """Tell whether a module is a linear layer that reads just this, with an output for each writer's feature."""
+    module, entered, left = reader
+    linear = isinstance(module, nn.Linear | Conv1D) and left.shape[-1] == writer.inputs
+    return linear and entered.shape == normed.shape and torch.equal(entered, normed)
+
+
+def _follow(layer: nn.Module, neurons: Neurons, call: LayerCall, entering: Tensor, seen: Mapping[str, Seen]) -> bool:
+    """Tell whether the writer's features change places as the rows do, and nothing else changes."""
+    features = seen[neurons.outward][1]
+    order = torch.randperm(features.shape[-1], generator=torch.Generator().manual_seed(0)).to(features.device)
+    with ExitStack() as hooks:
+        for name in neurons.inward:
+            hook = layer.get_submodule(name).register_forward_hook(lambda _m, _a, out: out[..., order])
+            hooks.callback(hook.remove)
+        moved = watch(layer, call, entering)[neurons.outward][1]
+    missed = (moved - features[..., order]).abs().amax()
+    return bool(missed <= _TOLERANCE * torch.finfo(features.dtype).eps * features.abs().amax())
+
+
+@torch.inference_mode()
+def as_read_by(layer: nn.Module, donor: nn.Module, neurons: Neurons) -> dict[str, Tensor] | None:
+    """Return the inward weights and biases with which a layer has all neurons of another one, float64.
+
+    None where the two differ in kind, or where a norm's bias would need one that the layer does not have.
+    """
+    if type(layer) is not type(donor) or not _alike(layer, donor, neurons):
+        return None
+    scales = _norm_ratio(layer.get_submodule(neurons.norm), donor.get_submodule(neurons.norm))
+    if scales is None:
+        return None
+    ratio, ours, theirs = scales
+    found: dict[str, Tensor] = {}
+    for name in neurons.inward:
+        module = donor.get_submodule(name)
+        weight = linear_weight(module).double()
+        moved = weight * ratio
+        shift = weight @ theirs - moved @ ours
+        found[f"{name}.weight"] = moved.T if isinstance(module, Conv1D) else moved
+        if module.bias is not None:
+            found[f"{name}.bias"] = module.get_parameter("bias").double() + shift
+        elif bool(shift.abs().amax() > 0):
+            return None
+    return found
+
+
+def _alike(layer: nn.Module, donor: nn.Module, neurons: Neurons) -> bool:
+    """Tell whether both have these modules, weights of the same shapes, and the same activation."""
+    ours, theirs = dict(layer.named_modules()), dict(donor.named_modules())
+    names = (neurons.norm, *neurons.inward, *neurons.between, neurons.outward)
+    if not all(name in ours and name in theirs for name in names):
+        return False
+    for name in names:
+        mine, other = ours[name].state_dict(), theirs[name].state_dict()
+        if {leaf: w.shape for leaf, w in mine.items()} != {leaf: w.shape for leaf, w in other.items()}:
+            return False
+        if name in neurons.between and not all(torch.equal(mine[leaf], other[leaf]) for leaf in mine):
+            return False
+    return True
+
+
+def _norm_ratio(ours: nn.Module, theirs: nn.Module) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return (ratio, our bias, their bias), a number a channel: theirs(x) = (ours(x) - our bias) * ratio + their bias.
+
+    None where the two are not related like that. A norm turns x into scale * n(x) + bias, n odd; so what is odd and
+    what is even in x gives scale and bias, in whatever form the family keeps them.
+    """
+    weight = next(ours.parameters(), None)
+    if weight is None or weight.ndim != 1:
+        return None
+    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
+    odd, even = zip(*(_parts(norm, x) for norm in (ours, theirs)), strict=True)
+    ratio = (odd[1] * odd[0]).sum(0) / odd[0].square().sum(0)
+    missed = (odd[1] - ratio * odd[0]).abs()
+    size = torch.maximum(odd[1].abs().amax(0), (ratio * odd[0]).abs().amax(0))
+    fits = bool((missed <= _TOLERANCE * torch.finfo(weight.dtype).eps * size).all())
+    return (ratio, even[0][0], even[1][0]) if fits and bool(ratio.abs().amax() < _LARGEST_RATIO) else None
+
+
+def _parts(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    there, back = norm(x).double(), norm(-x).double()
+    even = (there + back) / 2
+    return (there - back) / 2, torch.where(even.abs() > _TOLERANCE * torch.finfo(x.dtype).eps * there.abs(), even, 0.0)
