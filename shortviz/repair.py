@@ -60,10 +60,11 @@ def repair(
     if the end loss falls there. Several seams are repaired in order from the front, each as the repaired model has it.
 
     `seam_refit` solves the last linear layer before the seam anew, from what it reads; then together with the
-    attention's projection of the same layer; and keeps what is better on the held-out rows. `linear_fold` puts the best
-    linear map of what that layer gives behind it (after ReplaceMe, arXiv 2505.02819, but shrinking towards the identity
-    and not to 0). Where a norm follows the MLP only its scale is linear, and both refit that. `scale` is one number
-    (see `repair_scale`). `linear_replacement` keeps an explicit linear layer in the block's place, which can be
+    attention's projection of the same layer; then both again with neurons of the removed layers' MLPs in the places of
+    those that write less (ours, see `repair_pool`); and keeps what is best on the held-out rows. `linear_fold` puts the
+    best linear map of what that layer gives behind it (after ReplaceMe, arXiv 2505.02819, but shrinking towards the
+    identity and not to 0). Where a norm follows the MLP only its scale is linear, and both refit that. `scale` is one
+    number (see `repair_scale`). `linear_replacement` keeps an explicit linear layer in the block's place, which can be
     measured but not exported.
 
     `blocks` are those of the plan whose seams are to be repaired; all if None.
