@@ -134,7 +134,7 @@ def _actions(tools: Bench, shown: Shown, model: ModelInfo, removed: tuple[int, .
             key=s.METHOD,
             persist_state="session",
             width=150,
-            help="Seam refit: the layer before the cut is solved anew, and may take over neurons of the removed layers. "
+            help="Seam refit: the layer before the cut is solved anew, and may take over removed neurons. "
             "Linear fold: a linear map is folded into it. "
             "Scale: one number for the layers after it.",
         )
