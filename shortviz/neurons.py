@@ -5,6 +5,7 @@ two norms' weights, and its column of the last linear layer. Which modules these
 family, as writers are (`residual_writers`).
 """
 
+import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shortviz.architectures import layer_stack
 from shortviz.handle import ModelHandle
-from shortviz.replay import LayerCall, record
-from shortviz.residual_writers import PROBE_TOKENS, Writer, linear_weight
-from shortviz.watching import Seen, watch
+from shortviz.residual_writers import Writer, linear_weight
+from shortviz.seam_moments import in_float64
+from shortviz.watching import Probe, Seen, open_probe
 
 _TOLERANCE = 64
 """Units of the dtype's rounding."""
@@ -45,12 +45,9 @@ def find_neurons(handle: ModelHandle, layer: int, writer: Writer) -> Neurons | N
 
     They are not where the rows of two matrices are stored in one (phi3), for mamba mixers and mixtures of experts.
     """
-    ids = torch.arange(PROBE_TOKENS) % (handle.info.vocab_size - 1) + 1
     with handle.lock:
-        recording = record(handle, ids)
-        call, entering = recording.calls[layer], recording.boundaries[layer].clone()
-        module = layer_stack(handle.model).layers[layer]
-        seen = watch(module, call, entering)
+        probe = open_probe(handle, layer)
+        seen = probe.watch()
         if writer.scale or writer.name not in seen:
             return None
         for norm, (found, _, normed) in seen.items():
@@ -63,7 +60,7 @@ def find_neurons(handle: ModelHandle, layer: int, writer: Writer) -> Neurons | N
             inside = order[min(map(order.index, inward)) : order.index(writer.name)]
             between = tuple(name for name in inside if name not in inward)
             neurons = Neurons(norm=norm, inward=inward, between=between, outward=writer.name)
-            if not isinstance(found, nn.Linear | Conv1D) and _follow(module, neurons, call, entering, seen):
+            if not isinstance(found, nn.Linear | Conv1D) and _follow(probe, neurons, seen):
                 return neurons
     return None
 
@@ -75,17 +72,28 @@ def _reads(reader: Seen, normed: Tensor, writer: Writer) -> bool:
     return linear and entered.shape == normed.shape and torch.equal(entered, normed)
 
 
-def _follow(layer: nn.Module, neurons: Neurons, call: LayerCall, entering: Tensor, seen: Mapping[str, Seen]) -> bool:
+def _follow(probe: Probe, neurons: Neurons, seen: Mapping[str, Seen]) -> bool:
     """Tell whether the writer's features change places as the rows do, and nothing else changes."""
-    features = seen[neurons.outward][1]
+    features, left = seen[neurons.outward][1], probe.run()
     order = torch.randperm(features.shape[-1], generator=torch.Generator().manual_seed(0)).to(features.device)
+    back, moved = order.argsort(), []
+
+    def read(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        moved.append(args[0].clone())
+        return (args[0][..., back], *args[1:])
+
     with ExitStack() as hooks:
         for name in neurons.inward:
-            hook = layer.get_submodule(name).register_forward_hook(lambda _m, _a, out: out[..., order])
+            hook = probe.layer.get_submodule(name).register_forward_hook(lambda _m, _a, out: out[..., order])
             hooks.callback(hook.remove)
-        moved = watch(layer, call, entering)[neurons.outward][1]
-    missed = (moved - features[..., order]).abs().amax()
-    return bool(missed <= _TOLERANCE * torch.finfo(features.dtype).eps * features.abs().amax())
+        hooks.callback(probe.layer.get_submodule(neurons.outward).register_forward_pre_hook(read).remove)
+        after = probe.run()
+    return _near(moved[0], features[..., order]) and _near(after, left)
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    missed, size = (found - expected).abs().amax(), expected.abs().amax()
+    return bool(missed <= _TOLERANCE * torch.finfo(expected.dtype).eps * size)
 
 
 @torch.inference_mode()
@@ -103,12 +111,12 @@ def as_read_by(layer: nn.Module, donor: nn.Module, neurons: Neurons) -> dict[str
     found: dict[str, Tensor] = {}
     for name in neurons.inward:
         module = donor.get_submodule(name)
-        weight = linear_weight(module).double()
+        weight = in_float64(linear_weight(module))
         moved = weight * ratio
         shift = weight @ theirs - moved @ ours
         found[f"{name}.weight"] = moved.T if isinstance(module, Conv1D) else moved
         if module.bias is not None:
-            found[f"{name}.bias"] = module.get_parameter("bias").double() + shift
+            found[f"{name}.bias"] = in_float64(module.get_parameter("bias")) + shift
         elif bool(shift.abs().amax() > 0):
             return None
     return found
@@ -138,16 +146,18 @@ def _norm_ratio(ours: nn.Module, theirs: nn.Module) -> tuple[Tensor, Tensor, Ten
     weight = next(ours.parameters(), None)
     if weight is None or weight.ndim != 1:
         return None
-    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
-    odd, even = zip(*(_parts(norm, x) for norm in (ours, theirs)), strict=True)
+    # Copies in float32 at least: in bfloat16 a bias would be lost in the rounding of what it is added to.
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
+    odd, even = zip(*(_parts(copy.deepcopy(norm).to(dtype), x) for norm in (ours, theirs)), strict=True)
     ratio = (odd[1] * odd[0]).sum(0) / odd[0].square().sum(0)
     missed = (odd[1] - ratio * odd[0]).abs()
     size = torch.maximum(odd[1].abs().amax(0), (ratio * odd[0]).abs().amax(0))
-    fits = bool((missed <= _TOLERANCE * torch.finfo(weight.dtype).eps * size).all())
+    fits = bool((missed <= _TOLERANCE * torch.finfo(dtype).eps * size).all())
     return (ratio, even[0][0], even[1][0]) if fits and bool(ratio.abs().amax() < _LARGEST_RATIO) else None
 
 
 def _parts(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    there, back = norm(x).double(), norm(-x).double()
+    there, back = in_float64(norm(x)), in_float64(norm(-x))
     even = (there + back) / 2
     return (there - back) / 2, torch.where(even.abs() > _TOLERANCE * torch.finfo(x.dtype).eps * there.abs(), even, 0.0)

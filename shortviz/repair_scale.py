@@ -8,14 +8,13 @@ Dividing the adding layers behind the seam by a is the same to a pre-norm model:
 import torch
 from torch import Tensor
 
-from shortviz.architectures import layer_stack
 from shortviz.errors import ModelError, PlanError
 from shortviz.records import Block
 from shortviz.repair_draft import Draft, Outcome
 from shortviz.repair_work import Work
-from shortviz.replay import record
-from shortviz.residual_writers import PROBE_TOKENS
+from shortviz.seam_moments import in_float64
 from shortviz.stream_scale import adding_layers, divided_weights
+from shortviz.watching import open_probe, short_recording
 
 _TOLERANCE = 1e-3
 
@@ -42,14 +41,11 @@ def rescale(work: Work) -> tuple[Draft, list[Outcome]]:
 
 def _adding_layers(work: Work, first: int) -> dict[int, tuple[str, ...]]:
     """Return the adding layers of each layer from `first` on, in the draft's numbers."""
-    ids = torch.arange(PROBE_TOKENS) % (work.cut.info.vocab_size - 1) + 1
+    found: dict[int, tuple[str, ...]] = {}
     with work.cut.lock:
-        recording = record(work.cut, ids)
-        found: dict[int, tuple[str, ...]] = {}
-        for index, layer in enumerate(layer_stack(work.cut.model).layers):
-            if index >= first:
-                known = found.get(index - 1, ())
-                found[index] = adding_layers(layer, recording.calls[index], recording.boundaries[index].clone(), known)
+        recording = short_recording(work.cut)
+        for index in range(first, len(work.plan.kept)):
+            found[index] = adding_layers(open_probe(work.cut, index, recording), found.get(index - 1, ()))
     missing = [index for index, names in found.items() if not names]
     if missing:
         raise ModelError(
@@ -79,7 +75,7 @@ def _check_tail(work: Work, draft: Draft) -> None:
 def factor(draft: Draft, block: Block) -> float:
     """Return the mean over channels of how much larger the stream is behind the block than before it."""
     sums = [
-        torch.stack([s.targets[boundary][s.real].double().abs().sum(0) for s in draft.fit_on]).sum(0)
+        torch.stack([in_float64(s.targets[boundary][s.real]).abs().sum(0) for s in draft.fit_on]).sum(0)
         for boundary in (block.start, block.start + block.n)
     ]
     return float((sums[1] / sums[0].clamp_min(1e-300)).mean())

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shortviz.architectures import layer_stack
 from shortviz.handle import ModelHandle
-from shortviz.replay import LayerCall, record
-from shortviz.watching import Seen, watch
+from shortviz.watching import Probe, open_probe
 
-PROBE_TOKENS = 12
 _ROUNDING = 32
 """A writer's effect may differ from gain * d by this many units of the dtype's rounding."""
 
@@ -43,55 +40,37 @@ def find_writers(handle: ModelHandle, layer: int) -> tuple[Writer, ...]:
 
     Linear layers where there is one; otherwise norms behind the MLP; empty where the layer has neither.
     """
-    ids = torch.arange(PROBE_TOKENS) % (handle.info.vocab_size - 1) + 1
     with handle.lock:
-        recording = record(handle, ids)
-        probe = _Probe(
-            layer=layer_stack(handle.model).layers[layer],
-            call=recording.calls[layer],
-            entering=recording.boundaries[layer].clone(),
-        )
-        seen = probe.watch()
+        probe = open_probe(handle, layer)
+        size = probe.entering.numel()
+        seen = {name: found for name, found in probe.watch().items() if found[2].numel() == size}
         for is_kind, scale in ((_is_linear, False), (_is_scale, True)):
             found = [
                 Writer(name=name, gain=gain, inputs=args.shape[-1], scale=scale)
                 for name, (module, args, output) in seen.items()
-                if is_kind(module, args, output) and (gain := probe.gain(module, output)) is not None
+                if is_kind(module, args, output) and (gain := _gain(probe, module, output)) is not None
             ]
             if found:
                 return tuple(sorted(reversed(found), key=lambda writer: -writer.inputs))
     return ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Probe:
-    """One layer on a short input."""
-
-    layer: nn.Module
-    call: LayerCall
-    entering: Tensor
-
-    def watch(self) -> dict[str, Seen]:
-        """Return name -> (module, input, output) of the modules that run once and give (1, tokens, hidden)."""
-        seen, size = watch(self.layer, self.call, self.entering), self.entering.numel()
-        return {name: found for name, found in seen.items() if found[2].numel() == size}
-
-    def gain(self, module: nn.Module, output: Tensor) -> float | None:
-        """Return how much the layer's output moves with the module's, None where it does not simply move along."""
-        before = self.call.run(self.layer, self.entering.clone())
-        noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)
-        move = noise * before.float().square().mean(-1, keepdim=True).sqrt().to(before.dtype)
-        hook = module.register_forward_hook(lambda _m, _a, out: out + move.view_as(out))
-        try:
-            moved = self.call.run(self.layer, self.entering.clone())
-        finally:
-            hook.remove()
-        change, step = (moved.double() - before.double()), move.double()
-        gain = float((change * step).sum() / step.square().sum())
-        scale = torch.maximum(before.abs(), moved.abs()).double().amax(-1) + step.abs().amax(-1)
-        missed = (change - gain * step).abs().amax(-1)
-        rounding = _ROUNDING * torch.finfo(before.dtype).eps
-        return gain if abs(gain) > 1e-3 and bool((missed <= rounding * scale).all()) else None
+def _gain(probe: Probe, module: nn.Module, output: Tensor) -> float | None:
+    """Return how much the layer's output moves with the module's, None where it does not simply move along."""
+    before = probe.run()
+    noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)
+    move = noise * before.float().square().mean(-1, keepdim=True).sqrt().to(before.dtype)
+    hook = module.register_forward_hook(lambda _m, _a, out: out + move.view_as(out))
+    try:
+        moved = probe.run()
+    finally:
+        hook.remove()
+    change, step = (moved.double() - before.double()), move.double()
+    gain = float((change * step).sum() / step.square().sum())
+    scale = torch.maximum(before.abs(), moved.abs()).double().amax(-1) + step.abs().amax(-1)
+    missed = (change - gain * step).abs().amax(-1)
+    rounding = _ROUNDING * torch.finfo(before.dtype).eps
+    return gain if abs(gain) > 1e-3 and bool((missed <= rounding * scale).all()) else None
 
 
 def _is_linear(module: nn.Module, entered: Tensor, left: Tensor) -> bool:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shortviz.neurons import Neurons
 from shortviz.residual_writers import Writer, linear_weight, scale_features
-from shortviz.seam_moments import Moments
+from shortviz.seam_moments import Moments, in_float64
 from shortviz.seam_streams import Stream, Visit, check_stop, visit
 
 Reads = Literal["inputs", "outputs"]
@@ -119,26 +119,24 @@ def fit(layer: nn.Module, site: Site, fit_on: Moments, held_out: Moments) -> Fit
 
 def _scaled(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
     weight = module.get_parameter("weight")
-    return {"weight": weight.double() + solution.to(weight.device)}
+    return {"weight": in_float64(weight) + solution}
 
 
 def _refitted(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
     """Add to weight and bias what was found on the module's inputs."""
-    weight = linear_weight(module).double()
+    weight = in_float64(linear_weight(module))
     inputs = weight.shape[1]
-    solution = solution.to(weight.device)
     return _as_stored(module, weight + solution[:inputs].T, solution[inputs:])
 
 
 def _folded(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
     """Put the map M -> M + M solution behind the module into its weight and bias."""
-    weight = linear_weight(module).double()
+    weight = in_float64(linear_weight(module))
     outputs = len(weight)
-    solution = solution.to(weight.device)
     mixed = weight + solution[:outputs].T @ weight
     constant = solution[outputs:]
     if module.bias is not None:
-        constant = constant + (module.get_parameter("bias").double() @ solution[:outputs])[None]
+        constant = constant + (in_float64(module.get_parameter("bias")) @ solution[:outputs])[None]
     return _as_stored(module, mixed, constant)
 
 
@@ -146,5 +144,5 @@ def _as_stored(module: nn.Module, weight: Tensor, constant: Tensor) -> dict[str,
     """Return the module's parameters; `constant`, (1, outputs) or (0, outputs), is added to its bias."""
     stored = {"weight": weight.T if isinstance(module, Conv1D) else weight}
     if module.bias is not None and len(constant):
-        stored["bias"] = module.get_parameter("bias").double() + constant[0]
+        stored["bias"] = in_float64(module.get_parameter("bias")) + constant[0]
     return stored

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shortviz.architectures import layer_stack
 from shortviz.handle import ModelHandle
-from shortviz.replay import LayerCall, record
-from shortviz.residual_writers import PROBE_TOKENS
+from shortviz.seam_moments import in_float64
+from shortviz.watching import Probe, open_probe
 
 _TRIED = 1.7
 """A factor to try with."""
@@ -29,31 +28,27 @@ _MOST = 6
 
 def find_adding_layers(handle: ModelHandle, layer: int) -> tuple[str, ...]:
     """Return the names of the linear layers of one layer that add to the stream; empty where more than those do."""
-    ids = torch.arange(PROBE_TOKENS) % (handle.info.vocab_size - 1) + 1
     with handle.lock:
-        recording = record(handle, ids)
-        return adding_layers(
-            layer_stack(handle.model).layers[layer], recording.calls[layer], recording.boundaries[layer].clone()
-        )
+        return adding_layers(open_probe(handle, layer))
 
 
 @torch.inference_mode()
-def adding_layers(layer: nn.Module, call: LayerCall, entering: Tensor, known: Sequence[str] = ()) -> tuple[str, ...]:
+def adding_layers(probe: Probe, known: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the names of the linear layers that add to the stream, with biases; empty where no set of them will do.
 
     `known` are names that did in another layer, tried first.
     """
-    size = entering.float().square().mean(-1, keepdim=True).sqrt().to(entering.dtype)
-    x = entering / size * _LARGE
-    expected = call.run(layer, _TRIED * x)
+    entering = probe.entering
+    x = entering / entering.square().mean(-1, keepdim=True).sqrt() * _LARGE
+    expected = probe.call.run(probe.layer, _TRIED * x)
     names = [
         name
-        for name, module in layer.named_modules()
+        for name, module in probe.layer.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and _outputs(module) == entering.shape[-1]
     ]
     tried = [tuple(known), *(s for count in (2, 1, 3) for s in combinations(reversed(names), count))]
     for chosen in tried[: 2**_MOST]:
-        if chosen and set(chosen) <= set(names) and _does(layer, chosen, call, x, expected):
+        if chosen and set(chosen) <= set(names) and _does(probe, chosen, x, expected):
             return chosen
     return ()
 
@@ -62,14 +57,14 @@ def _outputs(module: nn.Linear | Conv1D) -> int:
     return int(module.nf if isinstance(module, Conv1D) else module.out_features)
 
 
-def _does(layer: nn.Module, names: Sequence[str], call: LayerCall, x: Tensor, expected: Tensor) -> bool:
+def _does(probe: Probe, names: Sequence[str], x: Tensor, expected: Tensor) -> bool:
     def divided() -> Callable[..., Tensor]:
         return lambda _module, _args, output: output / _TRIED
 
     with ExitStack() as hooks:
         for name in names:
-            hooks.callback(layer.get_submodule(name).register_forward_hook(divided()).remove)
-        found = _TRIED * call.run(layer, x.clone())
+            hooks.callback(probe.layer.get_submodule(name).register_forward_hook(divided()).remove)
+        found = _TRIED * probe.call.run(probe.layer, x.clone())
     added = (expected - _TRIED * x).abs().amax()
     rounding = 16 * torch.finfo(x.dtype).eps * expected.abs().amax()
     return bool(((found - expected).abs() <= _TOLERANCE * added + rounding).all())
@@ -80,5 +75,5 @@ def divided_weights(layer: nn.Module, names: Sequence[str], factor: float) -> di
     found = {}
     for name in names:
         for leaf, parameter in layer.get_submodule(name).named_parameters(recurse=False):
-            found[f"{name}.{leaf}"] = parameter.double() / factor
+            found[f"{name}.{leaf}"] = in_float64(parameter) / factor
     return found

@@ -1,5 +1,6 @@
 """Neurons of one layer in another's place, for every family: the features are those that their own layer would have."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from shortviz.neurons import as_read_by, find_neurons
 from shortviz.new_weights import own_copy, put_weights
 from shortviz.replay import record
 from shortviz.residual_writers import find_writers
-from tests.families import FAMILIES, shared_handle, tiny_tokens
+from tests.families import FAMILIES, shared_handle, tiny_handle, tiny_tokens
 
 LAYER, DONOR = 1, 3
 MOVABLE = (
@@ -78,3 +79,24 @@ def test_moved_neurons_give_the_features_of_their_own_layer(family: str) -> None
     ours, theirs = features
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
     assert all(torch.equal(p, before[name]) for name, p in layers[DONOR].named_parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_the_same_writers_and_neurons_are_found_and_moved_as_exactly(family: str) -> None:
+    """The default on GPUs. A norm behind the MLP, and biases of norms, are hidden by the rounding of the outputs."""
+    wide, narrow = shared_handle(family), tiny_handle(family, torch.bfloat16)
+
+    writers = find_writers(narrow, LAYER)
+
+    assert [(w.name, w.scale) for w in writers] == [(w.name, w.scale) for w in find_writers(wide, LAYER)]
+    neurons = find_neurons(narrow, LAYER, writers[0]) if writers else None
+    assert neurons == (find_neurons(wide, LAYER, writers[0]) if writers else None)
+    ours, theirs = (copy.deepcopy(layer_stack(narrow.model).layers[i]).float() for i in (LAYER, DONOR))
+    moved = as_read_by(*(layer_stack(narrow.model).layers[i] for i in (LAYER, DONOR)), neurons) if neurons else None
+    assert moved is not None or family not in MOVABLE
+    x = torch.randn(5, wide.info.hidden_size, generator=torch.Generator().manual_seed(1))
+    for name in neurons.inward if neurons and moved else ():
+        expected = theirs.get_submodule(name)(theirs.get_submodule(neurons.norm)(x))
+        read = ours.get_submodule(neurons.norm)(x)
+        put_weights(ours, {key: weight for key, weight in moved.items() if key.startswith(f"{name}.")})
+        torch.testing.assert_close(ours.get_submodule(name)(read), expected, rtol=1e-4, atol=1e-5)

@@ -22,6 +22,7 @@ from shortviz.repair_work import Work
 from shortviz.replay import record
 from shortviz.seam_moments import Moments
 from shortviz.stream_scale import adding_layers, divided_weights
+from shortviz.watching import Probe
 from tests.families import NUM_LAYERS, shared_handle, tiny_handle
 from tests.repair_fixture import spoiled_cut, token_set, written_by
 
@@ -262,7 +263,7 @@ def test_a_layer_whose_additions_are_divided_follows_a_divided_stream(family: st
     for index in (1, 4):
         layer, call = layer_stack(own_copy(handle).model).layers[index], recording.calls[index]
         x = 100 * recording.boundaries[index]  # so that the epsilon of a norm does not count
-        names = adding_layers(layer, call, recording.boundaries[index])
+        names = adding_layers(Probe(layer=layer, call=call, entering=recording.boundaries[index]))
         expected = call.run(layer, 3 * x)
 
         put_weights(layer, divided_weights(layer, names, 3.0))
