@@ -2,7 +2,7 @@
 
 A matrix product of few tokens waits for the weights to come out of memory; with more tokens each weight is used more
 often while it is there. Kernels choose their path by shapes and addresses, so every new combination is tried first: a
-batch alone and within its group must give equal bits, else the layer runs batch by batch.
+batch alone and at its place in its group must give equal bits, else the layer runs batch by batch.
 """
 
 from collections.abc import Hashable, Sequence
@@ -51,9 +51,10 @@ class FusedRunner:
             return [call.run(layer, state) for call, state in zip(calls, states, strict=True)]
         rows = [len(state) for state in states]
         found = list(together.run(layer, torch.cat(list(states))).split(rows))
-        kind = _kind(layer, together)
+        kind, low = _kind(layer, together), 0
         for state, call, part in zip(states, calls, found, strict=True):
-            key = (kind, sum(rows), state.shape)
+            key = (kind, sum(rows), low, state.shape)  # its place counts: kernels treat the last rows otherwise
+            low += len(state)
             if key not in self._equal:
                 self._equal[key] = torch.equal(call.run(layer, state), part)
             if not self._equal[key]:

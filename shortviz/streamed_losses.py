@@ -15,6 +15,7 @@ from torch import Tensor
 from shortviz.errors import NumericsError, ResourceError, Stopped
 from shortviz.handle import ModelHandle
 from shortviz.layer_calls import CallBook
+from shortviz.logits import synchronise
 from shortviz.losses import check_windows, evaluation_of
 from shortviz.placement import free_memory
 from shortviz.records import Evaluation, OnProgress, Progress, PrunePlan, WindowSet
@@ -63,11 +64,20 @@ class _Stream:
     seconds: list[float] = field(default_factory=list)
     """Of each window, in layers."""
 
-    def go_through(self, index: int, layer: torch.nn.Module, calls: Sequence[Sequence[LayerCall]]) -> None:
-        """Run the layer on all windows."""
+    def go_through(
+        self,
+        index: int,
+        layer: torch.nn.Module,
+        calls: Sequence[Sequence[LayerCall]],
+        stop: threading.Event | None,
+    ) -> None:
+        """Run the layer on all windows; raises Stopped between them."""
         for window, call in enumerate(calls):
+            if stop is not None and stop.is_set():
+                raise Stopped(f"Stopped in layer {index} of {len(call)}; there is no result yet.")
             began = time.perf_counter()
             self.states[window] = call[index].run(layer, self.states[window])
+            synchronise(self.states[window])
             self.seconds[window] += time.perf_counter() - began
 
 
@@ -89,14 +99,12 @@ def _run_layers(
     model.drop_beside()
     count = model.info.num_layers
     for index, layer in model.layers_in_turn(range(count)):
-        if stop is not None and stop.is_set():
-            raise Stopped(f"Stopped in layer {index} of {count}; there is no result yet.")
         for cut in cuts:
             if not cut.states and index == min(cut.removed, default=0):
                 cut.states, cut.seconds = [s.clone() for s in base.states], list(base.seconds)
         for stream in (base, *cuts):
             if stream.states and index not in stream.removed:
-                stream.go_through(index, layer, calls)
+                stream.go_through(index, layer, calls, stop)
                 _check_finite(model, stream, index)
         if on_progress is not None:
             on_progress(Progress(stage="stream", done=index + 1, total=count, unit="layers"))

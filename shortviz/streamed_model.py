@@ -95,7 +95,7 @@ class StreamedModel:
         if any(weight.is_meta for module in beside(self.stack) for weight in module.parameters()):
             self.parts.fill(BESIDE, beside(self.stack), aligned=aligned)
         output = self.model.get_output_embeddings()
-        if head and isinstance(output, nn.Module) and next(output.parameters()).is_meta:
+        if head and isinstance(output, nn.Module) and any(weight.is_meta for weight in output.parameters()):
             self.parts.fill(HEAD, [output], aligned=aligned)
 
     def drop_beside(self) -> None:

@@ -67,7 +67,7 @@ class Parts:
         info, _ = convert_and_load_state_dict_in_model(self._model, weights, self._config)
         if part == BESIDE:
             self._model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
-        names = {key for key in info.missing_keys if part_of(key, self._stack.path) == part}
+        names = {key for key in info.missing_keys if self._is_of(key, part)}
         loading.refuse_disagreement(
             self._name, {"missing_keys": names, "unexpected_keys": (), "mismatched_keys": info.mismatched_keys}
         )
@@ -80,6 +80,13 @@ class Parts:
                 place = name_of(self._model, module)
                 named = ((f"{place}.{name}", weight) for name, weight in module.named_parameters())
                 loading.refuse_not_finite_among(named, self._stack.path)
+
+    def _is_of(self, key: str, part: str) -> bool:
+        """Tell whether a weight of the model has to come with the part; one that is tied comes with its partner."""
+        if part != HEAD:
+            return part_of(key, self._stack.path) == part
+        head = name_of(self._model, self._model.get_output_embeddings())
+        return key.startswith(f"{head}.") and key not in self._model.all_tied_weights_keys
 
     def _owner(self) -> PreTrainedModel:
         """Return the innermost model around the layers: it knows how their buffers are computed."""
@@ -127,6 +134,7 @@ def grouped(
         for here, there in ((source, target), (target, source)):
             if here not in of_target and there in of_target and part_of(here, stack.path) == BESIDE:
                 groups[BESIDE].append(of_target[there])
+    groups[HEAD] = [key for key in groups[HEAD] if key not in groups[BESIDE]]
     unexpected = {target for target in renamed.values() if target not in known}
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     unexpected = {key for key in unexpected if not any(pattern.search(key) for pattern in ignored)}

@@ -42,7 +42,7 @@ class WeightReader:
         self._free: dict[int, list[Tensor]] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.suspicious = False
-        """Whether a sum of floats read since this was last set was not finite: one of them may be NaN or infinite."""
+        """Whether something read since this was last set may be NaN or infinite: a sum was, or float16 is too narrow."""
 
     def later(self, name: str, *, aligned: bool) -> "LaterTensor":
         """Return a tensor that is read once it is asked for.
@@ -63,6 +63,8 @@ class WeightReader:
         stored, count = _DTYPES[entry.dtype], math.prod(entry.shape)
         widens = stored in (torch.float16, torch.bfloat16) and self._dtype in (torch.float32, torch.float64)
         dtype = self._dtype if widens and self._stream is None else stored
+        if self._dtype == torch.float16 and stored != torch.float16:
+            self.suspicious = True  # what is finite here may overflow there
         shift = 0 if aligned or dtype != stored else entry.start % ALIGNMENT
         memory = self._take(count * dtype.itemsize, shift)
         if dtype == stored:
@@ -108,7 +110,9 @@ class WeightReader:
         if num_bytes < _SMALL:
             block = torch.empty(num_bytes + 2 * ALIGNMENT, dtype=torch.uint8)
             low = (shift - block.data_ptr()) % ALIGNMENT
-            return block[low : low + num_bytes]
+            return torch.from_numpy(
+                block.numpy()[low : low + num_bytes]
+            )  # a slice at an odd place has no view as floats
         room = num_bytes + ALIGNMENT
         try:
             block = self._free[room].pop()

@@ -1,16 +1,21 @@
 """Losses of chosen cuts of a streamed model: what is read, what is refused, and the commands."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from shortviz import streamed_cut, streamed_losses
 from shortviz.errors import ModelError, NumericsError, PlanError, ResourceError, Stopped
+from shortviz.loading import load
+from shortviz.losses import evaluate
 from shortviz.records import Block, ModelRef, PrunePlan, TextInfo, WindowSet
+from shortviz.replay import LayerCall
 from shortviz.streamed_losses import evaluate_streamed
 from shortviz.streamed_model import open_streamed
 from shortviz.weight_reader import WeightReader
@@ -66,6 +71,54 @@ def test_a_stop_is_heard_between_layers(folder):
         evaluate_streamed(
             model, windows(), plans((1, 1)), stop=stop, on_progress=lambda p: stop.set() if p.done == 3 else None
         )
+
+
+def test_a_stop_is_heard_between_the_windows_of_a_layer(folder, monkeypatch):
+    stop, ran = threading.Event(), []
+    real = LayerCall.run
+
+    def note(self, layer, hidden):
+        ran.append(layer)
+        if len(ran) == 4:  # the first window of layer 1
+            stop.set()
+        return real(self, layer, hidden)
+
+    with open_streamed(ModelRef(id=str(folder))) as model, pytest.raises(Stopped, match="Stopped in layer 1 of 6"):
+        monkeypatch.setattr(LayerCall, "run", note)
+        evaluate_streamed(model, windows(), plans((1, 1)), stop=stop)
+    assert len(ran) == 4
+
+
+@pytest.mark.parametrize("only", [None, "lm_head.weight", "model.embed_tokens.weight"])
+def test_a_tied_head_with_a_bias_of_its_own_gets_it(tmp_path, only):
+    tiny = build_tiny("phi", config=tiny_config("phi", tie_word_embeddings=True))
+    with torch.no_grad():
+        tiny.lm_head.bias.normal_()
+    tiny.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    if only is not None:
+        file = tmp_path / "model.safetensors"
+        tensors = load_file(file)
+        tied = [tensors.pop(name) for name in ("lm_head.weight", "model.embed_tokens.weight") if name in tensors]
+        save_file(tensors | {only: tied[0]}, file, metadata={"format": "pt"})
+    ref = ModelRef(id=str(tmp_path))
+    with open_streamed(ref) as model:
+        found = evaluate_streamed(model, windows(), [])[0]
+        assert all(weight.is_meta for weight in model.model.parameters())
+    assert found.score.window_nll == pytest.approx(evaluate(load(ref), windows()).score.window_nll, abs=1e-6)
+
+
+def test_a_head_that_is_in_no_file_is_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["lm_head.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with (
+        open_streamed(ModelRef(id=str(tmp_path / "model"))) as model,
+        pytest.raises(ModelError, match=r"they lack lm_head\.weight, which it describes"),
+    ):
+        evaluate_streamed(model, windows(), [])
 
 
 def test_streams_that_do_not_fit_are_refused_with_what_they_need(folder, monkeypatch):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from shortviz import weight_reader
 from shortviz.errors import ModelError, NumericsError
+from shortviz.loading import load
 from shortviz.records import ModelRef
 from shortviz.shards import Entry, read_shards
 from shortviz.streamed_model import open_streamed
@@ -62,6 +63,21 @@ def test_addresses_are_those_of_a_mapped_file_or_aligned(tmp_path):
         assert there.data_ptr() % 64 == entries[name].start % 64 == mapped[name].data_ptr() % 64
         assert reader.read(name, aligned=True).data_ptr() % 64 == 0
     assert {entry.start % 64 for entry in entries.values()} != {0}, "else the test shows nothing"
+
+
+def test_files_of_old_writers_whose_tensors_lie_at_odd_addresses_are_read_too(tmp_path):
+    tensors = {"small": torch.randn(7), "large": large(torch.float32), "narrow": large(torch.bfloat16)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    raw = (tmp_path / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = raw[8:end].rstrip() + b" " * (1 + len(raw[8:end].rstrip()) % 2)  # old versions did not pad to 8
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + raw[end:])
+    entries = read_shards(tmp_path, "model")
+    assert all(entry.start % 2 for entry in entries.values())
+    reader = WeightReader(entries, torch.float32, CPU)
+    for name, tensor in tensors.items():
+        for aligned in (True, False):
+            assert torch.equal(reader.read(name, aligned=aligned), tensor.float())
 
 
 def test_memory_of_a_dropped_tensor_is_used_again_and_that_of_a_held_one_is_not(tmp_path):
@@ -130,6 +146,20 @@ def test_infinite_weights_are_named_when_streamed(tmp_path):
         pytest.raises(NumericsError, match="Layer 2 has NaN or Inf"),
     ):
         list(model.layers_in_turn(range(6)))
+
+
+def test_weights_that_overflow_in_the_asked_dtype_are_named_as_when_loaded_whole(tmp_path):
+    model = build_tiny("llama")
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[1, 1] = 1e6
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ref = ModelRef(id=str(tmp_path), dtype="float16")
+    said = r"Layer 2 has NaN or Inf among its weights \(model\.layers\.2\.mlp\.down_proj\.weight"
+    with pytest.raises(NumericsError, match=said):
+        load(ref)
+    with open_streamed(ref) as streamed, pytest.raises(NumericsError, match=said):
+        list(streamed.layers_in_turn(range(6)))
 
 
 def test_no_sum_of_large_finite_weights_is_taken_for_an_infinite_one(tmp_path):
