@@ -42,7 +42,8 @@ class WeightReader:
         self._free: dict[int, list[Tensor]] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.suspicious = False
-        """Whether something read since this was last set may be NaN or infinite: a sum was, or float16 is too narrow."""
+        """Whether something read since this was last set may be NaN or infinite: a sum was, or float16 may be too
+        narrow for it."""
 
     def later(self, name: str, *, aligned: bool) -> "LaterTensor":
         """Return a tensor that is read once it is asked for.
@@ -112,7 +113,7 @@ class WeightReader:
             low = (shift - block.data_ptr()) % ALIGNMENT
             return torch.from_numpy(
                 block.numpy()[low : low + num_bytes]
-            )  # a slice at an odd place has no view as floats
+            )  # a tensor's slice at an odd place has no view
         room = num_bytes + ALIGNMENT
         try:
             block = self._free[room].pop()

@@ -83,9 +83,10 @@ def test_a_stop_is_heard_between_the_windows_of_a_layer(folder, monkeypatch):
             stop.set()
         return real(self, layer, hidden)
 
-    with open_streamed(ModelRef(id=str(folder))) as model, pytest.raises(Stopped, match="Stopped in layer 1 of 6"):
+    with open_streamed(ModelRef(id=str(folder))) as model:
         monkeypatch.setattr(LayerCall, "run", note)
-        evaluate_streamed(model, windows(), plans((1, 1)), stop=stop)
+        with pytest.raises(Stopped, match="Stopped in layer 1 of 6"):
+            evaluate_streamed(model, windows(), plans((1, 1)), stop=stop)
     assert len(ran) == 4
 
 
