@@ -8,11 +8,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from shortviz.architectures import layer_stack
+from shortviz.errors import NumericsError
 from shortviz.handle import ModelHandle
 from shortviz.held_out import EndLoss, check_replay, open_end_loss
 from shortviz.new_weights import own_copy, put_weights, take_back
 from shortviz.records import Floats, Tokens
-from shortviz.repair_pool import choose, open_pool
+from shortviz.repair_pool import choose
 from shortviz.seam_fit import Fitted, Site, fit, gather
 from shortviz.seam_moments import Moments
 from shortviz.seam_streams import Stream, advance, check_stop, open_stream
@@ -113,7 +114,6 @@ class Draft:
 
     def _choose_neurons(self, site: Site) -> tuple[dict[str, Tensor], int] | None:
         """Return the layer's weights with neurons of the removed layers and how many those are; None where none are."""
-        assert site.neurons is not None
         number, layer = self.numbers[site.layer], self.layers[site.layer]
         removed = [self.uncut[index] for index in range(number + 1, site.boundary)]
         everything = sum(len(stream.ids) for stream in (*self.fit_on, *self.held_out))
@@ -125,8 +125,7 @@ class Draft:
             left -= rows
             self.tell(rows, detail)
 
-        pool = open_pool(layer, removed, site.neurons)
-        chosen = choose(pool, layer, site, self.fit_on, number, told) if pool is not None else None
+        chosen = choose(layer, removed, site, self.fit_on, number, told)
         # Held-out rows take no part in the choice; without neurons there are no more fits.
         self.tell(left + (site.fits * everything if chosen is None else 0), detail)
         return chosen
@@ -137,6 +136,8 @@ class Draft:
         old = put_weights(layer, weights)
         try:
             tried = self._tries(site)
+        except NumericsError:  # float16 may overflow with neurons that are at home elsewhere; without them it did not
+            return []
         finally:
             take_back(layer, old)
         remark = f"{taken:,} of the {site.writer.inputs:,} neurons of layer {number} are now those of removed layers."

@@ -6,7 +6,6 @@ should be reached. What they write is then refitted as any seam is. The layer ke
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,56 +18,45 @@ from shortviz.seam_fit import Site
 from shortviz.seam_moments import in_float64, token_weights
 from shortviz.seam_streams import Stream, visit
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Pool:
-    """Neurons that compete for the places of one layer."""
-
-    neurons: Neurons
-    inward: tuple[dict[str, Tensor], ...]
-    """Weights before the neurons, by name in the layer: the layer's own first, then each removed layer's."""
-    columns: tuple[Tensor, ...]
-    """(hidden, neurons) each: what they write, in the same order."""
-
-
-def open_pool(layer: nn.Module, donors: Sequence[nn.Module], neurons: Neurons) -> Pool | None:
-    """Return the neurons of a layer and of removed ones as the layer would read them; None where no donor is alike."""
-    own = {
-        f"{name}.{leaf}": parameter.detach()
-        for name in neurons.inward
-        for leaf, parameter in layer.get_submodule(name).named_parameters()
-    }
-    given = [(weights, donor) for donor in donors if (weights := as_read_by(layer, donor, neurons)) is not None]
-    if not given:
-        return None
-    columns = [linear_weight(part.get_submodule(neurons.outward)) for part in (layer, *(donor for _, donor in given))]
-    return Pool(neurons=neurons, inward=(own, *(weights for weights, _ in given)), columns=tuple(columns))
+_SAME = 1e-12
+"""Two neurons are one where their rows' products with a random vector differ by less, relative to the largest."""
 
 
 @torch.inference_mode()
 def choose(
-    pool: Pool, layer: nn.Module, site: Site, streams: Sequence[Stream], number: int, tell: Callable[[int], None]
+    layer: nn.Module,
+    removed: Sequence[nn.Module],
+    site: Site,
+    streams: Sequence[Stream],
+    number: int,
+    tell: Callable[[int], None],
 ) -> tuple[dict[str, Tensor], int] | None:
     """Return the layer's weights with the neurons that write most, and how many are not its own; None where none is.
 
-    The layer is left as it was. `tell` is told of the rows of every batch, and may raise to stop.
+    The layer is left as it was; of the removed layers' weights, one layer's at a time is held in float64. `tell` is
+    told of the rows of every batch, and may raise to stop.
     """
-    squares = []
-    for weights in pool.inward:
+    assert site.neurons is not None
+    scores, donors = [_written(layer, site, streams, number, tell) * _column_squares(layer, site.neurons)], []
+    for donor in removed:
+        weights = as_read_by(layer, donor, site.neurons)
+        if weights is None:
+            continue
         old = put_weights(layer, weights)
         try:
-            squares.append(_written(layer, site, streams, number, tell))
+            found = _written(layer, site, streams, number, tell) * _column_squares(donor, site.neurons)
         finally:
             take_back(layer, old)
-    sizes = [in_float64(columns).square().sum(0) for columns in pool.columns]
-    scores = torch.cat(squares) * torch.cat(sizes)
-    places = len(squares[0])
-    best = scores.argsort(descending=True, stable=True)[:places]  # stable: of equals, the layer's own
+        found[_known(layer, site.neurons, weights) | ~found.isfinite()] = -1.0  # float16 may overflow in this layer
+        donors.append(donor)
+        scores.append(found)
+    places = len(scores[0])
+    best = torch.cat(scores).argsort(descending=True, stable=True)[:places]  # stable: of equals, the layer's own
     # Own neurons stay where they are, so that a weight changes only where another neuron moves in.
     kept = torch.zeros(places, dtype=torch.bool, device=best.device)
     kept[best[best < places]] = True
-    free, taken = (~kept).nonzero()[:, 0], best[best >= places].sort().values
-    return (_mixed(pool, layer, free, taken), len(taken)) if len(taken) else None
+    free, taken = (~kept).nonzero()[:, 0], best[best >= places].sort().values - places
+    return (_mixed(layer, donors, site.neurons, free, taken), len(taken)) if len(taken) else None
 
 
 def _written(
@@ -86,25 +74,53 @@ def _written(
     return total
 
 
-def _mixed(pool: Pool, layer: nn.Module, free: Tensor, taken: Tensor) -> dict[str, Tensor]:
-    """Return the layer's inward and outward weights with the taken neurons of the pool in its free places."""
-    found: dict[str, Tensor] = {}
-    for name, own in pool.inward[0].items():
-        module = layer.get_submodule(name.rpartition(".")[0])
-        turned = isinstance(module, Conv1D) and own.ndim == 2
-        rows = [in_float64(_turned(part[name], turned)) for part in pool.inward]
-        found[name] = _turned(_filled(rows, free, taken), turned)
-    columns = [in_float64(c.T) for c in pool.columns]
-    weight = _filled(columns, free, taken).T
-    conv = isinstance(layer.get_submodule(pool.neurons.outward), Conv1D)
-    return found | {f"{pool.neurons.outward}.weight": _turned(weight, conv)}
+def _column_squares(layer: nn.Module, neurons: Neurons) -> Tensor:
+    return in_float64(linear_weight(layer.get_submodule(neurons.outward))).square().sum(0)
 
 
-def _turned(weight: Tensor, turned: bool) -> Tensor:
-    return weight.T if turned else weight
+def _known(layer: nn.Module, neurons: Neurons, weights: dict[str, Tensor]) -> Tensor:
+    """Tell which neurons of these weights the layer has already, from a repair before: twice, they would write once."""
+    name = f"{neurons.inward[0]}.weight"
+    module = layer.get_submodule(neurons.inward[0])
+    stored = weights[name].to(module.get_parameter("weight").dtype)
+    ours, theirs = (in_float64(_by_neuron(module, w)) for w in (module.get_parameter("weight"), stored))
+    vector = torch.randn(ours.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    have, given = (ours @ vector.to(ours.device)).sort().values, theirs @ vector.to(theirs.device)
+    after = torch.searchsorted(have, given).clamp_max(len(have) - 1)
+    apart = torch.stack([(have[at] - given).abs() for at in (after, (after - 1).clamp_min(0))]).amin(0)
+    return apart <= _SAME * have.abs().amax()
 
 
-def _filled(parts: Sequence[Tensor], free: Tensor, taken: Tensor) -> Tensor:
-    whole = parts[0].clone()
-    whole[free] = torch.cat(list(parts))[taken]
-    return whole
+def _mixed(
+    layer: nn.Module, donors: Sequence[nn.Module], neurons: Neurons, free: Tensor, taken: Tensor
+) -> dict[str, Tensor]:
+    """Return the layer's inward and outward weights with the taken neurons in its free places.
+
+    `taken` counts through all donors' neurons.
+    """
+    modules = {name: layer.get_submodule(name) for name in (*neurons.inward, neurons.outward)}
+    found = {
+        f"{name}.{leaf}": in_float64(parameter).clone()
+        for name, module in modules.items()
+        for leaf, parameter in module.named_parameters()
+        if name in neurons.inward or leaf == "weight"
+    }
+    whole = f"{neurons.outward}.weight"
+    places = linear_weight(modules[neurons.outward]).shape[1]
+    for index, donor in enumerate(donors):
+        here = taken // places == index
+        rows, slots = taken[here] % places, free[here]
+        if not len(rows):
+            continue
+        for name, given in (as_read_by(layer, donor, neurons) or {}).items():
+            module = modules[name.rpartition(".")[0]]
+            _by_neuron(module, found[name])[slots] = _by_neuron(module, given)[rows]
+        columns = linear_weight(donor.get_submodule(neurons.outward))[:, rows]
+        ours = found[whole].T if isinstance(modules[neurons.outward], Conv1D) else found[whole]
+        ours[:, slots] = in_float64(columns)
+    return found
+
+
+def _by_neuron(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return a view of an inward weight or bias with a neuron a row."""
+    return weight.T if isinstance(module, Conv1D) and weight.ndim == 2 else weight

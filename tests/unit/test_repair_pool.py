@@ -10,7 +10,10 @@ from shortviz.new_weights import own_copy, put_weights
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan
 from shortviz.repair import repair
+from shortviz.repair_pool import choose
 from shortviz.residual_writers import find_writers
+from shortviz.seam_fit import Site
+from shortviz.seam_streams import open_stream
 from tests.families import NUM_LAYERS, shared_handle, tiny_tokens
 from tests.repair_fixture import written_by
 
@@ -56,6 +59,30 @@ def test_the_layer_before_the_seam_takes_over_the_neurons_that_write(family: str
     same = [torch.equal(a, b) for a, b in zip(ours.gate_proj.weight, theirs.gate_proj.weight, strict=True)]
     assert all(same[:LIVE])  # live neurons stay in their places
     assert same.count(False) == LIVE
+
+
+def test_neurons_that_came_with_a_repair_before_are_not_taken_over_again() -> None:
+    base = model_of_two_halves("llama")
+    cut, text = prune(base, PrunePlan(num_layers=NUM_LAYERS, removed=(2,))), written_by(base, rows=24)
+    once = repair(cut, base, text)
+    layer = layer_stack(once.handle.model).layers[1]
+    site = Site(
+        layer=1,
+        boundary=3,
+        writer=find_writers(once.handle, 1)[0],
+        reads="inputs",
+        neurons=find_neurons(once.handle, 1, find_writers(once.handle, 1)[0]),
+    )
+    streams = [open_stream(base, text.rows[:8], {3}, 1, 4)]
+    removed, told = [layer_stack(base.model).layers[2]], []
+
+    again = choose(layer, removed, site, streams, 1, told.append)
+    first = choose(layer_stack(cut.model).layers[1], removed, site, streams, 1, told.append)
+
+    assert again is None
+    assert first is not None
+    assert first[1] == LIVE
+    assert told == [8, 8, 8, 8]  # the layer as it is and with the removed one's neurons, twice
 
 
 def test_a_norm_that_silences_a_channel_or_a_layer_of_another_kind_gives_no_neurons() -> None:
