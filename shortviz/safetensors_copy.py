@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from shortviz.errors import ModelError
 from shortviz.model_files import INDEX, WEIGHTS
 from shortviz.shards import Entry
 
@@ -73,20 +74,22 @@ def write_shard(path: Path, tensors: Mapping[str, Entry], written: Written) -> N
         target.flush()
         sources = {f: files.enter_context(f.open("rb")).fileno() for f in {e.file for e in tensors.values()}}
         for _, entry in ordered:
-            _copy(sources[entry.file], entry.start, entry.num_bytes, target.fileno(), written)
+            _copy(sources[entry.file], entry, target.fileno(), written)
 
 
-def _copy(source: int, start: int, num_bytes: int, target: int, written: Written) -> None:
-    """Copy bytes inside the kernel; by hand where it cannot (another kind of disk)."""
+def _copy(source: int, entry: Entry, target: int, written: Written) -> None:
+    """Copy a tensor's bytes inside the kernel; by hand where it cannot (another kind of disk)."""
     done, by_kernel = 0, hasattr(os, "copy_file_range")
-    while done < num_bytes:
-        count = min(_CHUNK, num_bytes - done)
+    while done < entry.num_bytes:
+        count = min(_CHUNK, entry.num_bytes - done)
         try:
-            copied = os.copy_file_range(source, target, count, start + done) if by_kernel else 0
+            copied = os.copy_file_range(source, target, count, entry.start + done) if by_kernel else 0
         except OSError:
             copied, by_kernel = 0, False
         if not copied:
-            piece = os.pread(source, count, start + done)
+            piece = os.pread(source, count, entry.start + done)
+            if not piece:  # cut short since its header was read
+                raise ModelError(f"The file {entry.file} ends before its last tensor does; fetch it again.")
             copied = os.write(target, piece)
         done += copied
         written(copied)

@@ -1,25 +1,21 @@
 """Proving a checkpoint that was written file to file: by a fresh process, by streaming it, or byte by byte."""
 
-import mmap
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from shortviz.errors import ExportError
+from shortviz.errors import ExportError, Stopped
 from shortviz.handle import ModelHandle
 from shortviz.placement import free_memory
 from shortviz.proving import fresh_process, proof_prompts, prove_checkpoint
 from shortviz.records import ModelRef, OnProgress, Progress
-from shortviz.shards import Entry, read_shards
+from shortviz.shards import Entry, read_shards, same_bytes
 from shortviz.streamed_logits import streamed_logits
 from shortviz.streamed_model import StreamedModel, open_streamed
-
-_PIECE = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,21 +80,9 @@ def prove_bytes(tensors: Mapping[str, Entry], checkpoint: Path, stop: threading.
     if written.keys() != tensors.keys():
         odd = sorted(written.keys() ^ tensors.keys())[0]
         raise ExportError(f"The written checkpoint differs from what was to be written ({odd}); nothing was exported.")
-    with ExitStack() as files:
-        views: dict[Path, memoryview] = {}
-        for file in {entry.file for entry in (*written.values(), *tensors.values())}:
-            opened = files.enter_context(file.open("rb"))
-            mapped = files.enter_context(mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ))
-            views[file] = files.enter_context(memoryview(mapped))
-        for name, entry in tensors.items():
-            if not _equal(views, entry, written[name]):
-                raise ExportError(f"The bytes of {name} were not written as they are; nothing was exported.")
+    for name, entry in tensors.items():
+        if stop is not None and stop.is_set():
+            raise Stopped("The export was stopped; nothing was left behind.")
+        if not same_bytes(entry, written[name]):
+            raise ExportError(f"The bytes of {name} were not written as they are; nothing was exported.")
     return Proved(kind="bytes", facts={"kind": "bytes", "tensors": len(tensors), "generation_equal": None})
-
-
-def _equal(views: Mapping[Path, memoryview], a: Entry, b: Entry) -> bool:
-    if (a.dtype, a.shape, a.num_bytes) != (b.dtype, b.shape, b.num_bytes):
-        return False
-    left = views[a.file][a.start : a.start + a.num_bytes]
-    right = views[b.file][b.start : b.start + b.num_bytes]
-    return all(left[low : low + _PIECE] == right[low : low + _PIECE] for low in range(0, a.num_bytes, _PIECE))

@@ -18,7 +18,7 @@ from shortviz.pruning import prune
 from shortviz.quantised_config import prune_quantization
 from shortviz.records import ModelRef, PrunePlan
 from shortviz.safetensors_copy import write_shard
-from shortviz.shards import read_shards
+from shortviz.shards import Entry, read_shards
 from shortviz.streamed_export import export_streamed
 from shortviz.streamed_proof import prove_bytes
 from tests.families import build_tiny, tiny_config, tiny_tokenizer
@@ -162,6 +162,19 @@ def test_a_byte_that_differs_from_the_original_fails_the_proof(saved, tmp_path):
     shard.write_bytes(content)
     with pytest.raises(ExportError, match="were not written as they are"):
         prove_bytes(read_shards(saved, "it"), copy)
+
+
+def test_a_file_that_is_cut_short_while_it_is_copied_ends_the_copy_with_its_name(tmp_path):
+    (tmp_path / "source").write_bytes(b"\0" * 10)
+    entry = Entry(file=tmp_path / "source", dtype="U8", shape=(20,), start=0, num_bytes=20)
+    seen: list[int] = []
+
+    def written(count: int) -> None:
+        seen.append(count)
+        assert len(seen) < 9, "it would go on for ever"
+
+    with pytest.raises(ModelError, match="source ends before its last tensor"):
+        write_shard(tmp_path / "out", {"w": entry}, written)
 
 
 def test_a_stop_and_a_full_disk_leave_nothing_behind(saved, tmp_path, monkeypatch):
