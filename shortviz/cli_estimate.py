@@ -40,7 +40,7 @@ def prediction_text(found: object) -> str:
     from shortviz.words import duration, size
 
     assert isinstance(found, Prediction)
-    work, whole = found.work, found.size
+    work, whole, loads = found.work, found.size, found.load_seconds
     fits = "fits" if whole.fits else "does not fit, and would be streamed"
     text = f"{work.rows} rows of {work.row_tokens} tokens"
     lines = [
@@ -49,8 +49,9 @@ def prediction_text(found: object) -> str:
         f"{size(found.streamed_memory_bytes)} of weights and up to {size(found.states_bytes)} of states, in memory or "
         "in a file",
         f"disk     {size(found.disk_bytes)} for an export of all layers",
-        f"load     {duration(found.load_seconds)}",
-        f"measure  {duration(found.measure_seconds)}; streamed {duration(found.streamed_seconds)} ({text})",
+        f"load     {duration(loads) if loads else 'not known: the weights are not on this machine yet'}",
+        f"measure  {duration(found.measure_seconds)}; streamed{'' if loads else ', without reading,'} "
+        f"{duration(found.streamed_seconds)} ({text})",
         f"map      {duration(found.map_seconds)} ({work.windows} windows of {work.window} tokens)",
         f"repair   {duration(found.repair_seconds)} (one seam, {text})",
         f"heal     {duration(found.heal_seconds)} ({work.heal_steps} steps of {work.heal_tokens} tokens)",

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shortviz import loading
+from shortviz import hub, loading
 from shortviz.architectures import LayerStack, layer_stack, text_config
 from shortviz.calibration import Speeds, time_gram, time_head, time_layers, time_product
 from shortviz.errors import ModelError, ResourceError
 from shortviz.fused_batches import FUSED_TOKENS
-from shortviz.model_files import ModelFiles, find_files, read_config
+from shortviz.model_files import ModelFiles, find_files, read_config, wanted_names
 from shortviz.model_info import weight_size
 from shortviz.placement import Placement, choose_placement, free_memory
 from shortviz.prediction_records import Prediction, Work
@@ -87,13 +87,16 @@ def _calibrate(
 
 
 def _time_reading(files: ModelFiles, placement: Placement) -> tuple[float, float]:
-    """Return seconds to read all local weight files: (into fresh memory, into memory used before).
+    """Return seconds to read all weight files: (into fresh memory, into memory used before); 0 of what is not here.
 
     Two tensors of one size are read, the largest that there are two of up to 64 MiB, in case the disk has to be asked.
     """
-    if files.folder is None or not any(files.folder.glob("*.safetensors")):
+    folder = files.folder
+    if files.hub is not None and not hub.missing_bytes(files.hub, wanted_names(files)):
+        folder = hub.cached_folder(files.hub.repo, files.hub.commit)
+    if folder is None:
         return 0.0, 0.0
-    entries = read_shards(files.folder, files.name)
+    entries = read_shards(folder, files.name)
     reader = WeightReader(entries, placement.dtype, torch.device("cpu"))
     sizes = Counter(entry.num_bytes for entry in entries.values() if entry.num_bytes <= _READ_BYTES)
     chosen = max(sizes, key=lambda size: (sizes[size] > 1, size), default=0)
@@ -129,7 +132,7 @@ def _predicted(
     return Prediction(
         size=size,
         work=work,
-        load_seconds=speeds.read,
+        load_seconds=speeds.read or None,
         measure_seconds=tokens * speeds.layers + compared,
         streamed_seconds=build_seconds + swept + compared,
         map_seconds=_map_seconds(count, speeds, work),

@@ -27,11 +27,12 @@ class Prediction:
 
     size: ModelEstimate
     work: Work
-    load_seconds: float
+    load_seconds: float | None
+    """None where the weights are not on this machine yet."""
     measure_seconds: float
     """Distances of all blocks, with the model in memory, without loading."""
     streamed_seconds: float
-    """The same, streamed, reading the weights included."""
+    """The same, streamed, reading the weights included where they are on this machine."""
     map_seconds: float
     """Measured losses of all blocks."""
     repair_seconds: float

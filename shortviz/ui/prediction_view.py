@@ -54,9 +54,11 @@ def _start(tools: Bench, ref: ModelRef) -> None:
 
 def _numbers(found: Prediction) -> None:
     work = found.work
+    known = "; reading is left out, for the weights are not on this machine yet" if found.load_seconds is None else ""
     with st.container(border=True, gap="small"):
         with st.container(horizontal=True, gap="medium"):
-            kinds = {"Load": found.load_seconds, "Distances": found.measure_seconds, "Streamed": found.streamed_seconds}
+            kinds = {} if found.load_seconds is None else {"Load": found.load_seconds}
+            kinds |= {"Distances": found.measure_seconds, "Streamed": found.streamed_seconds}
             kinds |= {"Losses": found.map_seconds, "Repair": found.repair_seconds, "Heal": found.heal_seconds}
             for label, seconds in kinds.items():
                 st.metric(label, duration(seconds), width="content")
@@ -64,8 +66,8 @@ def _numbers(found: Prediction) -> None:
             plain(
                 f"Predicted for {work.rows} rows of {work.row_tokens} tokens, {work.windows} windows of {work.window} "
                 f"for all losses, {work.heal_steps} steps of healing; from one layer of each kind, timed on a machine "
-                f"as busy as now. Streamed from its files the model takes {size(found.streamed_memory_bytes)} of "
-                f"memory and {size(found.states_bytes)} of states, and {size(free_bytes())} is free; an export of all "
-                f"layers takes {size(found.disk_bytes)} of disk."
+                f"as busy as now{known}. Streamed from its files the model takes "
+                f"{size(found.streamed_memory_bytes)} of memory and {size(found.states_bytes)} of states, and "
+                f"{size(free_bytes())} is free; an export of all layers takes {size(found.disk_bytes)} of disk."
             )
         )
