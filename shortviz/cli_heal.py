@@ -86,10 +86,11 @@ def heal_command(
             return
         ledger = work.score(healed)
         stopped = stop.is_set() and not healed.history.complete
+        work.save()  # before anything that may fail: the same command then goes on from the checkpoint
         report = None
         if not stopped:
             report = work.write(healed, export, adapter)
-        work.save(keep_checkpoint=stopped)
+            work.forget_checkpoint()
     written = adapter if healed.adapter is not None and not stopped else None
     print_result(_json(healed, ledger, report) if as_json else _text(healed, ledger, report, written, out))
     if stopped:

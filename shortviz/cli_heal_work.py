@@ -105,12 +105,14 @@ class HealWork:
             export_adapter(healed.adapter, adapter)
         return None if export is None else self.kept.export(healed.handle, export)
 
-    def save(self, *, keep_checkpoint: bool) -> None:
-        """Keep the ledger in the run directory, and the checkpoint only of a training that is to go on."""
-        if self.out is None or self.kept is None:
-            return
-        self.kept.save(self.out, self.tokens.info)
-        if not keep_checkpoint:
+    def save(self) -> None:
+        """Keep the ledger in the run directory."""
+        if self.out is not None and self.kept is not None:
+            self.kept.save(self.out, self.tokens.info)
+
+    def forget_checkpoint(self) -> None:
+        """Remove the checkpoint: the training is done, and everything that was wanted of it is written."""
+        if self.out is not None:
             (self.out / CHECKPOINT).unlink(missing_ok=True)
 
 

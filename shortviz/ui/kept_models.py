@@ -42,20 +42,25 @@ def has_adapter(bench: Bench, key: str | None, removed: tuple[int, ...], methods
 def keep(bench: Bench, key: str, base: "ModelHandle", model: "ModelHandle", healed: "Healed | None") -> str:
     """Write what is a treated model's own beside its run; return why not, in a sentence, where that is not possible.
 
-    Of adapters the small factors are written, and the model that they were trained on where it was repaired.
+    Of adapters the small factors are written, and the model that they were trained on where it was repaired. A kill
+    leaves what was there before whole: the run's ledger still shows that.
     """
+    from shortviz.checkpoint_folder import filled_beside, move_into_place
     from shortviz.heal_adapter import export_adapter
     from shortviz.own_weights import save_treated
 
     assert model.plan is not None, "a treated model is a cut one"
     folder = place(bench, key, model.plan.removed, methods_of(model))
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        if healed is not None and healed.adapter is not None:
-            export_adapter(healed.adapter, folder / _ADAPTER)
-            model = healed.adapter.cut
-        save_treated(folder / _WEIGHTS, model, base, {})
+        with filled_beside(folder) as room:
+            made = room / "treated"
+            made.mkdir()
+            if healed is not None and healed.adapter is not None:
+                export_adapter(healed.adapter, made / _ADAPTER)
+                model = healed.adapter.cut
+            save_treated(made / _WEIGHTS, model, base, {})
+            shutil.rmtree(folder, ignore_errors=True)
+            move_into_place(made, folder)
     except (ResourceError, ExportError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         return f"The model could not be kept beside its run ({error}), so it will be gone when the server ends."

@@ -184,3 +184,25 @@ def test_what_could_not_be_written_is_told_before_the_training(shortviz, checkpo
         assert (code, out) == (2, "")
         assert said in err
         assert len(err.strip().splitlines()) == 1
+
+
+def test_an_export_that_is_refused_after_the_training_loses_neither_ledger_nor_training(
+    shortviz, checkpoint, tmp_path, monkeypatch
+):
+    run, export = tmp_path / "run", tmp_path / "healed"
+    from shortviz import healing
+
+    own = healing.heal
+
+    def and_take_the_folder(*arguments, **options):
+        export.mkdir(exist_ok=True)
+        (export / "mine.txt").write_text("somebody's")
+        return own(*arguments, **options)
+
+    monkeypatch.setattr(healing, "heal", and_take_the_folder)
+    places = ("--export", str(export), "--out", str(run))
+    code, _, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, *places)
+    assert code == 2, err
+    assert [step.name for step in load_run(run).ledgers[0].steps] == ["uncut", "cut", "healed"]
+    assert (run / cli_heal_work.CHECKPOINT).is_file()
+    assert [path.name for path in export.iterdir()] == ["mine.txt"]
