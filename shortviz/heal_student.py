@@ -17,8 +17,7 @@ from shortviz.errors import PlanError, ResourceError
 from shortviz.handle import ModelHandle
 from shortviz.heal_settings import HealSettings
 from shortviz.heal_targets import Targets, find_targets, last_part
-from shortviz.pruning import prune
-from shortviz.records import PrunePlan
+from shortviz.new_weights import own_copy
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,12 +68,6 @@ def make_student(cut: ModelHandle, settings: HealSettings) -> Student:
     return replace(student, checkpoints=settings.gradient_checkpointing)
 
 
-def twin_of(handle: ModelHandle) -> ModelHandle:
-    """Return a handle on a new model with the very tensors of another one."""
-    twin = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=()))
-    return replace(twin, plan=handle.plan, info=handle.info)
-
-
 def set_training(student: Student, on: bool) -> None:
     """Switch dropout of the adapters, and nothing else, on or off: the frozen model stays as it will be used."""
     model = student.handle.model
@@ -116,7 +109,7 @@ def _with_adapters(cut: ModelHandle, settings: HealSettings) -> Student:
 def inject(cut: ModelHandle, config: Any, *, in_4bit: bool = False) -> Student:
     """Return a student with the adapters that peft's LoraConfig describes; their first weights are torch's to draw."""
     peft = _peft()
-    twin = twin_of(cut)
+    twin = own_copy(cut)
     if in_4bit:
         from shortviz.heal_quantise import check_quantiser, quantise_layers
 
@@ -167,19 +160,19 @@ def adapted_weights(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
 
 def _partly_free(cut: ModelHandle, settings: HealSettings) -> Student:
     """Return a student with its own copies of the weights that are trained, in place of the shared ones."""
-    twin = twin_of(cut)
+    twin = own_copy(cut)
     trained: dict[str, nn.Parameter] = {}
     for name, weight in last_part(twin.model, settings.last_layers).items():
         trained[name] = nn.Parameter(weight.detach().clone(), requires_grad=True)
     head = twin.model.get_output_embeddings()
     embeddings = {id(weight) for weight in twin.model.get_input_embeddings().parameters()}
     tied = head is not None and any(id(weight) in embeddings for weight in head.parameters())
-    put_weights(twin.model, trained)
+    _put_by_all_names(twin.model, trained)
     note = "The head is tied to the input embeddings and was not trained." if tied else ""
     return Student(handle=twin, cut=cut, trained=trained, note=note)
 
 
-def put_weights(model: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
+def _put_by_all_names(model: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
     """Put parameters into a model by name, in place of its own; a weight that has several names gets all of them."""
     names: dict[int, list[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
@@ -194,7 +187,7 @@ def put_weights(model: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> 
 @torch.no_grad()
 def merge(student: Student) -> ModelHandle:
     """Return a new handle on the cut model with what was learned; only the changed weights are new tensors."""
-    healed = twin_of(student.cut)
+    healed = own_copy(student.cut)
     own = dict(healed.model.named_parameters(remove_duplicate=False))
     new: dict[str, nn.Parameter] = {}
     if student.adapter_config is None:
@@ -206,6 +199,6 @@ def merge(student: Student) -> ModelHandle:
             wide = torch.float64 if before.dtype == torch.float64 else torch.float32
             delta = layer.get_delta_weight("default").to(before.device, wide)
             new[name] = nn.Parameter((before.to(wide) + delta).to(before.dtype), requires_grad=False)
-    put_weights(healed.model, new)
+    _put_by_all_names(healed.model, new)
     healed.model.requires_grad_(False).eval()
     return healed
