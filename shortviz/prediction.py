@@ -8,6 +8,7 @@ from dataclasses import fields
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from shortviz import hub, loading
 from shortviz.architectures import LayerStack, layer_stack, text_config
@@ -19,6 +20,8 @@ from shortviz.model_info import weight_size
 from shortviz.placement import Placement, choose_placement, free_memory
 from shortviz.prediction_records import Prediction, Work
 from shortviz.records import ModelEstimate, ModelRef
+from shortviz.repair_work import HELD_OUT_EVERY
+from shortviz.seam_fit import RIDGES
 from shortviz.shards import read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
 from shortviz.streamed_model import beside
@@ -161,12 +164,24 @@ def _map_seconds(count: int, speeds: Speeds, work: Work) -> float:
 
 
 def _repair_seconds(stack: LayerStack, hidden: int, tokens: int, speeds: Speeds) -> float:
-    """Return the seconds of one seam refit: both models once over the rows, moments, and a solution for each ridge."""
-    linears = [m for m in stack.layers[0].modules() if isinstance(m, nn.Linear) and m.out_features == hidden]
-    features = max((m.in_features for m in linears), default=hidden)
-    moments = tokens * features * (features + hidden)
-    solutions = 8 * (features**3 / 3 + features * features * hidden)
-    return 1.5 * tokens * speeds.layers + tokens / 8 * 2 * speeds.head + (moments + solutions) * speeds.double
+    """Return the seconds of one seam refit behind one removed layer, with all fits that a family can ask for.
+
+    The uncut model once over the rows, the draft on half of its way; for the layer's neurons and again with the removed
+    one's: moments of the MLP's features alone and with the attention's, three solutions a ridge, two verdicts.
+    """
+    sizes = [_linear_size(module) for module in stack.layers[0].modules() if isinstance(module, nn.Linear | Conv1D)]
+    features = max((inputs for inputs, outputs in sizes if outputs == hidden), default=hidden)
+    joint, visits, verdicts = features + hidden, 2 * 2 + 2, 2 * 2 + 1
+    moments = tokens * sum(width * (width + hidden) for width in (features, joint))
+    solutions = len(RIDGES) * sum(width**3 / 3 + 2 * width * width * hidden for width in (features, features, joint))
+    passes = tokens * speeds.layers * (1.5 + visits / len(stack.layers))
+    judged = verdicts * tokens / HELD_OUT_EVERY * (speeds.layers / 2 + speeds.head)
+    return passes + judged + 2 * (moments + solutions) * speeds.double
+
+
+def _linear_size(module: nn.Linear | Conv1D) -> tuple[int, int]:
+    """Return (inputs, outputs)."""
+    return (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
 
 
 def prediction_json(found: Prediction) -> dict[str, object]:
