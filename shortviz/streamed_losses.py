@@ -143,11 +143,11 @@ def _scored(
 def _check_memory(model: StreamedModel, windows: WindowSet, plans: int) -> None:
     count, length = windows.tokens.shape
     states = (plans + 1) * count * length * model.info.hidden_size * model.placement.dtype.itemsize
-    free = free_memory(model.placement.device)
-    if states + model.working_bytes > free:
+    free, weights = free_memory(model.placement.device), max(model.working_bytes, model.ending_bytes)
+    if states + weights > free:
         raise ResourceError(
             f"The residual streams of {plans} cuts over {count} windows of {length} tokens need {size(states)} beside "
-            f"{size(model.working_bytes)} of weights, and {size(free)} is free; give fewer cuts or windows at a time."
+            f"{size(weights)} of weights, and {size(free)} is free; give fewer cuts or windows at a time."
         )
 
 

@@ -26,7 +26,7 @@ from shortviz.records import ModelInfo, ModelRef, OnProgress, PrunePlan
 from shortviz.replay import LayerCall
 from shortviz.shards import Entry, read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
-from shortviz.streamed_parts import BESIDE, HEAD, Parts
+from shortviz.streamed_parts import BESIDE, HEAD, Parts, name_of
 
 
 @dataclass(kw_only=True, eq=False)
@@ -108,8 +108,19 @@ class StreamedModel:
     @property
     def working_bytes(self) -> int:
         """Memory that weights take at most at one time: what stands outside the layers, or two layers."""
-        outside = sum(weight_size(module)[1] for module in beside(self.stack))
-        return max(outside, 2 * max(self.info.layer_bytes))
+        return max(self._outside_bytes, 2 * max(self.info.layer_bytes))
+
+    @property
+    def ending_bytes(self) -> int:
+        """Memory of the weights that make logits: what stands outside the layers, and a head that is not tied to it."""
+        head = self.model.get_output_embeddings()
+        if not isinstance(head, nn.Module) or f"{name_of(self.model, head)}.weight" in self.model.all_tied_weights_keys:
+            return self._outside_bytes
+        return self._outside_bytes + weight_size(head)[1]
+
+    @property
+    def _outside_bytes(self) -> int:
+        return sum(weight_size(module)[1] for module in beside(self.stack))
 
 
 @contextmanager

@@ -128,6 +128,20 @@ def test_streams_that_do_not_fit_are_refused_with_what_they_need(folder, monkeyp
         evaluate_streamed(model, windows(), plans((1, 1), (2, 1)))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_is_counted_where_it_is_not_the_embeddings(tmp_path, monkeypatch, tied):
+    config = tiny_config("llama", vocab_size=2000, tie_word_embeddings=tied)
+    build_tiny("llama", config=config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr(streamed_losses, "free_memory", lambda _: 2000 * 32 * 4 * 1.5)
+    with open_streamed(ModelRef(id=str(tmp_path))) as model:
+        if tied:
+            assert evaluate_streamed(model, windows(), [])[0].score.windows == 3
+        else:
+            with pytest.raises(ResourceError, match=r"beside 512 KB of weights"):
+                evaluate_streamed(model, windows(), [])
+
+
 def test_a_layer_that_overflows_in_a_cut_is_named_with_the_cut(tmp_path):
     tiny = build_tiny("llama")
     with torch.no_grad():
