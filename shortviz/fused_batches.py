@@ -2,7 +2,9 @@
 
 A matrix product of few tokens waits for the weights to come out of memory; with more tokens each weight is used more
 often while it is there. Kernels choose their path by shapes and addresses, so every new combination is tried first: a
-batch alone and at its place in its group must give equal bits, else the layer runs batch by batch.
+batch alone and at its place in its group must give equal bits, else the layer runs batch by batch. In narrow floats
+equal bits prove nothing, for rounding hides most of what another path does and shows it now and then: there batches
+always run one by one.
 """
 
 from collections.abc import Hashable, Sequence
@@ -18,8 +20,15 @@ FUSED_TOKENS = 512
 """Tokens that go through a layer at once; products of more are hardly faster, and take more memory."""
 
 
-def groups_of(shapes: Sequence[BatchShape]) -> list[range]:
+def fuses(dtype: torch.dtype) -> bool:
+    """Tell whether batches may go together in this dtype: whether a trial would show that another path is taken."""
+    return dtype.itemsize >= 4
+
+
+def groups_of(shapes: Sequence[BatchShape], dtype: torch.dtype) -> list[range]:
     """Return which neighbouring batches go together: those of one width, up to FUSED_TOKENS tokens."""
+    if not fuses(dtype):
+        return [range(index, index + 1) for index in range(len(shapes))]
     groups: list[range] = []
     for index, shape in enumerate(shapes):
         last = groups[-1] if groups else None

@@ -14,7 +14,7 @@ from shortviz import hub, loading
 from shortviz.architectures import LayerStack, layer_stack, text_config
 from shortviz.calibration import Speeds, time_gram, time_head, time_layers, time_product
 from shortviz.errors import ModelError, ResourceError
-from shortviz.fused_batches import FUSED_TOKENS
+from shortviz.fused_batches import FUSED_TOKENS, fuses
 from shortviz.model_files import ModelFiles, find_files, read_config, wanted_names
 from shortviz.model_info import weight_size
 from shortviz.placement import Placement, choose_placement, free_memory
@@ -73,7 +73,8 @@ def _calibrate(
     text = text_config(model.config)
     hidden, vocabulary = int(text.hidden_size), int(text.vocab_size)
     batch = max(min(work.row_tokens * work.batch_size, _TIMED_TOKENS), 2)
-    together = max(min(FUSED_TOKENS // batch * batch, work.rows * work.row_tokens), batch)
+    most = FUSED_TOKENS // batch * batch if fuses(placement.dtype) else batch
+    together = max(min(most, work.rows * work.row_tokens), batch)
     forward, both = time_layers(model, stack, placement, batch)
     fresh, again = _time_reading(files, placement)
     return Speeds(

@@ -145,7 +145,7 @@ class _Sweep:
         """
         book, groups = CallBook(), []
         self.model.load_beside()
-        for chosen in groups_of(self.store.plan.shapes):
+        for chosen in groups_of(self.store.plan.shapes, self.store.plan.dtype):
             calls = []
             for index in chosen:
                 self._check_stop(0)
