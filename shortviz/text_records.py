@@ -83,6 +83,9 @@ class TokenSet:
     def __post_init__(self) -> None:
         if not self.rows:
             raise TextError("The text has no rows; give some text.")
+        shortest = min(map(len, self.rows))
+        if shortest < 2:
+            raise TextError(f"A row has {shortest} of the 2 tokens that a distance needs at least; leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

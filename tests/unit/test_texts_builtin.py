@@ -4,10 +4,11 @@ import subprocess
 import sys
 from importlib.resources import files
 
+import numpy as np
 import pytest
 
 from shortviz.errors import TextError
-from shortviz.records import TextSpec
+from shortviz.records import TextInfo, TextSpec, TokenSet
 from shortviz.text_sources import DOMAINS
 from shortviz.texts import builtin_names, read_rows
 
@@ -86,3 +87,10 @@ def test_reading_text_imports_neither_torch_nor_transformers_nor_datasets() -> N
         "assert not {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_row_too_short_for_a_distance_is_refused_where_rows_are_given_directly(short):
+    info = TextInfo(source="own", rows=2, tokens=3, fingerprint="f")
+    with pytest.raises(TextError, match=f"A row has {short} of the 2 tokens that a distance needs"):
+        TokenSet(rows=(np.arange(3), np.arange(short)), info=info)
