@@ -129,6 +129,8 @@ def _alike(layer: nn.Module, donor: nn.Module, neurons: Neurons) -> bool:
     if not all(name in ours and name in theirs for name in names):
         return False
     for name in names:
+        if type(ours[name]) is not type(theirs[name]):
+            return False
         mine, other = ours[name].state_dict(), theirs[name].state_dict()
         if {leaf: w.shape for leaf, w in mine.items()} != {leaf: w.shape for leaf, w in other.items()}:
             return False
@@ -151,6 +153,7 @@ def _norm_ratio(ours: nn.Module, theirs: nn.Module) -> tuple[Tensor, Tensor, Ten
     x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
     odd, even = zip(*(_parts(copy.deepcopy(norm).to(dtype), x) for norm in (ours, theirs)), strict=True)
     ratio = (odd[1] * odd[0]).sum(0) / odd[0].square().sum(0)
+    ratio = ratio.where(odd[1].abs().amax(0) > 0, 0.0)  # what both silence is no obstacle
     missed = (odd[1] - ratio * odd[0]).abs()
     size = torch.maximum(odd[1].abs().amax(0), (ratio * odd[0]).abs().amax(0))
     fits = bool((missed <= _TOLERANCE * torch.finfo(dtype).eps * size).all())

@@ -103,3 +103,10 @@ def test_a_norm_that_silences_a_channel_or_a_layer_of_another_kind_gives_no_neur
     silent[3] = 0
     put_weights(layers[1], {"post_attention_layernorm.weight": silent})
     assert as_read_by(layers[1], layers[2], neurons) is None
+    put_weights(layers[2], {"post_attention_layernorm.weight": silent})
+    moved = as_read_by(layers[1], layers[2], neurons)
+    assert moved is not None, "what both silence is no obstacle"
+    assert not moved["mlp.gate_proj.weight"][:, 3].any()
+    put_weights(layers[1], {"post_attention_layernorm.weight": silent + 1})
+    layers[1].mlp.act_fn = torch.nn.GELU()
+    assert as_read_by(layers[1], layers[2], neurons) is None, "another activation"
