@@ -1,5 +1,7 @@
 """Pooled neurons: those of the removed layers come into the layer before the seam where they write more."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from shortviz.architectures import layer_stack
 from shortviz.handle import ModelHandle
 from shortviz.neurons import Neurons, as_read_by, find_neurons
 from shortviz.new_weights import own_copy, put_weights
+from shortviz.own_weights import load_treated, save_treated
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan
 from shortviz.repair import repair
@@ -43,7 +46,7 @@ def logits(handle: ModelHandle) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_the_layer_before_the_seam_takes_over_the_neurons_that_write(family: str) -> None:
+def test_the_layer_before_the_seam_takes_over_the_neurons_that_write(family: str, tmp_path: Path) -> None:
     base = model_of_two_halves(family)
     cut = prune(base, PrunePlan(num_layers=NUM_LAYERS, removed=(2,)))
 
@@ -59,6 +62,12 @@ def test_the_layer_before_the_seam_takes_over_the_neurons_that_write(family: str
     same = [torch.equal(a, b) for a, b in zip(ours.gate_proj.weight, theirs.gate_proj.weight, strict=True)]
     assert all(same[:LIVE])  # live neurons stay in their places
     assert same.count(False) == LIVE
+    save_treated(tmp_path / "kept", repaired.handle, base, {})
+    again = load_treated(tmp_path / "kept", base)
+    assert again is not None
+    kept = dict(again[0].model.named_parameters())
+    assert all(torch.equal(weight, kept[name]) for name, weight in repaired.handle.model.named_parameters())
+    assert not any(weight.is_inference() for weight in repaired.handle.model.parameters())
 
 
 def test_neurons_that_came_with_a_repair_before_are_not_taken_over_again() -> None:
