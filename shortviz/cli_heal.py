@@ -9,7 +9,7 @@ import typer
 
 from shortviz.cli_heal_options import HealOptions
 from shortviz.cli_heal_work import HealWork, together
-from shortviz.cli_ledger_work import check_folders, kept_line, report_lines
+from shortviz.cli_ledger_work import check_folders, check_room, kept_line, report_lines
 from shortviz.cli_options import (
     EvaluationOptions,
     JsonOption,
@@ -81,6 +81,7 @@ def heal_command(
         if is_main:
             work.score_on(scored_on, text.window_spec(), questions)
         work.cut_out(chosen.of(handle.info.num_layers), repair, text.max_length or FIT_LENGTH)
+        check_room(export, work.start)
         healed = work.train()
         if not is_main:
             return

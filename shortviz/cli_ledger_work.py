@@ -128,6 +128,19 @@ def check_folders(**given: Path | None) -> None:
             check_target(folder)
 
 
+def check_room(export: Path | None, cut: "ModelHandle") -> None:
+    """Raise ResourceError where the disk has no room for an export of a cut model: told before work that it would lose.
+
+    What comes after the cut leaves the size as it is.
+    """
+    if export is None:
+        return
+    from shortviz.checkpoint_folder import check_space
+    from shortviz.export import needed_bytes
+
+    check_space(export.resolve(), needed_bytes(cut))
+
+
 def check_run(out: Path | None, model: str) -> None:
     """Raise RunError where a folder holds a run of another model."""
     from shortviz import runs

@@ -10,6 +10,7 @@ from shortviz.cli_ledger_work import (
     LedgerWork,
     RunOption,
     check_folders,
+    check_room,
     check_run,
     kept_line,
     report_lines,
@@ -82,6 +83,7 @@ def repair_command(
         check_run(out, handle.info.id)
         tokens, windows = texts.of(handle)
         cut = pruning.prune(handle, chosen.of(handle.info.num_layers))
+        check_room(export, cut)
         repaired = repair(
             cut, handle, tokens, method=method, batch_size=text.batch_size, on_progress=on_progress, stop=stop
         )

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,22 @@ def test_a_training_that_helps_nothing_is_told_and_not_recorded(shortviz, checkp
     assert "No adapter was written" in err
     assert not adapter.exists()
     assert [step.name for step in load_run(run).ledgers[0].steps] == ["uncut", "cut"]
+
+
+@pytest.mark.parametrize("command", ["heal", "repair"])
+def test_a_disk_without_room_for_the_export_is_told_before_the_work(
+    command, shortviz, checkpoint, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shortviz.checkpoint_folder.shutil.disk_usage", lambda _: usage._replace(free=1000))
+    told = []
+    for module, name in (("shortviz.healing", "heal"), ("shortviz.repair", "repair")):
+        monkeypatch.setattr(import_module(module), name, lambda *_, **__: told.append("begun"))
+    recipe = RECIPE if command == "heal" else ("--fit-tokens", "1024", "--max-length", "64")
+    code, _, err = shortviz(command, checkpoint, *CUT, *TEXT, *recipe, "--export", str(tmp_path / "made"))
+    assert code == 2, err
+    assert "The checkpoint needs" in err
+    assert not told
 
 
 def test_what_could_not_be_written_is_told_before_the_training(shortviz, checkpoint, tmp_path):
