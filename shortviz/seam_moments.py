@@ -109,12 +109,13 @@ def token_weights(reached: Tensor) -> Tensor:
 
 def in_float64(tensor: Tensor) -> Tensor:
     """Return a tensor in float64, where it is or, from devices without float64 (MPS), on the CPU."""
-    return tensor.to(_wide(tensor.device)).double()
+    return tensor.to(float64_device(tensor.device)).double()
 
 
-def _wide(device: torch.device) -> torch.device:
+def float64_device(device: torch.device) -> torch.device:
+    """Return the device itself, or the CPU for one without float64 (MPS)."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def _zeros(device: torch.device, *shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64, device=_wide(device))
+    return torch.zeros(shape, dtype=torch.float64, device=float64_device(device))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shortviz.architectures import layer_stack
 from shortviz.handle import ModelHandle
 from shortviz.replay import LayerCall, Recording, record
+from shortviz.seam_moments import float64_device
 
 _TOKENS = 12
 Seen = tuple[nn.Module, Tensor, Tensor]
@@ -66,7 +67,7 @@ def open_probe(handle: ModelHandle, layer: int, recording: Recording | None = No
     module, call = layer_stack(handle.model).layers[layer], found.calls[layer]
     entering = found.boundaries[layer].clone()
     kinds = {tensor.dtype for tensor in (entering, *module.parameters()) if tensor.is_floating_point()}
-    dtype, device = max((*kinds, torch.float32), key=lambda kind: kind.itemsize), _wide(entering.device)
+    dtype, device = max((*kinds, torch.float32), key=lambda kind: kind.itemsize), float64_device(entering.device)
     if kinds == {dtype} and device == entering.device:
         return Probe(layer=module, call=call, entering=entering)
     kwargs = {name: _moved(value, dtype, device) for name, value in call.kwargs.items()}
@@ -74,10 +75,6 @@ def open_probe(handle: ModelHandle, layer: int, recording: Recording | None = No
     return Probe(
         layer=copy.deepcopy(module).to(device=device, dtype=dtype), call=call, entering=entering.to(device, dtype)
     )
-
-
-def _wide(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device  # MPS has no float64, which answers are given in
 
 
 def _moved(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
