@@ -6,6 +6,7 @@ The work runs in a background thread that may not call streamlit. Everything tha
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from shortviz import policy
 from shortviz.job_state import JobControl
 from shortviz.prediction_records import Prediction, Work
 from shortviz.records import (
@@ -16,6 +17,7 @@ from shortviz.records import (
     TextSpec,
 )
 from shortviz.runs import new_run
+from shortviz.settings import settings
 from shortviz.ui.inspect_actions import APP_WINDOWS, prepare
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.shelves import import_engine
@@ -53,8 +55,11 @@ def start_predict(bench: Bench, ref: ModelRef, calibration: TextSpec, evaluation
 
     def run(control: JobControl) -> Prediction:
         import_engine()
+        from shortviz.loading import estimate
         from shortviz.prediction import predict
 
+        if settings().is_hosted:
+            policy.check_estimate(settings(), estimate(ref))
         return predict(ref, work)
 
     context = JobContext(kind="predict", ref=ref, calibration=calibration, evaluation=evaluation)
