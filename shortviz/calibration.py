@@ -141,7 +141,7 @@ def _fill(stack: LayerStack, model: PreTrainedModel, module: nn.Module, device: 
     for weight in module.parameters():
         weight.requires_grad_(False)
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' own mark: leave it alone
-    compute_buffers(stack.decoder if isinstance(stack.decoder, PreTrainedModel) else model, module, device)
+    compute_buffers(model, stack, module, device)
 
 
 def _spread(module: nn.Module) -> None:

@@ -19,14 +19,14 @@ def cut_facts(model: StreamedModel, plan: PrunePlan, tokens: Tensor) -> ModelInf
     same masks and positions; that is compared on `tokens`, (rows, tokens). Raises PlanError where the stock config
     cannot express the cut, ModelError, naming the argument, where a layer would be called with something else.
     """
-    short = empty_model(model.model, pruned_config(model.model.config, plan)).eval().requires_grad_(False)
-    info, stack = pruned_info(model.info, short, plan), layer_stack(short)
     with torch.inference_mode(mode=False):
+        short = empty_model(model.model, pruned_config(model.model.config, plan)).eval().requires_grad_(False)
+        info, stack = pruned_info(model.info, short, plan), layer_stack(short)
         for mine, theirs in zip(beside(stack), beside(model.stack), strict=True):
             mine.load_state_dict(theirs.state_dict(), assign=True)
             for weight in mine.parameters():
                 weight._is_hf_initialized = True  # type: ignore[attr-defined]  # shared: nobody may fill it anew
-            compute_buffers(short, mine, model.placement.device)
+            compute_buffers(short, stack, mine, model.placement.device)
     _, before = record_calls(model.stack, tokens, in_tuple=model.in_tuple)
     _, after = record_calls(stack, tokens, in_tuple=model.in_tuple)
     for new, old in enumerate(plan.kept):

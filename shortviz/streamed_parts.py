@@ -72,7 +72,7 @@ class Parts:
             self._name, {"missing_keys": names, "unexpected_keys": (), "mismatched_keys": info.mismatched_keys}
         )
         for module in modules:
-            compute_buffers(self._owner(), module, self._device)
+            compute_buffers(self._model, self._stack, module, self._device)
             module.requires_grad_(False)
             if aligned:
                 align(module)
@@ -87,10 +87,6 @@ class Parts:
             return part_of(key, self._stack.path) == part
         head = name_of(self._model, self._model.get_output_embeddings())
         return key.startswith(f"{head}.") and key not in self._model.all_tied_weights_keys
-
-    def _owner(self) -> PreTrainedModel:
-        """Return the innermost model around the layers: it knows how their buffers are computed."""
-        return self._stack.decoder if isinstance(self._stack.decoder, PreTrainedModel) else self._model
 
 
 def align(module: nn.Module) -> None:
@@ -158,8 +154,10 @@ def model_names(model: PreTrainedModel, entries: Iterable[str], mapping: Sequenc
 
 @torch.no_grad()
 @transformers_init.guard_torch_init_functions()  # type: ignore[untyped-decorator]
-def compute_buffers(owner: PreTrainedModel, module: nn.Module, device: torch.device) -> None:
+def compute_buffers(model: PreTrainedModel, stack: LayerStack, module: nn.Module, device: torch.device) -> None:
     """Compute the buffers that no file holds (rotary frequencies, masks), as from_pretrained does after loading."""
+    # The innermost model around the layers knows how their buffers are computed.
+    owner = stack.decoder if isinstance(stack.decoder, PreTrainedModel) else model
     for part in module.modules():
         for leaf in part._non_persistent_buffers_set:
             buffer = part._buffers.get(leaf)
