@@ -91,9 +91,19 @@ def _is_scale(module: nn.Module, entered: Tensor, left: Tensor) -> bool:
     return _equal(2 * once - left.double(), twice, left.dtype) and not torch.equal(once, left.double())
 
 
-def scale_features(module: nn.Module, entered: Tensor, left: Tensor) -> Tensor:
-    """Return by how much a norm's output moves when each channel's weight grows by 1, same shape as its output."""
-    return _with_weight(module, module.get_parameter("weight") + 1.0, entered) - left
+def scale_features(module: nn.Module, entered: Tensor) -> Tensor:
+    """Return by how much a norm's output moves when each channel's weight grows by 1, same shape as its output.
+
+    In float32 at least: a step of 1 beside a weight of 20 is a difference of two roundings in bfloat16.
+    """
+    dtype = torch.promote_types(entered.dtype, torch.float32)
+    wide = {name: weight.to(dtype) for name, weight in module.named_parameters()}
+    once, twice = (
+        torch.func.functional_call(module, wide | {"weight": wide["weight"] + step}, (entered.to(dtype),))
+        for step in (0.0, 1.0)
+    )
+    found: Tensor = twice - once
+    return found
 
 
 def _with_weight(module: nn.Module, weight: Tensor, entered: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def gather(
 @torch.inference_mode()
 def _features(module: nn.Module, site: Site, seen: Visit) -> list[Tensor]:
     if site.writer.scale:
-        return [scale_features(module, seen.entered[-1], seen.left)]
+        return [scale_features(module, seen.entered[-1])]
     return seen.entered if site.reads == "inputs" else [seen.left]
 
 

@@ -20,6 +20,7 @@ from shortviz.repair import METHODS, Repaired, repair
 from shortviz.repair_draft import shared_front
 from shortviz.repair_work import Work
 from shortviz.replay import record
+from shortviz.residual_writers import scale_features
 from shortviz.seam_moments import Moments
 from shortviz.stream_scale import adding_layers, divided_weights
 from shortviz.watching import Probe
@@ -269,6 +270,15 @@ def test_a_layer_whose_additions_are_divided_follows_a_divided_stream(family: st
         put_weights(layer, divided_weights(layer, names, 3.0))
 
         torch.testing.assert_close(3 * call.run(layer, x.clone()), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_what_a_norms_scale_does_is_known_in_bfloat16_as_well_as_in_float32() -> None:
+    norm = layer_stack(tiny_handle("gemma2", torch.bfloat16).model).layers[1].post_feedforward_layernorm
+    put_weights(norm, {"weight": 20 * torch.ones_like(norm.weight)})
+    entered = torch.randn(5, len(norm.weight), generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = entered.double() * entered.double().square().mean(-1, keepdim=True).rsqrt()
+
+    torch.testing.assert_close(scale_features(norm, entered).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_linear_replacement_stands_between_the_layers_and_is_not_exported(
