@@ -81,7 +81,7 @@ def gather(
         check_stop(stop)
         seen = visit(layer, site.modules, stream, stream.calls[number])
         reached = stream.targets[site.boundary][stream.real]
-        wanted = (reached - seen.output) / site.writer.gain
+        wanted = (in_float64(reached) - in_float64(seen.output)) / site.writer.gain
         features = _features(module, site, seen)
         if moments is None:
             groups = [f.shape[-1] for f in features]
