@@ -60,7 +60,7 @@ def main() -> None:
         scratch = Path(str(resources.files("shortviz"))) / "example_run" / f"scratch-{key}"
         windows = make_windows(evaluation, WINDOWS, handle.tokenizer)
         if options.ledger_only:
-            run = example_run(key)
+            run = replace(example_run(key), ledgers=())  # scored on other windows, an old one would stay beside the new
         else:
             few = make_windows(evaluation, WindowSpec(window=options.window, windows=options.windows), handle.tokenizer)
             run = evaluated(measure(handle, calibration, few, scratch, name), handle, windows)
