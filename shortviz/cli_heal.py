@@ -20,7 +20,7 @@ from shortviz.cli_options import (
     readable,
     with_options,
 )
-from shortviz.cli_session import INTERRUPTED, load_model, print_result, warn_same_text, working
+from shortviz.cli_session import INTERRUPTED, how_to_go_on, load_model, print_result, warn_same_text, working
 from shortviz.cli_task_options import TaskOptions
 from shortviz.errors import PlanError, ShortvizError
 
@@ -95,7 +95,7 @@ def heal_command(
     written = adapter if healed.adapter is not None and not stopped else None
     print_result(_json(healed, ledger, report) if as_json else _text(healed, ledger, report, written, out))
     if stopped:
-        advice = "run the same command again to go on" if out is not None else "with --out it could go on from there"
+        advice = how_to_go_on(out)
         print(f"{healed.history.note} Nothing was written; {advice}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if adapter is not None and written is None:
@@ -105,10 +105,9 @@ def heal_command(
 def _check_repair(repair: str | None) -> None:
     if repair is None:
         return
-    from shortviz.repair import METHODS
+    from shortviz.repair import check_method
 
-    if repair not in METHODS:
-        raise PlanError(f"There is no repair called {repair!r}; choose {', '.join(METHODS)}.")
+    check_method(repair)
     if repair == "linear_replacement":
         raise PlanError("A linear_replacement has no place in a stock model; choose linear_fold to heal after it.")
 

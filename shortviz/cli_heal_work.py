@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "heal-checkpoint.safetensors"
 """In the run directory, while a training is unfinished."""
-HELD_OUT_WINDOWS = 8
-"""Windows at the end of the training text that choose the best step."""
 
 
 class HealWork:
@@ -42,7 +40,7 @@ class HealWork:
         self.base, self.training, self.settings, self.out = base, training, settings, out
         self.on_progress, self.stop = on_progress, stop
         tokens = tokenize(training, base.tokenizer)
-        self.tokens, self.heldout = split_heldout(tokens, windows=HELD_OUT_WINDOWS, window=settings.length)
+        self.tokens, self.heldout = split_heldout(tokens, window=settings.length)
         self.kept: LedgerWork | None = None
         """The ledger, in the first process alone."""
 

@@ -51,13 +51,13 @@ class LedgerWork:
 
     def add(self, handle: "ModelHandle", *, whatever_stop: bool = False) -> None:
         """Score a treated model; with `whatever_stop` its windows even after a stop, for it is what the stop left."""
+        from shortviz.ledger import treated_name
         from shortviz.ledger_steps import add_step
 
         self.newest = self._evaluate(handle, threading.Event() if whatever_stop else self.stop)
-        name = "healed" if any(treatment.kind == "heal" for treatment in handle.treatments) else "repaired"
         self.ledger = add_step(
             self.ledger,
-            "healed" if name == "healed" else "repaired",
+            treated_name(handle.treatments),
             self.newest,
             handle.treatments,
             task=self._score(handle),

@@ -11,7 +11,7 @@ import typer
 from shortviz.cli_claim import begun
 from shortviz.cli_numbers import at_least
 from shortviz.cli_options import JsonOption, LoadOptions, TextOptions, with_options
-from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
+from shortviz.cli_session import INTERRUPTED, how_to_go_on, load_model, print_result, working
 from shortviz.errors import ShortvizError
 from shortviz.records import ModelRef
 
@@ -167,7 +167,7 @@ def finish(losses: "BlockLosses", out: Path | None) -> None:
     from shortviz.checkpoint import discard_checkpoint
 
     if not losses.complete:
-        advice = "run the same command again to go on" if out is not None else "with --out it could go on from there"
+        advice = how_to_go_on(out)
         print(f"Stopped with part of the map measured; {advice}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if out is not None:

@@ -13,7 +13,7 @@ import typer
 from shortviz.cli_claim import claimed
 from shortviz.cli_numbers import at_least
 from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, TextOptions, readable, with_options
-from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
+from shortviz.cli_session import INTERRUPTED, how_to_go_on, load_model, print_result, working
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
@@ -93,7 +93,7 @@ def measure(
             runs.save_run(run, out)
     print_result(runs.run_json(run) if as_json else distances_text(distances, run.model))
     if distances.samples < len(tokens.rows):
-        advice = "run the same command again to go on" if out is not None else "with --out it could go on from there"
+        advice = how_to_go_on(out)
         print(f"Stopped after {distances.samples} of {len(tokens.rows)} rows; {advice}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if checkpoint is not None:

@@ -69,10 +69,9 @@ def repair_command(
     asked = task.task()
     with working() as (on_progress, stop):
         from shortviz import pruning
-        from shortviz.repair import METHODS, repair
+        from shortviz.repair import check_method, repair
 
-        if method not in METHODS:
-            raise PlanError(f"There is no repair called {method!r}; choose {', '.join(METHODS)}.")
+        check_method(method)
         if export is not None and method == "linear_replacement":
             raise PlanError(
                 "A linear_replacement has no place in a stock model; leave --export away, or use linear_fold."

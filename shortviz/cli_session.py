@@ -142,3 +142,8 @@ def warn_same_text(fitted: "TextSpec", scored: "TextSpec") -> None:
 def print_result(found: str | dict[str, Any]) -> None:
     """Print text, or one JSON object, on the real stdout."""
     print(found if isinstance(found, str) else json.dumps(found, allow_nan=False), flush=True)
+
+
+def how_to_go_on(out: Path | None) -> str:
+    """Return what to do after a stop; a run directory keeps what was done."""
+    return "run the same command again to go on" if out is not None else "with --out it could go on from there"

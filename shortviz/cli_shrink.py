@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +26,7 @@ from shortviz.cli_options import (
     with_options,
 )
 from shortviz.cli_repair import FitTexts, FitTokensOption, MethodOption
-from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
+from shortviz.cli_session import INTERRUPTED, how_to_go_on, load_model, print_result, working
 from shortviz.cli_task_options import TaskOptions
 from shortviz.fit_text import FIT_TOKENS
 
@@ -100,13 +101,13 @@ def shrink_command(
     lines = [_text(shrunk, ledger), *kept_line(kept), *report_lines(report)]
     print_result(_json(shrunk, ledger, report) if as_json else "\n".join(lines))
     if not shrunk.complete:
-        _tell_unfinished(shrunk, to_layers, resumable=out is not None)
+        _tell_unfinished(shrunk, to_layers, out)
 
 
-def _tell_unfinished(shrunk: "Shrunk", to_layers: int, *, resumable: bool) -> None:
+def _tell_unfinished(shrunk: "Shrunk", to_layers: int, out: Path | None) -> None:
     """Say why fewer layers went than wanted; exit with the code of a stop or, where more was refused, of bad input."""
     left = shrunk.handle.info.num_layers
-    advice = "run the same command again to go on" if resumable else "with --out it could go on from there"
+    advice = how_to_go_on(out)
     if shrunk.note:
         advice = f"ask for {left} layers to have this result written"
     said = f"{shrunk.note} " if shrunk.note else ""

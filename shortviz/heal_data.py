@@ -10,6 +10,8 @@ from shortviz.texts import fingerprint
 
 PARAMETERS_PER_TOKEN = 250
 """Trained parameters that one token of text may stand behind. The demo's quick recipe has about 100, with gain."""
+HELD_OUT_WINDOWS = 8
+"""At the end of the text, to choose the best step on."""
 ALL_TOKENS = 1 << 40
 """For TextSpec.max_length: rows are joined, so none need be truncated."""
 
@@ -56,7 +58,7 @@ def batch_of(windows: Tokens, position: int, size: int, seed: int) -> Tokens:
 
 
 def split_heldout(
-    tokens: TokenSet, *, windows: int = 8, window: int = 512, separator: Sequence[int] = ()
+    tokens: TokenSet, *, windows: int = HELD_OUT_WINDOWS, window: int = 512, separator: Sequence[int] = ()
 ) -> tuple[TokenSet, WindowSet]:
     """Return (text to train on, windows of text held out): the last rows, as many as fill the windows.
 

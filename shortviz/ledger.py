@@ -4,7 +4,7 @@ One ledger per cut: uncut -> cut -> repaired -> healed, every step scored on the
 cut stand in it side by side, each healing says by its treatments what it began from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
@@ -65,6 +65,11 @@ class LedgerStep:
         groups = [(name, len(list(same))) for name, same in groupby(self.methods)]
         words = ", then ".join(name.replace("_", " ") + (f" × {n}" if n > 1 else "") for name, n in groups)
         return f"{self.name} ({words})" if words else self.name
+
+
+def treated_name(treatments: Sequence[Treatment]) -> StepName:
+    """Return which step of a ledger a model is that went through these treatments."""
+    return "healed" if any(treatment.kind == "heal" for treatment in treatments) else "repaired"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

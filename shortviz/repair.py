@@ -99,9 +99,14 @@ def repair(
     return _report(work, draft, outcomes, time.perf_counter() - began)
 
 
-def _checked_plan(cut: ModelHandle, base: ModelHandle, method: str) -> PrunePlan:
+def check_method(method: str) -> None:
+    """Raise PlanError for a method that there is not."""
     if method not in METHODS:
         raise PlanError(f"There is no repair called {method!r}; choose {', '.join(METHODS)}.")
+
+
+def _checked_plan(cut: ModelHandle, base: ModelHandle, method: str) -> PrunePlan:
+    check_method(method)
     plan = cut.plan
     if plan is None or not plan.removed:
         raise PlanError("No layer is missing from this model, so there is nothing to repair; cut it first.")

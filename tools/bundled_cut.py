@@ -15,7 +15,6 @@ from shortviz.texts import tokenize
 BLOCK = Block(start=12, n=4)
 """The block of the handbook's examples."""
 TRAINING_ROWS = 400
-HELD_OUT_WINDOWS = 8
 
 
 def tell(progress: Progress) -> None:
@@ -34,6 +33,6 @@ def treated(handle: ModelHandle, spec: TextSpec, *, preset: str = "quick") -> li
         models.append(("repaired", repaired.handle))
     settings = PRESETS[preset]
     more = tokenize(replace(spec, limit=TRAINING_ROWS), handle.tokenizer)
-    train, heldout = split_heldout(more, windows=HELD_OUT_WINDOWS, window=min(256, settings.length))
+    train, heldout = split_heldout(more, window=min(256, settings.length))
     healed = heal(models[-1][1], train, settings, base=handle, heldout=heldout, on_progress=tell)
     return [*models, ("healed", healed.handle)]

@@ -19,7 +19,7 @@ from bundled_cut import BLOCK, tell, treated
 from shortviz.distances import measure_distances
 from shortviz.generation import continue_text
 from shortviz.handle import ModelHandle
-from shortviz.ledger import Ledger
+from shortviz.ledger import Ledger, treated_name
 from shortviz.ledger_steps import add_step, start_ledger
 from shortviz.loading import load
 from shortviz.loss_map import measure_losses
@@ -101,8 +101,9 @@ def ledger(handle: ModelHandle, windows: WindowSet, spec: TextSpec, preset: str)
     found = start_ledger(scored, prompt=PROMPT, **texts)
     for step, model in rest:
         score = evaluate(model, windows, base=handle, base_scores=cache, on_progress=tell)
-        name = "healed" if step == "healed" else "repaired"
-        found = add_step(found, name, score, model.treatments, continuation=continue_text(model, PROMPT))
+        found = add_step(
+            found, treated_name(model.treatments), score, model.treatments, continuation=continue_text(model, PROMPT)
+        )
         share = found.steps[-1].recovered
         print(f"\n{step}: {'' if share is None else f'{100 * share:.0f} % won back'}", file=sys.stderr)
     return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from shortviz.heal_settings import HealSettings
 from shortviz.job_state import JobControl
+from shortviz.ledger import treated_name
 from shortviz.ledger_steps import add_step, start_ledger
 from shortviz.records import Evaluation, Progress, PrunePlan, Run
 from shortviz.runs import new_run, with_evaluation, with_ledger, with_task
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from shortviz.ledger import Ledger
     from shortviz.records import TaskScore, TokenSet, WindowSet
 
-HELD_OUT_WINDOWS: Final = 8
-"""At the end of the training text; those of `shortviz heal`, so that its command repeats what is done here."""
 REPAIR_BATCH: Final = 4 * actions.CPU_BATCH
 
 
@@ -149,8 +148,7 @@ class CutWork:
 
     def add(self, model: "ModelHandle", healed: "Healed | None" = None) -> None:
         """Score a treated model, let it write, and keep it and its step."""
-        methods = tuple(treatment.method for treatment in model.treatments)
-        name = "healed" if any(t.kind == "heal" for t in model.treatments) else "repaired"
+        methods, name = kept_models.methods_of(model), treated_name(model.treatments)
         evaluation = self._score(model, name)
         text = self.texts.write(name, model, self.context.removed, methods)
         task = self._accuracy(model, name)
@@ -161,8 +159,7 @@ class CutWork:
             self.shown = replace(self.shown, note=f"{self.shown.note} {problem}".strip())
         assert self.shown.ledger is not None, "the ledger is opened first"
         ledger = add_step(
-            self.shown.ledger, "healed" if name == "healed" else "repaired", evaluation, model.treatments,
-            task=task, continuation=text,
+            self.shown.ledger, name, evaluation, model.treatments, task=task, continuation=text,
         )  # fmt: skip
         self._keep(ledger)
 
@@ -241,7 +238,7 @@ class CutWork:
         if self._texts is None:
             self.control.on_progress(Progress(stage="read text", done=0, total=1, unit="steps"))
             tokens = tokenize(spec, self.base.tokenizer)
-            self._texts = split_heldout(tokens, windows=HELD_OUT_WINDOWS, window=self.length)
+            self._texts = split_heldout(tokens, window=self.length)
         return self._texts
 
     def _checkpoint(self, begin: "ModelHandle", recipe: HealSettings, tokens: "TokenSet") -> Path:

@@ -9,11 +9,12 @@ from shortviz import own_weights
 from shortviz.ledger import LedgerStep, Treatment
 from shortviz.new_weights import put_weights
 from shortviz.pruning import prune
-from shortviz.records import Evaluation, PrunePlan, Score, TextInfo
+from shortviz.records import Block, PrunePlan
 from shortviz.ui.kept_models import bring_back, is_kept, keep, place
 from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import RunShelf
 from tests.families import NUM_LAYERS, shared_handle
+from tests.records_fixture import fixture_evaluation, fixture_model
 
 METHODS = ("seam_refit",)
 
@@ -25,18 +26,8 @@ def repaired(weight: str, seconds: float):
 
 
 def step(model) -> LedgerStep:
-    score = Score(
-        nll=1.0,
-        nll_stderr=0.0,
-        tokens=1,
-        windows=1,
-        forward_seconds=1.0,
-        parameters=1,
-        bytes=4,
-        cache_bytes_per_token=1,
-    )
-    text = TextInfo(source="a test", rows=1, tokens=2, fingerprint="test")
-    return LedgerStep(name="repaired", evaluation=Evaluation(score=score, text=text), treatments=model.treatments)
+    evaluation = fixture_evaluation(fixture_model(NUM_LAYERS), Block(start=2, n=1))
+    return LedgerStep(name="repaired", evaluation=evaluation, treatments=model.treatments)
 
 
 def test_a_kill_while_a_model_is_written_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
