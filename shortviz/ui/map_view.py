@@ -11,7 +11,7 @@ from shortviz.records import Block, BlockDistances, BlockLosses, ModelInfo
 from shortviz.ui import curve_view, measured, texts_view
 from shortviz.ui import state as s
 from shortviz.ui.choosing import choose
-from shortviz.ui.notes import job_progress
+from shortviz.ui.notes import progress_words
 from shortviz.ui.resources import Bench
 from shortviz.ui.selection import parse_cell, parse_row, parse_selection
 from shortviz.ui.shown import Shown
@@ -19,31 +19,39 @@ from shortviz.ui.words import count, duration, plain
 
 VIEWS = ("Map", "Table", "Best per n", "Agreement", "Curve", "Texts")
 CHART_HEIGHT = 440
-_BAR_HEIGHT = 10
-"""Pixels of a progress bar under its words, kept free without one: the map stays where it is when work starts."""
+_BAR_HEIGHT = 14
+"""Pixels of a progress bar, kept free without one: the map stays where it is when work starts."""
 FONT = measured.FONT
 
 
 def facts(which: str, distances: BlockDistances | None, losses: BlockLosses | None, job: JobState | None) -> None:
-    """Say what text stands behind the map; while it grows, how far it is."""
-    if job is not None and job.live:
-        job_progress(job)
-        return
+    """Say what text stands behind the map; while it grows, how far it is.
+
+    Words and the place of the bar are the same two elements either way, so each is replaced where it stands: with
+    other elements the map jumps when a message of Streamlit ends between the two.
+    """
+    running = job if job is not None and job.live else None
     with st.container(gap=None):
+        if running is not None:
+            st.caption(progress_words(running))
+            st.progress(running.fraction)
+            return
         if which != "predicted" and losses is not None:
-            measured.facts(losses, distances)
+            st.caption(measured.facts(losses))
         elif which == "predicted" and distances is not None:
-            _distance_facts(distances)
+            st.caption(_distance_facts(distances))
         else:
             st.caption("Not measured yet.")
         st.space(_BAR_HEIGHT)
+        if which != "predicted" and losses is not None:
+            measured.warning(losses, distances)
 
 
-def _distance_facts(distances: BlockDistances) -> None:
+def _distance_facts(distances: BlockDistances) -> str:
     text = distances.text
     words = f"{distances.samples} of {text.rows} rows" if distances.samples < text.rows else f"{text.rows} rows"
     time = f", measured in {duration(distances.seconds)}" if distances.seconds else ""
-    st.caption(f"Averaged over {words} of {plain(text.source)}, {count(text.tokens)} tokens, {plain(text.bos)}{time}.")
+    return f"Averaged over {words} of {plain(text.source)}, {count(text.tokens)} tokens, {plain(text.bos)}{time}."
 
 
 def views(

@@ -42,8 +42,8 @@ def drawn(
     return replace(measured, criteria={criterion: loss_charts.difference_grid(grid, losses.increase)})
 
 
-def facts(losses: BlockLosses, distances: BlockDistances | None) -> None:
-    """Say what text stands behind the measured map, and what is still missing."""
+def facts(losses: BlockLosses) -> str:
+    """Return what text stands behind the measured map, and what is still missing."""
     text = losses.text
     whole = losses.windows[losses.windows > 0]
     least = int(whole.min()) if whole.size else 0
@@ -55,10 +55,15 @@ def facts(losses: BlockLosses, distances: BlockDistances | None) -> None:
         words.append("no errors before two windows")
     if losses.seconds:
         words.append(f"measured in {duration(losses.seconds)}")
-    st.caption(" · ".join(words))
-    if distances is not None and distances.text.source == text.source:
+    return " · ".join(words)
+
+
+def warning(losses: BlockLosses, distances: BlockDistances | None) -> None:
+    """Warn where the losses are scored on the text that the blocks are chosen by."""
+    source = losses.text.source
+    if distances is not None and distances.text.source == source:
         st.caption(
-            f":orange[:material/warning: The losses are scored on the calibration text, {plain(text.source)}: what was "
+            f":orange[:material/warning: The losses are scored on the calibration text, {plain(source)}: what was "
             "chosen by it looks better than it is. Choose another evaluation text on the Model page.]"
         )
 
