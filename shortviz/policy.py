@@ -16,7 +16,7 @@ from shortviz.heal_settings import HealSettings
 from shortviz.job_state import JobState
 from shortviz.records import ModelEstimate, ModelRef, Run, TaskSpec, TextSpec
 from shortviz.settings import Settings
-from shortviz.words import size
+from shortviz.words import one_line, size
 
 _FOLDER_FIELDS = ("folder", "out", "path", "checkpoint")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -91,7 +91,7 @@ def check_export(rules: Settings, name: str, parameters: int) -> None:
 def _check_parameters(rules: Settings, name: str, found: int, most: int, does: str) -> None:
     if rules.is_hosted and found > most:
         raise PolicyError(
-            f"{_shown(name)} has {found / 1e6:,.0f} million parameters, and this hosted demo {does} at most "
+            f"{one_line(name)} has {found / 1e6:,.0f} million parameters, and this hosted demo {does} at most "
             f"{most / 1e6:,.0f} million; run shortviz on your own machine for larger models."
         )
 
@@ -118,19 +118,19 @@ def _check_model(rules: Settings, ref: ModelRef) -> None:
     names = [entry.partition("@")[0] for entry in rules.allowed_models]
     if ref.id not in names:
         raise PolicyError(
-            f"This hosted demo offers only {', '.join(names) or 'no models'}, not {_shown(ref.id)}; run shortviz on "
+            f"This hosted demo offers only {', '.join(names) or 'no models'}, not {one_line(ref.id)}; run shortviz on "
             "your own machine for other models."
         )
     pinned = dict(entry.split("@", 1) for entry in rules.allowed_models if "@" in entry).get(ref.id)
     # Anybody can propose a commit to a public model, so only the revision that the list names is ever read.
     if ref.revision is not None and ref.revision != pinned:
-        raise PolicyError(f"This hosted demo offers {_shown(ref.id)} at one revision only; leave the revision empty.")
+        raise PolicyError(f"This hosted demo offers {one_line(ref.id)} at one revision only; leave the revision empty.")
     if ref.dtype not in _DTYPES:
         raise PolicyError(
-            f"This hosted demo knows no precision {_shown(ref.dtype)}; choose one of {', '.join(_DTYPES)}."
+            f"This hosted demo knows no precision {one_line(ref.dtype)}; choose one of {', '.join(_DTYPES)}."
         )
     if ref.device != "auto" and not re.fullmatch(r"cpu|cuda(:\d)?", ref.device):
-        raise PolicyError(f"This hosted demo has no device {_shown(ref.device)}; choose auto.")
+        raise PolicyError(f"This hosted demo has no device {one_line(ref.device)}; choose auto.")
 
 
 def _check_text(rules: Settings, spec: TextSpec) -> None:
@@ -224,7 +224,7 @@ def _check_dataset(rules: Settings, name: str) -> None:
     if name not in rules.allowed_datasets:
         offers = ", ".join(rules.allowed_datasets)
         raise PolicyError(
-            f"This hosted demo does not read the data set {_shown(name)}; "
+            f"This hosted demo does not read the data set {one_line(name)}; "
             + (f"choose one of {offers}." if offers else "choose a built-in text or paste your own.")
         )
 
@@ -271,9 +271,3 @@ def _check_number(rules: Settings, name: str, value: float) -> None:
             f"{(name or 'A number').replace('_', ' ').capitalize()} is {shown}, and this hosted demo takes at most "
             f"{most:,.0f}; choose a smaller number."
         )
-
-
-def _shown(name: str) -> str:
-    """Return a name as it may stand in a message: printable, and not endless."""
-    kept = "".join(c if c.isprintable() else "?" for c in name)
-    return kept if len(kept) <= 80 else kept[:77] + "..."

@@ -46,3 +46,9 @@ def plus_minus(value: float, error: float | None, form: str) -> str:
     if error is None or math.isnan(error):
         return format(value, form)
     return f"{value:{form}} +- {error:{form.removeprefix('+')}}"
+
+
+def one_line(text: str, most: int = 80) -> str:
+    """Return text from outside as it may stand in a message: printable, and not endless."""
+    kept = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
+    return kept if len(kept) <= most else kept[: most - 3] + "..."

@@ -26,7 +26,7 @@ LINKED_KINDS = ("builtin", "dataset")
 """Kinds of text that a link can name."""
 LONG_KINDS = ("load", "measure", "losses", "heal", "shrink", "export")
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
 _MOST_CHARACTERS = 300
 _MOST_ROWS, _MOST_TOKENS = 100_000, 8192
 _TEXT = TypeAdapter(TextSpec)
@@ -103,7 +103,7 @@ def read_ref(parameters: Mapping[str, str]) -> ModelRef | None:
         id=name,
         revision=revision or None,
         dtype=dtype if dtype in DTYPES else "auto",
-        device=device if _DEVICE.fullmatch(device) else "auto",
+        device=device if DEVICE.fullmatch(device) else "auto",
     )
 
 

@@ -19,6 +19,7 @@ from shortviz.ui.address import (
     went_back,
     write_address,
 )
+from shortviz.ui.link_problems import link_problems
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of
 from shortviz.ui.words import plain
@@ -59,6 +60,9 @@ def open_page(page: StreamlitPage) -> None:
         parameters = linked()
         read_address(bench(), state, parameters)
         attach_own(bench(), state)
+        told = link_problems(bench(), state, parameters)
+        if told:
+            visit.tell(state, f"{visit.notice(state)} {told}".strip())
         if page.url_path == "" and any(key in VIEW_PARAMETERS for key in parameters):
             st.switch_page("pages/map.py", query_params=parameters)
     elif went_back():

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from shortviz.ui import learn_limits, learn_loss, learn_map, learn_stream, visit
+from shortviz.ui import learn_limits, learn_loss, learn_map, learn_stream, notes, visit
 from shortviz.ui import state as s
 from shortviz.ui.learn_parts import choose_on_map
 from shortviz.ui.looks import main_button
 from shortviz.ui.resources import bench
 from shortviz.ui.shelves import EXAMPLE
+from shortviz.words import one_line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +89,8 @@ def draw() -> None:
     if state.get(s.STEP) not in LESSONS:  # buttons set it too, so the widget may have no default of its own
         linked = st.query_params.get(s.STEP)
         state[s.STEP] = linked if linked in LESSONS else STEPS[0]
+        if linked and linked not in LESSONS:
+            notes.problem(f'The link\'s lesson "{one_line(linked, 40)}" is none of the course; it opens at the first.')
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.segmented_control(
             "Lesson",

@@ -133,6 +133,11 @@ def first_block(distances: BlockDistances, model: ModelInfo) -> Block:
 def settle_block(state: s.State, distances: BlockDistances | None, model: ModelInfo) -> None:
     """Choose a first block where none is chosen, or one that this model could not have."""
     chosen = s.block(state)
-    if chosen is not None and 0 <= chosen.start < model.num_layers and 1 <= chosen.n <= model.num_layers:
+    if chosen is not None and within(chosen, model):
         return
     s.set_block(state, first_block(distances, model) if distances is not None else Block(start=0, n=1))
+
+
+def within(block: Block, model: ModelInfo) -> bool:
+    """Return whether both numbers of a block are ones that some block of the model has."""
+    return 0 <= block.start < model.num_layers and 1 <= block.n <= model.num_layers
