@@ -81,5 +81,9 @@ def start_app(
     if not (root / "app.py").is_file():
         raise ShortvizError(f"The app's files are not at {root}; run this from a checkout (see the README).")
     command = server_command(rules, root, host, port)
-    done = subprocess.run(command, cwd=root, env=server_environment(rules), check=False)
-    raise typer.Exit(done.returncode)
+    environment = server_environment(rules)
+    if os.name == "nt":  # has no exec that keeps the process
+        raise typer.Exit(subprocess.run(command, cwd=root, env=environment, check=False).returncode)
+    # In place of this process, so that whoever ends the process ends the server: SIGTERM reaches no child of it.
+    os.chdir(root)
+    os.execve(command[0], command, environment)
