@@ -162,7 +162,7 @@ def prune(
     with working() as (on_progress, stop):
         from shortviz import export, pruning, streamed_export
 
-        ref = load.ref(model)
+        ref = load.ref(model, one_device="An export, which can be streamed,")
         if chosen is not None and adapter is None and cli_measure.streams(ref, stream):
             report = streamed_export.export_streamed(ref, chosen.of, out, on_progress=on_progress, stop=stop)
         else:

@@ -12,9 +12,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from shortviz.cli_numbers import at_least, option, refuse_huge, typed
-from shortviz.errors import PlanError, TextError
+from shortviz.errors import ModelError, PlanError, TextError
 from shortviz.planning import parse_layers
-from shortviz.records import Block, Bos, ModelRef, PrunePlan, TextSpec, WindowSpec
+from shortviz.records import SPREAD, Block, Bos, ModelRef, PrunePlan, TextSpec, WindowSpec
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A hub id, a checkpoint folder, a .gguf file, or demo.")
@@ -32,10 +32,12 @@ class LoadOptions:
 
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto"
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or spread (over all GPUs).")] = "auto"
 
-    def ref(self, model: str) -> ModelRef:
-        """Return what is to be loaded."""
+    def ref(self, model: str, *, one_device: str = "") -> ModelRef:
+        """Return what is to be loaded; raises ModelError where it is spread and `one_device` names what may not be."""
+        if one_device and self.device == SPREAD:
+            raise ModelError(f"{one_device} needs the model on one device, and --device is {SPREAD}; leave it out.")
         return ModelRef(id=model, revision=self.revision, dtype=self.dtype, device=self.device)
 
 

@@ -5,6 +5,9 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shortviz.errors import ModelError
+from shortviz.records import SPREAD
+
 if TYPE_CHECKING:
     from shortviz.ranks import Ranks
     from shortviz.records import ModelRef, OnProgress
@@ -24,6 +27,8 @@ def share(
     """
     if ranks is None:
         return ref, on_progress
+    if ref.device == SPREAD:
+        raise ModelError(f"Several processes each take a device of their own, and --device is {SPREAD}; leave it out.")
     from shortviz.loading import prepare
     from shortviz.shards import fingerprint, read_shards
 

@@ -78,7 +78,7 @@ def repair_command(
             )
         texts = FitTexts(text, evaluation, fit_tokens)
         questions = read_task(asked) if asked is not None else None
-        handle = load_model(load.ref(model), on_progress, stop, removes=chosen)
+        handle = load_model(load.ref(model, one_device="A repair"), on_progress, stop, removes=chosen)
         check_run(out, handle.info.id)
         tokens, windows = texts.of(handle)
         cut = pruning.prune(handle, chosen.of(handle.info.num_layers))

@@ -70,7 +70,9 @@ def shrink_command(
 
         texts = FitTexts(text, evaluation, fit_tokens)
         questions = read_task(asked) if asked is not None else None
-        handle = load_model(load.ref(model), on_progress, stop, fits=lambda now: check_layers(now, to_layers))
+        handle = load_model(
+            load.ref(model, one_device="Shrinking"), on_progress, stop, fits=lambda now: check_layers(now, to_layers)
+        )
         check_run(out, handle.info.id)
         tokens, windows = texts.of(handle)
         shrunk = shrink(

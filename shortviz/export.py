@@ -35,6 +35,7 @@ from shortviz.model_card import CardFacts, model_card, shortviz_json
 from shortviz.proving import fresh_process, proof_prompts, prove_checkpoint
 from shortviz.recipes import loading_python, mergekit_yaml, prune_json, reproduce_command, reproduce_python
 from shortviz.records import Evaluation, ExportReport, ModelInfo, OnProgress, Progress, PrunePlan, TextInfo
+from shortviz.spreading import refuse_spread
 
 __all__ = [
     "export_checkpoint",
@@ -79,6 +80,7 @@ def export_checkpoint(
     """
     started = time.perf_counter()
     target = check_target(Path(folder))
+    refuse_spread(pruned, "The proof of an export (which can be streamed)")
     needed = needed_bytes(pruned)
     remove_leftovers(target.parent)
     check_space(target, needed)

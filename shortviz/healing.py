@@ -22,6 +22,7 @@ from shortviz.heal_training import Training, own_random_numbers, saver
 from shortviz.ledger import Treatment
 from shortviz.losses import check_windows
 from shortviz.records import OnProgress, TokenSet, WindowSet
+from shortviz.spreading import refuse_spread
 from shortviz.words import size
 
 
@@ -93,6 +94,7 @@ def heal(
 
 def _check(cut: ModelHandle, base: ModelHandle | None, settings: HealSettings, heldout: WindowSet) -> None:
     check_windows(cut, heldout)
+    refuse_spread(cut, "Healing")
     if any(treatment.method == "linear_replacement" for treatment in cut.treatments):
         raise PlanError(
             "A linear layer stands in place of the removed layers, and no stock model has a place for it; heal the cut "

@@ -23,6 +23,7 @@ from shortviz.placement import Placement, choose_placement
 from shortviz.records import ModelEstimate, ModelRef, OnProgress, Progress
 from shortviz.shards import untied_message
 from shortviz.sizes import estimate_files, parse_config, refuse_too_large, settle_gguf
+from shortviz.spreading import refuse_offloaded
 from shortviz.weight_files import read_gguf_header
 
 OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
@@ -111,14 +112,14 @@ def read_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
 
 def _read_model(name: str, folder: Path, placement: Placement) -> PreTrainedModel:
     config = parse_config(name, read_config(ModelFiles(name=name, folder=folder)))
-    on_cpu = placement.device.type == "cpu"
+    whole = None if placement.device.type == "cpu" else {"": placement.device}
     try:
         with quiet_transformers():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=placement.dtype,
-                device_map=None if on_cpu else {"": placement.device},
+                device_map="auto" if placement.spread else whole,
                 use_safetensors=True,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # told by the loading info, and refused below by name
@@ -129,6 +130,7 @@ def _read_model(name: str, folder: Path, placement: Placement) -> PreTrainedMode
             raise
         raise ModelError(f"transformers cannot load {name} ({_first_line(error)}); choose another model.") from error
     refuse_disagreement(name, info)
+    refuse_offloaded(name, model)
     assert isinstance(model, PreTrainedModel)
     return model.eval().requires_grad_(False)
 

@@ -87,6 +87,7 @@ def same_logits(made: Tensor, expected: Tensor) -> bool:
     if made.shape != expected.shape:
         return False
     # The same operations on the same shapes: equal but for rounding. NaN passes; it is for the caller to find.
+    made = made.to(expected.device)
     margin = 8 * torch.finfo(made.dtype).eps * expected.abs().max()
     return not bool(((made - expected).abs() > margin).any())
 

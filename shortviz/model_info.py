@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from shortviz.architectures import illegal_blocks, layer_stack, num_layers, text_config
 from shortviz.records import ModelInfo
+from shortviz.spreading import devices_of
 
 
 def model_info(
@@ -37,7 +38,7 @@ def model_info(
         num_layers=num_layers(model.config),
         parameters=parameters,
         dtype=str(model.dtype).removeprefix("torch."),
-        device=device or str(model.device),
+        device=device or ", ".join(map(str, devices_of(model))),
         reason=reason,
         bytes=num_bytes,
         hidden_size=int(text.hidden_size),

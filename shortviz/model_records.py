@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from shortviz.plan_records import Block
 
+SPREAD = "spread"
+"""The device of a model that is spread over all GPUs of this machine: `device_map="auto"` of transformers."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelRef:
@@ -16,7 +19,7 @@ class ModelRef:
     dtype: str = "auto"
     """`auto`, `float32`, `bfloat16`, `float16` or `float64`."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`, or `spread`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

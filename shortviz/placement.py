@@ -6,7 +6,7 @@ import torch
 
 from shortviz.errors import ModelError
 from shortviz.memory import free_bytes
-from shortviz.records import ModelRef
+from shortviz.records import SPREAD, ModelRef
 
 DTYPES = {
     "float32": torch.float32,
@@ -22,13 +22,26 @@ class Placement:
 
     dtype: torch.dtype
     device: torch.device
+    """The first one, of a model that is spread over several."""
     reason: str
     """One sentence, for people."""
+    spread: tuple[torch.device, ...] = ()
+    """All devices of a model that is spread over several."""
 
     @property
     def dtype_name(self) -> str:
         """The dtype without `torch.`."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def device_name(self) -> str:
+        """The device, or all devices, for people."""
+        return ", ".join(map(str, self.spread)) or str(self.device)
+
+    @property
+    def free_memory(self) -> int:
+        """The bytes of memory that are free there now."""
+        return sum(map(free_memory, self.spread)) if self.spread else free_memory(self.device)
 
 
 def choose_placement(ref: ModelRef) -> Placement:
@@ -37,14 +50,18 @@ def choose_placement(ref: ModelRef) -> Placement:
     Raises:
         ModelError: For a name that is unknown, or a device that this machine does not have.
     """
-    device = _device(ref.device)
-    where = "the CPU" if device.type == "cpu" else str(device)
+    spread = _all_gpus() if ref.device == SPREAD else ()
+    device = spread[0] if spread else _device(ref.device)
+    where = "the CPU" if device.type == "cpu" else ", ".join(map(str, spread)) or str(device)
     if ref.dtype != "auto":
         dtype = _dtype(ref.dtype, device)
-        return Placement(dtype=dtype, device=device, reason=f"{ref.dtype} on {where}, as asked for.")
+        return Placement(dtype=dtype, device=device, spread=spread, reason=f"{ref.dtype} on {where}, as asked for.")
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Placement(
-            dtype=torch.bfloat16, device=device, reason=f"bfloat16 on {where}: this GPU computes in it natively."
+            dtype=torch.bfloat16,
+            device=device,
+            spread=spread,
+            reason=f"bfloat16 on {where}: this GPU computes in it natively.",
         )
     why = {
         "cpu": "CPUs are slow in half precision, which also blurs small distances",
@@ -52,7 +69,7 @@ def choose_placement(ref: ModelRef) -> Placement:
         "mps": "half precision blurs small distances",
     }[device.type]
     no_gpu = "no GPU was found, and " if ref.device == "auto" and device.type == "cpu" else ""
-    return Placement(dtype=torch.float32, device=device, reason=f"float32 on {where}: {no_gpu}{why}.")
+    return Placement(dtype=torch.float32, device=device, spread=spread, reason=f"float32 on {where}: {no_gpu}{why}.")
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -63,10 +80,20 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def _all_gpus() -> tuple[torch.device, ...]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < 2:
+        raise ModelError(
+            f"The device {SPREAD} puts a model on several GPUs, and this machine has {count}; choose auto, and "
+            "--stream where the model does not fit."
+        )
+    return tuple(torch.device("cuda", index) for index in range(count))
+
+
 def _device(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdecimal())):
-        raise ModelError(f"There is no device {name!r}; choose one of auto, cpu, cuda, cuda:0, mps.")
+        raise ModelError(f"There is no device {name!r}; choose one of auto, cpu, cuda, cuda:0, mps, {SPREAD}.")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     has_mps = torch.backends.mps.is_available()
     if kind == "auto":

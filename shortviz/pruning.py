@@ -22,6 +22,7 @@ from shortviz.errors import PlanError
 from shortviz.handle import ModelHandle
 from shortviz.model_info import weight_size
 from shortviz.records import ModelInfo, PrunePlan
+from shortviz.spreading import place_like
 
 
 def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
@@ -44,6 +45,7 @@ def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
     _fill_computed(original, model, plan, path)
     model.generation_config = copy.deepcopy(original.generation_config)
     model.requires_grad_(False).eval()
+    place_like(original, model, plan, path)
     info = pruned_info(handle.info, model, plan)
     return ModelHandle(
         model=model,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shortviz.model_records import ModelEstimate, ModelInfo, ModelRef
+from shortviz.model_records import SPREAD, ModelEstimate, ModelInfo, ModelRef
 from shortviz.plan_records import Block, PrunePlan
 from shortviz.settling_records import Settling
 from shortviz.task_records import TaskPrediction, TaskRow, TaskRows, TaskScore, TaskSpec
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 __all__ = [
+    "SPREAD",
     "Block",
     "BlockDistances",
     "BlockLosses",

@@ -19,6 +19,7 @@ from shortviz.repair_linear import replace_linear
 from shortviz.repair_refit import refit
 from shortviz.repair_scale import rescale
 from shortviz.repair_work import Work
+from shortviz.spreading import refuse_spread
 from shortviz.token_batches import check_rows
 
 _RECIPES: Mapping[str, Callable[[Work], tuple[Draft, list[Outcome]]]] = {
@@ -78,6 +79,7 @@ def repair(
     """
     began = time.perf_counter()
     plan = _checked_plan(cut, base, method)
+    refuse_spread(cut, "A repair")
     stray = [block for block in blocks or () if block not in plan.blocks]
     if stray:
         raise PlanError(

@@ -109,7 +109,7 @@ def _beside_the_layers(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1))
+    return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1).to(a.device))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,7 +10,7 @@ from shortviz import gguf_cache, hub
 from shortviz.architectures import num_layers, refuse_unsupported
 from shortviz.errors import ModelError, ResourceError
 from shortviz.model_files import ModelFiles, read_config, refuse_without_tokenizer, wanted_names, weight_names
-from shortviz.placement import Placement, free_memory
+from shortviz.placement import Placement
 from shortviz.records import ModelEstimate
 from shortviz.weight_files import GgufHeader, read_gguf_header, safetensors_parameters
 from shortviz.words import size
@@ -45,9 +45,9 @@ def estimate_files(files: ModelFiles, placement: Placement) -> ModelEstimate:
         parameters=parameters,
         download_bytes=download,
         memory_bytes=parameters * placement.dtype.itemsize,
-        available_bytes=free_memory(placement.device),
+        available_bytes=placement.free_memory,
         dtype=placement.dtype_name,
-        device=str(placement.device),
+        device=placement.device_name,
         reason=f"{placement.reason} {files.note}".strip(),
     )
 

@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from shortviz import loading
 from shortviz.architectures import LayerStack, layer_stack
+from shortviz.errors import ModelError
 from shortviz.layer_calls import CHECKED_TOKENS, cache_bytes, check_independent, record_calls, returns_tuple
 from shortviz.ledger import Treatment
 from shortviz.model_files import ModelFiles, find_files, read_config
 from shortviz.model_info import model_info, weight_size
 from shortviz.placement import Placement, choose_placement
-from shortviz.records import ModelInfo, ModelRef, OnProgress, PrunePlan
+from shortviz.records import SPREAD, ModelInfo, ModelRef, OnProgress, PrunePlan
 from shortviz.replay import LayerCall
 from shortviz.shards import Entry, read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
@@ -132,6 +133,8 @@ def open_streamed(
     Raises what `load` raises, and ModelError where the family cannot be run layer by layer (the reason is named).
     """
     placement = choose_placement(ref)
+    if placement.spread:
+        raise ModelError(f"A streamed model runs on one device; give --device {placement.device} for {SPREAD}.")
     files = settle_gguf(find_files(ref))
     expected = estimate_files(files, placement)
     folder = loading.fetch(files, expected, on_progress, stop)

@@ -56,6 +56,8 @@ class TiledHead:
 
     def target(self, states: Tensor, tokens: Tensor) -> Target:
         """Return what a window asks, from the uncut model's final states (T, hidden) and next tokens (T,)."""
+        where = self._linear.weight.device  # of a spread model the head may be elsewhere than what stands before it
+        states, tokens = states.to(where), tokens.to(where)
         log_z = self._log_z(states)
         size, hidden = states.shape
         mass, expected, mean_bias = (torch.zeros(size, dtype=torch.float64, device=states.device) for _ in range(3))
@@ -83,6 +85,7 @@ class TiledHead:
 
     def losses(self, states: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Return NLL and KL of cut models, (blocks,) each, means over tokens, from final states (blocks, T, hidden)."""
+        states = states.to(target.states.device)
         blocks, size, hidden = states.shape
         capped = logit_cap(self.handle.model) is not None
         log_z, chosen, cross = torch.empty(3, blocks, size, dtype=torch.float64, device=states.device)

@@ -71,14 +71,15 @@ def _chunks(head: LogitHead, tokens: Tokens, stop: threading.Event | None) -> It
     """
     ids = torch.tensor(tokens)
     states, seconds = head.states(ids, stop)
-    targets = ids[1:].to(states.device)
+    targets = ids[1:]
     for at in range(0, len(targets), head.chunk):
         if stop is not None and stop.is_set():
             raise Stopped("Stopped within a window.")
         where = slice(at, min(at + head.chunk, len(targets)))
         logits, took = head.timed_logits(states[where])
         log_z = logits.logsumexp(-1)
-        nll = log_z.double() - logits.gather(-1, targets[where, None])[:, 0].double()
+        chosen = targets[where, None].to(logits.device)
+        nll = log_z.double() - logits.gather(-1, chosen)[:, 0].double()
         if not bool(torch.isfinite(nll).all()):
             raise NumericsError(where_not_finite(head.handle, ids))
         yield _Chunk(where=where, states=states[where], logits=logits, log_z=log_z, nll=nll, seconds=seconds + took)
