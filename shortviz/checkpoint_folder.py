@@ -26,9 +26,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def check_target(folder: Path) -> Path:
     """Return the absolute path of a folder a checkpoint may be written to: absent, or empty.
 
-    Raises ExportError where something is there already, or where the folder cannot be replaced.
+    Raises ExportError where something is there already, or where the folder cannot be replaced or made.
     """
     target = Path(os.path.abspath(folder.expanduser()))
+    check_writable(target.parent)
     if target.is_dir():
         if any(target.iterdir()):
             raise ExportError(f"The folder {target} is not empty; choose another name, or empty it first.")
@@ -37,6 +38,16 @@ def check_target(folder: Path) -> Path:
     elif target.exists() or target.is_symlink():
         raise ExportError(f"{target} exists and is not a folder; choose another name.")
     return target
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ExportError where nothing can be written to a folder, or it cannot be made; nothing is tried out."""
+    folder = Path(os.path.abspath(folder.expanduser()))
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    reason = "it may not be written to" if there.is_dir() else "it is a file"
+    raise ExportError(f"Nothing can be written to {there} ({reason}); choose a folder you may write to.")
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shortviz.cli_heal_options import HealOptions
-from shortviz.cli_heal_work import HealWork, together
-from shortviz.cli_ledger_work import check_folders, check_room, kept_line, report_lines
+from shortviz.cli_heal_work import CHECKPOINT, HealWork, together
+from shortviz.cli_ledger_work import kept_line, report_lines
 from shortviz.cli_options import (
     EvaluationOptions,
     JsonOption,
@@ -22,6 +22,7 @@ from shortviz.cli_options import (
 )
 from shortviz.cli_session import INTERRUPTED, how_to_go_on, load_model, print_result, warn_same_text, working
 from shortviz.cli_task_options import TaskOptions
+from shortviz.cli_work_folder import check_folders, clear_work, kept_in, work_folder
 from shortviz.errors import PlanError, ShortvizError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def heal_command(
     if adapter is not None and recipe.method == "partial":
         raise ShortvizError("Partial fine-tuning makes no adapter; leave --adapter out, or choose method lora.")
     check_folders(out=out, export=export, adapter=adapter)
+    folder = work_folder(out, export, adapter)
     _check_repair(repair)
     recipe.settings(None, text.seed)
     text.note_unused("batch_size")
@@ -76,26 +78,25 @@ def heal_command(
     with working() as (on_progress, stop), together(load) as (load, is_main):
         handle = load_model(load.ref(model, one_device="Healing"), on_progress, stop, removes=chosen)
         work = HealWork(
-            handle, spec, recipe.settings(handle.info, text.seed), out if is_main else None, on_progress, stop
+            handle, spec, recipe.settings(handle.info, text.seed), folder if is_main else None, on_progress, stop
         )
         if is_main:
             work.score_on(scored_on, text.window_spec(), questions)
-        work.cut_out(chosen.of(handle.info.num_layers), repair, text.max_length or FIT_LENGTH)
-        check_room(export, work.start)
+        work.cut_out(chosen.of(handle.info.num_layers), repair, text.max_length or FIT_LENGTH, export)
         healed = work.train()
         if not is_main:
             return
-        ledger = work.score(healed)
-        stopped = stop.is_set() and not healed.history.complete
-        work.save()  # before anything that may fail: the same command then goes on from the checkpoint
-        report = None
+        with kept_in(folder, out):
+            ledger = work.score(healed)
+            stopped = stop.is_set() and not healed.history.complete
+            work.save()  # before anything that may fail
+            report = work.write(healed, export, adapter) if not stopped else None
         if not stopped:
-            report = work.write(healed, export, adapter)
-            work.forget_checkpoint()
+            clear_work(folder, out, CHECKPOINT)
     written = adapter if healed.adapter is not None and not stopped else None
     print_result(_json(healed, ledger, report) if as_json else _text(healed, ledger, report, written, out))
     if stopped:
-        advice = how_to_go_on(out)
+        advice = how_to_go_on(folder)
         print(f"{healed.history.note} Nothing was written; {advice}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if adapter is not None and written is None:

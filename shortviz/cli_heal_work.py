@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortviz.cli_ledger_work import LedgerWork, check_run
+from shortviz.cli_ledger_work import LedgerWork
+from shortviz.cli_work_folder import check_room, check_run
 
 if TYPE_CHECKING:
     from shortviz.cli_options import LoadOptions
@@ -51,11 +52,12 @@ class HealWork:
         cut = make_windows(spec, windows, self.base.tokenizer)
         self.kept = LedgerWork(self.base, cut, questions, self.on_progress, self.stop)
 
-    def cut_out(self, plan: "PrunePlan", repair: str | None, row_length: int) -> None:
-        """Remove the layers, repair where asked to, and begin the ledger."""
+    def cut_out(self, plan: "PrunePlan", repair: str | None, row_length: int, export: Path | None) -> None:
+        """Remove the layers, repair where asked to, and begin the ledger; an export must find room on its disk."""
         from shortviz import pruning
 
         self.start = cut = pruning.prune(self.base, plan)
+        check_room(export, cut)
         if self.kept is not None:
             self.kept.open(cut)
         if repair is None:
@@ -100,18 +102,13 @@ class HealWork:
         if adapter is not None and healed.adapter is not None:
             from shortviz.heal_adapter import export_adapter
 
-            export_adapter(healed.adapter, adapter)
+            export_adapter(healed.adapter, adapter, base=self.base)
         return None if export is None else self.kept.export(healed.handle, export)
 
     def save(self) -> None:
         """Keep the ledger in the run directory."""
         if self.out is not None and self.kept is not None:
             self.kept.save(self.out, self.tokens.info)
-
-    def forget_checkpoint(self) -> None:
-        """Remove the checkpoint: the training is done, and everything that was wanted of it is written."""
-        if self.out is not None:
-            (self.out / CHECKPOINT).unlink(missing_ok=True)
 
 
 class together:  # noqa: N801  # a context manager used like a function

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shortviz.errors import RunError, ShortvizError, Stopped
+from shortviz.errors import Stopped
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
@@ -109,44 +109,6 @@ class LedgerWork:
         for step in self.ledger.steps[:2]:
             run = runs.with_task(run, step.task) if step.task is not None else run
         runs.save_run(runs.with_ledger(run, self.ledger), out)
-
-
-def check_folders(**given: Path | None) -> None:
-    """Raise ShortvizError where two options name one folder, ExportError where one to be written to is taken.
-
-    `out` is a run directory, which may be there already.
-    """
-    from shortviz.checkpoint_folder import check_target
-
-    named = {name: folder.resolve() for name, folder in given.items() if folder is not None}
-    folders = list(named.values())
-    if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
-        names = [f"--{name}" for name in given]
-        raise ShortvizError(f"{twice} was given twice; give {', '.join(names[:-1])} and {names[-1]} a folder each.")
-    for name, folder in given.items():
-        if folder is not None and name != "out":
-            check_target(folder)
-
-
-def check_room(export: Path | None, cut: "ModelHandle") -> None:
-    """Raise ResourceError where the disk has no room for an export of a cut model: told before work that it would lose.
-
-    What comes after the cut leaves the size as it is.
-    """
-    if export is None:
-        return
-    from shortviz.checkpoint_folder import check_space
-    from shortviz.export import needed_bytes
-
-    check_space(export.resolve(), needed_bytes(cut))
-
-
-def check_run(out: Path | None, model: str) -> None:
-    """Raise RunError where a folder holds a run of another model."""
-    from shortviz import runs
-
-    if out is not None and (out / runs.FILE).is_file() and (found := runs.load_run(out).model.id) != model:
-        raise RunError(f"{out} holds a run of {found}, not of {model}; choose another --out.")
 
 
 def kept_line(out: Path | None) -> list[str]:

@@ -1,6 +1,7 @@
 """`shortviz repair`: cut, repair without training, compare on the same windows, export. Heavy imports wait inside."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,9 +10,6 @@ from shortviz.cli_ledger_work import (
     ExportOption,
     LedgerWork,
     RunOption,
-    check_folders,
-    check_room,
-    check_run,
     kept_line,
     report_lines,
 )
@@ -27,6 +25,7 @@ from shortviz.cli_options import (
 )
 from shortviz.cli_session import load_model, print_result, warn_same_text, working
 from shortviz.cli_task_options import TaskOptions
+from shortviz.cli_work_folder import check_folders, check_room, check_run, clear_work, kept_in, work_folder
 from shortviz.errors import PlanError, TextError
 from shortviz.fit_text import FIT_LENGTH, FIT_TOKENS
 
@@ -34,7 +33,10 @@ if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
     from shortviz.ledger import Ledger
     from shortviz.records import ExportReport, TokenSet, WindowSet
+    from shortviz.repair import Repaired
 
+CHECKPOINT = "repair-checkpoint.safetensors"
+"""In the run directory, while what was repaired is not yet written where it was wanted."""
 MethodOption = Annotated[str, typer.Option(help="seam_refit, linear_fold, scale; linear_replacement (not exportable).")]
 FitTokensOption = Annotated[int, typer.Option(help="Tokens of the text to fit on, in rows of --max-length (256).")]
 
@@ -63,6 +65,7 @@ def repair_command(
 
     text.note_unused("seed")
     check_folders(out=out, export=export)
+    folder = work_folder(out, export)
     chosen = plan.chosen()
     if chosen is None:
         raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
@@ -79,26 +82,56 @@ def repair_command(
         texts = FitTexts(text, evaluation, fit_tokens)
         questions = read_task(asked) if asked is not None else None
         handle = load_model(load.ref(model, one_device="A repair"), on_progress, stop, removes=chosen)
-        check_run(out, handle.info.id)
+        check_run(folder, handle.info.id)
         tokens, windows = texts.of(handle)
         cut = pruning.prune(handle, chosen.of(handle.info.num_layers))
         check_room(export, cut)
-        repaired = repair(
+        repaired = _known(folder, cut, handle, tokens, method, text.batch_size) or repair(
             cut, handle, tokens, method=method, batch_size=text.batch_size, on_progress=on_progress, stop=stop
         )
-        work = LedgerWork(handle, windows, questions, on_progress, stop)
-        work.open(cut)
-        if repaired.applied:
-            work.add(repaired.handle)
-        if out is not None:
-            work.save(out, tokens.info)
-        report = work.export(repaired.handle, export) if export is not None else None
+        _keep(folder, repaired, handle, tokens)
+        with kept_in(folder, out):
+            work = LedgerWork(handle, windows, questions, on_progress, stop)
+            work.open(cut)
+            if repaired.applied:
+                work.add(repaired.handle)
+            if folder is not None:
+                work.save(folder, tokens.info)
+            report = work.export(repaired.handle, export) if export is not None else None
+        clear_work(folder, out, CHECKPOINT)
     verdict = repaired.treatment.note if repaired.applied else f"Nothing was changed. {repaired.treatment.note}"
     if as_json:
         print_result(_json(report, work.ledger, verdict, repaired.applied))
     else:
         unsaid = [] if repaired.applied else [verdict]  # the ledger has the note of a repair that was applied
         print_result("\n".join([ledger_text(work.ledger), *unsaid, *kept_line(out), *report_lines(report)]))
+
+
+def _keep(folder: Path | None, repaired: "Repaired", base: "ModelHandle", tokens: "TokenSet") -> None:
+    """Keep what was repaired until it is written where it was wanted."""
+    if folder is None or not repaired.applied:
+        return
+    from shortviz.own_weights import save_treated
+
+    save_treated(folder / CHECKPOINT, repaired.handle, base, {"text": tokens.info.fingerprint})
+
+
+def _known(
+    folder: Path | None, cut: "ModelHandle", base: "ModelHandle", tokens: "TokenSet", method: str, batch_size: int
+) -> "Repaired | None":
+    """Return the very repair that a command before this one could not write, or None; another one is made anew."""
+    from shortviz.own_weights import load_treated
+    from shortviz.repair import Repaired
+
+    found = load_treated(folder / CHECKPOINT, base) if folder is not None else None
+    if found is None:
+        return None
+    handle, facts = found
+    (done,) = handle.treatments
+    same = (handle.plan, facts["text"], done.method, done.settings["batch_size"])
+    if same != (cut.plan, tokens.info.fingerprint, method, batch_size):
+        return None
+    return Repaired(handle=handle, treatment=done, applied=True)
 
 
 class FitTexts:

@@ -144,6 +144,8 @@ def print_result(found: str | dict[str, Any]) -> None:
     print(found if isinstance(found, str) else json.dumps(found, allow_nan=False), flush=True)
 
 
-def how_to_go_on(out: Path | None) -> str:
+def how_to_go_on(run: Path | None) -> str:
     """Return what to do after a stop; a run directory keeps what was done."""
-    return "run the same command again to go on" if out is not None else "with --out it could go on from there"
+    return (
+        f"run the same command again to go on from {run}" if run is not None else "with --out it could go on from there"
+    )

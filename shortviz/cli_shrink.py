@@ -11,8 +11,6 @@ from shortviz.cli_ledger_work import (
     ExportOption,
     LedgerWork,
     RunOption,
-    check_folders,
-    check_run,
     kept_line,
     report_lines,
 )
@@ -28,6 +26,7 @@ from shortviz.cli_options import (
 from shortviz.cli_repair import FitTexts, FitTokensOption, MethodOption
 from shortviz.cli_session import INTERRUPTED, how_to_go_on, load_model, print_result, working
 from shortviz.cli_task_options import TaskOptions
+from shortviz.cli_work_folder import check_folders, check_room, check_run, clear_work, kept_in, work_folder
 from shortviz.fit_text import FIT_TOKENS
 
 if TYPE_CHECKING:
@@ -63,6 +62,7 @@ def shrink_command(
     at_least(1, to_layers=to_layers)
     text.note_unused("seed")
     check_folders(out=out, export=export)
+    folder = work_folder(out, export)
     asked = task.task()
     with working() as (on_progress, stop):
         from shortviz.pruning import prune
@@ -73,7 +73,9 @@ def shrink_command(
         handle = load_model(
             load.ref(model, one_device="Shrinking"), on_progress, stop, fits=lambda now: check_layers(now, to_layers)
         )
-        check_run(out, handle.info.id)
+        check_run(folder, handle.info.id)
+        gone = sorted(handle.info.layer_bytes, reverse=True)[: handle.info.num_layers - to_layers]
+        check_room(export, handle, fewer_bytes=sum(gone))
         tokens, windows = texts.of(handle)
         shrunk = shrink(
             handle,
@@ -82,34 +84,34 @@ def shrink_command(
             to_layers,
             method=method,
             batch_size=text.batch_size,
-            checkpoint=out / CHECKPOINT if out is not None else None,
+            checkpoint=folder / CHECKPOINT if folder is not None else None,
             on_progress=on_progress,
             stop=stop,
         )
         ledger, report = None, None
         if shrunk.complete:
-            work = LedgerWork(handle, _named(windows), questions, on_progress, stop)
-            assert shrunk.handle.plan is not None, "something was removed"
-            work.open(prune(handle, shrunk.handle.plan))
-            if shrunk.handle.treatments:
-                work.add(shrunk.handle)
-            ledger = work.ledger
-            if out is not None:
-                work.save(out, tokens.info)
-            report = work.export(shrunk.handle, export) if export is not None else None
-            if out is not None:
-                (out / CHECKPOINT).unlink(missing_ok=True)
+            with kept_in(folder, out):
+                work = LedgerWork(handle, _named(windows), questions, on_progress, stop)
+                assert shrunk.handle.plan is not None, "something was removed"
+                work.open(prune(handle, shrunk.handle.plan))
+                if shrunk.handle.treatments:
+                    work.add(shrunk.handle)
+                ledger = work.ledger
+                if folder is not None:
+                    work.save(folder, tokens.info)
+                report = work.export(shrunk.handle, export) if export is not None else None
+            clear_work(folder, out, CHECKPOINT)
     kept = out if shrunk.complete else None
     lines = [_text(shrunk, ledger), *kept_line(kept), *report_lines(report)]
     print_result(_json(shrunk, ledger, report) if as_json else "\n".join(lines))
     if not shrunk.complete:
-        _tell_unfinished(shrunk, to_layers, out)
+        _tell_unfinished(shrunk, to_layers, folder)
 
 
-def _tell_unfinished(shrunk: "Shrunk", to_layers: int, out: Path | None) -> None:
+def _tell_unfinished(shrunk: "Shrunk", to_layers: int, folder: Path | None) -> None:
     """Say why fewer layers went than wanted; exit with the code of a stop or, where more was refused, of bad input."""
     left = shrunk.handle.info.num_layers
-    advice = how_to_go_on(out)
+    advice = how_to_go_on(folder)
     if shrunk.note:
         advice = f"ask for {left} layers to have this result written"
     said = f"{shrunk.note} " if shrunk.note else ""

@@ -1,6 +1,5 @@
 """What a training learned, alone: a folder in peft's format that says which cut of which model it belongs to."""
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -8,13 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from shortviz.adapter_cut import REPAIRED, cut_facts, plan_of, refuse_other, repaired_weights, with_repairs
 from shortviz.checkpoint_folder import check_space, check_target, filled_beside, move_into_place, write_error
 from shortviz.errors import ModelError
 from shortviz.handle import ModelHandle
@@ -23,7 +20,7 @@ from shortviz.ledger import Treatment
 from shortviz.model_card import hub_name
 from shortviz.planning import layers_text
 from shortviz.record_json import read_treatment, treatment_json
-from shortviz.records import ModelInfo, PrunePlan
+from shortviz.records import ModelInfo
 from shortviz.treated_recipe import treated_recipe
 
 WEIGHTS = "adapter_model.safetensors"
@@ -54,17 +51,22 @@ def _peft_name(name: str) -> str:
     return f"base_model.model.{name.replace('.default', '')}"
 
 
-def export_adapter(adapter: Adapter, folder: Path) -> Path:
+def export_adapter(adapter: Adapter, folder: Path, *, base: ModelHandle | None = None) -> Path:
     """Write an adapter alone, and return the folder: weights and config in peft's format, and a card.
 
-    The config names the model and the cut that the adapter belongs to; `load_adapter` refuses any other.
+    The config names the model and the cut that the adapter belongs to; `load_adapter` refuses any other. With `base`,
+    the uncut model, an adapter that was trained on a repaired cut brings the repaired weights along.
 
     Raises ExportError where the folder is taken or cannot be written, ResourceError where the disk is too small.
     """
     target = check_target(Path(folder))
-    needed = sum(tensor.nbytes for tensor in adapter.tensors.values()) + _ROOM
+    repairs = repaired_weights(adapter.cut, base) if base is not None else {}
+    needed = sum(tensor.nbytes for tensor in (*adapter.tensors.values(), *repairs.values())) + _ROOM
     check_space(target, needed)
-    facts = _facts(adapter.cut) | {"treatment": treatment_json(adapter.treatment)}
+    facts = cut_facts(adapter.cut) | {"treatment": treatment_json(adapter.treatment)}
+    whole = bool(repairs) or not adapter.cut.treatments
+    if repairs:
+        facts["repairs"] = [treatment_json(treatment) for treatment in adapter.cut.treatments]
     config = adapter.config.to_dict() | {
         "base_model_name_or_path": hub_name(adapter.cut.info) or Path(adapter.cut.info.id).name,
         "revision": adapter.cut.info.revision,
@@ -75,11 +77,14 @@ def export_adapter(adapter: Adapter, folder: Path) -> Path:
         made = room / "adapter"
         try:
             made.mkdir()
+            if repairs:
+                save_file(repairs, made / REPAIRED, {"format": "pt"})
             save_file(dict(adapter.tensors), made / WEIGHTS, {"format": "pt"})
             text = json.dumps(config, indent=2, default=_plain, allow_nan=False)
             (made / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-            (made / "README.md").write_text(_card(adapter, target.name), encoding="utf-8")
-            (made / WEIGHTS).chmod((made / "README.md").stat().st_mode)
+            (made / "README.md").write_text(_card(adapter, target.name, whole), encoding="utf-8")
+            for weights in made.glob("*.safetensors"):
+                weights.chmod((made / "README.md").stat().st_mode)
         except (OSError, SafetensorError) as error:
             raise write_error(error, target, needed) from error
         move_into_place(made, target)
@@ -94,11 +99,12 @@ def _plain(value: Any) -> Any:
 def load_adapter(cut: ModelHandle, folder: Path) -> ModelHandle:
     """Return a new handle on a cut model with an exported adapter merged in; the cut model is not touched.
 
-    The model may also be an exported checkpoint of that cut, loaded as it is. Raises ModelError where the folder holds
+    Repairs that the folder brings along are made first. The model may also be an exported checkpoint of the cut as it
+    was trained, loaded as it is. Raises ModelError where the folder holds
     no adapter of ours, or one of another model, cut or repair.
     """
     student, treatment = _student(cut, Path(folder))
-    return replace(merge(student), treatments=(*cut.treatments, treatment))
+    return replace(merge(student), treatments=(*student.cut.treatments, treatment))
 
 
 def read_adapter(cut: ModelHandle, folder: Path) -> Adapter:
@@ -119,7 +125,8 @@ def cut_of(folder: Path) -> tuple[int, tuple[int, ...]]:
 def _student(cut: ModelHandle, folder: Path) -> tuple[Student, Treatment]:
     """Return the cut model's student with the weights of an adapter, and what made them."""
     config, facts = _read_config(folder)
-    _refuse_other(folder, facts, cut)
+    cut = with_repairs(cut, folder, facts)
+    refuse_other(folder, facts, cut)
     student = inject(cut, config)
     try:
         tensors = load_file(folder / WEIGHTS)
@@ -151,77 +158,17 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
     return peft.LoraConfig(**values | {"inference_mode": False}), facts
 
 
-def _refuse_other(folder: Path, facts: dict[str, Any], cut: ModelHandle) -> None:
-    mine = _facts(cut)
-    same = ("id", "revision", "architecture", "num_layers", "removed", "treatments")
-    differs = [name for name in same if facts.get(name) != mine[name]]
-    if not differs and facts["dtype"] == mine["dtype"] and facts["weights"] != mine["weights"]:
-        differs = ["weights"]
-    as_it_is = cut.plan is None and all(facts[name] == mine[name] for name in ("architecture", "dtype", "weights"))
-    if not differs or as_it_is:  # a checkpoint of the cut, loaded whole, has the very weights under another name
-        return
-    if differs == ["weights"]:
-        raise ModelError(
-            f"The adapter in {folder} was trained on {_name(facts)} with other weights than this model has; load the "
-            "model that it was trained on."
-        )
-    repaired = [method for kind, method in facts.get("treatments") or () if kind == "repair"]
-    if repaired and not mine["treatments"]:
-        advice = "make that first, with the command in its README.md, and give the folder it wrote as the model"
-    else:
-        advice = "give it the model and the cut that it was trained on"
-    raise ModelError(f"The adapter in {folder} was trained on {_name(facts)}, and this is {_name(mine)}; {advice}.")
-
-
-def _facts(cut: ModelHandle) -> dict[str, Any]:
-    """Return what an adapter's model is: by name, cut and repairs, and by a digest of its weights."""
-    plan = _plan(cut)
-    return {
-        "id": cut.info.id if hub_name(cut.info) else Path(cut.info.id).name,
-        "revision": cut.info.revision,
-        "architecture": cut.info.architecture,
-        "num_layers": plan.num_layers,
-        "removed": list(plan.removed),
-        "treatments": [[treatment.kind, treatment.method] for treatment in cut.treatments],
-        "dtype": cut.info.dtype,
-        "weights": weights_digest(cut.model),
-    }
-
-
-def _name(facts: Mapping[str, Any]) -> str:
-    model = f"{facts.get('id')} ({facts.get('architecture')}, {facts.get('num_layers')} layers)"
-    removed = facts.get("removed") or []
-    cut = f" without layers {layers_text(removed)}" if removed else ", uncut"
-    treated = [method for _, method in facts.get("treatments") or []]
-    return model + cut + (f", treated by {', '.join(treated)}" if treated else "")
-
-
-def _plan(cut: ModelHandle) -> PrunePlan:
-    return cut.plan or PrunePlan(num_layers=cut.info.num_layers, removed=())
-
-
-@torch.no_grad()
-def weights_digest(model: PreTrainedModel) -> str:
-    """Return a SHA-256 over the name, the shape and a sample of each weight: enough to tell two models apart."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().reshape(-1)
-        places = torch.linspace(0, len(flat) - 1, min(64, len(flat)), dtype=torch.float64).long().to(flat.device)
-        sample = flat[places].double().cpu().numpy().astype("<f8")
-        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(sample).tobytes())
-    return digest.hexdigest()
-
-
-def _card(adapter: Adapter, folder: str) -> str:
+def _card(adapter: Adapter, folder: str, whole: bool) -> str:
+    """Return the card; `whole` says that the folder has all that is needed beside the uncut model."""
     cut, treatment = adapter.cut, adapter.treatment
     base: ModelInfo = cut.info
-    plan = _plan(cut)
+    plan = plan_of(cut)
     shown = base.id if hub_name(base) else Path(base.id).name
     done = [t.method for t in cut.treatments]
     recipe = treated_recipe(shown, plan, cut.treatments, folder="cut", revision=base.revision, dtype=base.dtype)
     found = treatment.settings
     text = treatment.text
+    model, quoted = shlex.quote(shown if whole else "cut"), shlex.quote(folder)
     trained_on = f"{text.source}, {text.tokens:,} tokens" if text is not None else "text"
     return "\n".join(
         [
@@ -255,8 +202,8 @@ def _card(adapter: Adapter, folder: str) -> str:
             "Or let shortviz do both, and measure or write the healed model:",
             "",
             "```sh",
-            f"shortviz evaluate {shlex.quote(shown if not done else 'cut')} --adapter {shlex.quote(folder)}",
-            f"shortviz prune {shlex.quote(shown if not done else 'cut')} --adapter {shlex.quote(folder)} --out healed",
+            f"shortviz evaluate {model} --adapter {quoted}",
+            f"shortviz prune {model} --adapter {quoted} --out healed",
             "```",
             "",
             "Made with shortviz. The cut, the settings and the numbers are in `adapter_config.json`, under "

@@ -1,20 +1,23 @@
 """A treated model as a file: the few weights that are its own, and what was done. The rest is the uncut model's."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from shortviz.atomic import write_atomically
 from shortviz.checkpoint import model_facts
 from shortviz.errors import RunError
 from shortviz.handle import ModelHandle
-from shortviz.heal_adapter import weights_digest
 from shortviz.new_weights import own_copy, put_weights
 from shortviz.pruning import prune
 from shortviz.record_json import read_treatment, treatment_json
@@ -71,3 +74,16 @@ def load_treated(path: Path, base: ModelHandle) -> tuple[ModelHandle, dict[str, 
 def _identity(base: ModelHandle) -> dict[str, Any]:
     facts = model_facts(base)
     return {"id": facts[0], "revision": facts[1], "dtype": facts[2], "weights": weights_digest(base.model)}
+
+
+@torch.no_grad()
+def weights_digest(model: PreTrainedModel) -> str:
+    """Return a SHA-256 over the name, the shape and a sample of each weight: enough to tell two models apart."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().reshape(-1)
+        places = torch.linspace(0, len(flat) - 1, min(64, len(flat)), dtype=torch.float64).long().to(flat.device)
+        sample = flat[places].double().cpu().numpy().astype("<f8")
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(sample).tobytes())
+    return digest.hexdigest()

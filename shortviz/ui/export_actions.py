@@ -74,7 +74,7 @@ def start_adapter(
 
         found = kept_models.adapter(bench, key, handle, removed, methods)
         control.on_progress(Progress(stage="write", done=0, total=1, unit="steps"))
-        export_adapter(found, folder)
+        export_adapter(found, folder, base=handle)
         _forget_downloads(folder)
         if not archive:
             return str(folder)

@@ -15,7 +15,7 @@ from shortviz import cli_heal_work
 from shortviz.loading import load
 from shortviz.losses import evaluate
 from shortviz.records import ModelRef, TextSpec, WindowSpec
-from shortviz.runs import load_run
+from shortviz.runs import load_run, run_json
 from shortviz.texts import make_windows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +165,41 @@ def test_an_adapter_is_evaluated_and_written_on_its_own_cut_and_refused_on_other
         assert said in err.splitlines()[-1]
 
 
+def test_an_adapter_of_a_repaired_cut_brings_the_repair_along_and_goes_on_the_uncut_model(
+    shortviz, checkpoint, tmp_path
+):
+    adapter, healed = (str(tmp_path / name) for name in ("adapter", "healed"))
+    recipe = (*RECIPE, "--repair", "seam_refit")
+    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *recipe, "--adapter", adapter, "--json")
+    assert code == 0, err
+    steps = steps_of(json.loads(out))
+    shown = steps["healed"]["evaluation"]["nll"]
+    assert [t["method"] for t in steps["healed"]["treatments"]] == ["seam_refit", "lora"]
+    scored = ("--builtin", "passages/maths", "--window", "32", "--windows", "3", "--json")
+    for cut in ((), CUT):
+        code, out, err = shortviz("evaluate", checkpoint, *cut, "--adapter", adapter, *scored)
+        assert code == 0, err
+        assert json.loads(out)["nll"] == pytest.approx(shown, abs=1e-6)
+    code, out, err = shortviz("prune", checkpoint, "--adapter", adapter, "--out", healed, "--json")
+    assert (code, json.loads(out)["removed"]) == (0, [2, 3]), err
+    code, out, err = shortviz("evaluate", healed, *scored)
+    assert json.loads(out)["nll"] == pytest.approx(shown, abs=1e-5)
+    card = (Path(adapter) / "README.md").read_text()
+    assert f"shortviz evaluate {Path(checkpoint).name} --adapter adapter" in card
+
+    (Path(adapter) / "repaired.safetensors").write_bytes(b"cut short")
+    code, out, err = shortviz("evaluate", checkpoint, "--adapter", adapter, *scored)
+    assert (code, "repaired weights beside the adapter" in err) == (2, True)
+    config = Path(adapter) / "adapter_config.json"
+    fields = json.loads(config.read_text())
+    del fields["auto_mapping"]["shortviz"]["repairs"]  # as an adapter that was written without them
+    config.write_text(json.dumps(fields))
+    code, out, err = shortviz("evaluate", checkpoint, "--adapter", adapter, *scored)
+    assert code == 2
+    assert "treated by seam_refit, and this is" in err
+    assert "with the command in its README.md, and give the folder it wrote (--export) as MODEL" in err
+
+
 def test_a_training_that_helps_nothing_is_told_and_not_recorded(shortviz, checkpoint, tmp_path):
     adapter, run = tmp_path / "adapter", tmp_path / "run"
     places = ("--adapter", str(adapter), "--out", str(run))
@@ -176,17 +211,18 @@ def test_a_training_that_helps_nothing_is_told_and_not_recorded(shortviz, checkp
     assert [step.name for step in load_run(run).ledgers[0].steps] == ["uncut", "cut"]
 
 
-@pytest.mark.parametrize("command", ["heal", "repair"])
+@pytest.mark.parametrize("command", ["heal", "repair", "shrink"])
 def test_a_disk_without_room_for_the_export_is_told_before_the_work(
     command, shortviz, checkpoint, tmp_path, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shortviz.checkpoint_folder.shutil.disk_usage", lambda _: usage._replace(free=1000))
     told = []
-    for module, name in (("shortviz.healing", "heal"), ("shortviz.repair", "repair")):
-        monkeypatch.setattr(import_module(module), name, lambda *_, **__: told.append("begun"))
-    recipe = RECIPE if command == "heal" else ("--fit-tokens", "1024", "--max-length", "64")
-    code, _, err = shortviz(command, checkpoint, *CUT, *TEXT, *recipe, "--export", str(tmp_path / "made"))
+    for module, name in (("healing", "heal"), ("repair", "repair"), ("shrink", "shrink"), ("shrink", "repair")):
+        monkeypatch.setattr(import_module(f"shortviz.{module}"), name, lambda *_, **__: told.append("begun"))
+    recipe = (*RECIPE, "--repair", "scale") if command == "heal" else ("--fit-tokens", "1024", "--max-length", "64")
+    goal = ("--to-layers", "5") if command == "shrink" else CUT
+    code, _, err = shortviz(command, checkpoint, *goal, *TEXT, *recipe, "--export", str(tmp_path / "made"))
     assert code == 2, err
     assert "The checkpoint needs" in err
     assert not told
@@ -197,6 +233,8 @@ def test_what_could_not_be_written_is_told_before_the_training(shortviz, checkpo
         (("--export", str(tmp_path / "x"), "--adapter", str(tmp_path / "x")), "was given twice"),
         (("--out", str(tmp_path / "x"), "--export", str(tmp_path / "x")), "was given twice"),
         (("--repair", "linear_replacement"), "has no place in a stock model"),
+        (("--export", f"{Path(checkpoint) / 'config.json'}/made"), "config.json (it is a file); choose a folder"),
+        (("--out", f"{Path(checkpoint) / 'config.json'}"), "config.json (it is a file); choose a folder"),
     ):
         code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, *options)
         assert (code, out) == (2, "")
@@ -204,23 +242,79 @@ def test_what_could_not_be_written_is_told_before_the_training(shortviz, checkpo
         assert len(err.strip().splitlines()) == 1
 
 
-def test_an_export_that_is_refused_after_the_training_loses_neither_ledger_nor_training(
+WORK = {
+    "heal": ("healing", "heal", (*CUT, *TEXT, *RECIPE)),
+    "repair": ("repair", "repair", (*CUT, *TEXT, "--fit-tokens", "1024", "--max-length", "64")),
+    "shrink": ("shrink", "shrink", ("--to-layers", "4", *TEXT, "--fit-tokens", "1024", "--max-length", "64")),
+}
+
+
+@pytest.mark.parametrize("command", WORK)
+@pytest.mark.parametrize("with_out", [True, False], ids=["with a run", "without"])
+def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes_on(
+    command, with_out, shortviz, checkpoint, tmp_path, monkeypatch
+):
+    module, name, options = WORK[command]
+    export = tmp_path / "healed"
+    work = tmp_path / ("run" if with_out else "healed-work")
+    own = getattr(import_module(f"shortviz.{module}"), name)
+
+    def and_take_the_folder(*arguments, **settings):
+        export.mkdir()
+        (export / "mine.txt").write_text("somebody's")
+        return own(*arguments, **settings)
+
+    places = ("--export", str(export), *(("--out", str(work)) if with_out else ()), "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module(f"shortviz.{module}"), name, and_take_the_folder)
+        code, _, err = shortviz(command, checkpoint, *options, *places)
+    assert code == 2, err
+    assert "is not empty" in err.splitlines()[-1]
+    assert f"is kept in {work}: run the same command again to go on" in err.splitlines()[-1]
+    assert [path.name for path in export.iterdir()] == ["mine.txt"]
+    shown = steps_of({"ledger": {"steps": run_json(load_run(work))["ledgers"][0]["steps"]}})
+    assert (work / f"{command}-checkpoint.safetensors").is_file()
+
+    (export / "mine.txt").unlink()
+    told = []
+    for place in ("repair.repair", "shrink.repair", "heal_training.Training._advance"):
+        monkeypatch.setattr(f"shortviz.{place}", lambda *_, **__: told.append("done again"))
+    code, out, err = shortviz(command, checkpoint, *options, *places)
+    assert code == 0, err
+    assert not told
+    again = json.loads(out)
+    assert again["export"]["max_logit_diff"] == 0.0
+    last = list(shown)[-1]
+    assert steps_of(again)[last]["evaluation"]["nll"] == shown[last]["evaluation"]["nll"]
+    assert steps_of(again)[last]["treatments"] == shown[last]["treatments"]
+    assert work.is_dir() == with_out
+    assert not list(tmp_path.rglob("*checkpoint*"))
+
+
+def test_a_training_without_a_run_that_is_stopped_goes_on_beside_its_export(
     shortviz, checkpoint, tmp_path, monkeypatch
 ):
-    run, export = tmp_path / "run", tmp_path / "healed"
     from shortviz import healing
 
     own = healing.heal
 
-    def and_take_the_folder(*arguments, **options):
-        export.mkdir(exist_ok=True)
-        (export / "mine.txt").write_text("somebody's")
-        return own(*arguments, **options)
+    def interrupted(*arguments, on_progress, **options):
+        def press(progress):
+            on_progress(progress)
+            if progress.done == 3:
+                os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(healing, "heal", and_take_the_folder)
-    places = ("--export", str(export), "--out", str(run))
-    code, _, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, *places)
-    assert code == 2, err
-    assert [step.name for step in load_run(run).ledgers[0].steps] == ["uncut", "cut", "healed"]
-    assert (run / cli_heal_work.CHECKPOINT).is_file()
-    assert [path.name for path in export.iterdir()] == ["mine.txt"]
+        return own(*arguments, on_progress=press, **options)
+
+    command = ("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--adapter", str(tmp_path / "a"), "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(healing, "heal", interrupted)
+        code, _, err = shortviz(*command)
+    assert code == 130
+    assert f"run the same command again to go on from {tmp_path / 'a-work'}" in err
+    begun = load_run(tmp_path / "a-work").ledgers[0]
+    code, out, err = shortviz(*command)
+    assert code == 0, err
+    assert [step.name for step in begun.steps] == ["uncut", "cut", "healed"]
+    assert [point["step"] for point in json.loads(out)["history"]["points"]] == list(range(7))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
