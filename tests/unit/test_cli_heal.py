@@ -218,7 +218,8 @@ def test_a_disk_without_room_for_the_export_is_told_before_the_work(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shortviz.checkpoint_folder.shutil.disk_usage", lambda _: usage._replace(free=1000))
     told = []
-    for module, name in (("healing", "heal"), ("repair", "repair"), ("shrink", "shrink"), ("shrink", "repair")):
+    # shrink first: imported while repair is patched, it would keep what is put there
+    for module, name in (("shrink", "repair"), ("shrink", "shrink"), ("repair", "repair"), ("healing", "heal")):
         monkeypatch.setattr(import_module(f"shortviz.{module}"), name, lambda *_, **__: told.append("begun"))
     recipe = (*RECIPE, "--repair", "scale") if command == "heal" else ("--fit-tokens", "1024", "--max-length", "64")
     goal = ("--to-layers", "5") if command == "shrink" else CUT
@@ -277,7 +278,7 @@ def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes
 
     (export / "mine.txt").unlink()
     told = []
-    for place in ("repair.repair", "shrink.repair", "heal_training.Training._advance"):
+    for place in ("shrink.repair", "repair.repair", "heal_training.Training._advance"):
         monkeypatch.setattr(f"shortviz.{place}", lambda *_, **__: told.append("done again"))
     code, out, err = shortviz(command, checkpoint, *options, *places)
     assert code == 0, err
