@@ -10,7 +10,7 @@ from shortviz.planning import best_start
 from shortviz.records import Block, BlockDistances, BlockLosses, Floats, Grid, ModelInfo
 
 if TYPE_CHECKING:
-    import pandas as pd  # a third of a second, which the first page need not wait for
+    import pandas as pd  # a third of a second, which opening a run need not wait for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from shortviz.settings import settings
 from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, builtin_names
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
+from shortviz.ui.shown import look, settle_block
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LINKED_KINDS = ("builtin", "dataset")
@@ -147,6 +148,17 @@ def write_address(bench: Bench, state: s.State) -> None:
     changed = {key: value for key, value in wanted.items() if st.query_params.get(key) != value}
     if changed:
         st.query_params.update(changed)
+
+
+def go_to(bench: Bench, state: s.State, page: str) -> None:
+    """Open a page with its address: written afterwards it would be an entry of its own, and Back would need two.
+
+    The navigation's links cannot carry it and take two. Streamlit's default refuses to drop what widgets hold.
+    """
+    shown = look(bench, state)
+    if shown.model is not None:
+        settle_block(state, shown.distances, shown.model)
+    st.switch_page(page, query_params=address(bench, state))
 
 
 def address(bench: Bench, state: s.State) -> dict[str, str]:

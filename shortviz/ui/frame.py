@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+# plotly 7.1 looks for pandas among the modules at every figure, and fails on one that another thread (a job, the
+# engine's import) has imported by half: it is whole before any page draws.
+import pandas  # noqa: F401
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
@@ -52,7 +55,7 @@ def _to_learn() -> None:
 def open_page(page: StreamlitPage) -> None:
     """Prefill a new session from the address it was opened with, and draw what is above every page.
 
-    An address without a page opens on Learn; one that carries a view of the map goes to the map.
+    An address without a page opens on Learn; one that carries a view of the map, and no lesson, goes to the map.
     """
     state = s.session()
     if not visit.begun(state):
@@ -63,7 +66,7 @@ def open_page(page: StreamlitPage) -> None:
         told = link_problems(bench(), state, parameters)
         if told:
             visit.tell(state, f"{visit.notice(state)} {told}".strip())
-        if page.url_path == "" and any(key in VIEW_PARAMETERS for key in parameters):
+        if page.url_path == "" and s.STEP not in parameters and any(key in VIEW_PARAMETERS for key in parameters):
             st.switch_page("pages/map.py", query_params=parameters)
     elif went_back():
         follow_address(bench(), state, linked())

@@ -8,6 +8,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from shortviz.ui import learn_limits, learn_loss, learn_map, learn_stream, notes, visit
 from shortviz.ui import state as s
+from shortviz.ui.address import VIEW_PARAMETERS, go_to, went_back
 from shortviz.ui.learn_parts import choose_on_map
 from shortviz.ui.looks import main_button
 from shortviz.ui.resources import bench
@@ -85,7 +86,13 @@ def draw() -> None:
     state = s.session()
     target = visit.take_target(state)
     if target:
-        st.switch_page(target, query_params={})  # the default refuses to drop parameters that widgets hold
+        go_to(bench(), state, target)
+    if went_back() and st.query_params.get(s.STEP) not in LESSONS:
+        # Streamlit 1.67 gives the widget of an address without it its default, which this one may not have (see below).
+        # An address with a view of the map is that of a lesson that was left for the map.
+        left = state.get(s.STEP) in LESSONS and any(key in VIEW_PARAMETERS for key in st.query_params)
+        state[s.STEP] = state[s.STEP] if left else STEPS[0]
+        st.rerun()
     if state.get(s.STEP) not in LESSONS:  # buttons set it too, so the widget may have no default of its own
         linked = st.query_params.get(s.STEP)
         state[s.STEP] = linked if linked in LESSONS else STEPS[0]

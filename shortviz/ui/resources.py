@@ -87,7 +87,6 @@ class Bench:
         A job that may not or cannot start is one that has failed, with the reason for people.
         """
         owner, rules = _session(), settings()
-        _import_whole(context)
         with self._submitting:
             live = [state for state in self.jobs.jobs() if state.live]
             same = next((j.id for j in live if not j.stopping and self._contexts.get(j.id) == context), None)
@@ -146,17 +145,6 @@ class Bench:
 
     def _visible(self, job_id: str) -> bool:
         return not settings().is_hosted or _session() in (self._watchers.get(job_id) or ())
-
-
-def _import_whole(context: JobContext) -> None:
-    """Import pandas on the page's own thread where the job would do it.
-
-    The library of data sets needs it, and plotly 7.1, which looks for it among the modules at every figure, fails on
-    one that another thread has imported by half.
-    """
-    texts = (context.calibration, context.evaluation, context.training, context.task, *context.texts)
-    if any(text is not None and text.kind == "dataset" for text in texts):
-        import pandas  # noqa: F401
 
 
 def _session() -> str:

@@ -14,6 +14,7 @@ from shortviz.runs import EXAMPLES
 from shortviz.settings import settings
 from shortviz.ui import compare_view, visit
 from shortviz.ui import state as s
+from shortviz.ui.address import go_to
 from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.words import plain
@@ -34,7 +35,7 @@ def draw() -> None:
     tools, state = bench(), s.session()
     target = visit.take_target(state)
     if target:
-        st.switch_page(target, query_params={})
+        go_to(tools, state, target)
     runs = tools.runs.listed()
     visit.pick_runs(state, [key for key in visit.picked_runs(state) if key in runs])
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):

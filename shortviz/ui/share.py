@@ -11,7 +11,7 @@ from shortviz.run_tables import block_csv
 from shortviz.runs import folder_name, run_json
 from shortviz.ui import inspect_actions, measured, snippets, treat_buttons
 from shortviz.ui import state as s
-from shortviz.ui.address import left_out, link
+from shortviz.ui.address import go_to, left_out, link
 from shortviz.ui.figure_dialog import figure_dialog, picture
 from shortviz.ui.map_view import criterion_of
 from shortviz.ui.resources import Bench
@@ -25,7 +25,7 @@ def buttons(tools: Bench, shown: Shown, block: Block) -> None:
     with st.container(horizontal=True, gap="small"):
         treat_buttons.buttons(tools, shown, block)
         if st.button("Export", icon=":material/download:", key="to_export"):
-            st.switch_page("pages/export.py", query_params={})
+            go_to(tools, state, "pages/export.py")
         with st.popover("Copy link", icon=":material/link:"):
             st.caption("Restores this view; it starts no work.")
             st.code(link(tools, state), language=None, wrap_lines=True)

@@ -9,6 +9,7 @@ from shortviz.heal_settings import HealSettings
 from shortviz.records import Block
 from shortviz.ui import ledger_view, notes, treat_actions
 from shortviz.ui import state as s
+from shortviz.ui.address import go_to
 from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import run_key
 from shortviz.ui.shown import Shown
@@ -63,7 +64,7 @@ def buttons(tools: Bench, shown: Shown, block: Block) -> None:
         on_click=start_repair, args=(tools, shown, block.layers, method),
     )  # fmt: skip
     if st.button("Heal", icon=":material/healing:", key="to_heal"):
-        st.switch_page("pages/heal.py", query_params={})
+        go_to(tools, s.session(), "pages/heal.py")
 
 
 def cell(tools: Bench, shown: Shown, block: Block) -> None:

@@ -53,3 +53,8 @@ def test_a_saved_run_is_explored_without_torch() -> None:
 @pytest.mark.parametrize(("module", "brings"), [("streamlit", "streamlit"), ("shortviz.pruning", "torch")])
 def test_the_tests_of_layers_can_fail(module: str, brings: str) -> None:
     assert brings in loaded_after([module], "streamlit", "torch", "transformers")
+
+
+def test_pandas_is_whole_before_a_page_draws() -> None:
+    """A figure that is drawn while another thread is in the middle of importing pandas is an exception on the page."""
+    assert loaded_after(["shortviz.ui.frame"], "pandas", "torch") == {"pandas"}
