@@ -34,7 +34,7 @@ from shortviz.cli_options import (
     readable,
     with_options,
 )
-from shortviz.cli_session import INTERRUPTED, load_model, print_result, run_command, working
+from shortviz.cli_session import INTERRUPTED, load_model, print_result, refuse_launcher, run_command, working
 from shortviz.cli_task_options import TaskOptions
 from shortviz.errors import PlanError, Stopped
 
@@ -100,7 +100,7 @@ def evaluate(
     asked = task.task()
     questions = read_task(asked) if asked is not None else None
     scores = None
-    with working() as (on_progress, stop):
+    with working(shared=True) as (on_progress, stop):
         from shortviz import losses, pruning
 
         ref = load.ref(model)
@@ -108,6 +108,7 @@ def evaluate(
             cli_streamed.check_streamable(task=questions is not None, adapter=adapter is not None)
             evaluation = cli_streamed.streamed_evaluations(ref, text, [chosen] if chosen else [], on_progress, stop)[0]
         else:
+            refuse_launcher()
             handle = load_model(ref, on_progress, stop, removes=chosen)
             window_set = texts.make_windows(spec, windows, handle.tokenizer)
             chosen = cli_adapter.adapter_cut(adapter, chosen, handle.info.num_layers)

@@ -75,7 +75,7 @@ def heal_command(
     warn_same_text(spec, scored_on)
     asked = task.task()
     questions = read_task(asked) if asked is not None else None
-    with working() as (on_progress, stop), together(load) as (load, is_main):
+    with working(shared=True) as (on_progress, stop), together(load) as (load, is_main):
         handle = load_model(load.ref(model, one_device="Healing"), on_progress, stop, removes=chosen)
         work = HealWork(
             handle, spec, recipe.settings(handle.info, text.seed), folder if is_main else None, on_progress, stop

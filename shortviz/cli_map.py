@@ -62,7 +62,7 @@ def measured_map(
         return
     ref, run, out = source(model, load, out)
     spec, windows = text.spec(texts.DEFAULT_EVALUATION), text.window_spec()
-    with working() as (on_progress, stop), joined() as ranks:
+    with working(shared=True) as (on_progress, stop), joined() as ranks:
         if search and ranks is not None:
             raise ShortvizError("--search runs in one process; start it without a launcher.")
         ref, on_progress = share(ranks, ref, on_progress, stop)
@@ -129,7 +129,7 @@ def _streamed(
     if not alone:
         raise ShortvizError("--stream only prints what it finds; leave --search and --out out.")
     asked = blocks_asked(blocks)
-    with working() as (on_progress, stop):
+    with working(shared=True) as (on_progress, stop):
         ref, _, _ = source(model, load, None)
         found = streamed_evaluations(ref, text, [Removal(block=block) for block in asked], on_progress, stop)
     print_result(blocks_json(asked, found) if as_json else blocks_text(asked, found))

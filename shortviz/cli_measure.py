@@ -64,7 +64,7 @@ def measure(
     chosen = known.names() if criteria == "all" else tuple(dict.fromkeys(c.strip() for c in criteria.split(",")))
     own = [known.resolve(name) for name in chosen]
     spec = readable(text.spec(texts.DEFAULT_CALIBRATION))
-    with working() as (on_progress, stop), joined() as ranks:
+    with working(shared=True) as (on_progress, stop), joined() as ranks:
         ref, on_progress = share(ranks, load.ref(model), on_progress, stop)
         streamed = tokens_per_row is not None or streams(ref, stream)
         streamed = streamed if ranks is None else any(ranks.all(streamed))

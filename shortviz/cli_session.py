@@ -71,14 +71,27 @@ def _quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def refuse_launcher() -> None:
+    """Raise ShortvizError where a launcher (torchrun, accelerate) started this process among several."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1" and "RANK" in os.environ:
+        raise ShortvizError(
+            f"A launcher started {size} processes, and this command runs in one; start it without torchrun or "
+            "accelerate launch."
+        )
+
+
 @contextmanager
-def working() -> Iterator[tuple["OnProgress", threading.Event]]:
+def working(*, shared: bool = False) -> Iterator[tuple["OnProgress", threading.Event]]:
     """Yield (on_progress, stop) for long work: progress on stderr, nothing of others' on stdout, Ctrl-C sets `stop`.
 
-    A second Ctrl-C raises KeyboardInterrupt at once.
+    A second Ctrl-C raises KeyboardInterrupt at once. Raises ShortvizError where a launcher started several processes,
+    unless the work is `shared` among them: each would do all of it, and write it to one place.
     """
     from shortviz.cli_output import progress
 
+    if not shared:
+        refuse_launcher()
     stop = threading.Event()
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from shortviz.cli_options import TextOptions, readable
 from shortviz.errors import ShortvizError
 
@@ -37,20 +39,33 @@ def check_streamable(*, task: bool, adapter: bool) -> None:
 def streamed_evaluations(
     ref: "ModelRef", text: TextOptions, cuts: "Sequence[Removal]", on_progress: "OnProgress", stop: threading.Event
 ) -> "list[Evaluation]":
-    """Return the evaluation of each cut, or of the uncut model alone, all in one sweep over the layers."""
+    """Return the evaluation of each cut, or of the uncut model alone, all in one sweep over the layers.
+
+    Of several processes that a launcher started each takes its share of the windows, and all but one end here.
+    """
     from shortviz import texts
     from shortviz.cli_output import estimate_line
+    from shortviz.cli_ranks import share
     from shortviz.loading import estimate
+    from shortviz.ranks import joined
     from shortviz.streamed_losses import evaluate_streamed
     from shortviz.streamed_model import open_streamed
 
     spec, windows = readable(text.spec(texts.DEFAULT_EVALUATION)), text.window_spec()
-    found = estimate(ref)
-    print(estimate_line(found), file=sys.stderr)
-    plans = [cut.of(found.num_layers) for cut in cuts]
-    with open_streamed(ref, on_progress=on_progress, stop=stop) as model:
-        window_set = texts.make_windows(spec, windows, model.tokenizer)
-        return evaluate_streamed(model, window_set, plans, on_progress=on_progress, stop=stop)
+    with joined() as ranks:
+        ref, on_progress = share(ranks, ref, on_progress, stop)
+        found = estimate(ref)
+        if ranks is None or ranks.writes:
+            print(estimate_line(found), file=sys.stderr)
+        plans = [cut.of(found.num_layers) for cut in cuts]
+        with open_streamed(ref, on_progress=on_progress, stop=stop) as model:
+            window_set = texts.make_windows(spec, windows, model.tokenizer)
+            if ranks is not None:
+                ranks.agree({"text": window_set.info.fingerprint, "options": (window_set.tokens.shape, plans)})
+            evaluations = evaluate_streamed(model, window_set, plans, ranks=ranks, on_progress=on_progress, stop=stop)
+    if ranks is not None and not ranks.writes:
+        raise typer.Exit
+    return evaluations
 
 
 def blocks_json(blocks: "Sequence[Block]", found: "Sequence[Evaluation]") -> dict[str, Any]:

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ from shortviz.layer_calls import CallBook
 from shortviz.logits import synchronise
 from shortviz.losses import check_windows, evaluation_of
 from shortviz.placement import free_memory
-from shortviz.records import Evaluation, OnProgress, Progress, PrunePlan, WindowSet
+from shortviz.ranks import Ranks
+from shortviz.records import Evaluation, OnProgress, Progress, PrunePlan, Tokens, WindowSet
 from shortviz.replay import LayerCall
 from shortviz.streamed_cut import cut_facts
 from shortviz.streamed_head import open_streamed_head
@@ -26,32 +29,53 @@ from shortviz.streamed_model import StreamedModel
 from shortviz.window_scores import WindowChange, WindowScore, compare_window, score_base
 from shortviz.words import size
 
+T = TypeVar("T")
+
 
 def evaluate_streamed(
     model: StreamedModel,
     windows: WindowSet,
     plans: Sequence[PrunePlan],
     *,
+    ranks: Ranks | None = None,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
 ) -> list[Evaluation]:
     """Return what `evaluate` returns for each plan, with the uncut model as its base; each weight is read once.
 
     Without plans, the evaluation of the uncut model alone. The seconds of a score are those of its own layers and head,
-    without reading. Memory above two layers: one residual stream of all windows, and one for each plan.
+    without reading. Memory above two layers: one residual stream of all windows, and one for each plan. Of several
+    processes (`ranks`) each streams the model past its share of the windows; all return the whole.
 
     Raises PlanError where a plan does not fit or its config cannot be written, ModelError where a kept layer would be
     told other things in the cut model, ResourceError where the streams do not fit, Stopped, and what `evaluate` raises.
     """
     whole = ModelHandle(model=model.model, tokenizer=model.tokenizer, info=model.info, ref=model.ref)
     check_windows(whole, windows)
-    _check_memory(model, windows, len(plans))
+    mine = windows.tokens if ranks is None else windows.tokens[ranks.mine(len(windows.tokens))]
+    given = mine if len(mine) else windows.tokens[:1]  # a process too many: it streams one, and hands in nothing
+    _check_memory(model, given.shape, len(plans))
     with torch.inference_mode():
-        rows = [torch.tensor(tokens, device=model.placement.device)[None] for tokens in windows.tokens]
+        rows = [torch.tensor(tokens, device=model.placement.device)[None] for tokens in given]
         model.load_beside()
         cuts = [replace(whole, plan=plan, info=cut_facts(model, plan, rows[0])) for plan in plans]
         streams = _run_layers(model, rows, plans, on_progress, stop)
-        return _scored(model, windows, whole, cuts, streams, stop)
+        scores, changes = _scored(model, given, whole, cuts, streams, stop)
+    if ranks is not None:
+        every = ranks.all(([s[: len(mine)] for s in scores], [c[: len(mine)] for c in changes]))
+        scores = [_in_turn([theirs[i] for theirs, _ in every]) for i in range(len(scores))]
+        changes = [_in_turn([theirs[i] for _, theirs in every]) for i in range(len(changes))]
+    if not cuts:
+        return [evaluation_of(whole, windows, scores[0])]
+    return [
+        evaluation_of(cut, windows, own, base=whole, before=scores[0], changes=made)
+        for cut, own, made in zip(cuts, scores[1:], changes, strict=True)
+    ]
+
+
+def _in_turn(shares: Sequence[Sequence[T]]) -> list[T]:
+    """Return what the processes had of a list, each every size-th entry, in the order of the list."""
+    return [one for turn in zip_longest(*shares) for one in turn if one is not None]
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -113,17 +137,18 @@ def _run_layers(
 
 def _scored(
     model: StreamedModel,
-    windows: WindowSet,
+    windows: Tokens,
     whole: ModelHandle,
     cuts: Sequence[ModelHandle],
     streams: Sequence[_Stream],
     stop: threading.Event | None,
-) -> list[Evaluation]:
+) -> tuple[list[list[WindowScore]], list[list[WindowChange]]]:
+    """Return the score of each stream, the uncut model's first, and the change of each cut, on every window."""
     model.load_beside(head=True)
-    head = open_streamed_head(model, whole, torch.tensor(windows.tokens[0]), streams[0].states[0])
+    head = open_streamed_head(model, whole, torch.tensor(windows[0]), streams[0].states[0])
     own: list[list[WindowScore]] = [[] for _ in streams]
     changes: list[list[WindowChange]] = [[] for _ in cuts]
-    for window, tokens in enumerate(windows.tokens):
+    for window, tokens in enumerate(windows):
         ends = [replace(head, final=s.states[window], layer_seconds=s.seconds[window]) for s in streams]
         base = score_base(ends[0], tokens, stop)
         own[0].append(base.score)
@@ -132,16 +157,11 @@ def _scored(
             own[cut + 1].append(score)
             changes[cut].append(change)
     model.drop_beside()
-    if not cuts:
-        return [evaluation_of(whole, windows, own[0])]
-    return [
-        evaluation_of(cut, windows, scores, base=whole, before=own[0], changes=made)
-        for cut, scores, made in zip(cuts, own[1:], changes, strict=True)
-    ]
+    return own, changes
 
 
-def _check_memory(model: StreamedModel, windows: WindowSet, plans: int) -> None:
-    count, length = windows.tokens.shape
+def _check_memory(model: StreamedModel, windows: tuple[int, ...], plans: int) -> None:
+    count, length = windows
     states = (plans + 1) * count * length * model.info.hidden_size * model.placement.dtype.itemsize
     free, weights = free_memory(model.placement.device), max(model.working_bytes, model.ending_bytes)
     if states + weights > free:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,21 @@ from shortviz.loading import load  # noqa: E402
 from shortviz.loss_map import measure_losses  # noqa: E402
 from shortviz.ranks import Ranks, joined  # noqa: E402
 from shortviz.record_json import settling_json  # noqa: E402
-from shortviz.records import BlockDistances, ModelRef, TextInfo, TokenSet, WindowSet  # noqa: E402
+from shortviz.records import (  # noqa: E402
+    Block,
+    BlockDistances,
+    Evaluation,
+    ModelRef,
+    PrunePlan,
+    TextInfo,
+    TokenSet,
+    WindowSet,
+)
 from shortviz.shards import fingerprint, read_shards  # noqa: E402
+from shortviz.streamed_losses import evaluate_streamed  # noqa: E402
 from shortviz.streamed_model import open_streamed  # noqa: E402
 from shortviz.streaming import measure_streamed  # noqa: E402
+from tests.families import NUM_LAYERS  # noqa: E402
 
 HERE = Path(sys.argv[1])
 MODEL = ModelRef(id=str(HERE / "model"))
@@ -91,6 +103,13 @@ def arrays(found: BlockDistances) -> dict[str, Any]:
     return named | {"rows": np.array(found.rows)}
 
 
+def numbers(found: Evaluation) -> dict[str, Any]:
+    """Return what two evaluations must have in common."""
+    pairs = {"nll": found.score.window_nll, "tokens": found.score.tokens, "stderr": found.score.nll_stderr}
+    pairs |= {"increase": found.nll_increase, "kl": found.kl, "same": found.same_top1}
+    return {name: value for name, value in pairs.items() if value is not None}
+
+
 def streaming_killed() -> None:
     path = HERE / "s.npz"
 
@@ -123,10 +142,17 @@ def shared(size: int) -> None:
         found = measure_distances(load(MODEL), tokens(), batch_size=2, ranks=ranks)
         with open_streamed(MODEL) as model:
             streamed = measure_streamed(model, tokens(), batch_size=2, ranks=ranks)
+            cuts = [PrunePlan.of_blocks(NUM_LAYERS, Block(start=s, n=n)) for s, n in ((1, 2), (4, 2))]
+            evaluations = evaluate_streamed(model, windows(), cuts, ranks=ranks)
+            few = windows()
+            few = replace(few, tokens=few.tokens[:3])
+            (uncut,) = evaluate_streamed(model, few, [], ranks=ranks)  # of four processes one has no window
         losses = measure_losses(load(MODEL), windows(), coarse_tokens=8, ranks=ranks)
         if ranks is None or ranks.writes:
             named = {f"losses.{n}": getattr(losses, n).mean for n in ("nll", "increase", "kl")}
             named |= {f"streamed.{name}": value for name, value in arrays(streamed).items()}
+            for name, one in zip(("a", "b", "uncut"), (*evaluations, uncut), strict=True):
+                named |= {f"cut.{name}.{key}": np.array(value) for key, value in numbers(one).items()}
             np.savez(HERE / f"ranks{size}.npz", **arrays(found), **named, complete=np.array(losses.complete))
             settled = [settling_json(one.settling["angular_last"]) for one in (found, streamed)]
             (HERE / f"settled{size}.json").write_text(json.dumps(settled))

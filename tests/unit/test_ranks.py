@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shortviz.cli import app
+from shortviz.cli_session import run_command
 from tests.families import build_tiny, tiny_tokenizer
 
 LAB = Path(__file__).resolve().parents[1] / "process_lab.py"
@@ -54,6 +56,8 @@ def test_the_numbers_do_not_depend_on_the_number_of_processes(lab, size):
     assert one["rows"] == 11
     assert "linear_replacement.mean" in one
     assert np.isfinite(one["losses.kl"]).any()
+    assert len(one["cut.a.nll"]) == 5
+    assert len(one["cut.uncut.nll"]) == 3
     assert several["complete"], "every window of the map was measured by some process"
     settled = json.loads((lab / f"settled{size}.json").read_text()) + json.loads((lab / "settled1.json").read_text())
     assert settled == [settled[0]] * 4, "rows come back in the order of one process"
@@ -76,3 +80,43 @@ def test_when_one_process_dies_the_others_say_so_and_a_restart_goes_on(lab):
     whole = read(lab / "ranks1.npz")
     again = read(lab / "again.npz")
     assert_same(again, {name: whole[name] for name in again}, 1e-12)
+
+
+def launched(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run two processes of the command line by torch's own launcher."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*launcher, "-m", "shortviz", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=LAB.parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+
+
+def test_a_launched_stream_of_chosen_blocks_prints_once_what_one_process_prints(lab):
+    text = ("--builtin", "passages/prose", "--window", "24", "--windows", "3")
+    command = ("map", str(lab / "model"), *text, "--stream", "--blocks", "1,2", "--json")
+    two = launched(*command)
+    assert two.returncode == 0, two.stderr
+    one = subprocess.run(
+        [sys.executable, "-m", "shortviz", *command], capture_output=True, text=True, check=True, cwd=LAB.parents[1]
+    )
+    found, expected = json.loads(two.stdout), json.loads(one.stdout)
+    assert [found["blocks"][0][name] for name in ("nll", "windows", "kl")] == pytest.approx(
+        [expected["blocks"][0][name] for name in ("nll", "windows", "kl")], abs=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [("prune", "--remove", "2", "--out", "x"), ("evaluate", "--no-stream"), ("shrink", "--to-layers", "3")]
+)
+def test_a_command_for_one_process_refuses_a_launcher_before_it_loads(command, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.chdir(tmp_path)
+    assert run_command(app, [command[0], "no-such-model", *command[1:]]) == 2
+    assert "A launcher started 2 processes, and this command runs in one" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
