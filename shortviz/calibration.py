@@ -1,5 +1,6 @@
 """How fast this machine runs one layer of a model, timed with made-up weights: nothing is downloaded or read."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from shortviz.architectures import LayerStack, text_config
 from shortviz.criteria import info, names
+from shortviz.errors import Stopped
 from shortviz.gram import BoundaryStates, sequence_scores
 from shortviz.layer_calls import record_calls, returns_tuple
 from shortviz.logits import synchronise
@@ -49,8 +51,35 @@ class Speeds:
     """The same into memory that was used before, as streaming does."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timer:
+    """How long work takes, until somebody stops it."""
+
+    stop: threading.Event | None = None
+
+    def check(self) -> None:
+        """Raise Stopped once `stop` is set."""
+        if self.stop is not None and self.stop.is_set():
+            raise Stopped("Stopped while this machine was timed; there is no prediction yet.")
+
+    def shortest(self, work: Callable[[], object], like: Tensor) -> float:
+        """Return the shortest of several times of the same work, the first one left out; Stopped between them."""
+        self.check()
+        work()
+        times: list[float] = []
+        while sum(times) < _SECONDS and len(times) < 20:
+            self.check()
+            began = time.perf_counter()
+            work()
+            synchronise(like)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+
 @torch.no_grad()
-def time_layers(model: PreTrainedModel, stack: LayerStack, placement: Placement, tokens: int) -> tuple[float, float]:
+def time_layers(
+    model: PreTrainedModel, stack: LayerStack, placement: Placement, tokens: int, timer: Timer
+) -> tuple[float, float]:
     """Return seconds per token of all layers: (forward, forward and backward), from one layer of each kind."""
     device, hidden = placement.device, int(text_config(model.config).hidden_size)
     for module in beside(stack):
@@ -70,17 +99,18 @@ def time_layers(model: PreTrainedModel, stack: LayerStack, placement: Placement,
         kinds.setdefault((weight_size(layer), types[index]), []).append(index)
     forward = both = 0.0
     for members in kinds.values():
+        timer.check()
         layer = stack.layers[members[0]]
         _fill(stack, model, layer, device)
         states = torch.randn(1, tokens, hidden, device=device).to(placement.dtype)
-        once = shortest(partial(calls[members[0]].run, layer, states), states)
+        once = timer.shortest(partial(calls[members[0]].run, layer, states), states)
         forward += len(members) * once / tokens
-        both += len(members) * _with_backward(layer, calls[members[0]], states, once) / tokens
+        both += len(members) * _with_backward(layer, calls[members[0]], states, once, timer) / tokens
         layer.to("meta")
     return forward, both
 
 
-def _with_backward(layer: nn.Module, call: LayerCall, states: Tensor, forward: float) -> float:
+def _with_backward(layer: nn.Module, call: LayerCall, states: Tensor, forward: float, timer: Timer) -> float:
     """Return the seconds of a layer forward and backward, weights frozen; thrice forward where it has no gradient."""
 
     def run() -> None:
@@ -89,21 +119,21 @@ def _with_backward(layer: nn.Module, call: LayerCall, states: Tensor, forward: f
             call.run(layer, entering).float().sum().backward()
 
     try:
-        return shortest(run, states)
+        return timer.shortest(run, states)
     except (RuntimeError, NotImplementedError):
         return 3 * forward
 
 
-def time_gram(num_boundaries: int, hidden: int, placement: Placement) -> float:
+def time_gram(num_boundaries: int, hidden: int, placement: Placement, timer: Timer) -> float:
     """Return seconds per token of comparing all boundaries by every criterion that is summed."""
     states, rows = BoundaryStates(num_boundaries), torch.randn(2, 64, hidden, device=placement.device)
     for boundary in range(num_boundaries):
         states.keep(boundary, rows.to(placement.dtype) * (1 + boundary))
     summed = [criterion for criterion in map(info, names()) if not criterion.from_sample]
-    return shortest(lambda: sequence_scores(states, [64, 64], 64, summed), rows) / 128
+    return timer.shortest(lambda: sequence_scores(states, [64, 64], 64, summed), rows) / 128
 
 
-def time_head(hidden: int, vocabulary: int, placement: Placement) -> float:
+def time_head(hidden: int, vocabulary: int, placement: Placement, timer: Timer) -> float:
     """Return seconds to score one token of one cut model: its logits in tiles, their exponentials, one sum."""
     tile = min(vocabulary, 8192)
     weight = torch.randn(tile, hidden, device=placement.device).to(placement.dtype)
@@ -113,26 +143,14 @@ def time_head(hidden: int, vocabulary: int, placement: Placement) -> float:
         logits = nn.functional.linear(states, weight).float()
         return logits.sub_(logits.amax(-1, keepdim=True)).exp_().sum(-1)
 
-    return shortest(run, states) / 256 * vocabulary / tile
+    return timer.shortest(run, states) / 256 * vocabulary / tile
 
 
-def time_product(dtype: torch.dtype) -> float:
+def time_product(dtype: torch.dtype, timer: Timer) -> float:
     """Return seconds of one multiplication and addition in a product of large matrices on the CPU."""
     side = 768
     matrix = torch.randn(side, side, dtype=dtype)
-    return shortest(lambda: matrix @ matrix, matrix) / side**3
-
-
-def shortest(work: Callable[[], object], like: Tensor) -> float:
-    """Return the shortest of several times of the same work, the first one left out."""
-    work()
-    times: list[float] = []
-    while sum(times) < _SECONDS and len(times) < 20:
-        began = time.perf_counter()
-        work()
-        synchronise(like)
-        times.append(time.perf_counter() - began)
-    return min(times)
+    return timer.shortest(lambda: matrix @ matrix, matrix) / side**3
 
 
 def _fill(stack: LayerStack, model: PreTrainedModel, module: nn.Module, device: torch.device) -> None:

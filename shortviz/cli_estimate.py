@@ -26,10 +26,10 @@ def estimate(
     at_least(1, rows=rows, windows=windows, heal_steps=heal_steps)
     at_least(2, max_length=max_length, window=window)
     work = Work(rows=rows, row_tokens=max_length, window=window, windows=windows, heal_steps=heal_steps)
-    with working():
+    with working() as (_, stop):
         from shortviz.prediction import predict, prediction_json
 
-        found = predict(load.ref(model), work)
+        found = predict(load.ref(model), work, stop=stop)
     print_result(prediction_json(found) if as_json else prediction_text(found))
 
 

@@ -1,6 +1,7 @@
 """predict: memory, disk and seconds of work on a model, before it is loaded, from a calibration of a few seconds."""
 
 import os
+import threading
 import time
 from collections import Counter
 from dataclasses import fields
@@ -12,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shortviz import hub, loading
 from shortviz.architectures import LayerStack, layer_stack, text_config
-from shortviz.calibration import Speeds, time_gram, time_head, time_layers, time_product
+from shortviz.calibration import Speeds, Timer, time_gram, time_head, time_layers, time_product
 from shortviz.errors import ModelError, ResourceError
 from shortviz.fused_batches import FUSED_TOKENS, fuses
 from shortviz.model_files import ModelFiles, find_files, read_config, wanted_names
@@ -33,11 +34,11 @@ _READ_BYTES = 64 * 2**20
 _TIMED_TOKENS = 512
 
 
-def predict(ref: ModelRef, work: Work | None = None) -> Prediction:
+def predict(ref: ModelRef, work: Work | None = None, *, stop: threading.Event | None = None) -> Prediction:
     """Return what work on the model would take; its config is read, and its weights are not.
 
     One layer of each kind is made of random numbers and timed: the figures are for a machine as busy as now. Raises
-    what `estimate` raises, and ModelError for a GGUF file that was never loaded.
+    what `estimate` raises, ModelError for a GGUF file that was never loaded, and Stopped once `stop` is set.
     """
     work, began = work or Work(), time.perf_counter()
     placement = choose_placement(ref)
@@ -52,7 +53,7 @@ def predict(ref: ModelRef, work: Work | None = None) -> Prediction:
         model.eval().requires_grad_(False)
         stack, built = layer_stack(model), time.perf_counter()
         _check_memory(files.name, stack)
-        speeds = _calibrate(model, stack, placement, files, work)
+        speeds = _calibrate(model, stack, placement, files, work, Timer(stop=stop))
     return _predicted(model, stack, size, speeds, work, placement, began, built - began)
 
 
@@ -68,23 +69,24 @@ def _check_memory(name: str, stack: LayerStack) -> None:
 
 
 def _calibrate(
-    model: PreTrainedModel, stack: LayerStack, placement: Placement, files: ModelFiles, work: Work
+    model: PreTrainedModel, stack: LayerStack, placement: Placement, files: ModelFiles, work: Work, timer: Timer
 ) -> Speeds:
     text = text_config(model.config)
     hidden, vocabulary = int(text.hidden_size), int(text.vocab_size)
     batch = max(min(work.row_tokens * work.batch_size, _TIMED_TOKENS), 2)
     most = FUSED_TOKENS // batch * batch if fuses(placement.dtype) else batch
     together = max(min(most, work.rows * work.row_tokens), batch)
-    forward, both = time_layers(model, stack, placement, batch)
+    forward, both = time_layers(model, stack, placement, batch, timer)
+    timer.check()
     fresh, again = _time_reading(files, placement)
     return Speeds(
         layers=forward,
-        fused=forward if together == batch else time_layers(model, stack, placement, together)[0],
+        fused=forward if together == batch else time_layers(model, stack, placement, together, timer)[0],
         trained=both,
-        gram=time_gram(len(stack.layers) + 1, hidden, placement),
-        head=time_head(hidden, vocabulary, placement),
-        double=time_product(torch.float64),
-        single=time_product(torch.float32),
+        gram=time_gram(len(stack.layers) + 1, hidden, placement, timer),
+        head=time_head(hidden, vocabulary, placement, timer),
+        double=time_product(torch.float64, timer),
+        single=time_product(torch.float32, timer),
         read=fresh,
         read_again=again,
     )

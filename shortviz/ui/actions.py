@@ -60,7 +60,7 @@ def start_predict(bench: Bench, ref: ModelRef, calibration: TextSpec, evaluation
 
         if settings().is_hosted:
             policy.check_estimate(settings(), estimate(ref))
-        return predict(ref, work)
+        return predict(ref, work, stop=control.stop)
 
     context = JobContext(kind="predict", ref=ref, calibration=calibration, evaluation=evaluation)
     return bench.submit(context, f"Seconds of {ref.id}", run)

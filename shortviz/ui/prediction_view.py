@@ -39,7 +39,9 @@ def draw(tools: Bench, state: s.State, ref: ModelRef) -> None:
                 args=(tools, ref),
             )
         if job is not None and job.live:
-            st.caption(":material/hourglass_top: Timing a layer: " + notes.progress_words(job))
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.caption(":material/hourglass_top: Timing a layer: " + notes.progress_words(job))
+                st.button("Stop", on_click=notes.cancel, args=(tools, job.id), key="stop_predict")
         notes.job_error(job)
         if job is not None and isinstance(job.result, Prediction):
             _numbers(job.result)

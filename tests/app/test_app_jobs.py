@@ -1,8 +1,12 @@
 """The whole path on a tiny model: load, measure, choose, read, export; in real threads, awaited by their events."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from shortviz.calibration import Timer
 from shortviz.records import Block, ModelRef
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
@@ -38,6 +42,28 @@ def test_seconds_and_memory_are_predicted_before_anything_is_started(
     page.at.selectbox(key="dtype").set_value("bfloat16")
     page.run()
     assert "Streamed from its files" not in page.words, "the figures were for another precision"
+
+
+def test_a_prediction_can_be_stopped(
+    app: Start, tools: Bench, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, may_go_on = threading.Event(), threading.Event()
+    real = Timer.check
+
+    def held(self: Timer) -> None:
+        at_work.set()
+        assert may_go_on.wait(60)
+        real(self)
+
+    monkeypatch.setattr(Timer, "check", held)
+    page = app(model=str(tiny_folder)).page("model")
+    page.click("predict_button")
+    assert at_work.wait(60)
+    page.run()
+    page.click("stop_predict")
+    may_go_on.set()
+    assert page.finish("predict").state == "cancelled"
+    assert not page.at.button(key="predict_button").disabled, "it can be asked for again"
 
 
 def test_a_prediction_that_cannot_be_made_says_why(app: Start, tools: Bench, tmp_path: Path) -> None:

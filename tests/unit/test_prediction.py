@@ -1,12 +1,16 @@
 """What is predicted before a model is loaded: figures for every kind of work, and no weight read."""
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from shortviz import prediction
-from shortviz.errors import ModelError, ResourceError
+from shortviz.calibration import Timer
+from shortviz.errors import ModelError, ResourceError, Stopped
 from shortviz.prediction import predict
 from shortviz.prediction_records import Work
 from shortviz.records import ModelRef
@@ -43,3 +47,19 @@ def test_a_gguf_file_that_was_never_loaded_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelError, match="GGUF"):
         predict(ModelRef(id=str(tmp_path / "m.gguf")))
+
+
+def test_a_prediction_is_stopped_between_two_timings(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, timed = threading.Event(), []
+    real = Timer.shortest
+
+    def stopping(self: Timer, work: Callable[[], object], like: Tensor) -> float:
+        timed.append(work)
+        if len(timed) == 2:
+            stop.set()
+        return real(self, work, like)
+
+    monkeypatch.setattr(Timer, "shortest", stopping)
+    with pytest.raises(Stopped, match="there is no prediction yet"):
+        predict(ModelRef(id=checkpoint), stop=stop)
+    assert len(timed) == 2, "nothing is timed after the stop"
