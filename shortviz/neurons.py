@@ -9,18 +9,19 @@ import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shortviz.handle import ModelHandle
 from shortviz.residual_writers import Writer, linear_weight
 from shortviz.seam_moments import in_float64
-from shortviz.watching import Probe, Seen, open_probe
+from shortviz.watching import Probe, Seen
 
 _TOLERANCE = 64
 """Units of the dtype's rounding."""
+_PARTS = (1, 2)
 _LARGEST_RATIO = 1e3
 """Between two norms' weights: a channel that one norm next to silences cannot be made up for."""
 
@@ -37,38 +38,46 @@ class Neurons:
     """Modules that run between those and the writer: activations, which some families train layer by layer."""
     outward: str
     """The writer: a column for each neuron."""
+    parts: int = 1
+    """Rows that each neuron has in an inward linear layer: 2 where gate and up are stored in one (phi3), one half
+    after the other."""
+
+    def by_neuron(self, module: nn.Module, weight: Tensor) -> Tensor:
+        """Return a view of an inward weight or bias, shape (neurons, parts, channels) or (neurons, parts)."""
+        rows = weight.T if isinstance(module, Conv1D) and weight.ndim == 2 else weight
+        return rows.view(self.parts, -1, *rows.shape[1:]).transpose(0, 1)
 
 
 @torch.inference_mode()
-def find_neurons(handle: ModelHandle, layer: int, writer: Writer) -> Neurons | None:
+def find_neurons(probe: Probe, writer: Writer) -> Neurons | None:
     """Return the neurons that a layer's writer reads, None where they are not rows of linear layers behind one norm.
 
-    They are not where the rows of two matrices are stored in one (phi3), for mamba mixers and mixtures of experts.
+    They are not for mamba mixers and mixtures of experts.
     """
-    with handle.lock:
-        probe = open_probe(handle, layer)
-        seen = probe.watch()
-        if writer.scale or writer.name not in seen:
-            return None
-        for norm, (found, _, normed) in seen.items():
-            inward = tuple(
-                name for name, reader in seen.items() if name != writer.name and _reads(reader, normed, writer)
-            )
-            if not inward:
-                continue
-            order = list(seen)
-            inside = order[min(map(order.index, inward)) : order.index(writer.name)]
-            between = tuple(name for name in inside if name not in inward)
-            neurons = Neurons(norm=norm, inward=inward, between=between, outward=writer.name)
-            if not isinstance(found, nn.Linear | Conv1D) and _follow(probe, neurons, seen):
-                return neurons
+    seen = probe.watch()
+    if writer.scale or writer.name not in seen:
+        return None
+    order = list(seen)
+    for (norm, (found, _, normed)), parts in product(seen.items(), _PARTS):
+        inward = tuple(
+            name
+            for name, reader in seen.items()
+            if name != writer.name and _reads(reader, normed, parts * writer.inputs)
+        )
+        if not inward or isinstance(found, nn.Linear | Conv1D):
+            continue
+        inside = order[min(map(order.index, inward)) : order.index(writer.name)]
+        between = tuple(name for name in inside if name not in inward)
+        neurons = Neurons(norm=norm, inward=inward, between=between, outward=writer.name, parts=parts)
+        if _follow(probe, neurons, seen):
+            return neurons
     return None
 
 
-def _reads(reader: Seen, normed: Tensor, writer: Writer) -> bool:
-    """Tell whether a module is a linear layer that reads just this, with an output for each writer's feature."""
+def _reads(reader: Seen, normed: Tensor, outputs: int) -> bool:
+    """Tell whether a module is a linear layer that reads just this, with so many outputs."""
     module, entered, left = reader
-    linear = isinstance(module, nn.Linear | Conv1D) and left.shape[-1] == writer.inputs
+    linear = isinstance(module, nn.Linear | Conv1D) and left.shape[-1] == outputs
     return linear and entered.shape == normed.shape and torch.equal(entered, normed)
 
 
@@ -82,9 +91,12 @@ def _follow(probe: Probe, neurons: Neurons, seen: Mapping[str, Seen]) -> bool:
         moved.append(args[0].clone())
         return (args[0][..., back], *args[1:])
 
+    def move(_module: nn.Module, _args: tuple[Tensor, ...], left: Tensor) -> Tensor:
+        return left.view(*left.shape[:-1], neurons.parts, -1)[..., order].flatten(-2)
+
     with ExitStack() as hooks:
         for name in neurons.inward:
-            hook = probe.layer.get_submodule(name).register_forward_hook(lambda _m, _a, out: out[..., order])
+            hook = probe.layer.get_submodule(name).register_forward_hook(move)
             hooks.callback(hook.remove)
         hooks.callback(probe.layer.get_submodule(neurons.outward).register_forward_pre_hook(read).remove)
         after = probe.run()
@@ -104,7 +116,8 @@ def as_read_by(layer: nn.Module, donor: nn.Module, neurons: Neurons) -> dict[str
     """
     if type(layer) is not type(donor) or not _alike(layer, donor, neurons):
         return None
-    scales = _norm_ratio(layer.get_submodule(neurons.norm), donor.get_submodule(neurons.norm))
+    reads = linear_weight(layer.get_submodule(neurons.inward[0]))
+    scales = _norm_ratio(layer.get_submodule(neurons.norm), donor.get_submodule(neurons.norm), reads)
     if scales is None:
         return None
     ratio, ours, theirs = scales
@@ -139,18 +152,16 @@ def _alike(layer: nn.Module, donor: nn.Module, neurons: Neurons) -> bool:
     return True
 
 
-def _norm_ratio(ours: nn.Module, theirs: nn.Module) -> tuple[Tensor, Tensor, Tensor] | None:
+def _norm_ratio(ours: nn.Module, theirs: nn.Module, reads: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return (ratio, our bias, their bias), a number a channel: theirs(x) = (ours(x) - our bias) * ratio + their bias.
 
-    None where the two are not related like that. A norm turns x into scale * n(x) + bias, n odd; so what is odd and
-    what is even in x gives scale and bias, in whatever form the family keeps them.
+    None where the two are not related like that; `reads` is a weight that reads the channels. A norm turns x into
+    scale * n(x) + bias, n odd; so what is odd and what is even in x gives scale and bias, in whatever form the family
+    keeps them, and where it has none (olmo).
     """
-    weight = next(ours.parameters(), None)
-    if weight is None or weight.ndim != 1:
-        return None
     # Copies in float32 at least: in bfloat16 a bias would be lost in the rounding of what it is added to.
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
+    dtype = torch.promote_types(reads.dtype, torch.float32)
+    x = torch.randn(4, reads.shape[1], generator=torch.Generator().manual_seed(0)).to(reads.device, dtype)
     odd, even = zip(*(_parts(copy.deepcopy(norm).to(dtype), x) for norm in (ours, theirs)), strict=True)
     ratio = (odd[1] * odd[0]).sum(0) / odd[0].square().sum(0)
     ratio = ratio.where(odd[1].abs().amax(0) > 0, 0.0)  # what both silence is no obstacle

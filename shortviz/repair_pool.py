@@ -83,7 +83,9 @@ def _known(layer: nn.Module, neurons: Neurons, weights: dict[str, Tensor]) -> Te
     name = f"{neurons.inward[0]}.weight"
     module = layer.get_submodule(neurons.inward[0])
     stored = weights[name].to(module.get_parameter("weight").dtype)
-    ours, theirs = (in_float64(_by_neuron(module, w)) for w in (module.get_parameter("weight"), stored))
+    ours, theirs = (
+        in_float64(neurons.by_neuron(module, w).flatten(1)) for w in (module.get_parameter("weight"), stored)
+    )
     vector = torch.randn(ours.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     have, given = (ours @ vector.to(ours.device)).sort().values, theirs @ vector.to(theirs.device)
     after = torch.searchsorted(have, given).clamp_max(len(have) - 1)
@@ -114,13 +116,8 @@ def _mixed(
             continue
         for name, given in (as_read_by(layer, donor, neurons) or {}).items():
             module = modules[name.rpartition(".")[0]]
-            _by_neuron(module, found[name])[slots] = _by_neuron(module, given)[rows]
+            neurons.by_neuron(module, found[name])[slots] = neurons.by_neuron(module, given)[rows]
         columns = linear_weight(donor.get_submodule(neurons.outward))[:, rows]
         ours = found[whole].T if isinstance(modules[neurons.outward], Conv1D) else found[whole]
         ours[:, slots] = in_float64(columns)
     return found
-
-
-def _by_neuron(module: nn.Module, weight: Tensor) -> Tensor:
-    """Return a view of an inward weight or bias with a neuron a row."""
-    return weight.T if isinstance(module, Conv1D) and weight.ndim == 2 else weight

@@ -8,7 +8,8 @@ from shortviz.repair_draft import Draft, Outcome
 from shortviz.repair_work import Work
 from shortviz.residual_writers import find_writers, linear_weight
 from shortviz.seam_fit import Site
-from shortviz.stream_scale import find_adding_layers
+from shortviz.stream_scale import adding_layers
+from shortviz.watching import open_probe
 
 
 def refit(work: Work) -> tuple[Draft, list[Outcome]]:
@@ -44,24 +45,26 @@ def _unknowns(work: Work, site: Site) -> int:
 
 def _site(work: Work, block: Block) -> Site:
     layer = work.plan.kept.index(block.start - 1)
-    writers = find_writers(work.cut, layer)
-    if not writers:
-        raise ModelError(
-            f"Layer {block.start - 1} of {work.cut.info.architecture} ends in a mixture of experts, or in something "
-            "else that is not linear, so it cannot be refitted; heal the cut by training instead."
+    with work.cut.lock:
+        probe = open_probe(work.cut, layer)
+        writers = find_writers(probe)
+        if not writers:
+            raise ModelError(
+                f"Layer {block.start - 1} of {work.cut.info.architecture} ends in a mixture of experts, or in "
+                "something else that is not linear, so it cannot be refitted; heal the cut by training instead."
+            )
+        writer, boundary = writers[0], block.start + block.n
+        if work.method == "linear_fold":
+            return Site(layer=layer, boundary=boundary, writer=writer, reads="outputs")
+        others = tuple(name for name in adding_layers(probe) if name != writer.name)
+        return Site(
+            layer=layer,
+            boundary=boundary,
+            writer=writer,
+            reads="inputs",
+            others=() if writer.scale else others,
+            neurons=find_neurons(probe, writer),
         )
-    writer, boundary = writers[0], block.start + block.n
-    if work.method == "linear_fold":
-        return Site(layer=layer, boundary=boundary, writer=writer, reads="outputs")
-    others = tuple(name for name in find_adding_layers(work.cut, layer) if name != writer.name)
-    return Site(
-        layer=layer,
-        boundary=boundary,
-        writer=writer,
-        reads="inputs",
-        others=() if writer.scale else others,
-        neurons=find_neurons(work.cut, layer, writer),
-    )
 
 
 def _passes(site: Site, block: Block) -> int:

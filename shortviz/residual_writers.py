@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shortviz.handle import ModelHandle
-from shortviz.watching import Probe, open_probe
+from shortviz.watching import Probe
 
 _ROUNDING = 32
 """A writer's effect may differ from gain * d by this many units of the dtype's rounding."""
@@ -35,23 +34,21 @@ class Writer:
 
 
 @torch.no_grad()
-def find_writers(handle: ModelHandle, layer: int) -> tuple[Writer, ...]:
+def find_writers(probe: Probe) -> tuple[Writer, ...]:
     """Return the writers of a layer, the one with the most inputs first; the last called of equals.
 
     Linear layers where there is one; otherwise norms behind the MLP; empty where the layer has neither.
     """
-    with handle.lock:
-        probe = open_probe(handle, layer)
-        size = probe.entering.numel()
-        seen = {name: found for name, found in probe.watch().items() if found[2].numel() == size}
-        for is_kind, scale in ((_is_linear, False), (_is_scale, True)):
-            found = [
-                Writer(name=name, gain=gain, inputs=args.shape[-1], scale=scale)
-                for name, (module, args, output) in seen.items()
-                if is_kind(module, args, output) and (gain := _gain(probe, module, output)) is not None
-            ]
-            if found:
-                return tuple(sorted(reversed(found), key=lambda writer: -writer.inputs))
+    size = probe.entering.numel()
+    seen = {name: found for name, found in probe.watch().items() if found[2].numel() == size}
+    for is_kind, scale in ((_is_linear, False), (_is_scale, True)):
+        found = [
+            Writer(name=name, gain=gain, inputs=args.shape[-1], scale=scale)
+            for name, (module, args, output) in seen.items()
+            if is_kind(module, args, output) and (gain := _gain(probe, module, output)) is not None
+        ]
+        if found:
+            return tuple(sorted(reversed(found), key=lambda writer: -writer.inputs))
     return ()
 
 

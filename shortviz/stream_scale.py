@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shortviz.handle import ModelHandle
 from shortviz.seam_moments import in_float64
-from shortviz.watching import Probe, open_probe
+from shortviz.watching import Probe
 
 _TRIED = 1.7
 """A factor to try with."""
@@ -24,12 +23,6 @@ _LARGE = 100.0
 _TOLERANCE = 2e-3
 """Of what the layer adds."""
 _MOST = 6
-
-
-def find_adding_layers(handle: ModelHandle, layer: int) -> tuple[str, ...]:
-    """Return the names of the linear layers of one layer that add to the stream; empty where more than those do."""
-    with handle.lock:
-        return adding_layers(open_probe(handle, layer))
 
 
 @torch.inference_mode()

@@ -61,6 +61,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2},
     "phi": {**_GROUPED},
     "phi3": {**_GROUPED, "original_max_position_embeddings": CONTEXT_LENGTH},
+    "olmo": {**_GROUPED},
     "olmo2": {**_GROUPED},
     "olmo3": {**_SLIDING},
     "bloom": {"initializer_range": 0.2},

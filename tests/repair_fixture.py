@@ -11,6 +11,7 @@ from shortviz.new_weights import own_copy, put_weights
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan, TextInfo, TokenSet
 from shortviz.residual_writers import find_writers
+from shortviz.watching import open_probe
 from tests.families import NUM_LAYERS, shared_handle
 
 REMOVED = 2
@@ -43,7 +44,7 @@ def spoiled_cut(family: str) -> tuple[ModelHandle, ModelHandle, str]:
     put_weights(layer, {name: torch.zeros_like(weight) for name, weight in layer.named_parameters()})
     cut = own_copy(prune(base, PrunePlan(num_layers=NUM_LAYERS, removed=(REMOVED,))))
     before = REMOVED - 1
-    writers = find_writers(cut, before)
+    writers = find_writers(open_probe(cut, before))
     if not writers:
         return base, cut, ""
     weight = f"{layer_stack(cut.model).path}.{before}.{writers[0].name}.weight"

@@ -14,13 +14,14 @@ from shortviz.neurons import as_read_by, find_neurons
 from shortviz.new_weights import own_copy, put_weights
 from shortviz.replay import record
 from shortviz.residual_writers import find_writers
+from shortviz.watching import open_probe
 from tests.families import FAMILIES, build_tiny, handle_of, shared_handle, tiny_config, tiny_handle, tiny_tokens
 
 LAYER, DONOR = 1, 3
 MOVABLE = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "opt", "phi", "bloom", "mpt", "smollm3"),
     *("granite", "cohere", "cohere2", "starcoder2", "lfm2", "ernie4_5", "hunyuan_v1_dense", "falcon_h1", "seed_oss"),
-    *("arcee", "xglm", "biogpt"),
+    *("arcee", "xglm", "biogpt", "phi3", "olmo"),
 )
 """Families where neurons are found and moved; elsewhere they are refused (falcon, nemotron: norms with a bias before
 linear layers without one; apertus: an activation trained layer by layer)."""
@@ -45,8 +46,9 @@ def reading(norm: nn.Module, replaced: Tensor | None, kept: list[Tensor]) -> Ite
 def test_moved_neurons_give_the_features_of_their_own_layer(family: str) -> None:
     handle = own_copy(shared_handle(family))
     layers = layer_stack(handle.model).layers
-    writers = find_writers(handle, LAYER)
-    neurons = find_neurons(handle, LAYER, writers[0]) if writers else None
+    probe = open_probe(handle, LAYER)
+    writers = find_writers(probe)
+    neurons = find_neurons(probe, writers[0]) if writers else None
     moved = as_read_by(layers[LAYER], layers[DONOR], neurons) if neurons else None
     assert (moved is not None) == (family in MOVABLE)
     if neurons is None or moved is None:
@@ -79,11 +81,11 @@ def test_in_bfloat16_the_same_writers_and_neurons_are_found_and_moved_as_exactly
     """The default on GPUs. A norm behind the MLP, and biases of norms, are hidden by the rounding of the outputs."""
     wide, narrow = shared_handle(family), tiny_handle(family, torch.bfloat16)
 
-    writers = find_writers(narrow, LAYER)
+    writers = find_writers(open_probe(narrow, LAYER))
 
-    assert [(w.name, w.scale) for w in writers] == [(w.name, w.scale) for w in find_writers(wide, LAYER)]
-    neurons = find_neurons(narrow, LAYER, writers[0]) if writers else None
-    assert neurons == (find_neurons(wide, LAYER, writers[0]) if writers else None)
+    assert [(w.name, w.scale) for w in writers] == [(w.name, w.scale) for w in find_writers(open_probe(wide, LAYER))]
+    neurons = find_neurons(open_probe(narrow, LAYER), writers[0]) if writers else None
+    assert neurons == (find_neurons(open_probe(wide, LAYER), writers[0]) if writers else None)
     ours, theirs = (copy.deepcopy(layer_stack(narrow.model).layers[i]).float() for i in (LAYER, DONOR))
     moved = as_read_by(*(layer_stack(narrow.model).layers[i] for i in (LAYER, DONOR)), neurons) if neurons else None
     assert (moved is not None) == (family in MOVABLE)
@@ -98,6 +100,8 @@ def test_in_bfloat16_the_same_writers_and_neurons_are_found_and_moved_as_exactly
 def test_a_layer_whose_attention_reads_rows_of_the_same_shape_beside_the_mlp_gives_no_neurons() -> None:
     config = tiny_config("phi", intermediate_size=32, num_key_value_heads=2)
     handle = handle_of(build_tiny("phi", config=config), "phi")
-    writer = next(w for w in find_writers(handle, LAYER) if w.name == "mlp.fc2")
+    writer = next(w for w in find_writers(open_probe(handle, LAYER)) if w.name == "mlp.fc2")
 
-    assert find_neurons(handle, LAYER, writer) is None, "moved rows of q, k and v would change the attention"
+    assert find_neurons(open_probe(handle, LAYER), writer) is None, (
+        "moved rows of q, k and v would change the attention"
+    )

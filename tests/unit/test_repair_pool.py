@@ -17,6 +17,7 @@ from shortviz.repair_pool import choose
 from shortviz.residual_writers import find_writers
 from shortviz.seam_fit import Site
 from shortviz.seam_streams import open_stream
+from shortviz.watching import open_probe
 from tests.families import NUM_LAYERS, shared_handle, tiny_tokens
 from tests.repair_fixture import written_by
 
@@ -78,9 +79,9 @@ def test_neurons_that_came_with_a_repair_before_are_not_taken_over_again() -> No
     site = Site(
         layer=1,
         boundary=3,
-        writer=find_writers(once.handle, 1)[0],
+        writer=find_writers(open_probe(once.handle, 1))[0],
         reads="inputs",
-        neurons=find_neurons(once.handle, 1, find_writers(once.handle, 1)[0]),
+        neurons=find_neurons(open_probe(once.handle, 1), find_writers(open_probe(once.handle, 1))[0]),
     )
     streams = [open_stream(base, text.rows[:8], {3}, 1, 4)]
     removed, told = [layer_stack(base.model).layers[2]], []
@@ -97,7 +98,7 @@ def test_neurons_that_came_with_a_repair_before_are_not_taken_over_again() -> No
 def test_a_norm_that_silences_a_channel_or_a_layer_of_another_kind_gives_no_neurons() -> None:
     base = own_copy(shared_handle("llama"))
     layers = layer_stack(base.model).layers
-    neurons = find_neurons(base, 1, find_writers(base, 1)[0])
+    neurons = find_neurons(open_probe(base, 1), find_writers(open_probe(base, 1))[0])
     assert neurons == Neurons(
         norm="post_attention_layernorm",
         inward=("mlp.gate_proj", "mlp.up_proj"),
