@@ -20,7 +20,7 @@ from shortviz.records import (
     Run,
     Score,
 )
-from shortviz.words import duration, plus_minus, size
+from shortviz.words import duration, percent, plus_minus, size
 
 PLAIN_SECONDS = 2.0
 """Where stderr is no terminal, a progress line at most this often."""
@@ -95,7 +95,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
             _score_line("uncut model", base),
             f"NLL increase      {_pm(evaluation.nll_increase, evaluation.nll_increase_stderr, '+.4f')} nats (paired)",
             f"KL(uncut || cut)  {_pm(evaluation.kl, evaluation.kl_stderr, '.4f')} nats a token",
-            f"same top token    {100 * (evaluation.same_top1 or 0):.1f} %",
+            f"same top token    {percent(evaluation.same_top1 or 0.0, evaluation.same_top1_stderr)}",
             f"removed           layers {', '.join(map(str, evaluation.removed))}: {_saved(base, score)}",
             f"forward pass      {score.forward_seconds:.3f} s a window, uncut {base.forward_seconds:.3f} s",
         ]

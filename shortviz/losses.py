@@ -180,6 +180,7 @@ def _with_base(
 ) -> Evaluation:
     increase, increase_stderr = mean_and_stderr([c.increase for c in changes])
     kl, kl_stderr = mean_and_stderr([c.kl for c in changes])
+    same, same_stderr = mean_and_stderr([c.same_top1 for c in changes])
     return replace(
         done,
         base=score_of_windows(base, before),
@@ -187,5 +188,6 @@ def _with_base(
         nll_increase_stderr=increase_stderr,
         kl=kl,
         kl_stderr=kl_stderr,
-        same_top1=mean_and_stderr([c.same_top1 for c in changes])[0],
+        same_top1=same,
+        same_top1_stderr=same_stderr,
     )

@@ -16,7 +16,7 @@ from shortviz.record_json import evaluation_json, treatment_json
 from shortviz.records import Evaluation, ModelInfo, PrunePlan, Score, TextInfo
 from shortviz.runs import versions
 from shortviz.treated_recipe import treated_recipe
-from shortviz.words import duration, size
+from shortviz.words import duration, percent, size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +168,7 @@ def _measured(evaluation: Evaluation | None) -> str:
     )
     rows += [(name, _pm(value, stderr)) for name, value, stderr in paired if value is not None]
     if evaluation.same_top1 is not None:
-        rows.append(("same most likely next token", f"{100 * evaluation.same_top1:.1f} %"))
+        rows.append(("same most likely next token", percent(evaluation.same_top1, evaluation.same_top1_stderr, "±")))
     rows.append(("forward pass of one window", _seconds(evaluation)))
     lines = [f"| {name} | {value} |" for name, value in rows]
     behind = (

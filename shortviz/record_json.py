@@ -33,6 +33,8 @@ def read_evaluation(found: Mapping[str, Any]) -> Evaluation:
         base=None if found["base"] is None else read_score(found["base"]),
         nll_increase_stderr=None if found["base"] is None else number(found["nll_increase_stderr"]),
         kl_stderr=None if found["base"] is None else number(found["kl_stderr"]),
+        # Not in records of before 2026-11-24.
+        same_top1_stderr=None if found["same_top1"] is None else number(found.get("same_top1_stderr")),
         **{name: found[name] for name in plain},
     )
 

@@ -191,6 +191,8 @@ class Evaluation:
     kl_stderr: float | None = None
     same_top1: float | None = None
     """Share of tokens where both models have the same most likely next token."""
+    same_top1_stderr: float | None = None
+    """Over windows, as the others are: tokens of one window are not independent. NaN with one, and in older records."""
     complete: bool = True
     """False while windows are still being added."""
 

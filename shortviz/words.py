@@ -32,12 +32,12 @@ def nth(index: int) -> str:
     return f"{number}{ending}"
 
 
-def percent(share: float, error: float, between: str = "+-") -> str:
-    """Return `45.0 +- 5.0 %`; `100.0 %` alone where one question gives no error, or where all or none are right.
+def percent(share: float, error: float | None, between: str = "+-") -> str:
+    """Return `45.0 +- 5.0 %`; `100.0 %` alone where there is no error, or where all or none are right.
 
     The binomial formula says 0 there, which nobody should read as certainty.
     """
-    spread = "" if math.isnan(error) or error == 0 else f" {between} {100 * error:.1f}"
+    spread = "" if error is None or math.isnan(error) or error == 0 else f" {between} {100 * error:.1f}"
     return f"{100 * share:.1f}{spread} %"
 
 

@@ -124,6 +124,7 @@ def fixture_evaluation(model: ModelInfo, block: Block) -> Evaluation:
         kl=0.58,
         kl_stderr=0.02,
         same_top1=0.61,
+        same_top1_stderr=0.015,
     )
 
 

@@ -18,6 +18,7 @@ from shortviz.ui.shelves import Inspection
 from shortviz.ui.shown import Shown, measure_job
 from shortviz.ui.treating import ledger_of
 from shortviz.ui.words import count, plain, share, size, with_error
+from shortviz.words import percent
 
 _INPUT_WIDTH = 113
 _TEXT, _LOW_TEXT = 96, 70
@@ -147,7 +148,8 @@ def measured(evaluation: Evaluation, *, refining: bool) -> None:
             error = float("nan") if evaluation.kl_stderr is None else evaluation.kl_stderr
             st.metric(_METRICS[2], with_error(evaluation.kl, error), width="content", help=_KL_HELP)
         if evaluation.same_top1 is not None:
-            st.metric(_METRICS[3], share(evaluation.same_top1), width="content", help=_TOP1_HELP)
+            same = percent(evaluation.same_top1, evaluation.same_top1_stderr, "±")
+            st.metric(_METRICS[3], same, width="content", help=_TOP1_HELP)
     words = [
         f"{score.tokens:,} tokens scored of {plain(evaluation.text.source)}, "
         f"{score.windows} window{'s' * (score.windows > 1)} of {evaluation.text.max_length}"

@@ -76,7 +76,7 @@ def test_streamed_losses_of_cuts_are_those_of_the_cut_models_in_memory(folder: P
     assert len(found) == len(plans) >= 2
     for plan, one in zip(plans, found, strict=True):
         expected = evaluate(prune(handle, plan), windows, base=handle)
-        for name in ("nll_increase", "nll_increase_stderr", "kl", "kl_stderr", "same_top1"):
+        for name in ("nll_increase", "nll_increase_stderr", "kl", "kl_stderr", "same_top1", "same_top1_stderr"):
             assert getattr(one, name) == pytest.approx(getattr(expected, name), abs=1e-6), name
         for mine, theirs in ((one.score, expected.score), (one.base, expected.base), (alone[0].score, expected.base)):
             assert mine.window_nll == pytest.approx(theirs.window_nll, abs=1e-6)

@@ -1,5 +1,6 @@
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ def window_set(count: int = 4, length: int = 24, seed: int = 1) -> WindowSet:
 def numbers(evaluation: Evaluation) -> list[float]:
     """Everything measured but the seconds."""
     e = evaluation
-    found = [e.score.nll, e.score.nll_stderr, e.nll_increase, e.nll_increase_stderr, e.kl, e.kl_stderr, e.same_top1]
+    found = [e.score.nll, e.score.nll_stderr, e.nll_increase, e.nll_increase_stderr, e.kl, e.kl_stderr]
+    found += [e.same_top1, e.same_top1_stderr]
     return [math.nan if x is None else x for x in found]
 
 
@@ -63,6 +65,18 @@ def test_a_pruned_model_reports_what_it_saves_and_what_it_loses() -> None:
     assert result.kl > 0
     assert result.same_top1 is not None
     assert 0 <= result.same_top1 < 1
+
+
+def test_the_error_of_the_same_next_token_is_over_windows() -> None:
+    handle, windows = shared_handle("llama"), window_set(5)
+    pruned = prune(handle, PLAN)
+    result = evaluate(pruned, windows, base=handle)
+    alone = [evaluate(pruned, replace(windows, tokens=windows.tokens[i : i + 1]), base=handle) for i in range(5)]
+    shares = [one.same_top1 for one in alone]
+    assert result.same_top1 == pytest.approx(np.mean(shares))
+    assert result.same_top1_stderr == pytest.approx(np.std(shares, ddof=1) / math.sqrt(5))
+    assert result.same_top1_stderr > 0
+    assert math.isnan(alone[0].same_top1_stderr)
 
 
 def test_the_error_of_the_difference_is_paired() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from shortviz.cli_output import evaluation_text
 from shortviz.errors import RunError
 from shortviz.runs import (
     evaluation_json,
@@ -73,6 +74,22 @@ def test_evaluation_json_has_the_shape_of_the_design_and_no_nan():
     )
     assert found["nll_stderr"] is None
     assert found["perplexity"] == pytest.approx(math.exp(found["nll"]))
+
+
+def test_an_evaluation_of_before_there_was_an_error_of_the_same_next_token_is_read(tmp_path):
+    run = fixture_run(num_layers=6)
+    save_run(run, tmp_path)
+    assert load_run(tmp_path).evaluations[0].same_top1_stderr == run.evaluations[0].same_top1_stderr
+    path = tmp_path / "run.json"
+    found = json.loads(path.read_text())
+    for one in found["evaluations"]:
+        del one["same_top1_stderr"]
+    path.write_text(json.dumps(found))
+    (old,) = load_run(tmp_path).evaluations
+    assert old.same_top1 == run.evaluations[0].same_top1
+    assert math.isnan(old.same_top1_stderr)
+    assert "same top token    61.0 %" in evaluation_text(old)
+    assert "same top token    61.0 +- 1.5 %" in evaluation_text(run.evaluations[0])
 
 
 def test_an_evaluation_replaces_the_one_of_the_same_layers_and_text():
