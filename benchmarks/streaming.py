@@ -17,15 +17,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.generated_checkpoint import VOCABULARY, write_checkpoint  # noqa: E402
+from benchmarks.watched import resident, run_watched  # noqa: E402
+
 LIMIT = 5 * 2**29
-HIDDEN, INNER, HEADS, KEYS, VOCABULARY = 2048, 8192, 32, 8, 32000
 
 
 def main() -> None:
@@ -58,99 +59,17 @@ def run_part(part: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return what a child process found, with its peak RssAnon."""
     command = [sys.executable, __file__, "--part", part, "--model", str(args.model)]
     command += ["--layers", str(args.layers), "--batches", str(args.batches), "--tokens", str(args.tokens)]
-    group = limited_group() if args.limit and part in ("stream", "export") else None
-    enter = None if group is None else lambda: (group / "cgroup.procs").write_text(str(os.getpid()))
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=enter)
-    peaks = {"RssAnon": 0, "VmRSS": 0}
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.01):
-            try:
-                lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
-            except OSError:
-                return
-            for name in peaks:
-                peaks[name] = max(peaks[name], *(int(x.split()[1]) * 1024 for x in lines if x.startswith(name)), 0)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    out, _ = child.communicate()
-    done.set()
-    sampler.join()
-    assert child.returncode == 0, f"the part {part} failed"
-    if group is not None:
-        group.rmdir()
+    limited = args.limit and part in ("stream", "export")
+    out, peaks = run_watched(command, LIMIT if limited else None)
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    found |= {"peak_bytes": peaks["RssAnon"], "peak_resident_bytes": peaks["VmRSS"], "limited": group is not None}
+    found |= {"peak_bytes": peaks["RssAnon"], "peak_resident_bytes": peaks["VmRSS"], "limited": limited}
     print(f"{part}: {found}", file=sys.stderr, flush=True)
     return found
 
 
-def limited_group() -> Path:
-    """Make a control group (version 2) that allows LIMIT bytes of memory; page cache is given back inside it."""
-    group = Path("/sys/fs/cgroup/shortviz-benchmark")
-    group.mkdir()
-    if not (group / "memory.max").exists():
-        group.rmdir()
-        sys.exit("This machine has no control groups of version 2 that a limit can be set in; leave --limit out.")
-    (group / "memory.max").write_text(str(LIMIT))
-    return group
-
-
 def make(args: argparse.Namespace) -> dict[str, Any]:
-    """Write a Llama-shaped checkpoint of random bf16 weights, one shard a layer."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig
-
-    from tests.families import tiny_tokenizer
-
-    folder: Path = args.model
-    config = LlamaConfig(
-        hidden_size=HIDDEN,
-        intermediate_size=INNER,
-        num_hidden_layers=args.layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEYS,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )
-    config.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    head = HIDDEN // HEADS
-    shapes = {
-        "self_attn.q_proj": (HIDDEN, HIDDEN),
-        "self_attn.k_proj": (KEYS * head, HIDDEN),
-        "self_attn.v_proj": (KEYS * head, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HIDDEN),
-        "mlp.gate_proj": (INNER, HIDDEN),
-        "mlp.up_proj": (INNER, HIDDEN),
-        "mlp.down_proj": (HIDDEN, INNER),
-    }
-    draw = torch.Generator().manual_seed(0)
-    index = {}
-
-    def write(number: int, tensors: dict[str, Any]) -> None:
-        file = f"model-{number + 1:05d}-of-{args.layers + 1:05d}.safetensors"
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        index.update(dict.fromkeys(tensors, file))
-
-    for layer in range(args.layers):
-        prefix = f"model.layers.{layer}."
-        tensors = {
-            f"{prefix}{name}.weight": torch.empty(shape).normal_(0, 0.02, generator=draw).bfloat16()
-            for name, shape in shapes.items()
-        }
-        norms = ("input_layernorm", "post_attention_layernorm")
-        write(layer, tensors | {f"{prefix}{n}.weight": torch.ones(HIDDEN, dtype=torch.bfloat16) for n in norms})
-    table = torch.empty(VOCABULARY, HIDDEN).normal_(0, 0.02, generator=draw).bfloat16()
-    write(args.layers, {"model.embed_tokens.weight": table, "model.norm.weight": torch.ones(HIDDEN).bfloat16()})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    return {"bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+    """Write the checkpoint."""
+    return {"bytes": write_checkpoint(args.model, args.layers)}
 
 
 def token_rows(args: argparse.Namespace) -> Any:
@@ -231,11 +150,15 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
         num_layers=args.layers, removed=tuple(range(args.layers // 4, args.layers // 4 + args.layers // 2))
     )
     writes, copies, whole = [], [], []
+    copying = {"RssAnon": 0, "VmRSS": 0}  # before anything of the proof is in memory, but for the libraries
     for _ in range(2):
         times: dict[str, float] = {}
 
         def note(progress: Any, times: dict[str, float] = times) -> None:
             times.setdefault(progress.stage, time.perf_counter())
+            if progress.stage == "write" and not writes:
+                now = resident()
+                copying.update({name: max(peak, now[name]) for name, peak in copying.items()})
 
         room = Path(tempfile.mkdtemp(dir=args.model.parent))
         began = time.perf_counter()
@@ -252,6 +175,8 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
         "cp_seconds": copies,
         "whole_seconds": whole,
         "max_logit_diff": report.max_logit_diff,
+        "copying_bytes": copying["RssAnon"],
+        "copying_resident_bytes": copying["VmRSS"],
     }
 
 
@@ -292,6 +217,8 @@ def report(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
         f"ratio {other['seconds'] / streamed['seconds']:.2f} (best of {args.repeats} each, taking turns); angular_last "
         f"at n = 1 differs by {difference:g}. Read: asked of the files; by arithmetic for offload, which maps them.",
         row("streamed export, writing", exported, write, kept),
+        f"while it copied: RssAnon {exported['copying_bytes'] / 2**30:.2f} GiB, resident "
+        f"{exported['copying_resident_bytes'] / 2**30:.2f} GiB; the rest is the streamed proof.",
         f"cp -r of the same bytes {copy:.2f} s; the export writes at {copy / write:.0%} of its speed; with hashes and "
         f"the streamed proof {min(exported['whole_seconds']):.1f} s, logits differ by {exported['max_logit_diff']:g}",
         f"predicted {found['estimate']['streamed_seconds']:.1f} s for the streamed measurement: "
