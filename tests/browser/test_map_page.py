@@ -106,6 +106,9 @@ def test_two_visitors_choose_independently(new_visitor: Callable[[], BrowserCont
     click_cell(second, 30, 10, 6)
     wait_for_block(second, 10, 6)
     wait_for_block(first, 3, 2)
+    for page, start, n in ((first, 3, 2), (second, 10, 6)):
+        expect(page).to_have_url(re.compile(rf"start={start}&n={n}$"))
+        no_failure(page)
 
 
 def test_the_keyboard_alone_chooses_a_block_in_the_table(page: Page, server: AppServer) -> None:

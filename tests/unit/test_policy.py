@@ -159,6 +159,8 @@ def test_what_the_demo_is_for_passes(rules: Settings) -> None:
         Asked(folder=str(rules.downloads_dir / "abc" / "demo-without-1"), prompt="The capital of France is"),
         Block(start=3, n=4),
     ]
+    assert [one for one in fine if not policy.allowed(rules, one)] == []
+    assert not policy.allowed(rules, [*fine, ModelRef(id="org/other")]), "the last of many is looked at too"
     policy.check_start(rules, fine, [], "me", 10**12)
 
 
@@ -206,7 +208,9 @@ def test_a_model_is_judged_by_its_headers_before_it_is_loaded(rules: Settings) -
 
 @pytest.mark.parametrize("asked", [*HOSTILE_MODELS.values(), *HOSTILE_TEXTS.values(), *HOSTILE_JOBS.values()])
 def test_on_ones_own_machine_nothing_is_refused(asked: Any, tmp_path: Path) -> None:
-    policy.check_start(Settings(hosted=False, runs_dir=tmp_path), asked, [job("")] * 50, "", 0)
+    own = Settings(hosted=False, runs_dir=tmp_path)
+    assert policy.allowed(own, asked)
+    policy.check_start(own, asked, [job("")] * 50, "", 0)
 
 
 def test_a_space_is_hosted_unless_it_is_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
