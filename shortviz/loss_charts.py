@@ -34,6 +34,8 @@ _COLOURS = (
     "#e15759",
 )
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon", "hourglass", "star-diamond")
+_GLYPHS = "●■◆✚▲✖★⬟⧗✦"
+"""The symbols as characters, for a table that is the key of a chart too small for a legend."""
 _BELOW = {"orientation": "h", "x": 0, "y": -0.19, "yanchor": "top"}
 """Where the legend of up to ten lines covers none of them, nor, on a phone, the title of the axis."""
 
@@ -232,6 +234,11 @@ def _cut_words(removed: tuple[int, ...]) -> str:
         return "uncut"
     block = removed[-1] - removed[0] + 1 == len(removed)
     return layer_words(removed[0], len(removed)) if block else f"layers {', '.join(map(str, removed))}"
+
+
+def mark(index: int) -> tuple[str, str]:
+    """Return the symbol, as a character, and the colour of a chart's line by its place."""
+    return _GLYPHS[index % len(_GLYPHS)], _COLOURS[index % len(_COLOURS)]
 
 
 def _line(index: int, label: str, x: list[int], y: list[float], error: list[float], words: list[str]) -> go.Scatter:

@@ -16,7 +16,7 @@ from shortviz.model_card import hub_name
 from shortviz.planning import layers_text
 from shortviz.records import BlockDistances, BlockLosses, Evaluation, ModelInfo, Run, TextInfo
 from shortviz.report_html import MARK, Figures, code, facts, folded, heading, page, paragraph, table
-from shortviz.words import duration, size
+from shortviz.words import duration, percent, size
 
 
 def write_report(run: Run, target: Path, *, criterion: str = "") -> None:
@@ -146,14 +146,14 @@ def _measured(losses: BlockLosses, distances: BlockDistances | None, model: Mode
         found = agreement(distances, losses, model)
         rows = [
             [
+                criteria.label(one.criterion),
                 _number(one.spearman, ".2f"),
                 _number(one.spearman_within, ".2f"),
                 _number(one.mean_regret, ".3f"),
-                criteria.label(one.criterion),
             ]
             for one in found
         ]
-        head = ["Spearman, all blocks", "Spearman, within n", "mean regret, nats", "criterion"]
+        head = ["criterion", "Spearman, all blocks", "Spearman, within n", "mean regret, nats"]
         parts += [
             heading("How well each criterion predicts the measured loss"),
             paragraph(loss_charts.agreement_alt(found)),
@@ -168,28 +168,29 @@ def _evaluations(evaluations: tuple[Evaluation, ...]) -> str:
             layers_text(one.removed) or "none",
             _pm(one.score.perplexity, one.score.perplexity_stderr, 2),
             _pm(one.nll_increase, one.nll_increase_stderr, 3),
-            _number(one.kl, ".3f"),
+            _pm(one.kl, one.kl_stderr, 3),
+            "-" if one.same_top1 is None else percent(one.same_top1, one.same_top1_stderr, "±"),
             f"{one.score.tokens:,} tokens of {one.text.source}",
         ]
         for one in evaluations
     ]
-    head = ["removed layers", "perplexity", "NLL increase, nats (paired)", "KL, nats", "scored on"]
+    head = ["removed layers", "perplexity", "NLL increase, nats (paired)", "KL, nats", "same next token", "scored on"]
     return table("Evaluations", head, rows)
 
 
 def _ledger(ledger: Ledger) -> str:
     rows = [
         [
+            step.label,
             _pm(step.evaluation.score.nll, step.evaluation.score.nll_stderr, 3),
             _pm(step.evaluation.nll_increase, step.evaluation.nll_increase_stderr, 3),
             _pm(_percent(step.recovered), _percent(step.recovered_stderr), 1)
             + (" %" if step.recovered is not None else ""),
             duration(step.seconds) if step.treatments else "-",
-            step.label,
         ]
         for step in ledger.steps
     ]
-    head = ["NLL, nats", "increase, nats (paired)", "share won back", "time", "step"]
+    head = ["step", "NLL, nats", "increase, nats (paired)", "share won back", "time"]
     return table(f"Scored on {ledger.text.source}", head, rows)
 
 

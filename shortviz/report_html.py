@@ -17,7 +17,7 @@ figure{margin:0}figcaption,.note{color:#4a5a68;font-size:.9rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem}
 caption{text-align:left;font-weight:600;padding:.4rem 0}
 th,td{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #d5dde5;white-space:nowrap}
-th{background:#f3f6f9}td:last-child,th:last-child{text-align:left}
+th{background:#f3f6f9}td:last-child,th:last-child,tbody th,th:first-child{text-align:left}tbody th{font-weight:400}
 pre{background:#f3f6f9;padding:.8rem;overflow-x:auto;font-size:.85rem}summary{cursor:pointer;margin:.4rem 0}
 @media print{details{display:block}body{margin:0}}
 """
@@ -46,9 +46,12 @@ def heading(text: str, level: int = 2) -> str:
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of plain texts; its last column is words."""
+    """Return a table of plain texts; its first column names the row, its last is words or one more number."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>'
+        for name, *row in rows
+    )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
         f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"

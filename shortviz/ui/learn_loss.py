@@ -100,7 +100,7 @@ def curve(words: DeltaGenerator, picture: DeltaGenerator) -> None:
         start = answers.removed[0]
         increase = losses.increase.at(Block(start=start, n=n))
         st.markdown(
-            f"Without {layer_words(start, n)} the loss is {with_error(*increase)} nats higher, and right are "
+            f"Without {layer_words(start, n)} the loss is {with_error(*increase)} nats higher; answered rightly: "
             + ", ".join(f"{kind} {data.right(answers, kind)[0]} of {data.right(answers, kind)[1]}" for kind in KINDS)
             + "."
         )

@@ -24,10 +24,13 @@ def draw(ledger: Ledger, *, key: str) -> None:
             key=f"{key}_table",
             alt=alt,
             column_config={
-                "step": st.column_config.TextColumn(width=178),
+                # What matters first, and narrow: a phone shows three columns.
+                "step": st.column_config.TextColumn(width=160),
+                "won back": st.column_config.TextColumn(width=80, help="Share of the lost NLL; the error is paired."),
+                "over uncut": st.column_config.TextColumn(
+                    width=110, help="NLL increase in nats a token, with its paired error."
+                ),
                 "NLL, nats": st.column_config.TextColumn(help="Per token; the error is over windows."),
-                "over uncut": st.column_config.TextColumn(help="NLL increase in nats a token, with its paired error."),
-                "won back": st.column_config.TextColumn(help="Share of the lost NLL; the error is paired."),
                 "KL, nats": st.column_config.TextColumn(help="KL(uncut ‖ this model) per token."),
                 "accuracy": st.column_config.TextColumn(help="Of the questions named below; the error is binomial."),
             },
@@ -124,9 +127,9 @@ def _row(ledger: Ledger, step: LedgerStep) -> dict[str, str]:
     accuracy = "–" if task is None else f"{with_error(100 * task.accuracy, 100 * task.accuracy_stderr)} %"
     return {
         "step": step.label,
-        "NLL, nats": with_error(score.nll, score.nll_stderr),
-        "over uncut": _pm(found.nll_increase, found.nll_increase_stderr),
         "won back": won_back(step),
+        "over uncut": _pm(found.nll_increase, found.nll_increase_stderr),
+        "NLL, nats": with_error(score.nll, score.nll_stderr),
         "perplexity": with_error(score.perplexity, score.perplexity_stderr),
         "KL, nats": _pm(found.kl, found.kl_stderr),
         **({"accuracy": accuracy} if asked else {}),

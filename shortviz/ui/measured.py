@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from shortviz import loss_charts
+from shortviz import charts, loss_charts
 from shortviz.agreement import agreement, agreement_table
 from shortviz.map_cells import MEASURED
 from shortviz.records import Block, BlockDistances, BlockLosses, Evaluation, ModelInfo, Score
@@ -15,6 +15,23 @@ SHOWS = ("predicted", "measured", "difference")
 METRICS = tuple(MEASURED)
 FONT = '"Source Sans", "Source Sans Pro", sans-serif'
 """Of charts, that of the page around them."""
+_AGREEMENT_COLUMNS = {
+    # Short heads and narrow columns: on a phone they stand side by side.
+    "mark": st.column_config.TextColumn("", width=28, help="The mark of its line in the picture of regret."),
+    "criterion": st.column_config.TextColumn(width=110),
+    "spearman, all blocks": st.column_config.NumberColumn(
+        "rank corr.", width=66, help="Spearman's rank correlation with the measured NLL increase, over all blocks."
+    ),
+    "spearman, within n": st.column_config.NumberColumn(
+        "within n", width=58, help="The same among blocks of one size, averaged over the sizes."
+    ),
+    "mean regret, nats": st.column_config.NumberColumn(
+        "regret", width=52, help="What the block it calls best costs above the best measured, in nats; mean over n."
+    ),
+    "picks the best start": st.column_config.TextColumn(
+        "hits", width=54, help="For how many sizes it picks the start with the lowest measured loss."
+    ),
+}
 KINDS = {"predicted": "measure", "measured": "losses", "difference": "losses"}
 """The job that fills in each map."""
 
@@ -88,10 +105,16 @@ def agreement_view(
         figure.update_layout(height=260, showlegend=False, font={"family": FONT, "size": 11})
         st.plotly_chart(figure, theme=None, key="agreement_regret", config={"displaylogo": False}, alt=alt)
     st.caption(plain(alt))
+    words = agreement_table(found).assign(criterion=[charts.label(one.criterion) for one in found])
+    marks = [loss_charts.mark(index) for index in range(len(found))]
+    words.insert(0, "mark", [glyph for glyph, _ in marks])
     st.dataframe(
-        agreement_table(found).style.format(precision=3, na_rep=""),
+        words.style.format(precision=3, na_rep="").apply(
+            lambda _: [f"color: {colour}" for _, colour in marks], subset=["mark"]
+        ),
         hide_index=True,
         height="content",
+        column_config=_AGREEMENT_COLUMNS,
         alt="Rank correlation and regret of every criterion",
     )
 

@@ -83,6 +83,17 @@ def test_difference_agreement_and_curve_are_drawn_from_both_maps(measured: App) 
     assert "Layers removed before the loss is 0.5 and 1 nat above" in chart.proto.alt
 
 
+def test_the_table_of_agreement_is_the_key_of_the_picture_of_regret(app: Start) -> None:
+    page = app(view="Agreement")
+    drawn = [json.loads(chart.proto.spec) for chart in page.at.get("plotly_chart")]
+    (lines,) = [one["data"] for one in drawn if len(one["data"]) == 6 and one["data"][0].get("name")]
+    glyphs = {"circle": "●", "square": "■", "diamond": "◆", "cross": "✚", "triangle-up": "▲", "x": "✖"}
+    (table,) = [one.value for one in page.at.dataframe]
+    assert list(table["mark"]) == [glyphs[line["marker"]["symbol"]] for line in lines]
+    assert list(table["criterion"]) == [line["name"] for line in lines]
+    assert "angular, last token" in list(table["criterion"])
+
+
 def test_a_link_restores_the_measured_map_of_a_run_that_has_one(app: Start, tools: Bench) -> None:
     run = tools.runs.get(EXAMPLE)
     assert run is not None

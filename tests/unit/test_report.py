@@ -73,6 +73,14 @@ def test_everything_a_run_holds_is_on_the_page() -> None:
     assert page.tags.count("figure") == 3
 
 
+def test_every_table_names_its_rows_first() -> None:
+    html = report_html(whole_run())
+    for caption, name in (("Agreement", "angular, last token"), ("Evaluations", "12-15"), ("Scored on", "uncut")):
+        body = re.search(rf"<caption>{caption}.*?<tbody>(.*?)</tbody>", html, re.DOTALL)
+        assert body is not None
+        assert f'<tr><th scope="row">{name}</th><td>' in body[1], caption
+
+
 def test_the_page_loads_nothing_and_says_so_to_the_browser() -> None:
     html = report_html(whole_run())
     assert Page(html).loads == []
