@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     """Megabytes of an uploaded file."""
     max_downloads: int = Field(default=6, gt=0)
     """Exported checkpoints that wait to be fetched; the oldest go first."""
+    max_treated_mb: int = Field(default=1_000, gt=0)
+    """Megabytes of the own weights of repaired and healed models in memory; the oldest go first."""
+    max_kept_mb: int = Field(default=2_000, gt=0)
+    """Megabytes of the same, kept beside runs."""
     max_runs: int = Field(default=200, gt=0)
     """Saved runs; the oldest go first."""
     min_free_mb: int = Field(default=1_000, ge=0)

@@ -35,15 +35,19 @@ def treated_recipe(
     treatments: Sequence[Treatment],
     *,
     folder: str,
+    adapter: bool = False,
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
 ) -> TreatedRecipe:
-    """Return the command that cuts, does all that was done after the cut, exports and proves the same checkpoint."""
+    """Return the command that cuts, does all that was done after the cut, exports and proves the same checkpoint.
+
+    With `adapter` it writes what the training learned alone.
+    """
     cut = shlex.split(reproduce_command(model_id, plan, folder=folder, revision=revision, dtype=dtype, device=device))
     place = cut.index("--out")
     removal, loading = _parted(cut[3:place])
-    rest = [*loading, "--export", folder]
+    rest = [*loading, "--adapter" if adapter else "--export", folder]
     if not treatments:
         return TreatedRecipe(command=shlex.join(cut))
     kinds, last = [treatment.kind for treatment in treatments], treatments[-1]

@@ -152,11 +152,12 @@ class CutWork:
         evaluation = self._score(model, name)
         text = self.texts.write(name, model, self.context.removed, methods)
         task = self._accuracy(model, name)
-        self.bench.treated.put((self.context.ref, self.context.removed, methods), model)
         assert self.context.run_key is not None
-        problem = kept_models.keep(self.bench, self.context.run_key, self.base, model, healed)
-        if problem:
-            self.shown = replace(self.shown, note=f"{self.shown.note} {problem}".strip())
+        problems = (
+            kept_models.put_in_memory(self.bench, self.context.ref, self.context.removed, self.base, model),
+            kept_models.keep(self.bench, self.context.run_key, self.base, model, healed),
+        )
+        self.shown = replace(self.shown, note=" ".join(part for part in (self.shown.note, *problems) if part))
         assert self.shown.ledger is not None, "the ledger is opened first"
         ledger = add_step(
             self.shown.ledger, name, evaluation, model.treatments, task=task, continuation=text,

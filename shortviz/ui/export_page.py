@@ -8,12 +8,11 @@ import streamlit as st
 
 from shortviz.errors import PlanError
 from shortviz.job_state import JobState
-from shortviz.ledger import Treatment
 from shortviz.planning import layers_text
 from shortviz.recipes import loading_python, mergekit_yaml, reproduce_python
 from shortviz.records import ExportReport, ModelInfo, ModelRef, PrunePlan
 from shortviz.settings import settings
-from shortviz.treated_recipe import treated_recipe
+from shortviz.treated_recipe import TreatedRecipe, treated_recipe
 from shortviz.ui import export_actions, export_choice, inspector, notes, push_view, visit
 from shortviz.ui import state as s
 from shortviz.ui.looks import main_button
@@ -39,31 +38,32 @@ def draw() -> None:
     settle_block(state, shown.distances, shown.model)
     left, right = st.columns(2, gap="large")
     with left:
-        _choose(tools, shown, shown.model, ref)
+        alone = _choose(tools, shown, shown.model, ref)
     with right:
-        _follow(tools, state)
+        _follow(tools, state, alone=alone)
 
 
-def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None:
+def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> bool:
+    """Draw what is to be written and where; return whether that is an adapter alone."""
     state = s.session()
     inspector.block_inputs(model.num_layers)
     block, removed = s.block(state), s.cut(state)
     if block is None:
         st.caption("Type a start layer and n, or choose a block on the map.")
-        return
+        return False
     try:
         if removed == block.layers:
             block.check(model.num_layers)
         plan = PrunePlan(num_layers=model.num_layers, removed=removed)
     except PlanError as error:
         notes.problem(str(error))
-        return
+        return False
     if removed != block.layers:
         st.caption(f"Exported is the cut that the Heal page shows: layers {layers_text(removed)} go.")
     reason = next((found for part in plan.blocks if (found := model.illegal_reason(part))), None)
     if reason is not None:
         notes.problem(f"This block cannot be exported: {reason}")
-        return
+        return False
     methods = export_choice.choose(tools, shown, removed)
     alone = export_choice.adapter_alone(tools, shown, removed, methods)
     if not alone:
@@ -109,7 +109,16 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> None
         )
     step = export_choice.step_of(shown, removed, methods)
     treatments = step.treatments if step is not None else ()
-    _recipes(ref, model, plan, str(state.get(s.FOLDER, "")) if target == "folder" else name, treatments)
+    folder = str(state.get(s.FOLDER, "")) if target == "folder" else name
+    recipe = treated_recipe(
+        ref.id, plan, treatments, folder=folder, adapter=alone, revision=ref.revision, dtype=ref.dtype,
+        device=ref.device,
+    )  # fmt: skip
+    if alone:
+        _command(recipe)
+    else:
+        _recipes(ref, model, plan, folder, recipe, treated=bool(treatments))
+    return alone
 
 
 def _what(model: ModelInfo, plan: PrunePlan) -> None:
@@ -165,8 +174,11 @@ def _export(
     s.set_job(state, "export", job_id)
 
 
-def _follow(tools: Bench, state: s.State) -> None:
-    """Show the newest export of this session: the checklist while it runs, then the result."""
+def _follow(tools: Bench, state: s.State, *, alone: bool) -> None:
+    """Show the newest export of this session: the checklist while it runs, then the result; before it, what to expect.
+
+    `alone` says that an adapter alone is chosen.
+    """
     job_id = s.job(state, "export")
     first = tools.state(job_id)
     live = first is not None and first.live
@@ -178,7 +190,14 @@ def _follow(tools: Bench, state: s.State) -> None:
             st.rerun()
         context = tools.context(job_id or "")
         if context is not None and context.kind == "adapter":
-            _adapter(job)
+            _adapter(context.ref, job)
+            return
+        if context is None and alone:
+            st.subheader("Adapter")
+            st.caption(
+                "Written: the adapter, the repaired weights that it was trained on, and a card with the commands that "
+                "make the cut. Nothing is merged, so there is nothing to prove."
+            )
             return
         st.subheader("Proof" if context is None else f"Proof, without layers {layers_text(context.removed)}")
         if context is not None and context.methods:
@@ -199,18 +218,27 @@ def _follow(tools: Bench, state: s.State) -> None:
         push_view.draw(tools, context.ref, Path(report.folder))
 
 
-def _adapter(job: JobState | None) -> None:
+def _adapter(ref: ModelRef, job: JobState | None) -> None:
     """Show how the export of an adapter stands."""
     st.subheader("Adapter")
     notes.job_error(job)
+    if job is not None and job.live:
+        notes.job_progress(job)
     if job is None or not isinstance(job.result, str):
         return
     folder = Path(job.result)
     if folder.suffix == ".zip" and folder.is_file():
         _download(folder)
+        st.caption(
+            "Unpack it; its README.md says how to make the cut that it belongs to. Or put it on the uncut model:"
+        )
     else:
-        st.caption(f"Written to {plain(job.result)}; its README.md says how to make the cut that it belongs to.")
-        st.code(f"shortviz evaluate MODEL --adapter {shlex.quote(job.result)}", language="bash")
+        st.caption(
+            f"Written to {plain(job.result)}; its README.md says how to make the cut that it belongs to. Or put it on "
+            "the uncut model:"
+        )
+    adapter = shlex.quote(folder.stem if folder.suffix == ".zip" else job.result)
+    st.code(f"shortviz evaluate {shlex.quote(ref.id)} --adapter {adapter}", language="bash", wrap_lines=True)
 
 
 def _download(folder: Path) -> None:
@@ -231,23 +259,27 @@ def _after(report: ExportReport, job: JobState | None) -> None:
     if folder.suffix == ".zip" and folder.is_file():
         _download(folder)
         st.caption("Unpack it, then load it:")
-        st.code(loading_python(folder.stem), language="python")
+        st.code(loading_python(folder.stem), language="python", wrap_lines=True)
     elif job is not None and folder.is_relative_to(settings().downloads_dir):
         st.caption("Proved and ready to be pushed; it is kept here for an hour.")
     elif job is not None:
         st.caption(f"Written to {plain(report.folder)}. Load it with plain transformers:")
-        st.code(loading_python(report.folder), language="python")
+        st.code(loading_python(report.folder), language="python", wrap_lines=True)
 
 
-def _recipes(ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str, treatments: tuple[Treatment, ...]) -> None:
-    command, python, mergekit = st.tabs(["Command", "Python", "mergekit"])
-    recipe = treated_recipe(
-        ref.id, plan, treatments, folder=folder, revision=ref.revision, dtype=ref.dtype, device=ref.device
-    )
-    command.code(recipe.command, language="bash", wrap_lines=True)
+def _command(recipe: TreatedRecipe) -> None:
+    st.code(recipe.command, language="bash", wrap_lines=True)
     for note in recipe.notes:
-        command.caption(plain(note))
-    for tab in (python, mergekit) if treatments else ():
+        st.caption(plain(note))
+
+
+def _recipes(
+    ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str, recipe: TreatedRecipe, *, treated: bool
+) -> None:
+    command, python, mergekit = st.tabs(["Command", "Python", "mergekit"])
+    with command:
+        _command(recipe)
+    for tab in (python, mergekit) if treated else ():
         tab.caption("These lines repeat the cut alone.")
     python.code(
         reproduce_python(ref.id, plan, folder=folder, revision=ref.revision, dtype=ref.dtype, device=ref.device),

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 from shortviz.errors import ExportError, ResourceError, RunError
 from shortviz.ledger import LedgerStep
 from shortviz.record_json import treatment_json
+from shortviz.records import ModelRef
+from shortviz.settings import settings
 from shortviz.ui.resources import Bench
+from shortviz.words import size
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from shortviz.healing import Healed
     from shortviz.ledger import Treatment
 
+MEGABYTE = 2**20
 _WEIGHTS, _ADAPTER = "weights.safetensors", "adapter"
 
 
@@ -39,13 +43,29 @@ def has_adapter(bench: Bench, key: str | None, removed: tuple[int, ...], methods
     return key is not None and (place(bench, key, removed, methods) / _ADAPTER).is_dir()
 
 
+def put_in_memory(
+    bench: Bench, ref: ModelRef, removed: tuple[int, ...], base: "ModelHandle", model: "ModelHandle"
+) -> str:
+    """Put a treated model on the bench's shelf; return why not, in a sentence, where it is too large for that."""
+    from shortviz.own_weights import own_weights
+
+    key, own = (ref, removed, methods_of(model)), sum(weight.nbytes for weight in own_weights(model, base).values())
+    bench.treated.put(key, model, own)
+    if bench.treated.get(key) is not None:
+        return ""
+    return (
+        f"{size(own)} of this model are its own, and this installation keeps {settings().max_treated_mb} MB of such "
+        "models in memory, so it was measured but can be neither exported nor continue prompts."
+    )
+
+
 def keep(bench: Bench, key: str, base: "ModelHandle", model: "ModelHandle", healed: "Healed | None") -> str:
     """Write what is a treated model's own beside its run; return why not, in a sentence, where that is not possible.
 
     Of adapters the small factors are written, and the model that they were trained on where it was repaired. A kill
     leaves what was there before whole: the run's ledger still shows that.
     """
-    from shortviz.checkpoint_folder import filled_beside, move_into_place
+    from shortviz.checkpoint_folder import filled_beside, folder_bytes, move_into_place
     from shortviz.heal_adapter import export_adapter
     from shortviz.own_weights import save_treated
 
@@ -59,12 +79,33 @@ def keep(bench: Bench, key: str, base: "ModelHandle", model: "ModelHandle", heal
                 export_adapter(healed.adapter, made / _ADAPTER)
                 model = healed.adapter.cut
             save_treated(made / _WEIGHTS, model, base, {})
+            _make_room(bench, folder, folder_bytes(made))
             shutil.rmtree(folder, ignore_errors=True)
             move_into_place(made, folder)
     except (ResourceError, ExportError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         return f"The model could not be kept beside its run ({error}), so it will be gone when the server ends."
     return ""
+
+
+def _make_room(bench: Bench, folder: Path, needed: int) -> None:
+    """Remove the models kept longest ago where the app is hosted, until another one finds room beside them.
+
+    Raises ResourceError where it is too large by itself.
+    """
+    from shortviz.checkpoint_folder import folder_bytes
+
+    if not settings().is_hosted:
+        return
+    most = settings().max_kept_mb * MEGABYTE
+    if needed > most:
+        raise ResourceError(f"it takes {size(needed)}, and this installation keeps {settings().max_kept_mb} MB")
+    others = [each for each in bench.runs.folder.glob("*/treated-*") if each != folder]
+    newest = sorted(others, key=lambda each: -each.stat().st_mtime)
+    for each in newest:
+        needed += folder_bytes(each)
+        if needed > most:
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def bring_back(

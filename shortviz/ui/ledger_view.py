@@ -13,7 +13,8 @@ from shortviz.ui.words import duration, plain, share, with_error
 
 def draw(ledger: Ledger, *, key: str) -> None:
     """Draw the ledger: numbers on the left, the chart on the right."""
-    left, right = st.columns([1.45, 1], gap="medium")
+    asked = ledger.task(ledger.steps[0]) is not None
+    left, right = st.columns([2.0 if asked else 1.45, 1], gap="medium")
     alt = ledger_charts.recovery_alt(ledger)
     with left:
         st.dataframe(
@@ -23,6 +24,7 @@ def draw(ledger: Ledger, *, key: str) -> None:
             width="stretch",
             key=f"{key}_table",
             alt=alt,
+            # Widths for the longest entry: columns that fit themselves to the first rows clip what comes later.
             column_config={
                 # What matters first, and narrow: a phone shows three columns.
                 "step": st.column_config.TextColumn(width=160),
@@ -30,13 +32,17 @@ def draw(ledger: Ledger, *, key: str) -> None:
                 "over uncut": st.column_config.TextColumn(
                     width=110, help="NLL increase in nats a token, with its paired error."
                 ),
-                "NLL, nats": st.column_config.TextColumn(help="Per token; the error is over windows."),
-                "KL, nats": st.column_config.TextColumn(help="KL(uncut ‖ this model) per token."),
-                "accuracy": st.column_config.TextColumn(help="Of the questions named below; the error is binomial."),
+                "NLL, nats": st.column_config.TextColumn(width=72, help="Per token; the error is over windows."),
+                "perplexity": st.column_config.TextColumn(width=72),
+                "KL, nats": st.column_config.TextColumn(width=72, help="KL(uncut ‖ this model) per token."),
+                "accuracy": st.column_config.TextColumn(
+                    width=84, help="Of the questions named below; the error is binomial."
+                ),
+                "time": st.column_config.TextColumn(width=84, help="All treatments up to this step."),
             },
         )
         st.caption(behind(ledger))
-        if ledger.task(ledger.steps[0]) is not None:
+        if asked:
             st.caption(accuracies(ledger))
     with right:
         figure = ledger_charts.recovery_figure(ledger, st.context.theme.type == "dark")

@@ -67,8 +67,8 @@ class Bench:
     """By (model, evaluation text, removed layers)."""
     continuations: "Shelf[str]" = field(default_factory=lambda: Shelf(500))
     """By (model, removed layers, prompt)."""
-    treated: "Shelf[ModelHandle]" = field(default_factory=lambda: Shelf(1 if settings().is_hosted else 3))
-    """Repaired and healed models, by (model, removed layers, methods); a healed one has many tensors of its own."""
+    treated: "Shelf[ModelHandle]" = field(default_factory=lambda: _treated_shelf())
+    """Repaired and healed models, by (model, removed layers, methods), with the bytes of the tensors of their own."""
     tasks: "Shelf[TaskScore]" = field(default_factory=lambda: Shelf(500))
     """By (model, removed layers, fingerprint of the questions)."""
     questions: "Shelf[TaskRows]" = field(default_factory=lambda: Shelf(4))
@@ -145,6 +145,11 @@ class Bench:
 
     def _visible(self, job_id: str) -> bool:
         return not settings().is_hosted or _session() in (self._watchers.get(job_id) or ())
+
+
+def _treated_shelf() -> "Shelf[ModelHandle]":
+    rules = settings()
+    return Shelf(1, rules.max_treated_mb * 2**20) if rules.is_hosted else Shelf(3)
 
 
 def _session() -> str:

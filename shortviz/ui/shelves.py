@@ -41,10 +41,11 @@ _V = TypeVar("_V")
 class Shelf(Generic[_V]):
     """A small store for every thread: the entry used longest ago goes first."""
 
-    def __init__(self, limit: int) -> None:
-        """Keep at most `limit` entries."""
-        self._limit = limit
+    def __init__(self, limit: int, most_bytes: int | None = None) -> None:
+        """Keep at most `limit` entries, of at most `most_bytes` together."""
+        self._limit, self._most_bytes = limit, most_bytes
         self._items: OrderedDict[Hashable, _V] = OrderedDict()
+        self._bytes: dict[Hashable, int] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> _V | None:
@@ -55,24 +56,34 @@ class Shelf(Generic[_V]):
             self._items.move_to_end(key)
             return self._items[key]
 
-    def put(self, key: Hashable, value: _V) -> _V:
-        """Keep the entry, and return it."""
+    def put(self, key: Hashable, value: _V, num_bytes: int = 0) -> _V:
+        """Keep the entry, and return it; one that is too large by itself is not kept, and drives no other out."""
         with self._lock:
-            self._items[key] = value
-            self._items.move_to_end(key)
-            while len(self._items) > self._limit:
-                self._items.popitem(last=False)
+            self._forget(key)
+            if self._most_bytes is not None and num_bytes > self._most_bytes:
+                return value
+            self._items[key], self._bytes[key] = value, num_bytes
+            while len(self._items) > self._limit or self._too_large():
+                self._forget(next(iter(self._items)))
         return value
 
     def drop(self, key: Hashable) -> None:
         """Forget one entry."""
         with self._lock:
-            self._items.pop(key, None)
+            self._forget(key)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._items.clear()
+            self._bytes.clear()
+
+    def _too_large(self) -> bool:
+        return self._most_bytes is not None and sum(self._bytes.values()) > self._most_bytes
+
+    def _forget(self, key: Hashable) -> None:
+        self._items.pop(key, None)
+        self._bytes.pop(key, None)
 
 
 _importing = threading.Lock()

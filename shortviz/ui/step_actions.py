@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shortviz.errors import ResourceError
 from shortviz.job_state import JobControl
 from shortviz.ledger import Ledger, LedgerStep
 from shortviz.ledger_steps import with_task_score
@@ -22,7 +23,9 @@ def start_bring_back(bench: Bench, ref: ModelRef, removed: tuple[int, ...], step
     def work(control: JobControl) -> None:
         handle = bench.models.load(ref, control)
         found = kept_models.bring_back(bench, key, handle, removed, step)
-        bench.treated.put((ref, removed, step.methods), found)
+        problem = kept_models.put_in_memory(bench, ref, removed, handle, found)
+        if problem:
+            raise ResourceError(problem)
 
     context = JobContext(kind="bring", ref=ref, run_key=key, removed=removed, methods=step.methods)
     return bench.submit(context, f"Bringing back: {step.label}", work, lane="inspect")

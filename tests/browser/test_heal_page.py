@@ -24,8 +24,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_cut_is_repaired_and_healed_live_and_the_healed_model_is_offered_for_export(
-    page: Page, start_app: Callable[[Path], AppServer], checkpoint: Path
+def test_a_cut_is_repaired_and_healed_live_and_what_was_learned_is_exported_alone(
+    page: Page, start_app: Callable[[Path], AppServer], checkpoint: Path, tmp_path: Path
 ) -> None:
     server = start_app(ROOT / "app.py")
     page.goto(f"{server.url}/heal?{urlencode({'model': str(checkpoint), 'start': 2, 'n': 2})}")
@@ -52,5 +52,14 @@ def test_a_cut_is_repaired_and_healed_live_and_the_healed_model_is_offered_for_e
 
     to_page(page, "Export")
     expect(page.get_by_text("Which model")).to_be_visible(timeout=PATIENCE_MS)
+    page.get_by_text("The adapter alone").click()
+    expect(page.get_by_role("heading", name="Adapter")).to_be_visible(timeout=PATIENCE_MS)
+    folder = page.get_by_role("textbox", name="Folder, new or empty")
+    folder.fill(str(tmp_path / "adapter"))
+    folder.press("Enter")
+    expect(page.get_by_text(f"--adapter {tmp_path}/adapter")).to_be_visible(timeout=PATIENCE_MS)
+    page.get_by_role("button", name="Export", exact=True).click()
+    expect(page.get_by_text(f"Written to {tmp_path}/adapter;")).to_be_visible(timeout=SLOW_MS)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     no_failure(page)
     assert "Traceback" not in server.printed
