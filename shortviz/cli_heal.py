@@ -56,6 +56,7 @@ def heal_command(
     """
     from shortviz.fit_text import FIT_LENGTH
     from shortviz.heal_data import ALL_TOKENS
+    from shortviz.heal_packages import check_packages
     from shortviz.task_rows import read_task
     from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 
@@ -67,7 +68,7 @@ def heal_command(
     check_folders(out=out, export=export, adapter=adapter)
     folder = work_folder(out, export, adapter)
     _check_repair(repair)
-    recipe.settings(None, text.seed)
+    check_packages(recipe.settings(None, text.seed))
     text.note_unused("batch_size")
     spec = text.spec(replace(DEFAULT_CALIBRATION, limit=None))
     spec = readable(replace(spec, max_length=text.max_length or ALL_TOKENS))
@@ -83,6 +84,8 @@ def heal_command(
         if is_main:
             work.score_on(scored_on, text.window_spec(), questions)
         work.cut_out(chosen.of(handle.info.num_layers), repair, text.max_length or FIT_LENGTH, export)
+        if out is not None:
+            work.save()  # a training may run away, or be killed
         healed = work.train()
         if not is_main:
             return

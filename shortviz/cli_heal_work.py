@@ -35,9 +35,12 @@ class HealWork:
         stop: threading.Event,
     ) -> None:
         from shortviz.heal_data import split_heldout
+        from shortviz.heal_quantise import check_quantiser
         from shortviz.texts import tokenize
 
         check_run(out, base.info.id)
+        if settings.quantize == "4bit":  # told before the cut is scored and repaired
+            check_quantiser(base.model.device)
         self.base, self.training, self.settings, self.out = base, training, settings, out
         self.on_progress, self.stop = on_progress, stop
         tokens = tokenize(training, base.tokenizer)

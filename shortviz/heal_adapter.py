@@ -15,6 +15,7 @@ from shortviz.adapter_cut import REPAIRED, cut_facts, plan_of, refuse_other, rep
 from shortviz.checkpoint_folder import check_space, check_target, filled_beside, move_into_place, write_error
 from shortviz.errors import ModelError
 from shortviz.handle import ModelHandle
+from shortviz.heal_packages import check_peft
 from shortviz.heal_student import Student, inject, merge
 from shortviz.ledger import Treatment
 from shortviz.model_card import hub_name
@@ -141,6 +142,7 @@ def _student(cut: ModelHandle, folder: Path) -> tuple[Student, Treatment]:
 
 
 def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
+    check_peft()
     import peft
 
     try:

@@ -3,7 +3,6 @@
 What is learned is added to the cut model's own weights in their own precision: nothing that is kept was quantised.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from shortviz.architectures import layer_stack
 from shortviz.errors import ResourceError
+from shortviz.heal_packages import check_bitsandbytes
 
 
 def check_quantiser(device: torch.device) -> None:
@@ -21,10 +21,7 @@ def check_quantiser(device: torch.device) -> None:
             f"Training in 4 bits needs a CUDA device, and the model is on {device}; choose quantize none, or load the "
             "model with device cuda."
         )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ResourceError(
-            "Training in 4 bits needs the package bitsandbytes, which is not installed; run `pip install bitsandbytes`."
-        )
+    check_bitsandbytes()
 
 
 def quantise_layers(model: PreTrainedModel) -> int:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shortviz.architectures import layer_stack
-from shortviz.errors import PlanError, ResourceError
+from shortviz.errors import PlanError
 from shortviz.handle import ModelHandle
+from shortviz.heal_packages import check_packages
 from shortviz.heal_settings import HealSettings
 from shortviz.heal_targets import Targets, find_targets, last_part
 from shortviz.new_weights import own_copy
@@ -83,7 +84,9 @@ def set_training(student: Student, on: bool) -> None:
 
 
 def _with_adapters(cut: ModelHandle, settings: HealSettings) -> Student:
-    peft = _peft()
+    check_packages(settings)
+    import peft
+
     targets = find_targets(cut.model, settings.targets)
     config = peft.LoraConfig(
         r=settings.rank,
@@ -108,7 +111,8 @@ def _with_adapters(cut: ModelHandle, settings: HealSettings) -> Student:
 
 def inject(cut: ModelHandle, config: Any, *, in_4bit: bool = False) -> Student:
     """Return a student with the adapters that peft's LoraConfig describes; their first weights are torch's to draw."""
-    peft = _peft()
+    import peft
+
     twin = own_copy(cut)
     if in_4bit:
         from shortviz.heal_quantise import check_quantiser, quantise_layers
@@ -118,17 +122,6 @@ def inject(cut: ModelHandle, config: Any, *, in_4bit: bool = False) -> Student:
     peft.inject_adapter_in_model(config, twin.model)
     trained = {name: weight for name, weight in twin.model.named_parameters() if weight.requires_grad}
     return Student(handle=twin, cut=cut, trained=trained, adapter_config=config)
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ResourceError(
-            "Training adapters needs the package peft, which is not installed; run `pip install peft`, or choose "
-            "method partial."
-        ) from error
-    return peft
 
 
 def _check_adapted(model: PreTrainedModel, cut: ModelHandle, targets: Targets) -> None:

@@ -119,6 +119,43 @@ def test_what_cannot_be_healed_is_refused_in_a_sentence(shortviz, checkpoint, ar
     assert message in err.splitlines()[-1]
 
 
+def test_without_peft_the_install_command_is_told_before_a_model_is_loaded(shortviz, checkpoint, tmp_path, monkeypatch):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for command in (
+        ("heal", checkpoint, *CUT, *TEXT, *RECIPE),
+        ("evaluate", checkpoint, "--adapter", str(adapter)),
+        ("prune", checkpoint, "--adapter", str(adapter), "--out", str(tmp_path / "out")),
+    ):
+        code, out, err = shortviz(*command)
+        assert (code, out) == (2, "")
+        assert "run `pip install peft`" in err.splitlines()[-1]
+        assert command[0] != "heal" or len(err.splitlines()) == 1
+    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--method", "partial", "--last-layers", "1")
+    assert code == 0, err
+
+
+def test_a_loss_that_runs_away_is_told_with_its_step_and_the_ledger_is_kept(shortviz, checkpoint, tmp_path):
+    run = tmp_path / "run"
+    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--out", str(run), "--learning-rate", "10")
+    assert (code, out) == (2, ""), err
+    assert "at step" in err.splitlines()[-1]
+    assert "lower the learning rate (10)" in err.splitlines()[-1]
+    assert [step.name for step in load_run(run).ledgers[0].steps] == ["uncut", "cut"]
+
+
+def test_where_memory_runs_out_in_training_the_need_is_told(shortviz, checkpoint, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("shortviz.heal_objectives.Objective.backward", full)
+    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE)
+    assert (code, out) == (2, "")
+    assert "The memory of cpu ran out: this training needs about" in err.splitlines()[-1]
+    assert "choose a shorter length" in err.splitlines()[-1]
+
+
 def test_two_processes_train_one_model(shortviz, checkpoint):
     """Each has windows of its own: two processes with one window each make the steps of one with two."""
     alone, pair = (

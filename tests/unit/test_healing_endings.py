@@ -185,7 +185,7 @@ def test_without_peft_the_install_command_is_told(base, cut, text, monkeypatch):
 def test_without_bitsandbytes_the_install_command_is_told(monkeypatch):
     from shortviz import heal_quantise
 
-    monkeypatch.setattr(heal_quantise.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ResourceError, match="pip install bitsandbytes"):
         heal_quantise.check_quantiser(torch.device("cuda"))
 
