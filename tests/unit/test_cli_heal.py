@@ -1,6 +1,7 @@
 """`shortviz heal` on a tiny checkpoint."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -136,12 +137,17 @@ def test_without_peft_the_install_command_is_told_before_a_model_is_loaded(short
     assert code == 0, err
 
 
-def test_a_loss_that_runs_away_is_told_with_its_step_and_the_ledger_is_kept(shortviz, checkpoint, tmp_path):
-    run = tmp_path / "run"
-    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--out", str(run), "--learning-rate", "10")
+def test_a_loss_that_turns_nan_is_told_with_its_step_and_the_ledger_is_kept(
+    shortviz, checkpoint, tmp_path, monkeypatch
+):
+    from shortviz.heal_objectives import Objective
+
+    own, run = Objective.backward, tmp_path / "run"
+    monkeypatch.setattr(Objective, "backward", lambda *arguments: own(*arguments) * math.nan)
+    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--out", str(run))
     assert (code, out) == (2, ""), err
-    assert "at step" in err.splitlines()[-1]
-    assert "lower the learning rate (10)" in err.splitlines()[-1]
+    assert "The loss became NaN or Inf at step 1" in err.splitlines()[-1]
+    assert "lower the learning rate (0.01)" in err.splitlines()[-1]
     assert [step.name for step in load_run(run).ledgers[0].steps] == ["uncut", "cut"]
 
 
