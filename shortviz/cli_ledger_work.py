@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shortviz.errors import Stopped
-
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
     from shortviz.ledger import Ledger
@@ -46,8 +44,7 @@ class LedgerWork:
         from shortviz.ledger_steps import start_ledger
 
         self.newest = self._evaluate(cut, self.stop)
-        scores = [self._score(self.base), self._score(cut)]
-        self.ledger = start_ledger(self.newest, tasks=[score for score in scores if score is not None])
+        self.ledger = start_ledger(self.newest, uncut_task=self._score(self.base), cut_task=self._score(cut))
 
     def add(self, handle: "ModelHandle", *, whatever_stop: bool = False) -> None:
         """Score a treated model; with `whatever_stop` its windows even after a stop, for it is what the stop left."""
@@ -79,13 +76,9 @@ class LedgerWork:
         """Return the accuracy where every question was answered; None after a stop, which loses nothing else."""
         if self.questions is None or self.stop.is_set():
             return None
-        from shortviz.tasks import score_tasks
+        from shortviz.tasks import whole_score
 
-        try:
-            found = score_tasks(handle, self.questions, on_progress=self.on_progress, stop=self.stop)
-        except Stopped:
-            return None
-        return found if found.complete else None
+        return whole_score(handle, self.questions, on_progress=self.on_progress, stop=self.stop)
 
     def export(self, handle: "ModelHandle", folder: Path) -> "ExportReport":
         """Write a model and prove it."""
@@ -106,8 +99,6 @@ class LedgerWork:
 
         known = (out / runs.FILE).is_file()
         run = runs.load_run(out) if known else runs.new_run(self.base.info, text)
-        for step in self.ledger.steps[:2]:
-            run = runs.with_task(run, step.task) if step.task is not None else run
         runs.save_run(runs.with_ledger(run, self.ledger), out)
 
 

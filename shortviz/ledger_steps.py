@@ -15,24 +15,30 @@ _ORDER: tuple[StepName, ...] = ("uncut", "cut", "repaired", "healed")
 
 
 def start_ledger(
-    cut: Evaluation, *, prompt: str = "", uncut_text: str = "", cut_text: str = "", tasks: Sequence[TaskScore] = ()
+    cut: Evaluation,
+    *,
+    prompt: str = "",
+    uncut_text: str = "",
+    cut_text: str = "",
+    uncut_task: TaskScore | None = None,
+    cut_task: TaskScore | None = None,
 ) -> Ledger:
     """Return a ledger with its first two steps, from the cut model's evaluation against the uncut one.
 
-    `tasks` are the scores of the uncut and the cut model; `uncut_text` and `cut_text` their continuations of `prompt`.
+    `uncut_text` and `cut_text` are the two models' continuations of `prompt`, `uncut_task` and `cut_task` what they
+    answered.
     Raises ShortvizError where the evaluation has nothing to compare with.
     """
     if cut.base is None or not cut.removed:
         raise ShortvizError("A ledger needs the cut model measured against the uncut one: evaluate it with base=.")
     uncut = Evaluation(score=cut.base, text=cut.text, complete=cut.complete)
-    scores = [_small(task) for task in tasks] + [None, None]
     return Ledger(
         removed=cut.removed,
         text=cut.text,
         prompt=prompt,
         steps=(
-            LedgerStep(name="uncut", evaluation=uncut, continuation=uncut_text, task=scores[0]),
-            LedgerStep(name="cut", evaluation=cut, continuation=cut_text, task=scores[1]),
+            LedgerStep(name="uncut", evaluation=uncut, continuation=uncut_text, task=_small(uncut_task)),
+            LedgerStep(name="cut", evaluation=cut, continuation=cut_text, task=_small(cut_task)),
         ),
     )
 

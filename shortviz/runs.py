@@ -201,7 +201,12 @@ def with_evaluation(run: Run, evaluation: Evaluation) -> Run:
 
 
 def with_ledger(run: Run, ledger: Ledger) -> Run:
-    """Return the run with a ledger added to that of the same cut and text: new steps replace those of their kind."""
+    """Return the run with a ledger added to that of the same cut and text: new steps replace those of their kind.
+
+    What the uncut and the cut model answered stands among the run's accuracies too.
+    """
+    for step in ledger.steps:
+        run = with_task(run, step.task) if step.task is not None and not step.treatments else run
     key = (ledger.removed, ledger.text.fingerprint)
     same = [old for old in run.ledgers if (old.removed, old.text.fingerprint) == key]
     others = [old for old in run.ledgers if (old.removed, old.text.fingerprint) != key]

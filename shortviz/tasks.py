@@ -74,6 +74,17 @@ def score_tasks(
     return partial()
 
 
+def whole_score(
+    handle: ModelHandle, questions: TaskRows, *, on_progress: OnProgress | None = None, stop: threading.Event
+) -> TaskScore | None:
+    """Return the accuracy where every question was answered; None after a stop, which then loses nothing else."""
+    try:
+        found = score_tasks(handle, questions, on_progress=on_progress, stop=stop)
+    except Stopped:
+        return None
+    return found if found.complete else None
+
+
 def _batches(questions: Sequence[QuestionTokens], size: int) -> Iterator[list[QuestionTokens]]:
     """Yield all questions in batches of at most `size` choices, questions of like length together."""
     for part in _filled(questions, size * SORTED_BATCHES):

@@ -13,7 +13,7 @@ from shortviz.job_state import JobControl
 from shortviz.ledger import treated_name
 from shortviz.ledger_steps import add_step, start_ledger
 from shortviz.records import Evaluation, Progress, PrunePlan, Run
-from shortviz.runs import new_run, with_evaluation, with_ledger, with_task
+from shortviz.runs import new_run, with_evaluation, with_ledger
 from shortviz.settings import settings
 from shortviz.ui import actions, inspect_actions, kept_models, task_actions
 from shortviz.ui.resources import Bench, JobContext
@@ -78,10 +78,10 @@ class CutWork:
             found = self._score(self.pruned, "the cut")
             if found.complete:
                 self.bench.measured.put(key, found)
-        scores = [self._accuracy(self.base, "uncut"), self._accuracy(self.pruned, "the cut")]
         ledger = start_ledger(
             found,
-            tasks=[score for score in scores if score is not None],
+            uncut_task=self._accuracy(self.base, "uncut"),
+            cut_task=self._accuracy(self.pruned, "the cut"),
             prompt=self.context.prompt,
             uncut_text=self.texts.write("uncut", self.base, (), ()),
             cut_text=self.texts.write("cut", self.pruned, self.context.removed, ()),
@@ -203,8 +203,6 @@ class CutWork:
         def change(old: Run | None) -> Run:
             run = old or self.known or new_run(self.base.info, self.windows.info)
             run = with_evaluation(run, evaluation) if evaluation is not None else run
-            for step in ledger.steps[:2]:
-                run = with_task(run, step.task) if step.task is not None else run
             return with_ledger(run, ledger)
 
         key = self.context.run_key

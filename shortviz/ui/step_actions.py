@@ -9,7 +9,7 @@ from shortviz.ledger import Ledger, LedgerStep
 from shortviz.ledger_steps import with_task_score
 from shortviz.planning import layers_text
 from shortviz.records import ModelRef, OnProgress, Progress, PrunePlan, Run, TaskScore, TaskSpec
-from shortviz.runs import with_ledger, with_task
+from shortviz.runs import with_ledger
 from shortviz.ui import kept_models, task_actions
 from shortviz.ui.resources import Bench, JobContext
 
@@ -80,7 +80,7 @@ def _keep(bench: Bench, key: str, known: Run | None, ledger: Ledger, step: Ledge
             return None
         same = [each for each in run.ledgers if each.removed == ledger.removed and each.text == ledger.text]
         asked = with_task_score(same[-1] if same else ledger, step.name, step.methods, score)
-        return with_ledger(run if step.treatments else with_task(run, score), asked)
+        return with_ledger(run, asked)
 
     bench.runs.update(key, change)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shortviz.curve import further
-from shortviz.errors import ShortvizError, Stopped
+from shortviz.errors import ShortvizError
 from shortviz.job_state import JobControl
 from shortviz.records import ModelRef, OnProgress, Progress, Run, TaskRows, TaskScore, TaskSpec, TextSpec, WindowSpec
 from shortviz.runs import EXAMPLES, with_task
@@ -61,20 +61,17 @@ def model_score(
     For background jobs: it runs the model. A known score without its answers is measured anew: no error of a difference
     could be given.
     """
-    from shortviz.tasks import score_tasks
+    from shortviz.tasks import whole_score
 
     rows = rows_of(bench, spec, stop=stop)
     removed = model.plan.removed if model.plan is not None else ()
     known = known_score(bench, ref, run, removed, rows) if not model.treatments else None
     if known is not None and (known.right or known.questions > MOST_PAIRED):
         return known
-    try:
-        found = score_tasks(model, rows, on_progress=on_progress, stop=stop)
-    except Stopped:
-        return None
-    if found.complete and not model.treatments:
+    found = whole_score(model, rows, on_progress=on_progress, stop=stop)
+    if found is not None and not model.treatments:
         bench.tasks.put((ref, removed, rows.fingerprint), found)
-    return found if found.complete else None
+    return found
 
 
 def start_tasks(bench: Bench, ref: ModelRef, spec: TaskSpec, plans: Sequence[tuple[int, ...]], key: str | None) -> str:
