@@ -1,14 +1,17 @@
 """Taking things away: links, reproducing lines, figures, and the numbers as files."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import streamlit as st
 
 from shortviz.citations import bibtex
-from shortviz.records import Block, ModelRef
+from shortviz.records import Block, ModelRef, Run, TextSpec, WindowSpec
 from shortviz.report import report_html
 from shortviz.run_tables import block_csv
 from shortviz.runs import folder_name, run_json
+from shortviz.text_options import text_of
 from shortviz.ui import inspect_actions, measured, snippets, treat_buttons
 from shortviz.ui import state as s
 from shortviz.ui.address import go_to, left_out, link
@@ -78,16 +81,18 @@ def _file(label: str, data: object, name: str, mime: str) -> None:
 
 def _code(shown: Shown, ref: ModelRef) -> None:
     command, python, cite = st.tabs(["Command", "Python", "Cite"])
-    lines = code_of(ref, s.session())
+    lines = code_of(ref, s.session(), shown.run)
+    if shown.run is not None and s.calibration(s.session()).kind != "paste" and text_of(shown.run.text) is None:
+        st.caption(":material/info: The run does not tell where its text is: these lines take this session's.")
     command.code(lines[0], language="bash", wrap_lines=True)
     python.code(lines[1], language="python")
     cite.code(cite_of(shown, s.session()), language="bibtex", wrap_lines=True)
 
 
-def code_of(ref: ModelRef, state: s.State) -> tuple[str, str]:
-    """Return the command and the Python lines that measure what is on screen."""
-    view, windows = state.get(s.VIEW), inspect_actions.APP_WINDOWS
-    calibration, evaluation = s.calibration(state), s.evaluation(state)
+def code_of(ref: ModelRef, state: s.State, run: Run | None = None) -> tuple[str, str]:
+    """Return the command and Python that measure what is on screen: on the run's texts where it tells them."""
+    view = state.get(s.VIEW)
+    calibration, (evaluation, windows) = _calibration(state, run), _evaluation(state, run)
     if view == "Agreement" or measured.show(state) == "difference":
         both = (ref, calibration, evaluation, windows)
         return snippets.agreement_command(*both), snippets.agreement_python(*both)
@@ -101,7 +106,31 @@ def code_of(ref: ModelRef, state: s.State) -> tuple[str, str]:
             snippets.losses_command(ref, evaluation, windows),
             snippets.losses_python(ref, evaluation, windows),
         )
-    return snippets.measure_command(ref, calibration), snippets.measure_python(ref, calibration)
+    criterion = criterion_of(state, run.distances) if run is not None and run.distances is not None else "angular_last"
+    return snippets.measure_command(ref, calibration), snippets.measure_python(ref, calibration, criterion)
+
+
+def _calibration(state: s.State, run: Run | None) -> TextSpec:
+    own = s.calibration(state)
+    found = text_of(run.text) if run is not None and run.distances is not None else None
+    if run is None or found is None or _same_file(own, found):
+        return own
+    return replace(found, limit=found.limit or run.text.rows)
+
+
+def _evaluation(state: s.State, run: Run | None) -> tuple[TextSpec, WindowSpec]:
+    own = s.evaluation(state)
+    info = run.losses.text if run is not None and run.losses is not None else None
+    if info is None or info.max_length is None:
+        return own, inspect_actions.APP_WINDOWS
+    found = text_of(info)
+    spec = own if found is None or _same_file(own, found) else replace(found, max_length=own.max_length)
+    return spec, WindowSpec(window=info.max_length, windows=info.rows)
+
+
+def _same_file(own: TextSpec, found: TextSpec) -> bool:
+    """Return whether the session knows where the file of a record lies, which the record does not tell."""
+    return own.kind == found.kind == "file" and Path(own.value).name == found.value
 
 
 def cite_of(shown: Shown, state: s.State) -> str:

@@ -5,14 +5,14 @@ import shlex
 from shortviz.records import Block, ModelRef, TextSpec, WindowSpec
 
 
-def measure_python(ref: ModelRef, spec: TextSpec) -> str:
+def measure_python(ref: ModelRef, spec: TextSpec, criterion: str = "angular_last") -> str:
     """Return Python that measures the distance map."""
     return (
         "from shortviz import ModelRef, TextSpec, best_blocks, load, measure_distances, tokenize\n\n"
         f"model = load({_ref(ref)})\n"
         f"text = {_spec(spec)}\n"
         "distances = measure_distances(model, tokenize(text, model.tokenizer))\n"
-        'print(best_blocks(distances, "angular_last"))\n'
+        f"print(best_blocks(distances, {criterion!r}))\n"
     )
 
 

@@ -5,7 +5,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from shortviz.records import Block, ModelRef, TextSpec
+from shortviz.records import Block, ModelRef, TextInfo, TextSpec
+from shortviz.text_options import text_of, text_options
 from shortviz.ui import share
 from shortviz.ui import state as s
 from shortviz.ui.address import LINKED_KINDS, left_out, read_text, write_text
@@ -98,6 +99,29 @@ def test_a_criterion_goes_through_a_link_by_its_name(app: Start) -> None:
     parameters = link_of(page.run())
     assert parameters["criterion"] == "block_influence"
     assert app(**parameters).state[s.CRITERION] == "block_influence"
+
+
+def test_the_lines_of_an_opened_run_are_of_its_own_texts_and_the_criterion_on_screen(app: Start) -> None:
+    page = app(run="example-passages", criterion="block_influence")
+    lines = [code.value for code in page.at.code]
+    assert any("shortviz measure demo --builtin passages --limit 36 --out RUN" in line for line in lines)
+    assert any("value='passages', limit=36" in line and "'block_influence'" in line for line in lines)
+    page = app(run="example-passages", show="measured")
+    lines = [code.value for code in page.at.code]
+    assert any("--builtin python-reference --window 128 --windows 4 --out RUN" in line for line in lines)
+
+
+@pytest.mark.parametrize("spec", [*TEXTS, TextSpec(kind="file", value="a b.txt", bos="always")])
+def test_a_record_tells_the_text_that_it_was_measured_on(spec: TextSpec) -> None:
+    info = TextInfo(
+        source="x", rows=3, tokens=9, fingerprint="f", max_length=spec.max_length, options=text_options(spec)
+    )
+    assert text_of(info) == spec
+
+
+@pytest.mark.parametrize("options", ["--builtin", "'", "--limit x", "--builtin passages --limit -5", "--no 1"])
+def test_a_record_from_elsewhere_that_tells_nonsense_tells_no_text(options: str) -> None:
+    assert text_of(TextInfo(source="x", rows=3, tokens=9, fingerprint="f", max_length=9, options=options)) is None
 
 
 @pytest.mark.parametrize(
