@@ -69,6 +69,11 @@ class StatePlan:
         running = 0 if self.positions is None else 2 * self.tokens
         return (running + self.num_boundaries * self.kept) * self.hidden * self.dtype.itemsize
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the file of a killed run is there, as long as it was."""
+        return self.file is not None and self.file.is_file() and self.file.stat().st_size == max(self.num_bytes, 1)
+
 
 def batch_shapes(batches: Sequence[Sequence[Sequence[int] | np.ndarray]]) -> tuple[BatchShape, ...]:
     """Return where each batch of rows lies."""
@@ -89,7 +94,7 @@ class StateStore:
     """The states, written boundary by boundary and read back batch by batch."""
 
     def __init__(self, plan: StatePlan, *, keep_file: bool = False, pinned: bool = False) -> None:
-        """Make room for the states; `keep_file` goes on with the file of a killed run.
+        """Make room for the states; `keep_file` goes on with the file of a killed run, which `is_there`.
 
         Raises ResourceError where memory or disk does not have it.
         """
@@ -174,7 +179,7 @@ def _in_file(count: int, plan: StatePlan, keep_file: bool) -> Tensor:
     num_bytes = max(plan.num_bytes, 1)
     try:
         plan.file.parent.mkdir(parents=True, exist_ok=True)
-        if not keep_file or not plan.file.exists() or plan.file.stat().st_size != num_bytes:
+        if not keep_file:
             plan.file.unlink(missing_ok=True)
             with plan.file.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, num_bytes)  # the room is taken now, not half-way

@@ -25,7 +25,7 @@ from shortviz.records import Evaluation, OnProgress, Progress, PrunePlan, Tokens
 from shortviz.replay import LayerCall
 from shortviz.streamed_cut import cut_facts
 from shortviz.streamed_head import open_streamed_head
-from shortviz.streamed_model import StreamedModel
+from shortviz.streamed_model import StreamedModel, memory_limit
 from shortviz.window_scores import WindowChange, WindowScore, compare_window, score_base
 from shortviz.words import size
 
@@ -54,8 +54,8 @@ def evaluate_streamed(
     check_windows(whole, windows)
     mine = windows.tokens if ranks is None else windows.tokens[ranks.mine(len(windows.tokens))]
     given = mine if len(mine) else windows.tokens[:1]  # a process too many: it streams one, and hands in nothing
-    _check_memory(model, given.shape, len(plans))
-    with torch.inference_mode():
+    state_bytes = _check_memory(model, given.shape, len(plans))
+    with memory_limit(model, state_bytes, "give fewer cuts or windows at a time"), torch.inference_mode():
         rows = [torch.tensor(tokens, device=model.placement.device)[None] for tokens in given]
         model.load_beside()
         cuts = [replace(whole, plan=plan, info=cut_facts(model, plan, rows[0])) for plan in plans]
@@ -160,7 +160,8 @@ def _scored(
     return own, changes
 
 
-def _check_memory(model: StreamedModel, windows: tuple[int, ...], plans: int) -> None:
+def _check_memory(model: StreamedModel, windows: tuple[int, ...], plans: int) -> int:
+    """Return the bytes of the streams; raises ResourceError where they do not fit."""
     count, length = windows
     states = (plans + 1) * count * length * model.info.hidden_size * model.placement.dtype.itemsize
     free, weights = free_memory(model.placement.device), max(model.working_bytes, model.ending_bytes)
@@ -169,6 +170,7 @@ def _check_memory(model: StreamedModel, windows: tuple[int, ...], plans: int) ->
             f"The residual streams of {plans} cuts over {count} windows of {length} tokens need {size(states)} beside "
             f"{size(weights)} of weights, and {size(free)} is free; give fewer cuts or windows at a time."
         )
+    return states
 
 
 def _check_finite(model: StreamedModel, stream: _Stream, index: int) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from shortviz import loading
 from shortviz.architectures import LayerStack, layer_stack
-from shortviz.errors import ModelError
+from shortviz.errors import ModelError, ResourceError, is_out_of_memory
 from shortviz.layer_calls import CHECKED_TOKENS, cache_bytes, check_independent, record_calls, returns_tuple
 from shortviz.ledger import Treatment
 from shortviz.model_files import ModelFiles, find_files, read_config
@@ -28,6 +28,7 @@ from shortviz.replay import LayerCall
 from shortviz.shards import Entry, read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
 from shortviz.streamed_parts import BESIDE, HEAD, Parts, name_of
+from shortviz.words import size
 
 
 @dataclass(kw_only=True, eq=False)
@@ -176,6 +177,21 @@ def open_streamed(
             parts=parts,
             in_tuple=in_tuple,
         )
+
+
+@contextmanager
+def memory_limit(model: StreamedModel, state_bytes: int, then: str) -> Iterator[None]:
+    """Turn running out of memory inside into a ResourceError that tells what was expected, and `then` what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        states = f" and {size(state_bytes)} for states" if state_bytes else ""
+        raise ResourceError(
+            f"Memory ran out while {model.info.id} was streamed: {size(model.working_bytes)} for weights{states} were "
+            f"expected; {then}."
+        ) from error
 
 
 @torch.inference_mode(mode=False)  # else the empty tensors could not be filled again outside of inference mode

@@ -8,8 +8,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from shortviz import criteria as known
 from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
 from shortviz.distance_record import distances_record, empty_sums, settling_of
-from shortviz.errors import ResourceError, ShortvizError, Stopped, is_out_of_memory
+from shortviz.errors import ShortvizError, Stopped
 from shortviz.fused_batches import FusedRunner, groups_of
 from shortviz.gram import NORMS, sequence_scores
 from shortviz.layer_calls import CallBook
@@ -32,12 +31,12 @@ from shortviz.replay import LayerCall
 from shortviz.row_scores import RowScores
 from shortviz.state_plan import planned_states
 from shortviz.state_store import StatePlan, StateStore, batch_shapes, sampled_positions
-from shortviz.streamed_model import StreamedModel
+from shortviz.streamed_model import StreamedModel, memory_limit
 from shortviz.sums import Sums
 from shortviz.token_batches import batches_by_length, check_rows, padded_right
 from shortviz.token_sample import TokenSample
-from shortviz.words import size
 
+_SMALLER = "give a smaller --batch-size, fewer rows, or --out, which keeps the states in a file"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -84,7 +83,7 @@ def measure_streamed(
         file=file,
     ) as plan:
         sweep = _Sweep(model, plan, checkpoint, _key(model, tokens, batch_size, plan.per_row), on_progress, stop)
-        with _memory_limit(model, plan), torch.inference_mode():
+        with memory_limit(model, plan.num_bytes if plan.file is None else 0, _SMALLER), torch.inference_mode():
             sweep.run(batches)
             sums, rows = _compared(sweep, chosen, sample)
     if ranks is not None:
@@ -119,7 +118,7 @@ class _Sweep:
         self.model, self.on_progress, self.stop = model, on_progress, stop
         self._checkpoint, self._key, self._began = checkpoint, key, time.monotonic()
         arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
-        goes_on = arrays is not None and arrays["boot"] == _boot() and plan.file is not None and plan.file.exists()
+        goes_on = arrays is not None and arrays["boot"] == _boot() and plan.is_there
         self._before = float(arrays["seconds"]) if arrays is not None and goes_on else 0.0
         self._done = int(arrays["layers"]) if arrays is not None and goes_on else -1
         pinned = model.placement.device.type == "cuda" and plan.file is None
@@ -227,17 +226,3 @@ def _boot() -> Floats:
     """
     text = _BOOT.read_text().strip() if _BOOT.exists() else ""
     return np.array(float(int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)))
-
-
-@contextmanager
-def _memory_limit(model: StreamedModel, plan: StatePlan) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            f"Memory ran out while {model.info.id} was streamed: {size(model.working_bytes)} for weights"
-            + (f" and {size(plan.num_bytes)} for states" if plan.file is None else "")
-            + " were expected; give a smaller --batch-size, fewer rows, or --out, which keeps the states in a file."
-        ) from error

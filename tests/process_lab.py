@@ -6,11 +6,14 @@ before torch has started any thread of its own costs nothing; starting an interp
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from shortviz import distances as distances_module  # noqa: E402
+from shortviz.cli_ranks import share  # noqa: E402
 from shortviz.distances import measure_distances  # noqa: E402
 from shortviz.errors import ShortvizError  # noqa: E402
 from shortviz.loading import load  # noqa: E402
@@ -36,7 +40,6 @@ from shortviz.records import (  # noqa: E402
     TokenSet,
     WindowSet,
 )
-from shortviz.shards import fingerprint, read_shards  # noqa: E402
 from shortviz.streamed_losses import evaluate_streamed  # noqa: E402
 from shortviz.streamed_model import open_streamed  # noqa: E402
 from shortviz.streaming import measure_streamed  # noqa: E402
@@ -160,11 +163,36 @@ def shared(size: int) -> None:
     (HERE / f"ranks{size}.json").write_text(json.dumps(group(size, work)))
 
 
+def limited() -> None:
+    """Memory for data is limited once a streamed model is open: its first layer does not fit any more."""
+
+    def hold() -> None:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+        most = used + 100 * 2**20  # the loader's threads want stacks
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+    def work(name: str) -> None:
+        few = TokenSet(rows=tokens().rows[:2], info=tokens().info)
+        try:
+            with open_streamed(ModelRef(id=str(HERE / "wide"))) as model:
+                hold()
+                if name == "measured":
+                    measure_streamed(model, few)
+                else:
+                    evaluate_streamed(model, windows(), [PrunePlan(num_layers=2, removed=(1,))])
+        except ShortvizError as error:
+            (HERE / f"limited-{name}.txt").write_text(f"{type(error).__name__}: {error}")
+
+    for name in ("measured", "scored"):
+        ended(forked(partial(work, name)))
+
+
 def unlike() -> None:
     def work(ranks: Ranks) -> None:
         folder = HERE / ("model" if ranks.writes else "other")
         try:
-            ranks.agree({"model files": fingerprint(read_shards(folder, "it").values(), folder / "config.json")})
+            share(ranks, ModelRef(id=str(folder)), lambda _: None, threading.Event())
         except ShortvizError as error:
             (HERE / f"unlike{ranks.rank}.txt").write_text(str(error))
 
@@ -206,5 +234,6 @@ if __name__ == "__main__":
     streaming_killed()
     for size in (1, 2, 4):
         shared(size)
+    limited()
     unlike()
     one_dies()

@@ -1,7 +1,9 @@
-"""Fixtures of the command-line tests: a tiny checkpoint, and a way to run a command line in this process."""
+"""Fixtures of the unit tests: a tiny checkpoint, a way to run a command line in this process, a small disk."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,22 @@ def shortviz(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outco
     yield run
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount a disk of its own of a given size; skips where mounting is not allowed."""
+    mounted = []
+
+    def mount(size: int, options: str = "rw") -> Path:
+        place = tmp_path / "disk"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size},{options}", "tmpfs", str(place)]
+        if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+            pytest.skip("mounting needs root; the file size limit test covers a failing write")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)

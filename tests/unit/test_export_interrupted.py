@@ -33,25 +33,6 @@ def handle() -> ModelHandle:
     return shared_handle("llama")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mount a disk of its own of a given size; skips where mounting is not allowed."""
-    mounted = []
-
-    def mount(size: int, options: str = "rw") -> Path:
-        place = tmp_path / "disk"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size},{options}", "tmpfs", str(place)]
-        if subprocess.run(command, check=False, capture_output=True).returncode != 0:
-            pytest.skip("mounting needs root; the file size limit test covers a failing write")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 @pytest.mark.parametrize("stage", ["write", "reload", "prove generation"])
 def test_a_stop_at_any_stage_leaves_nothing(handle: ModelHandle, tmp_path: Path, stage: str) -> None:
     stop = threading.Event()

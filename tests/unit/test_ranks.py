@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from shortviz.cli import app
 from shortviz.cli_session import run_command
-from tests.families import build_tiny, tiny_tokenizer
+from tests.families import build_tiny, tiny_config, tiny_tokenizer
 
 LAB = Path(__file__).resolve().parents[1] / "process_lab.py"
 
@@ -19,8 +22,13 @@ LAB = Path(__file__).resolve().parents[1] / "process_lab.py"
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lab")
-    for name, seed in (("model", 0), ("other", 1)):
-        build_tiny("llama", seed=seed).save_pretrained(folder / name)
+    wide = tiny_config("llama", intermediate_size=300_000, num_hidden_layers=2)  # a layer of 115 MB in float32
+    for name, model in (
+        ("model", build_tiny("llama")),
+        ("other", build_tiny("llama", seed=1)),
+        ("wide", AutoModelForCausalLM.from_config(wide, dtype=torch.bfloat16)),
+    ):
+        model.save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
     command = [sys.executable, str(LAB), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -62,6 +70,14 @@ def test_the_numbers_do_not_depend_on_the_number_of_processes(lab, size):
     settled = json.loads((lab / f"settled{size}.json").read_text()) + json.loads((lab / "settled1.json").read_text())
     assert settled == [settled[0]] * 4, "rows come back in the order of one process"
     assert_same(several, one, 1e-12)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on data")
+@pytest.mark.parametrize("kind", ["measured", "scored"])
+def test_a_limit_reached_in_a_streamed_pass_is_told_with_what_was_expected(lab, kind):
+    text = (lab / f"limited-{kind}.txt").read_text()
+    assert re.match(r"ResourceError: Memory ran out while .*wide was streamed: 230 MB for weights and .* KB for", text)
+    assert "expected; give " in text
 
 
 def test_processes_with_other_model_files_are_told_apart_by_all_of_them(lab):

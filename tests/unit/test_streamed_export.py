@@ -188,6 +188,39 @@ def test_a_stop_and_a_full_disk_leave_nothing_behind(saved, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("spoil", ["missing", "short", "twice"])
+def test_a_file_that_is_missing_cut_short_or_there_twice_is_named_and_nothing_is_written(folder, tmp_path, spoil):
+    shards = sorted(folder.glob("model-*.safetensors"))
+    if spoil == "missing":
+        shards[2].unlink()
+    elif spoil == "short":
+        shards[2].write_bytes(shards[2].read_bytes()[:-10])
+    else:
+        save_file(load_file(shards[1]) | load_file(shards[2]), shards[2], metadata={"format": "pt"})
+    said = {"missing": "lacks 1 of .* weight files: model-00003", "short": "model-00003.*cut short"}
+    with pytest.raises(ModelError, match=said.get(spoil, "is in two weight files, model-00002.* and model-00003")):
+        export(folder, tmp_path / "a" / "out")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_checkpoint_whose_layers_are_not_in_order_across_its_files_is_cut_into_the_same_files(folder, tmp_path):
+    export(folder, tmp_path / "in-order")
+    weights = {name: tensor for shard in folder.glob("*.safetensors") for name, tensor in load_file(shard).items()}
+    for shard in folder.glob("*.safetensors"):
+        shard.unlink()
+    names = sorted(weights, key=lambda name: name[::-1])
+    index = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(names)}
+    for file in sorted(set(index.values())):
+        save_file({n: weights[n] for n in names if index[n] == file}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    export(folder, tmp_path / "mixed")
+    for name in ("in-order", "mixed"):
+        assert (tmp_path / name / "model.safetensors").is_file()
+    ordered, mixed = (load_file(tmp_path / name / "model.safetensors") for name in ("in-order", "mixed"))
+    assert ordered.keys() == mixed.keys()
+    assert all(torch.equal(ordered[name], mixed[name]) for name in ordered)
+
+
 def test_a_gguf_file_not_used_before_is_refused(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelError, match="GGUF"):

@@ -158,6 +158,15 @@ def test_states_too_large_for_the_memory_go_to_a_file_and_for_the_disk_are_sampl
         streamed(saved, memory_bytes=0)
 
 
+def test_a_disk_too_small_for_the_states_is_told_before_a_layer_is_run_and_holds_nothing_afterwards(saved, small_disk):
+    disk = small_disk(64 * 1024)
+    began = []
+    with pytest.raises(ResourceError, match=r"The states between layers need .* KB, and the disk of .*disk has"):
+        streamed(saved, checkpoint=disk / "s.npz", on_progress=began.append)
+    assert not began
+    assert not list(disk.iterdir())
+
+
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a folder in memory; Linux has one")
 def test_temporary_states_are_never_in_a_folder_that_is_memory(saved, tmp_path, monkeypatch):
     monkeypatch.setenv("SHORTVIZ_CACHE_DIR", str(tmp_path / "cache"))
@@ -200,6 +209,18 @@ def test_a_stopped_pass_goes_on_with_the_layer_it_was_in_and_other_text_is_refus
     seen = []
     resumed = streamed(saved, checkpoint=path, on_progress=lambda p: seen.append((p.stage, p.done)))
     assert seen[0] == ("stream", 3.33), "layer 3 of the three batches again, from its beginning"
+    assert_equal(resumed, expected)
+
+
+def test_states_that_were_cut_short_since_the_stop_are_made_again(saved, tmp_path):
+    expected, stop, path = streamed(saved), threading.Event(), tmp_path / "s.npz"
+    with pytest.raises(Stopped):
+        streamed(saved, checkpoint=path, on_progress=lambda p: stop.set() if p.done > 3.2 else None, stop=stop)
+    states = tmp_path / "s.states"
+    states.write_bytes(states.read_bytes()[:-4096])
+    seen = []
+    resumed = streamed(saved, checkpoint=path, on_progress=lambda p: seen.append(p.done))
+    assert seen[0] < 1, "from the first layer"
     assert_equal(resumed, expected)
 
 
