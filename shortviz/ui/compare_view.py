@@ -17,6 +17,8 @@ from shortviz.ui.selection import parse_selection
 from shortviz.ui.words import plain, with_error
 
 HEIGHT = 330
+_WIDTH, _BAR = 1100, 76
+"""Pixels of a window of 1280 that the maps share, and that the one bar of colours takes beside the last."""
 SHORT, SHORTEST = 40, 18
 """Characters of a run's name over its map where there are several beside it, and in a key."""
 
@@ -54,7 +56,8 @@ def _maps(
     runs: Mapping[str, Run], found: Mapping[str, BlockDistances], criterion: str, *, raw: bool, block: Block | None
 ) -> None:
     limits = shared_limits(list(found.values()), criterion) if raw else None
-    columns = st.columns(len(found), gap="small")
+    each = (_WIDTH - _BAR) / len(found)
+    columns = st.columns([*[each] * (len(found) - 1), each + _BAR], gap="small")
     for place, (name, one) in zip(columns, found.items(), strict=True):
         model = runs[name].model
         view = charts.MapView(
