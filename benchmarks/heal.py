@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(RECIPES), help="recipes, separated by commas")
     parser.add_argument("--repair", action="store_true", help="refit the seam first")
     parser.add_argument("--precision", default="model")
+    parser.add_argument("--learning-rate", type=float, help="instead of each recipe's own")
     parser.add_argument("--start", type=int, default=12)
     parser.add_argument("--n", type=int, default=4)
     asked = parser.parse_args()
@@ -65,6 +66,8 @@ def main() -> None:
     rows = []
     for name in (part.strip() for part in asked.only.split(",")):
         settings = _settings(name, asked.steps, asked.precision)
+        if asked.learning_rate is not None:
+            settings = replace(settings, learning_rate=asked.learning_rate)
         began = time.process_time()
         healed = heal(begin, tokens, settings, base=base, heldout=heldout)
         seconds = time.process_time() - began + repaired
@@ -78,6 +81,7 @@ def main() -> None:
             "nll": round(after.score.nll, 4),
             "cpu_minutes": round(seconds / 60, 2),
             "nats_per_cpu_minute": round(gained / seconds * 60, 4),
+            "learning_rate": settings.learning_rate,
             "parameters": healed.treatment.settings["trained_parameters"],
         }
         rows.append(row)
