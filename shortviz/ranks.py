@@ -28,6 +28,8 @@ class Ranks:
     size: int
     local_rank: int = 0
     """Its number on its own machine."""
+    local_size: int = 1
+    """Processes on its own machine, which share memory and disk."""
 
     @property
     def writes(self) -> bool:
@@ -100,7 +102,8 @@ def joined() -> Iterator[Ranks | None]:
         ) from error
     try:
         local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
-        yield Ranks(rank=dist.get_rank(), size=size, local_rank=local)
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        yield Ranks(rank=dist.get_rank(), size=size, local_rank=local, local_size=beside)
     finally:
         dist.destroy_process_group()
 

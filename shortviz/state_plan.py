@@ -32,20 +32,23 @@ def planned_states(
     tokens_per_row: int | None,
     memory_bytes: int | None,
     file: Path | None,
+    processes: int = 1,
 ) -> Iterator[StatePlan]:
     """Yield the plan: all tokens where they fit, else a sample of each row, stated in the plan; a temporary file goes.
 
     Up to `memory_bytes` (by default half of what is free beside the weights) stay in memory, unless `file` says where
     to keep them for a run that can be resumed. A file takes at most half of the free disk before tokens are sampled.
+    Each of several `processes` on this machine counts on its share of what is free.
     Raises ResourceError where even the sample does not fit.
     """
     if tokens_per_row is not None and tokens_per_row < 1:
         raise ShortvizError(f"{tokens_per_row} tokens of each row were asked for; keep at least 1.")
-    room = free_memory(_CPU) - (model.working_bytes if model.placement.device.type == "cpu" else 0)
+    free, among = free_memory(_CPU) // processes, f" for each of {processes} processes" if processes > 1 else ""
+    room = free - (model.working_bytes if model.placement.device.type == "cpu" else 0)
     if room < 0:
         raise ResourceError(
             f"Streaming {model.info.id} needs {size(model.working_bytes)} of memory for the weights of two layers, or "
-            f"the embeddings, in {model.info.dtype}, and {size(free_memory(_CPU))} is free; choose --dtype bfloat16."
+            f"the embeddings, in {model.info.dtype}, and {size(free)} is free{among}; choose --dtype bfloat16."
         )
     memory = room // 2 if memory_bytes is None else memory_bytes
     whole = StatePlan(
@@ -61,10 +64,10 @@ def planned_states(
     if file is None and in_memory is not None:
         yield in_memory
     elif file is not None:
-        yield _in_file(choices, file)
+        yield _in_file(choices, file, processes)
     else:
         with tempfile.TemporaryDirectory(prefix="shortviz-states-", dir=disk_folder()) as folder:
-            yield _in_file(choices, Path(folder) / "states")
+            yield _in_file(choices, Path(folder) / "states", processes)
 
 
 def disk_folder() -> Path:
@@ -79,10 +82,10 @@ def disk_folder() -> Path:
     return cache
 
 
-def _in_file(choices: Sequence[StatePlan], file: Path) -> StatePlan:
+def _in_file(choices: Sequence[StatePlan], file: Path, processes: int) -> StatePlan:
     there = file.stat().st_size if file.is_file() else 0
     parent = next(p for p in file.parents if p.is_dir())
-    free = shutil.disk_usage(parent).free + there
+    free = shutil.disk_usage(parent).free // processes + there
     for plan in choices:
         if plan.num_bytes == there:  # a killed run's: what it chose is what goes on
             return replace(plan, file=file)

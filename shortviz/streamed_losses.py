@@ -54,7 +54,7 @@ def evaluate_streamed(
     check_windows(whole, windows)
     mine = windows.tokens if ranks is None else windows.tokens[ranks.mine(len(windows.tokens))]
     given = mine if len(mine) else windows.tokens[:1]  # a process too many: it streams one, and hands in nothing
-    state_bytes = _check_memory(model, given.shape, len(plans))
+    state_bytes = _check_memory(model, given.shape, len(plans), 1 if ranks is None else ranks.local_size)
     with memory_limit(model, state_bytes, "give fewer cuts or windows at a time"), torch.inference_mode():
         rows = [torch.tensor(tokens, device=model.placement.device)[None] for tokens in given]
         model.load_beside()
@@ -160,11 +160,12 @@ def _scored(
     return own, changes
 
 
-def _check_memory(model: StreamedModel, windows: tuple[int, ...], plans: int) -> int:
+def _check_memory(model: StreamedModel, windows: tuple[int, ...], plans: int, processes: int) -> int:
     """Return the bytes of the streams; raises ResourceError where they do not fit."""
     count, length = windows
     states = (plans + 1) * count * length * model.info.hidden_size * model.placement.dtype.itemsize
-    free, weights = free_memory(model.placement.device), max(model.working_bytes, model.ending_bytes)
+    weights, where = max(model.working_bytes, model.ending_bytes), model.placement.device
+    free = free_memory(where) // (processes if where.type == "cpu" else 1)
     if states + weights > free:
         raise ResourceError(
             f"The residual streams of {plans} cuts over {count} windows of {length} tokens need {size(states)} beside "

@@ -81,6 +81,7 @@ def measure_streamed(
         tokens_per_row=tokens_per_row,
         memory_bytes=memory_bytes,
         file=file,
+        processes=1 if ranks is None else ranks.local_size,
     ) as plan:
         sweep = _Sweep(model, plan, checkpoint, _key(model, tokens, batch_size, plan.per_row), on_progress, stop)
         with memory_limit(model, plan.num_bytes if plan.file is None else 0, _SMALLER), torch.inference_mode():

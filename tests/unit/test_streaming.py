@@ -19,6 +19,8 @@ from shortviz.layer_calls import check_independent
 from shortviz.loading import load
 from shortviz.records import ModelRef
 from shortviz.settings import settings
+from shortviz.state_plan import planned_states
+from shortviz.state_store import batch_shapes
 from shortviz.streamed_model import open_streamed
 from shortviz.streaming import measure_streamed
 from tests.contract.test_streaming_families import rows
@@ -183,6 +185,28 @@ def test_too_little_memory_for_two_layers_is_told_before_the_start(saved, monkey
     monkeypatch.setattr(state_plan, "free_memory", lambda _: 10_000)
     with pytest.raises(ResourceError, match=r"Streaming .* needs .* of memory for the weights of two layers"):
         streamed(saved)
+
+
+def test_processes_of_one_machine_count_on_their_share_of_its_memory_and_disk(saved, monkeypatch, tmp_path):
+    def planned(processes, file=None):
+        with open_streamed(ModelRef(id=str(saved))) as model:
+            shapes = batch_shapes([[np.arange(20)] * 4])
+            free = model.working_bytes * 2 + 3 * 7 * 80 * 32 * 4
+            monkeypatch.setattr(state_plan, "free_memory", lambda _: free)
+            with planned_states(
+                model, shapes, None, tokens_per_row=None, memory_bytes=None, file=file, processes=processes
+            ) as plan:
+                return plan
+
+    assert planned(1).file is None
+    assert planned(2).file is not None, "half of it has no room for them beside two layers"
+    with pytest.raises(ResourceError, match=r"is free for each of 9 processes; choose --dtype bfloat16"):
+        planned(9)
+    usage, whole = shutil.disk_usage(tmp_path), 7 * 80 * 32 * 4
+    monkeypatch.setattr(state_plan.shutil, "disk_usage", lambda _: usage._replace(free=3 * whole))
+    monkeypatch.setattr(state_plan, "TOKENS_PER_ROW", 4)
+    assert planned(1, tmp_path / "s").per_row is None
+    assert planned(2, tmp_path / "s").per_row == 4, "two files would take more than half of the disk"
 
 
 def test_memory_that_runs_out_on_the_way_is_told_with_what_was_expected(saved, monkeypatch):
