@@ -130,7 +130,8 @@ def _read_model(name: str, folder: Path, placement: Placement) -> PreTrainedMode
             raise
         raise ModelError(f"transformers cannot load {name} ({_first_line(error)}); choose another model.") from error
     refuse_disagreement(name, info)
-    refuse_offloaded(name, model)
+    if placement.spread:
+        refuse_offloaded(name, model)
     assert isinstance(model, PreTrainedModel)
     return model.eval().requires_grad_(False)
 

@@ -16,8 +16,8 @@ from shortviz.errors import ModelError, ResourceError
 from shortviz.handle import ModelHandle
 from shortviz.records import PrunePlan
 
-_NOT_A_DEVICE = ("cpu", "disk")
-"""Where accelerate puts what finds no room on the devices; such weights are on meta between two calls."""
+_NOT_A_DEVICE = ("cpu", "meta")
+"""Where the weights are that accelerate found no room for on the devices: on meta between two calls."""
 
 
 def devices_of(model: PreTrainedModel) -> tuple[torch.device, ...]:
@@ -46,12 +46,12 @@ def place_like(original: PreTrainedModel, cut: PreTrainedModel, plan: PrunePlan,
 
 def refuse_offloaded(name: str, model: PreTrainedModel) -> None:
     """Raise ResourceError where a part of a spread model found no room on the devices."""
-    places: Mapping[str, Any] = getattr(model, "hf_device_map", {})
-    left = [part for part, place in places.items() if str(place) in _NOT_A_DEVICE]
+    weights = [(weight, tensor.device.type) for weight, tensor in model.named_parameters()]
+    left = [weight for weight, kind in weights if kind in _NOT_A_DEVICE]
     if left:
         raise ResourceError(
-            f"The GPUs of this machine have no room for {left[0]} and {len(left) - 1} other parts of {name}; use "
-            "--stream, which needs no more memory than a layer or two."
+            f"The GPUs of this machine have no room for {len(left)} of {len(weights)} weights of {name} "
+            f"({left[0]}, ...); use --stream, which needs no more memory than a layer or two."
         )
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from accelerate import dispatch_model
 
-from shortviz import HealSettings, evaluate, export_checkpoint, heal, measure_distances, measure_losses, prune
+from shortviz import HealSettings, evaluate, export_checkpoint, heal, loading, measure_distances, measure_losses, prune
 from shortviz.architectures import layer_stack
 from shortviz.cli import app
 from shortviz.cli_session import run_command
 from shortviz.errors import ModelError, ResourceError
 from shortviz.handle import ModelHandle
-from shortviz.placement import choose_placement
+from shortviz.placement import Placement, choose_placement
 from shortviz.pruning import verify_prune
 from shortviz.records import SPREAD, Block, ModelRef, PrunePlan, TextInfo, TokenSet, WindowSet
 from shortviz.repair import repair
@@ -133,8 +133,19 @@ def test_a_model_that_accelerate_put_on_the_disk_in_part_is_refused(tmp_path: Pa
     places = {f"model.layers.{i}": "cpu" if i < 4 else "disk" for i in range(NUM_LAYERS)}
     places |= {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     dispatch_model(model, places, offload_dir=tmp_path)
-    with pytest.raises(ResourceError, match=r"no room for model\.layers\.0 and 9 other parts of this; use --stream"):
+    with pytest.raises(
+        ResourceError, match=r"no room for 57 of 57 weights of this \(model.embed_tokens.weight, \.\.\.\); use"
+    ):
         refuse_offloaded("this", model)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="accelerate would find room on the GPU")
+def test_what_accelerate_s_own_map_puts_on_the_cpu_is_refused(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    placed = Placement(dtype=torch.float32, device=cpu, reason="as asked for.", spread=(cpu, cpu))
+    monkeypatch.setattr(loading, "choose_placement", lambda _: placed)
+    with pytest.raises(ResourceError, match=r"no room for 57 of 57 weights of .*model\.embed_tokens.*use --stream"):
+        loading.load(ModelRef(id=checkpoint))
 
 
 def test_to_spread_over_the_gpus_takes_several() -> None:
