@@ -33,6 +33,7 @@ def test_back_goes_through_the_lessons_to_the_first(page: Page, server: AppServe
     lesson(page, "1. A layer adds to the stream")
     page.go_forward()
     lesson(page, "2. How far a block turns a state")
+    assert page.url.endswith("/?step=Angle")
 
 
 def test_one_press_leads_from_the_map_to_the_lesson_that_was_left_and_a_reload_stays_there(

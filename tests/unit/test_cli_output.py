@@ -54,7 +54,8 @@ def test_one_window_says_that_it_has_no_error_and_never_nan():
     score = replace(evaluation.score, windows=1, nll_stderr=nan)
     assert evaluation.base is not None
     base = replace(evaluation.base, windows=1, nll_stderr=nan)
-    one = replace(evaluation, score=score, base=base, nll_increase_stderr=nan, kl_stderr=nan)
+    errors = dict.fromkeys(("nll_increase_stderr", "kl_stderr", "same_top1_stderr"), nan)
+    one = replace(evaluation, score=score, base=base, **errors)
     assert "+-" in evaluation_text(evaluation)
     text = evaluation_text(one)
     assert "nan" not in text
