@@ -46,7 +46,8 @@ def check_writable(folder: Path) -> None:
     there = next(p for p in (folder, *folder.parents) if p.exists())
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return
-    reason = "it may not be written to" if there.is_dir() else "it is a file"
+    read_only = os.strerror(errno.EROFS) if os.statvfs(there).f_flag & os.ST_RDONLY else "it may not be written to"
+    reason = read_only if there.is_dir() else "it is a file"
     raise ExportError(f"Nothing can be written to {there} ({reason}); choose a folder you may write to.")
 
 
