@@ -4,11 +4,13 @@ from pathlib import Path
 
 import streamlit as st
 
+from shortviz.job_state import JobState
 from shortviz.ledger import LedgerStep
 from shortviz.planning import layers_text
 from shortviz.records import ModelInfo
 from shortviz.ui import kept_models, ledger_view, notes, step_view
 from shortviz.ui import state as s
+from shortviz.ui.following import follow
 from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown
 from shortviz.ui.treating import LOOKING, ledger_of, treated
@@ -44,23 +46,16 @@ def choose(tools: Bench, shown: Shown, removed: tuple[int, ...]) -> tuple[str, .
     job = tools.treating(LOOKING, shown.ref, removed)
     live = job is not None and job.live
     step_view.gone(tools, shown, removed, ledger, live=live)
-    if live and job is not None:
-        _wait(tools, job.id)
+    if live:
+        follow(tools, job, _waiting, seconds=TICK_SECONDS)
     notes.job_error(job)
     return chosen
 
 
-def _wait(tools: Bench, job_id: str) -> None:
-    """Show how a model is brought back, and draw the page anew when it is there."""
-
-    @st.fragment(run_every=TICK_SECONDS)
-    def waiting() -> None:
-        now = tools.state(job_id)
-        if now is None or not now.live:
-            st.rerun()
-        notes.job_progress(now)
-
-    waiting()
+def _waiting(job: JobState | None) -> None:
+    """Show how a model is brought back."""
+    if job is not None:
+        notes.job_progress(job)
 
 
 def adapter_alone(tools: Bench, shown: Shown, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:

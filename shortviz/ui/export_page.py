@@ -15,6 +15,7 @@ from shortviz.settings import settings
 from shortviz.treated_recipe import TreatedRecipe, treated_recipe
 from shortviz.ui import export_actions, export_choice, inspector, notes, push_view, visit
 from shortviz.ui import state as s
+from shortviz.ui.following import follow
 from shortviz.ui.looks import main_button
 from shortviz.ui.proof_view import checklist, report_lines
 from shortviz.ui.resources import Bench, bench
@@ -180,14 +181,8 @@ def _follow(tools: Bench, state: s.State, *, alone: bool) -> None:
     `alone` says that an adapter alone is chosen.
     """
     job_id = s.job(state, "export")
-    first = tools.state(job_id)
-    live = first is not None and first.live
 
-    @st.fragment(run_every=TICK_SECONDS if live else None)
-    def follow() -> None:
-        job = tools.state(job_id)
-        if live and (job is None or not job.live):
-            st.rerun()
+    def export(job: JobState | None) -> None:
         context = tools.context(job_id or "")
         if context is not None and context.kind == "adapter":
             _adapter(context.ref, job)
@@ -211,7 +206,7 @@ def _follow(tools: Bench, state: s.State, *, alone: bool) -> None:
             report_lines(report)
             _after(report, job)
 
-    follow()
+    follow(tools, tools.state(job_id), export, seconds=TICK_SECONDS)
     context, ended = tools.context(job_id or ""), tools.state(job_id)
     report = ended.result if ended is not None and isinstance(ended.result, ExportReport) else None
     if context is not None and report is not None and Path(report.folder).is_dir():

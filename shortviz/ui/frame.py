@@ -22,6 +22,7 @@ from shortviz.ui.address import (
     went_back,
     write_address,
 )
+from shortviz.ui.following import follow
 from shortviz.ui.link_problems import link_problems
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of
@@ -94,15 +95,8 @@ def status_line() -> None:
     """Say which model is in memory; where none is, say what is shown instead and offer to load its model."""
     tools, state = bench(), s.session()
     shown = look(tools, state)
-    load_id = s.job(state, "load")
-    loading = tools.state(load_id)
-    live = loading is not None and loading.live
 
-    @st.fragment(run_every=TICK_SECONDS if live else None)
-    def line() -> None:
-        job = tools.state(load_id)
-        if live and (job is None or not job.live):
-            st.rerun()
+    def line(job: JobState | None) -> None:
         if job is not None and job.live:
             _loading(tools, job)
         elif shown.handle is not None:
@@ -111,7 +105,7 @@ def status_line() -> None:
             notes.job_error(job)
             _offer(tools, shown)
 
-    line()
+    follow(tools, tools.state(s.job(state, "load")), line, seconds=TICK_SECONDS)
 
 
 def close_page() -> None:

@@ -9,6 +9,7 @@ from shortviz.ledger import Ledger, LedgerStep
 from shortviz.planning import layers_text
 from shortviz.ui import kept_models, notes, treat_actions
 from shortviz.ui import state as s
+from shortviz.ui.following import follow
 from shortviz.ui.map_view import FONT
 from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown
@@ -28,34 +29,23 @@ def newest(tools: Bench, shown: Shown, removed: tuple[int, ...]) -> JobState | N
     return max(jobs, key=lambda job: (job.live, job.created), default=None)
 
 
-def follow(tools: Bench, first: JobState | None) -> None:
+def job(now: JobState | None) -> None:
     """Draw a job while it runs, and how it ended."""
-    if first is None:
+    if now is None:
         return
-    live = first.live
-
-    @st.fragment(run_every=TICK_SECONDS if live else None)
-    def job() -> None:
-        now = tools.state(first.id)
-        if live and (now is None or not now.live):
-            st.rerun()
-        if now is None:
-            return
-        notes.job_error(now)
-        if now.live:
-            st.caption(plain(now.title))
-            notes.job_progress(now)
-        found = now.record if isinstance(now.record, Treating) else None
-        if found is None:
-            return
-        if found.note and not now.live:
-            st.info(plain(found.note), icon=":material/info:")
-        if now.kind == "shrink":
-            _shrunk(now, found)
-        if found.history is not None and found.history.points:
-            _curve(found.history)
-
-    job()
+    notes.job_error(now)
+    if now.live:
+        st.caption(plain(now.title))
+        notes.job_progress(now)
+    found = now.record if isinstance(now.record, Treating) else None
+    if found is None:
+        return
+    if found.note and not now.live:
+        st.info(plain(found.note), icon=":material/info:")
+    if now.kind == "shrink":
+        _shrunk(now, found)
+    if found.history is not None and found.history.points:
+        _curve(found.history)
 
 
 def _shrunk(job: JobState, found: Treating) -> None:
@@ -101,15 +91,8 @@ def texts(tools: Bench, shown: Shown, removed: tuple[int, ...], ledger: Ledger |
             on_click=_write, args=(tools, shown, removed, ledger),
         )  # fmt: skip
     prompt = str(state.get(s.PROMPT, ""))
-    job_id = s.job(state, "texts")
-    first = tools.state(job_id)
-    live = first is not None and first.live
 
-    @st.fragment(run_every=TICK_SECONDS if live else None)
-    def written() -> None:
-        now = tools.state(job_id)
-        if live and (now is None or not now.live):
-            st.rerun()
+    def written(now: JobState | None) -> None:
         notes.job_error(now)
         steps = ledger.steps if ledger is not None else ()
         for column, step in zip(st.columns(max(len(steps), 1), gap="small"), steps, strict=False):
@@ -117,10 +100,10 @@ def texts(tools: Bench, shown: Shown, removed: tuple[int, ...], ledger: Ledger |
                 st.caption(plain(step.label[:1].upper() + step.label[1:]))
                 st.text(
                     _text(tools, shown, removed, ledger, step, prompt)
-                    or ("…" if live else _missing(tools, shown, removed, step))
+                    or ("…" if now is not None and now.live else _missing(tools, shown, removed, step))
                 )
 
-    written()
+    follow(tools, tools.state(s.job(state, "texts")), written, seconds=TICK_SECONDS)
 
 
 def _write(tools: Bench, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None) -> None:

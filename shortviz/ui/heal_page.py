@@ -20,6 +20,7 @@ from shortviz.ui import (
     treat_buttons,
 )
 from shortviz.ui import state as s
+from shortviz.ui.following import follow
 from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, settle_block
@@ -49,7 +50,7 @@ def draw() -> None:
     _ledger(tools, shown, removed, job)
     _below(tools, shown, removed, live=job is not None and job.live)
     _actions(tools, shown, shown.model, removed, job)
-    heal_live.follow(tools, job)
+    follow(tools, job, heal_live.job, seconds=heal_live.TICK_SECONDS)
     heal_live.texts(tools, shown, removed, known_ledger(tools, shown, removed, s.evaluation(state)))
     advice_view.draw(shown)
 

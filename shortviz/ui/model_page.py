@@ -8,6 +8,7 @@ from shortviz.settings import settings
 from shortviz.ui import actions, notes, prediction_view, text_picker, visit
 from shortviz.ui import state as s
 from shortviz.ui.address import DTYPES
+from shortviz.ui.following import follow
 from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.words import count, plain, size
@@ -125,14 +126,8 @@ def _estimate(tools: Bench, state: s.State, ref: ModelRef) -> None:
     context = tools.context(job_id or "")
     if context is None or context.ref != ref:
         job_id = None
-    first = tools.state(job_id)
-    live = first is not None and first.live
 
-    @st.fragment(run_every=TICK_SECONDS if live else None)
-    def estimate() -> None:
-        job = tools.state(job_id)
-        if live and (job is None or not job.live):
-            st.rerun()
+    def estimate(job: JobState | None) -> None:
         if job is None:
             st.button("Estimate its size", icon=":material/straighten:", on_click=_changed, key="estimate_button")
         elif job.live:
@@ -143,7 +138,7 @@ def _estimate(tools: Bench, state: s.State, ref: ModelRef) -> None:
             _numbers(found)
         _load_button(tools, state, ref, found, job)
 
-    estimate()
+    follow(tools, tools.state(job_id), estimate, seconds=TICK_SECONDS)
 
 
 def _numbers(found: ModelEstimate) -> None:

@@ -2,11 +2,13 @@
 
 import streamlit as st
 
+from shortviz.job_state import JobState
 from shortviz.memory import free_bytes
 from shortviz.prediction_records import Prediction
 from shortviz.records import ModelRef
 from shortviz.ui import actions, notes
 from shortviz.ui import state as s
+from shortviz.ui.following import follow
 from shortviz.ui.resources import Bench
 from shortviz.ui.words import duration, plain, size
 
@@ -20,14 +22,8 @@ def draw(tools: Bench, state: s.State, ref: ModelRef) -> None:
     wanted = (ref, s.calibration(state), s.evaluation(state))
     if context is None or (context.ref, context.calibration, context.evaluation) != wanted:
         job_id = None
-    first = tools.state(job_id)
-    live = first is not None and first.live
 
-    @st.fragment(run_every=TICK_SECONDS if live else None)
-    def prediction() -> None:
-        job = tools.state(job_id)
-        if live and (job is None or not job.live):
-            st.rerun()
+    def prediction(job: JobState | None) -> None:
         if job is None or not isinstance(job.result, Prediction):
             st.button(
                 "Predict the seconds",
@@ -46,7 +42,7 @@ def draw(tools: Bench, state: s.State, ref: ModelRef) -> None:
         if job is not None and isinstance(job.result, Prediction):
             _numbers(job.result)
 
-    prediction()
+    follow(tools, tools.state(job_id), prediction, seconds=TICK_SECONDS)
 
 
 def _start(tools: Bench, ref: ModelRef) -> None:

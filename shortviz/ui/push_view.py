@@ -11,6 +11,7 @@ from shortviz.records import ModelRef
 from shortviz.settings import settings
 from shortviz.ui import notes, push_actions
 from shortviz.ui import state as s
+from shortviz.ui.following import follow
 from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench
 from shortviz.ui.words import duration, plain, size
@@ -55,22 +56,12 @@ def draw(tools: Bench, ref: ModelRef, folder: Path) -> None:
             args=(first.id if first is not None else "",),
             key="cancel_push",
         )
-    _follow(tools, state, live)
+    follow(tools, first, _told, seconds=TICK_SECONDS)
 
 
-def _follow(tools: Bench, state: s.State, live: bool) -> None:
-    @st.fragment(run_every=TICK_SECONDS if live else None)
-    def follow() -> None:
-        job = tools.state(s.job(state, "push"))
-        if live and (job is None or not job.live):
-            st.rerun()
-        if job is not None:
-            _told(job)
-
-    follow()
-
-
-def _told(job: JobState) -> None:
+def _told(job: JobState | None) -> None:
+    if job is None:
+        return
     if job.live:
         notes.job_progress(job)
     notes.job_error(job)

@@ -6,10 +6,12 @@ from typing import Any
 import streamlit as st
 
 from shortviz.heal_settings import HealSettings
+from shortviz.job_state import JobState
 from shortviz.records import Block
 from shortviz.ui import ledger_view, notes, treat_actions
 from shortviz.ui import state as s
 from shortviz.ui.address import go_to
+from shortviz.ui.following import follow
 from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import run_key
 from shortviz.ui.shown import Shown
@@ -69,14 +71,8 @@ def buttons(tools: Bench, shown: Shown, block: Block) -> None:
 
 def cell(tools: Bench, shown: Shown, block: Block) -> None:
     """Draw what repairs and healings made of the chosen block, on the same windows, and a repair that is at work."""
-    first = tools.treating(("repair",), shown.ref, block.layers)
-    live = first is not None and first.live
 
-    @st.fragment(run_every=TICK_SECONDS if live else None)
-    def treated() -> None:
-        now = tools.state(first.id) if first is not None else None
-        if live and (now is None or not now.live):
-            st.rerun()
+    def treated(now: JobState | None) -> None:
         if now is not None:
             notes.job_error(now)
             if now.live:
@@ -89,4 +85,4 @@ def cell(tools: Bench, shown: Shown, block: Block) -> None:
             every = [ledger_view.step_words(step) for step in ledger.steps if step.treatments]
             st.markdown(f":small[:material/build: {line}]", help="  \n".join(every))
 
-    treated()
+    follow(tools, tools.treating(("repair",), shown.ref, block.layers), treated, seconds=TICK_SECONDS)
