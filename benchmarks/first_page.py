@@ -1,6 +1,6 @@
 """What a person waits for in a real browser: the first map, the demo model, the first measured perplexity of a click.
 
-    python benchmarks/first_page.py [--servers 3] [--clicks 8] [--think 4] [--no-model]
+    PYTHONPATH=. python benchmarks/first_page.py [--servers 3] [--clicks 8] [--think 4] [--no-model]
 
 Each server is a fresh process, each visit a fresh browser without a cache. Times are from the navigation, or from the
 mouse's press, to the frame in which the thing is on the page (looked for in every animation frame). The clicks are made

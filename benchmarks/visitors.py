@@ -1,6 +1,6 @@
 """Many visitors at a time on one server, exploring the bundled run; and the first paint of every page in a browser.
 
-    python benchmarks/visitors.py [--visitors 20] [--seconds 30] [--waves 3] [--no-browser]
+    PYTHONPATH=. python benchmarks/visitors.py [--visitors 20] [--seconds 30] [--waves 3] [--no-browser]
 
 A visitor is a WebSocket client that speaks Streamlit's protocol: it fetches the page's files as a browser does, opens a
 session, and then chooses blocks, criteria and pages at random with pauses between. A page is ready when the server has
