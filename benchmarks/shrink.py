@@ -23,22 +23,23 @@ from shortviz.handle import ModelHandle
 from shortviz.loading import load
 from shortviz.losses import BaseScores, evaluate
 from shortviz.pruning import prune
-from shortviz.records import Block, Evaluation, ModelRef, PrunePlan, TextSpec, WindowSet, WindowSpec
+from shortviz.records import Block, ModelRef, PrunePlan, TextSpec, WindowSet, WindowSpec
 from shortviz.shrink import shrink
 from shortviz.sums import mean_and_stderr
 from shortviz.texts import make_windows, packed_rows
 
 
-def best_block(base: ModelHandle, n: int, windows: WindowSet) -> tuple[Block, Evaluation]:
+def best_block(base: ModelHandle, n: int, windows: WindowSet) -> Block:
     """Return the block of n layers whose removal costs least on the windows, every start tried."""
-    scores, found = BaseScores(base), []
+    found: dict[Block, float] = {}
     for start in range(base.info.num_layers - n + 1):
-        plan = PrunePlan.of_blocks(base.info.num_layers, Block(start=start, n=n))
+        block = Block(start=start, n=n)
         try:
-            found.append((Block(start=start, n=n), evaluate(prune(base, plan), windows, base=base, base_scores=scores)))
+            cut = prune(base, PrunePlan.of_blocks(base.info.num_layers, block))
         except PlanError:
             continue  # the stock config cannot do without it
-    return min(found, key=lambda row: row[1].score.nll)
+        found[block] = evaluate(cut, windows).score.nll
+    return min(found, key=lambda block: found[block])
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def main() -> None:
     n = base.info.num_layers - asked.to_layers
 
     began = time.process_time()
-    block, _ = best_block(base, n, choosing)
+    block = best_block(base, n, choosing)
     looked = time.process_time() - began
     began = time.process_time()
     shrunk = shrink(base, choosing, tokens, asked.to_layers)
@@ -93,8 +94,9 @@ def main() -> None:
         json.dumps(
             {
                 "benchmark": "shrink",
-                "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(asked).items()}
-                | {key: getattr(asked, key).name for key in ("fit", "choose", "score")},
+                "options": {
+                    name: value.name if isinstance(value, Path) else value for name, value in vars(asked).items()
+                },
                 "block": asdict(block),
                 "removed": list(greedy.removed),
                 "complete": shrunk.complete,

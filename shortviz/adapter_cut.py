@@ -37,9 +37,10 @@ def with_repairs(cut: ModelHandle, folder: Path, facts: Mapping[str, Any]) -> Mo
 
     Whether the adapter then fits is for `refuse_other` to say. Raises ModelError where the weights cannot be read.
     """
+    if cut.plan is None or cut.treatments or not facts.get("repairs"):
+        return cut
     mine = cut_facts(cut)
-    same = all(facts.get(name) == mine[name] for name in ("id", "revision", "architecture", "num_layers", "removed"))
-    if not same or cut.plan is None or cut.treatments or not facts.get("repairs"):
+    if any(facts.get(name) != mine[name] for name in ("id", "revision", "architecture", "num_layers", "removed")):
         return cut
     known = dict(cut.model.named_parameters())
     try:

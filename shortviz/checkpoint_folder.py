@@ -46,8 +46,12 @@ def check_writable(folder: Path) -> None:
     there = next(p for p in (folder, *folder.parents) if p.exists())
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return
-    read_only = os.strerror(errno.EROFS) if os.statvfs(there).f_flag & os.ST_RDONLY else "it may not be written to"
-    reason = read_only if there.is_dir() else "it is a file"
+    if not there.is_dir():
+        reason = "it is a file"
+    elif os.statvfs(there).f_flag & os.ST_RDONLY:
+        reason = os.strerror(errno.EROFS)
+    else:
+        reason = "it may not be written to"
     raise ExportError(f"Nothing can be written to {there} ({reason}); choose a folder you may write to.")
 
 

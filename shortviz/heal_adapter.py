@@ -101,8 +101,8 @@ def load_adapter(cut: ModelHandle, folder: Path) -> ModelHandle:
     """Return a new handle on a cut model with an exported adapter merged in; the cut model is not touched.
 
     Repairs that the folder brings along are made first. The model may also be an exported checkpoint of the cut as it
-    was trained, loaded as it is. Raises ModelError where the folder holds
-    no adapter of ours, or one of another model, cut or repair.
+    was trained, loaded as it is. Raises ModelError where the folder holds no adapter of ours, or one of another model,
+    cut or repair.
     """
     student, treatment = _student(cut, Path(folder))
     return replace(merge(student), treatments=(*student.cut.treatments, treatment))

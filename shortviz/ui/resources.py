@@ -53,6 +53,11 @@ class JobContext:
     """Repository that is pushed to."""
 
 
+def _treated_shelf() -> "Shelf[ModelHandle]":
+    rules = settings()
+    return Shelf(1, rules.max_treated_mb * 2**20) if rules.is_hosted else Shelf(3)
+
+
 @dataclass(kw_only=True, eq=False)
 class Bench:
     """Everything that outlives a session. Its parts are safe to use from any thread.
@@ -67,7 +72,7 @@ class Bench:
     """By (model, evaluation text, removed layers)."""
     continuations: "Shelf[str]" = field(default_factory=lambda: Shelf(500))
     """By (model, removed layers, prompt)."""
-    treated: "Shelf[ModelHandle]" = field(default_factory=lambda: _treated_shelf())
+    treated: "Shelf[ModelHandle]" = field(default_factory=_treated_shelf)
     """Repaired and healed models, by (model, removed layers, methods), with the bytes of the tensors of their own."""
     tasks: "Shelf[TaskScore]" = field(default_factory=lambda: Shelf(500))
     """By (model, removed layers, fingerprint of the questions)."""
@@ -145,11 +150,6 @@ class Bench:
 
     def _visible(self, job_id: str) -> bool:
         return not settings().is_hosted or _session() in (self._watchers.get(job_id) or ())
-
-
-def _treated_shelf() -> "Shelf[ModelHandle]":
-    rules = settings()
-    return Shelf(1, rules.max_treated_mb * 2**20) if rules.is_hosted else Shelf(3)
 
 
 def _session() -> str:

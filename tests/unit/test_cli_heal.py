@@ -28,6 +28,23 @@ RECIPE = (
 )
 
 
+def press_ctrl_c_at_step_3(patch: pytest.MonkeyPatch) -> None:
+    """Let the training hear Ctrl-C when it tells of its third step."""
+    from shortviz import healing
+
+    own = healing.heal
+
+    def interrupted(*arguments, on_progress, **options):
+        def press(progress):
+            on_progress(progress)
+            if progress.done == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return own(*arguments, on_progress=press, **options)
+
+    patch.setattr(healing, "heal", interrupted)
+
+
 def steps_of(found: dict) -> dict[str, dict]:
     return {step["name"]: step for step in found["ledger"]["steps"]}
 
@@ -70,20 +87,8 @@ def test_a_healed_model_is_exported_with_proof_and_its_loss_after_reload_is_the_
 
 def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(shortviz, checkpoint, tmp_path, monkeypatch):
     run, whole = tmp_path / "run", shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--json")[1]
-    from shortviz import healing
-
-    own = healing.heal
-
-    def interrupted(*arguments, on_progress, **options):
-        def press(progress):
-            on_progress(progress)
-            if progress.done == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        return own(*arguments, on_progress=press, **options)
-
     with monkeypatch.context() as patch:
-        patch.setattr(healing, "heal", interrupted)
+        press_ctrl_c_at_step_3(patch)
         code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--out", str(run), "--json")
     assert code == 130
     assert "Stopped after 3 of 6 steps" in err
@@ -338,21 +343,9 @@ def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes
 def test_a_training_without_a_run_that_is_stopped_goes_on_beside_its_export(
     shortviz, checkpoint, tmp_path, monkeypatch
 ):
-    from shortviz import healing
-
-    own = healing.heal
-
-    def interrupted(*arguments, on_progress, **options):
-        def press(progress):
-            on_progress(progress)
-            if progress.done == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        return own(*arguments, on_progress=press, **options)
-
     command = ("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--adapter", str(tmp_path / "a"), "--json")
     with monkeypatch.context() as patch:
-        patch.setattr(healing, "heal", interrupted)
+        press_ctrl_c_at_step_3(patch)
         code, _, err = shortviz(*command)
     assert code == 130
     assert f"run the same command again to go on from {tmp_path / 'a-work'}" in err

@@ -21,6 +21,7 @@ from shortviz.safetensors_copy import write_shard
 from shortviz.shards import Entry, read_shards
 from shortviz.streamed_export import export_streamed
 from shortviz.streamed_proof import prove_bytes
+from tests.checkpoint_files import mix_up
 from tests.families import build_tiny, tiny_config, tiny_tokenizer
 
 PLAN = PrunePlan(num_layers=6, removed=(1, 2, 4))
@@ -205,14 +206,7 @@ def test_a_file_that_is_missing_cut_short_or_there_twice_is_named_and_nothing_is
 
 def test_a_checkpoint_whose_layers_are_not_in_order_across_its_files_is_cut_into_the_same_files(folder, tmp_path):
     export(folder, tmp_path / "in-order")
-    weights = {name: tensor for shard in folder.glob("*.safetensors") for name, tensor in load_file(shard).items()}
-    for shard in folder.glob("*.safetensors"):
-        shard.unlink()
-    names = sorted(weights, key=lambda name: name[::-1])
-    index = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(names)}
-    for file in sorted(set(index.values())):
-        save_file({n: weights[n] for n in names if index[n] == file}, folder / file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    mix_up(folder)
     export(folder, tmp_path / "mixed")
     for name in ("in-order", "mixed"):
         assert (tmp_path / name / "model.safetensors").is_file()

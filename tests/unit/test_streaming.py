@@ -23,6 +23,7 @@ from shortviz.state_plan import planned_states
 from shortviz.state_store import batch_shapes
 from shortviz.streamed_model import open_streamed
 from shortviz.streaming import measure_streamed
+from tests.checkpoint_files import mix_up
 from tests.contract.test_streaming_families import rows
 from tests.families import build_tiny, tiny_config, tiny_tokenizer
 
@@ -60,14 +61,7 @@ def assert_equal(found, expected) -> None:
 
 def test_a_checkpoint_whose_layers_are_not_in_order_across_its_files_gives_the_same_numbers(folder):
     expected = streamed(folder)
-    weights = {name: tensor for shard in shards(folder) for name, tensor in load_file(shard).items()}
-    for shard in shards(folder):
-        shard.unlink()
-    names = sorted(weights, key=lambda name: name[::-1])
-    index = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(names)}
-    for file in sorted(set(index.values())):
-        save_file({n: weights[n] for n in names if index[n] == file}, folder / file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    mix_up(folder)
     assert_equal(streamed(folder), expected)
 
 
