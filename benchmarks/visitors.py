@@ -122,7 +122,8 @@ def fetch_files(url: str) -> int:
         html = answer.read().decode()
     total = len(html)
     for path in re.findall(r'(?:src|href)="\./(static/[^"]+\.(?:js|css))"', html):
-        with urllib.request.urlopen(f"{url}/{path}", timeout=60) as answer:
+        request = urllib.request.Request(f"{url}/{path}", headers={"Accept-Encoding": "gzip"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
             total += len(answer.read())
     return total
 
@@ -209,7 +210,7 @@ def main() -> None:
     os.environ["STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL"] = str(options.ttl)
     load = [round(os.getloadavg()[0], 1)]
     with tempfile.TemporaryDirectory() as runs:
-        server = start_server(ROOT / "app.py", Path(runs))
+        server = start_server(ROOT / "asgi_app.py", Path(runs))  # what `make run` serves where it is hosted
         try:
             found = measure_waves(server, options)
             paints = {} if options.no_browser else first_paints(server)

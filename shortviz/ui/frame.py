@@ -23,7 +23,7 @@ from shortviz.ui.address import (
     write_address,
 )
 from shortviz.ui.following import follow
-from shortviz.ui.link_problems import link_problems
+from shortviz.ui.link_problems import late_problem, link_problems
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of
 from shortviz.ui.words import plain
@@ -71,6 +71,10 @@ def open_page(page: StreamlitPage) -> None:
             st.switch_page("pages/map.py", query_params=parameters)
     elif went_back():
         follow_address(bench(), state, linked())
+    else:
+        late = late_problem(bench(), state)
+        if late:
+            visit.tell(state, late)
     visit.frame(state)
     visit.keep_prompt(state)
     told = visit.notice(state)

@@ -49,6 +49,18 @@ def link_problems(bench: Bench, state: s.State, parameters: Mapping[str, str]) -
     return " ".join((*found[:_MOST_TOLD], *rest))
 
 
+def late_problem(bench: Bench, state: s.State) -> str:
+    """Return what was wrong with a link's block whose model was not known when the session began; told once."""
+    asked = state.get(s.LINKED_BLOCK)
+    if not isinstance(asked, dict):
+        return ""
+    shown = look(bench, state)
+    if shown.model is None:
+        return ""
+    del state[s.LINKED_BLOCK]
+    return " ".join(_block(state, shown, asked))
+
+
 def _model(bench: Bench, shown: Shown, parameters: Mapping[str, str]) -> Iterator[str]:
     ref, run, job = read_ref(parameters), parameters.get("run"), parameters.get("job")
     if parameters.get("model") and ref is None:
@@ -97,8 +109,11 @@ def _refused(role: str, spec: TextSpec) -> Iterator[str]:
 
 
 def _block(state: s.State, shown: Shown, parameters: Mapping[str, str]) -> Iterator[str]:
-    """Tell a block that the model cannot have, or that is none, and choose one that it has."""
-    if not (parameters.get("start") or parameters.get("n")) or shown.model is None:
+    """Tell a block that the model cannot have, or that is none, and choose one that it has; now or when it is known."""
+    if not (parameters.get("start") or parameters.get("n")):
+        return
+    if shown.model is None:
+        state[s.LINKED_BLOCK] = {"start": parameters.get("start", ""), "n": parameters.get("n", "")}
         return
     block, layers = read_block(parameters), shown.model.num_layers
     if block is not None and within(block, shown.model):  # one that ends too late is explained where it is typed

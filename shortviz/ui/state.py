@@ -1,15 +1,15 @@
 """What a session works on, and the names of all its keys: no other file has names of its own.
 
-| setter          | sets           | clears what depends on it            |
-|-----------------|----------------|--------------------------------------|
-| set_model       | ref            | run, chosen, cut, wanted             |
-| set_calibration | calibration    | run                                  |
-| set_evaluation  | evaluation     | (measured numbers are kept per text) |
-| set_training    | training       |                                      |
-| set_block       | chosen, inputs | cut                                  |
-| set_cut         | cut            |                                      |
-| open_run        | run            | chosen, cut, wanted                  |
-| leave_run       |                | run                                  |
+| setter          | sets           | clears what depends on it                |
+|-----------------|----------------|------------------------------------------|
+| set_model       | ref            | run, chosen, cut, wanted, linked_block   |
+| set_calibration | calibration    | run                                      |
+| set_evaluation  | evaluation     | (measured numbers are kept per text)     |
+| set_training    | training       |                                          |
+| set_block       | chosen, inputs | cut, linked_block                        |
+| set_cut         | cut            |                                          |
+| open_run        | run            | chosen, cut, wanted, linked_block        |
+| leave_run       |                | run                                      |
 
 `CLEARS` is that table for the program; a test walks it. What pages remember besides is in `visit`. Nothing here is
 shared between sessions; what is worth more than a session lives in `resources.Bench` or on disk.
@@ -75,6 +75,7 @@ STEP: Final = "step"
 PICKED: Final = "picked_runs"
 REMOVED: Final = "removed_runs"
 TARGET_PAGE: Final = "target_page"
+LINKED_BLOCK: Final = "linked_block"
 
 DEFAULT_TRAINING: Final = TextSpec(kind="builtin", value="python-reference", limit=256, max_length=256)
 """Not the evaluation text: what is learned by heart must not count as healed."""
@@ -82,13 +83,13 @@ DEFAULT_TRAINING: Final = TextSpec(kind="builtin", value="python-reference", lim
 FIRST_PROMPT: Final = "The capital of France is"
 
 CLEARS: Final[Mapping[str, tuple[str, ...]]] = {
-    "set_model": (RUN, CHOSEN, CUT, WANTED),
+    "set_model": (RUN, CHOSEN, CUT, WANTED, LINKED_BLOCK),
     "set_calibration": (RUN,),
     "set_evaluation": (),
     "set_training": (),
-    "set_block": (CUT,),
+    "set_block": (CUT, LINKED_BLOCK),
     "set_cut": (),
-    "open_run": (CHOSEN, CUT, WANTED),
+    "open_run": (CHOSEN, CUT, WANTED, LINKED_BLOCK),
     "leave_run": (RUN,),
 }
 

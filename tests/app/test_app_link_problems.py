@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shortviz.records import Block
 from shortviz.settings import settings
 from shortviz.texts import DEFAULT_CALIBRATION
 from shortviz.ui import state as s
@@ -127,3 +128,28 @@ def test_hosted_nothing_is_told_of_jobs_and_the_same_of_every_run_that_is_not_op
         assert app(text="builtin:passages").state[s.CALIBRATION] != DEFAULT_CALIBRATION
     finally:
         settings.cache_clear()
+
+
+def load(page: App) -> list[str]:
+    """Load the chosen model on the Model page; return what that page then tells."""
+    page.page("model").click("estimate_button")
+    assert page.finish("estimate").state == "done"
+    page.click("load_button")
+    assert page.finish("load").state == "done"
+    return page.errors
+
+
+def test_a_block_of_a_model_that_is_loaded_only_later_is_told_then_and_once(app: Start, tiny_folder: Path) -> None:
+    page = app(model=str(tiny_folder), start="99", n="2")
+    assert page.errors == []
+    (told,) = load(page)
+    chosen = page.state[s.CHOSEN]
+    assert told.startswith('The link\'s block (start "99", n "2") is not a block of this model\'s')
+    assert f"start {chosen.start}, n {chosen.n} is chosen" in told
+    assert page.page("map").errors == []
+
+
+def test_a_right_block_of_a_model_that_is_loaded_only_later_is_chosen(app: Start, tiny_folder: Path) -> None:
+    page = app(model=str(tiny_folder), start="1", n="2")
+    assert load(page) == []
+    assert page.page("map").state[s.CHOSEN] == Block(start=1, n=2)

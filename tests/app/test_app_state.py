@@ -17,6 +17,7 @@ FULL = {
     s.CHOSEN: Block(start=3, n=2),
     s.CUT: (1, 5),
     s.WANTED: "numbers",
+    s.LINKED_BLOCK: {"start": "9", "n": "9"},
     s.PROMPT: "old prompt",
     s.CRITERION: "angular_mean",
 }
