@@ -1,8 +1,9 @@
 """How fast this machine runs one layer of a model, timed with made-up weights: nothing is downloaded or read."""
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +22,10 @@ from shortviz.placement import Placement
 from shortviz.replay import LayerCall
 from shortviz.streamed_model import beside
 from shortviz.streamed_parts import compute_buffers
+from shortviz.tiled_head import ROWS, TILE
+
+Shape = tuple[int, int]
+"""Rows and their tokens."""
 
 _SECONDS = 0.3
 """A piece of work is repeated for at least so long; its shortest time counts."""
@@ -32,11 +37,13 @@ class Speeds:
     """Seconds for one token, or one file, of each kind of work."""
 
     layers: float
-    """All layers once, per token."""
+    """All layers once, per token of a batch."""
     fused: float
     """The same while streaming, where small batches go through a layer together."""
+    replayed: float
+    """The same for windows, as many as the measured map replays at once."""
     trained: float
-    """All layers forward and backward, per token."""
+    """All layers forward, and forward and backward, per token of a step of healing."""
     gram: float
     """Comparing all boundaries, per token."""
     head: float
@@ -78,36 +85,56 @@ class Timer:
 
 @torch.no_grad()
 def time_layers(
-    model: PreTrainedModel, stack: LayerStack, placement: Placement, tokens: int, timer: Timer
-) -> tuple[float, float]:
-    """Return seconds per token of all layers: (forward, forward and backward), from one layer of each kind."""
+    model: PreTrainedModel,
+    stack: LayerStack,
+    placement: Placement,
+    shapes: Collection[Shape],
+    trained: Shape,
+    timer: Timer,
+) -> tuple[dict[Shape, float], float]:
+    """Return seconds per token of all layers, from one layer of each kind: (forward by shape, training).
+
+    Training is a forward pass and one with a gradient, both of the shape `trained`, which is one of `shapes`.
+    """
     device, hidden = placement.device, int(text_config(model.config).hidden_size)
-    for module in beside(stack):
-        if module is not model.get_input_embeddings():
-            _fill(stack, model, module, device)
-    embedding = model.get_input_embeddings()
-    embedding.to_empty(device=device)
-    _spread(embedding)
-    ids = torch.arange(tokens, device=device)[None] % int(embedding.weight.shape[0])
-    in_tuple = returns_tuple(stack, ids[:, :2].expand(2, 2))
-    _, calls = record_calls(stack, ids, in_tuple=in_tuple)
-    for module in beside(stack):
-        module.to("meta")
+    calls = _calls(model, stack, device, shapes)
     kinds: dict[object, list[int]] = {}
     types = getattr(text_config(model.config), "layer_types", None) or [None] * len(stack.layers)
     for index, layer in enumerate(stack.layers):
         kinds.setdefault((weight_size(layer), types[index]), []).append(index)
-    forward = both = 0.0
+    forward, both = dict.fromkeys(calls, 0.0), 0.0
     for members in kinds.values():
         timer.check()
         layer = stack.layers[members[0]]
         _fill(stack, model, layer, device)
-        states = torch.randn(1, tokens, hidden, device=device).to(placement.dtype)
-        once = timer.shortest(partial(calls[members[0]].run, layer, states), states)
-        forward += len(members) * once / tokens
-        both += len(members) * _with_backward(layer, calls[members[0]], states, once, timer) / tokens
+        for shape, called in calls.items():
+            call = called[members[0]]
+            states = torch.randn(*shape, hidden, device=device).to(placement.dtype)
+            once = timer.shortest(partial(call.run, layer, states), states)
+            forward[shape] += len(members) * once / math.prod(shape)
+            if shape == trained:
+                both += len(members) * (once + _with_backward(layer, call, states, once, timer)) / math.prod(shape)
         layer.to("meta")
     return forward, both
+
+
+def _calls(
+    model: PreTrainedModel, stack: LayerStack, device: torch.device, shapes: Collection[Shape]
+) -> dict[Shape, list[LayerCall]]:
+    """Return what each layer is called with for rows of such shapes; what this takes of memory is given back."""
+    embedding = model.get_input_embeddings()
+    for module in beside(stack):
+        if module is not embedding:
+            _fill(stack, model, module, device)
+    embedding.to_empty(device=device)
+    _spread(embedding)
+    ids = {shape: torch.arange(math.prod(shape), device=device).view(shape) for shape in shapes}
+    ids = {shape: tokens % int(embedding.weight.shape[0]) for shape, tokens in ids.items()}
+    in_tuple = returns_tuple(stack, next(iter(ids.values()))[:1, :2].expand(2, 2))
+    calls = {shape: record_calls(stack, tokens, in_tuple=in_tuple)[1] for shape, tokens in ids.items()}
+    for module in beside(stack):
+        module.to("meta")
+    return calls
 
 
 def _with_backward(layer: nn.Module, call: LayerCall, states: Tensor, forward: float, timer: Timer) -> float:
@@ -134,16 +161,18 @@ def time_gram(num_boundaries: int, hidden: int, placement: Placement, timer: Tim
 
 
 def time_head(hidden: int, vocabulary: int, placement: Placement, timer: Timer) -> float:
-    """Return seconds to score one token of one cut model: its logits in tiles, their exponentials, one sum."""
-    tile = min(vocabulary, 8192)
-    weight = torch.randn(tile, hidden, device=placement.device).to(placement.dtype)
-    states = torch.randn(256, hidden, device=placement.device).to(placement.dtype)
+    """Return seconds to score one token of one cut model, as `tiled_head` does: tiles of logits, their exponentials."""
+    tiles = [torch.randn(TILE, hidden, device=placement.device).to(placement.dtype) for _ in range(8)]
+    states = torch.randn(ROWS, hidden, device=placement.device).to(placement.dtype)
 
     def run() -> Tensor:
-        logits = nn.functional.linear(states, weight).float()
-        return logits.sub_(logits.amax(-1, keepdim=True)).exp_().sum(-1)
+        total = torch.zeros(ROWS, device=placement.device)
+        for tile in tiles:
+            logits = nn.functional.linear(states, tile).float()
+            total += logits.sub_(logits.amax(-1, keepdim=True)).exp_().sum(-1)
+        return total
 
-    return timer.shortest(run, states) / 256 * vocabulary / tile
+    return timer.shortest(run, states) / ROWS * vocabulary / (TILE * len(tiles))
 
 
 def time_product(dtype: torch.dtype, timer: Timer) -> float:

@@ -22,6 +22,8 @@ from shortviz.window_scores import WindowScore
 
 CHECKPOINT_SECONDS = 2.0
 """A checkpoint is written at most this often, after a group of rows; this and one group are lost by a kill."""
+COARSE_TOKENS = 128
+"""The first look at the whole map is on so many tokens."""
 GROUP_TOKENS = 8192
 """Rows of the map are measured together up to this many tokens (blocks x window), at least one row."""
 
@@ -31,7 +33,7 @@ def measure_losses(
     windows: WindowSet,
     *,
     priority: Sequence[int] = (),
-    coarse_tokens: int = 128,
+    coarse_tokens: int = COARSE_TOKENS,
     checkpoint: Path | None = None,
     ranks: Ranks | None = None,
     on_progress: OnProgress | None = None,
