@@ -205,7 +205,7 @@ def _repair_seconds(stack: LayerStack, hidden: int, tokens: int, speeds: Speeds)
     together = tokens * (HELD_OUT_EVERY - 1) // HELD_OUT_EVERY >= features + hidden
     # With the attention: moments of both, of which those of the MLP alone are a part, and of the rest that is left.
     gathered = (features + hidden, features) if together else (features,)
-    solved = (features, *gathered) if together else gathered
+    solved: tuple[int, ...] = (features, *gathered) if together else gathered
     moments = tokens * sum(width * (width + hidden) for width in gathered)
     solutions = len(RIDGES) * sum(width * width * (width / 3 + 2 * hidden) for width in solved)
     visits, verdicts = 2 * len(gathered) + 2, 2 * len(gathered) + 1
