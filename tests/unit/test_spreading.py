@@ -16,10 +16,12 @@ from shortviz.errors import ModelError, ResourceError
 from shortviz.handle import ModelHandle
 from shortviz.placement import Placement, choose_placement
 from shortviz.pruning import verify_prune
-from shortviz.records import SPREAD, Block, ModelRef, PrunePlan, TextInfo, TokenSet, WindowSet
+from shortviz.records import SPREAD, Block, ModelRef, PrunePlan, TaskRow, TaskRows, TextInfo, TokenSet, WindowSet
 from shortviz.repair import repair
+from shortviz.short_transformer import ShortTransformer, get_angular_distance_ith_token
 from shortviz.spreading import devices_of, refuse_offloaded
-from tests.families import NUM_LAYERS, build_tiny, handle_of, tiny_handle, tiny_tokens
+from shortviz.tasks import score_tasks
+from tests.families import NUM_LAYERS, build_tiny, handle_of, tiny_handle, tiny_tokenizer, tiny_tokens
 from tests.logical_devices import logical_devices
 
 FAMILIES = ("llama", "gpt2", "gemma3_text", "bloom")
@@ -101,6 +103,38 @@ def test_a_cut_spread_model_has_hooks_of_its_own(
     again = prune(cut, PrunePlan(num_layers=NUM_LAYERS - block.n, removed=(0,)))
     assert verify_prune(spread, again, tiny_tokens(12).numpy()) == 0.0
     assert devices_of(spread.model) == devices, "the original stays where it was"
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_spread_model_answers_questions_as_the_whole_one_does(
+    name: str, devices: tuple[torch.device, torch.device]
+) -> None:
+    shared = "A long beginning that the choices share, so that its keys and values are kept for them. " * 2
+    rows = tuple(
+        TaskRow(where=f"row {i}", context=f"{shared}{i}?", choices=("yes", "not at all", "no"), label=i % 3)
+        for i in range(5)
+    )
+    task = TaskRows(rows=rows, source="questions of a test", fingerprint="t", delimiter=" ")
+    expected, found = (score_tasks(h, task) for h in (tiny_handle(name, torch.float64), _spread(name, devices)))
+    for ours, theirs in zip(found.predictions, expected.predictions, strict=True):
+        assert ours.log_likelihoods == pytest.approx(theirs.log_likelihoods, abs=1e-12)
+
+
+def test_the_seed_s_calls_work_on_a_spread_model(devices: tuple[torch.device, torch.device]) -> None:
+    whole, spread = tiny_handle("llama", torch.float64), _spread("llama", devices)
+    expected, found = (ShortTransformer.from_model(h.model, tokenizer=tiny_tokenizer()) for h in (whole, spread))
+    rows = ["A first row of text.", "And a second one, a little longer."]
+    for distance in ("angular_last", get_angular_distance_ith_token(-1)):
+        np.testing.assert_allclose(
+            found.analyse_layers(rows, distance=distance), expected.analyse_layers(rows, distance=distance), atol=1e-6
+        )
+    expected.prune(start_layer=1, block_size=2)
+    found.prune(start_layer=1, block_size=2)
+    ids = tiny_tokens(8)
+    with torch.no_grad():
+        logits = found(ids.to(devices[0])).logits.cpu()
+        torch.testing.assert_close(logits, expected(ids).logits, rtol=0, atol=1e-12)
+    assert devices_of(spread.model) == devices, "the given model stays where it was"
 
 
 def test_a_spread_model_writes_the_text_of_the_whole_one(devices: tuple[torch.device, torch.device]) -> None:
