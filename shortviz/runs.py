@@ -1,20 +1,18 @@
 """The run directory: everything measured for one (model, text), as run.json. Opened without torch."""
 
 import json
-import math
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shortviz.atomic import write_atomically
 from shortviz.errors import RunError
+from shortviz.grid_json import distances_json, losses_json, read_distances, read_losses
 from shortviz.ledger import Ledger
 from shortviz.ledger_steps import merged
 from shortviz.record_json import (
@@ -22,24 +20,14 @@ from shortviz.record_json import (
     finite,
     greedy_json,
     ledger_json,
-    number,
     read_evaluation,
     read_greedy,
     read_ledger,
-    read_score,
-    read_settling,
     read_task_score,
-    score_json,
-    settling_json,
     task_json,
 )
 from shortviz.records import (
-    BlockDistances,
-    BlockLosses,
-    BoundaryNorms,
     Evaluation,
-    Floats,
-    Grid,
     ModelInfo,
     Run,
     TaskScore,
@@ -91,15 +79,9 @@ def run_json(run: Run) -> dict[str, Any]:
         "versions": dict(run.versions),
     }
     if run.distances is not None:
-        found["distances"] = {name: _grid_json(grid) for name, grid in run.distances.criteria.items()}
-        found["norms"] = {"first": _list(run.distances.norms.first), "rest": _list(run.distances.norms.rest)}
-        found["seconds"] = run.distances.seconds
-        found["rows"] = run.distances.samples
-        found["settling"] = {name: settling_json(one) for name, one in run.distances.settling.items()}
-        if run.distances.tokens_per_row is not None:
-            found["tokens_per_row"] = run.distances.tokens_per_row
+        found |= distances_json(run.distances)
     if run.losses is not None:
-        found["losses"] = _losses_json(run.losses)
+        found["losses"] = losses_json(run.losses)
     found["evaluations"] = [evaluation_json(e) for e in run.evaluations]
     if run.ledgers:
         found["ledgers"] = [ledger_json(ledger) for ledger in run.ledgers]
@@ -157,8 +139,8 @@ def parse_run(text: str, where: str) -> Run:
         return Run(
             model=model,
             text=info,
-            distances=_distances(found, model.num_layers, info),
-            losses=_losses(found["losses"], model.num_layers) if found.get("losses") else None,
+            distances=read_distances(found, model.num_layers, info),
+            losses=read_losses(found["losses"], model.num_layers) if found.get("losses") else None,
             evaluations=tuple(read_evaluation(e) for e in found["evaluations"]),
             ledgers=tuple(read_ledger(each) for each in found.get("ledgers", ())),
             greedy=read_greedy(found["greedy"]) if found.get("greedy") else None,
@@ -224,80 +206,3 @@ def folder_name(run: Run) -> str:
     """Return a folder name for a run: model, text fingerprint, readable and safe on every system."""
     model = re.sub(r"[^A-Za-z0-9.-]+", "-", run.model.id).strip("-.")[-60:] or "model"
     return f"{model}-{run.text.fingerprint[:12]}"
-
-
-def _distances(found: Mapping[str, Any], num_layers: int, text: TextInfo) -> BlockDistances | None:
-    if not found.get("distances"):
-        return None
-    return BlockDistances(
-        num_layers=num_layers,
-        criteria={name: _grid(g, num_layers) for name, g in found["distances"].items()},
-        norms=BoundaryNorms(first=_array(found["norms"]["first"]), rest=_array(found["norms"]["rest"])),
-        text=text,
-        seconds=float(found["seconds"]),
-        rows=int(found.get("rows", 0)),
-        settling={name: read_settling(one) for name, one in found.get("settling", {}).items()},
-        tokens_per_row=found.get("tokens_per_row"),
-    )
-
-
-def _losses_json(losses: BlockLosses) -> dict[str, Any]:
-    tokens = {"base": losses.base.nll, "tokens": int(losses.tokens.max())}
-    size = losses.num_layers
-    return {
-        "nll": tokens | _grid_json(losses.nll),
-        "increase": tokens | _grid_json(losses.increase),
-        "kl": tokens | _grid_json(losses.kl),
-        "windows": [losses.windows[n - 1, : size - n + 1].tolist() for n in range(1, size + 1)],
-        "cell_tokens": [losses.tokens[n - 1, : size - n + 1].tolist() for n in range(1, size + 1)],
-        "base": score_json(losses.base),
-        "text": asdict(losses.text),
-        "replayed": losses.replayed,
-        "complete": losses.complete,
-        "seconds": losses.seconds,
-    }
-
-
-def _losses(found: Mapping[str, Any], size: int) -> BlockLosses:
-    counts = np.zeros((2, size, size), dtype=np.int64)
-    for values, name in zip(counts, ("windows", "cell_tokens"), strict=True):
-        for row, line in enumerate(found[name]):
-            values[row, : len(line)] = line
-    return BlockLosses(
-        num_layers=size,
-        base=read_score(found["base"]),
-        nll=_grid(found["nll"], size),
-        increase=_grid(found["increase"], size),
-        kl=_grid(found["kl"], size),
-        windows=counts[0],
-        tokens=counts[1],
-        text=TextInfo(**found["text"]),
-        **{name: found[name] for name in ("replayed", "complete", "seconds")},
-    )
-
-
-def _grid_json(grid: Grid) -> dict[str, Any]:
-    size = grid.num_layers
-    rows = {"mean": grid.mean, "stderr": grid.stderr}
-    return {"samples": grid.samples} | {
-        name: [_list(values[n - 1, : size - n + 1]) for n in range(1, size + 1)] for name, values in rows.items()
-    }
-
-
-def _grid(found: Mapping[str, Any], size: int) -> Grid:
-    mean, stderr = np.full((2, size, size), np.nan)
-    for n in range(1, size + 1):
-        for values, name in ((mean, "mean"), (stderr, "stderr")):
-            row = _array(found[name][n - 1])
-            if row.shape != (size - n + 1,):  # one number alone would spread over the whole row
-                raise ValueError(f"row {n} of a {name} has {len(row)} numbers, {size - n + 1} are expected")
-            values[n - 1, : size - n + 1] = row
-    return Grid(mean=mean, stderr=stderr, samples=int(found["samples"]))
-
-
-def _list(values: Floats) -> list[float | None]:
-    return [None if math.isnan(v) else float(v) for v in values]
-
-
-def _array(values: Sequence[float | None]) -> Floats:
-    return np.array([number(v) for v in values], dtype=np.float64)
