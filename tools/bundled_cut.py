@@ -23,7 +23,9 @@ def tell(progress: Progress) -> None:
     print(f"\r{words:40}", end="", file=sys.stderr)
 
 
-def treated(handle: ModelHandle, spec: TextSpec, *, preset: str = "quick") -> list[tuple[str, ModelHandle]]:
+def treated(
+    handle: ModelHandle, spec: TextSpec, *, preset: str = "quick", rank: int | None = None
+) -> list[tuple[str, ModelHandle]]:
     """Return (step, model) of the cut, of the cut repaired, and of that one healed, all on one text."""
     cut = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, BLOCK))
     models = [("cut", cut)]
@@ -31,7 +33,7 @@ def treated(handle: ModelHandle, spec: TextSpec, *, preset: str = "quick") -> li
     repaired = repair(cut, handle, tokens, on_progress=tell)
     if repaired.applied:
         models.append(("repaired", repaired.handle))
-    settings = PRESETS[preset]
+    settings = PRESETS[preset] if rank is None else replace(PRESETS[preset], rank=rank)
     more = tokenize(replace(spec, limit=TRAINING_ROWS), handle.tokenizer)
     train, heldout = split_heldout(more, window=min(256, settings.length))
     healed = heal(models[-1][1], train, settings, base=handle, heldout=heldout, on_progress=tell)

@@ -3,8 +3,8 @@
 Two runs, each with distances over one built-in text by every criterion, the measured map on a few windows of the other
 text, a few blocks evaluated on all of the app's own windows, and the ledger of one cut (cut, repaired, healed).
 `--windows N --window W` say what the measured map rests on, `--run example` measures only one of the two.
-On two busy cores: 10 minutes a run with 3 windows of 128, and the map's share grows with the windows. `make example`
-does this and then the lessons' data, which take their best blocks from the first run.
+On two cores: 12 to 14 minutes a run, and the map's share grows with the windows. `make example` does this and then the
+lessons' data, which take their best blocks from the first run.
 """
 
 import argparse
@@ -40,6 +40,8 @@ TEXTS = {
 }
 """Calibration text, evaluation text and name of each bundled run; the texts of one run have no row in common."""
 WINDOWS = WindowSpec(window=256, windows=32)
+RANKS = {"example-passages": 4}
+"""Rank of the healing adapters where it is not the preset's: the passages are few, and rank 16 learns them by heart."""
 SIZES = (3,)
 """Sizes whose best block by the angle at the last token is evaluated."""
 PROMPT = "The capital of France is"
@@ -49,8 +51,8 @@ def main() -> None:
     """Write shortviz/example_run/*.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", choices=tuple(TEXTS), action="append", help="only this one; may be repeated")
-    parser.add_argument("--windows", type=int, default=3, help="windows behind the measured map")
-    parser.add_argument("--window", type=int, default=128, help="tokens of one of these windows")
+    parser.add_argument("--windows", type=int, default=4, help="windows behind the measured map")
+    parser.add_argument("--window", type=int, default=256, help="tokens of one of these windows")
     parser.add_argument("--heal", default="quick", help="healing preset of the ledger")
     parser.add_argument("--ledger-only", action="store_true", help="keep all that is there but the ledger")
     options = parser.parse_args()
@@ -64,7 +66,8 @@ def main() -> None:
         else:
             few = make_windows(evaluation, WindowSpec(window=options.window, windows=options.windows), handle.tokenizer)
             run = evaluated(measure(handle, calibration, few, scratch, name), handle, windows)
-        run = with_ledger(run, ledger(handle, windows, calibration, options.heal))
+        healed = ledger(handle, windows, calibration, preset=options.heal, rank=RANKS.get(key))
+        run = with_ledger(run, healed)
         save_run(run, scratch)
         (scratch / FILE).replace(scratch.parent / EXAMPLES[key])
         shutil.rmtree(scratch)
@@ -92,10 +95,10 @@ def evaluated(run: Run, handle: ModelHandle, windows: WindowSet) -> Run:
     return run
 
 
-def ledger(handle: ModelHandle, windows: WindowSet, spec: TextSpec, preset: str) -> Ledger:
+def ledger(handle: ModelHandle, windows: WindowSet, spec: TextSpec, *, preset: str, rank: int | None) -> Ledger:
     """Return the ledger of the bundled cut: repaired and healed on the calibration text, scored on the other."""
     cache = BaseScores(handle)
-    (_, cut), *rest = treated(handle, spec, preset=preset)
+    (_, cut), *rest = treated(handle, spec, preset=preset, rank=rank)
     scored = evaluate(cut, windows, base=handle, base_scores=cache, on_progress=tell)
     texts = {"uncut_text": continue_text(handle, PROMPT), "cut_text": continue_text(cut, PROMPT)}
     found = start_ledger(scored, prompt=PROMPT, **texts)
