@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,9 +23,7 @@ from shortviz.replay import LayerCall
 from shortviz.streamed_model import beside
 from shortviz.streamed_parts import compute_buffers
 from shortviz.tiled_head import ROWS, TILE
-
-Shape = tuple[int, int]
-"""Rows and their tokens."""
+from shortviz.timed_shapes import Shape, Shapes
 
 _SECONDS = 0.3
 """A piece of work is repeated for at least so long; its shortest time counts."""
@@ -43,7 +41,7 @@ class Speeds:
     replayed: float
     """The same for windows, as many as the measured map replays at once."""
     trained: float
-    """All layers forward, and forward and backward, per token of a step of healing."""
+    """All layers forward and backward, per token of a step of healing."""
     gram: float
     """Comparing all boundaries, per token."""
     head: float
@@ -83,26 +81,27 @@ class Timer:
         return min(times)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSeconds:
+    """Seconds per token of all layers."""
+
+    forward: Mapping[Shape, float]
+    trained: float
+    """Forward and backward, weights frozen, in the shape of a step of healing."""
+
+
 @torch.no_grad()
 def time_layers(
-    model: PreTrainedModel,
-    stack: LayerStack,
-    placement: Placement,
-    shapes: Collection[Shape],
-    trained: Shape,
-    timer: Timer,
-) -> tuple[dict[Shape, float], float]:
-    """Return seconds per token of all layers, from one layer of each kind: (forward by shape, training).
-
-    Training is a forward pass and one with a gradient, both of the shape `trained`, which is one of `shapes`.
-    """
+    model: PreTrainedModel, stack: LayerStack, placement: Placement, shapes: Shapes, timer: Timer
+) -> LayerSeconds:
+    """Return the seconds of all layers, from one layer of each kind."""
     device, hidden = placement.device, int(text_config(model.config).hidden_size)
-    calls = _calls(model, stack, device, shapes)
+    calls = _calls(model, stack, device, shapes.all)
     kinds: dict[object, list[int]] = {}
     types = getattr(text_config(model.config), "layer_types", None) or [None] * len(stack.layers)
     for index, layer in enumerate(stack.layers):
         kinds.setdefault((weight_size(layer), types[index]), []).append(index)
-    forward, both = dict.fromkeys(calls, 0.0), 0.0
+    forward, trained = dict.fromkeys(shapes.all, 0.0), 0.0
     for members in kinds.values():
         timer.check()
         layer = stack.layers[members[0]]
@@ -112,10 +111,10 @@ def time_layers(
             states = torch.randn(*shape, hidden, device=device).to(placement.dtype)
             once = timer.shortest(partial(call.run, layer, states), states)
             forward[shape] += len(members) * once / math.prod(shape)
-            if shape == trained:
-                both += len(members) * (once + _with_backward(layer, call, states, once, timer)) / math.prod(shape)
+            if shape == shapes.trained:
+                trained += len(members) * _with_backward(layer, call, states, once, timer) / math.prod(shape)
         layer.to("meta")
-    return forward, both
+    return LayerSeconds(forward=forward, trained=trained)
 
 
 def _calls(

@@ -56,7 +56,7 @@ class FusedRunner:
 
         `calls` are what the layer is called with for each batch, `together` for all of them as one batch.
         """
-        if together is None or _routes(layer):
+        if together is None or routes(layer):
             return [call.run(layer, state) for call, state in zip(calls, states, strict=True)]
         rows = [len(state) for state in states]
         found = list(together.run(layer, torch.cat(list(states))).split(rows))
@@ -71,7 +71,7 @@ class FusedRunner:
         return found
 
 
-def _routes(layer: nn.Module) -> bool:
+def routes(layer: nn.Module) -> bool:
     """Tell whether tokens are sorted to experts: then shapes depend on the tokens, and trying some says nothing."""
     return any("expert" in name or weight.ndim > 2 for name, weight in layer.named_parameters())
 

@@ -26,7 +26,7 @@ def distances_json(distances: BlockDistances) -> dict[str, Any]:
 
 
 def read_distances(found: Mapping[str, Any], num_layers: int, text: TextInfo) -> BlockDistances | None:
-    """Return the distances of a run's JSON object, None where it has none; raises as `read_losses` does."""
+    """Return the distances of a run's JSON object, None where it has none; raises what `parse_run` catches."""
     if not found.get("distances"):
         return None
     return BlockDistances(
@@ -60,7 +60,7 @@ def losses_json(losses: BlockLosses) -> dict[str, Any]:
 
 
 def read_losses(found: Mapping[str, Any], size: int) -> BlockLosses:
-    """Return the measured map of a run's `losses`; raises ValueError, KeyError, TypeError or IndexError for others."""
+    """Return the measured map of a run's `losses`; raises what `parse_run` catches."""
     counts = np.zeros((2, size, size), dtype=np.int64)
     for values, name in zip(counts, ("windows", "cell_tokens"), strict=True):
         for row, line in enumerate(found[name]):

@@ -43,7 +43,7 @@ def model_info(
         bytes=num_bytes,
         hidden_size=int(text.hidden_size),
         vocab_size=int(text.vocab_size),
-        context_length=_context_length(text),
+        context_length=context_length(text),
         layer_parameters=tuple(count for count, _ in sizes),
         layer_bytes=tuple(size for _, size in sizes),
         layer_cache_bytes=layer_cache_bytes or _layer_cache_bytes(model, len(stack.layers)),
@@ -57,7 +57,8 @@ def weight_size(module: nn.Module) -> tuple[int, int]:
     return sum(w.numel() for w in weights), sum(w.numel() * w.element_size() for w in weights)
 
 
-def _context_length(text: Any) -> int | None:
+def context_length(text: Any) -> int | None:
+    """Return how many tokens a model takes, from its text config; None where that does not say."""
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
         length = getattr(text, name, None)
         if isinstance(length, int) and length > 0:

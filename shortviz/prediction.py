@@ -13,33 +13,25 @@ from transformers.pytorch_utils import Conv1D
 
 from shortviz import hub, loading
 from shortviz.architectures import LayerStack, layer_stack, text_config
-from shortviz.calibration import Shape, Speeds, Timer, time_gram, time_head, time_layers, time_product
+from shortviz.calibration import Speeds, Timer, time_gram, time_head, time_layers, time_product
 from shortviz.errors import ModelError, ResourceError
-from shortviz.fused_batches import FUSED_TOKENS, fuses
 from shortviz.loss_map import COARSE_TOKENS
 from shortviz.model_files import ModelFiles, find_files, read_config, wanted_names
-from shortviz.model_info import weight_size
+from shortviz.model_info import context_length, weight_size
 from shortviz.placement import Placement, choose_placement, free_memory
 from shortviz.prediction_records import Prediction, Work
 from shortviz.records import ModelEstimate, ModelRef
 from shortviz.repair_work import HELD_OUT_EVERY
-from shortviz.replay import STEP_TOKENS
 from shortviz.seam_fit import RIDGES
 from shortviz.shards import read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
 from shortviz.streamed_model import beside
+from shortviz.timed_shapes import timed_shapes, within_context
 from shortviz.token_sample import SAMPLE_TOKENS
 from shortviz.weight_reader import WeightReader
 from shortviz.words import size as human
 
 _READ_BYTES = 64 * 2**20
-_TIMED_TOKENS = 512
-"""Tokens that go through a layer while it is timed."""
-_TIMED_PRODUCTS = 4e9
-"""More tokens do, as many as there will be, up to so many multiplications: in small layers what is done besides matrix
-products weighs, and it takes longer per token once a batch is larger than the processor's cache."""
-_HEAL_LENGTH = 256
-"""Tokens of a window of the quick preset of healing."""
 
 
 def predict(ref: ModelRef, work: Work | None = None, *, stop: threading.Event | None = None) -> Prediction:
@@ -55,6 +47,7 @@ def predict(ref: ModelRef, work: Work | None = None, *, stop: threading.Event | 
     if files.gguf is not None:
         raise ModelError(f"{files.name} is a GGUF file that was not loaded before; load it once, then it can be timed.")
     config = parse_config(files.name, read_config(files))
+    work = within_context(work, context_length(text_config(config)))
     with loading.quiet_transformers():
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype)
@@ -81,28 +74,15 @@ def _calibrate(
 ) -> Speeds:
     text = text_config(model.config)
     hidden, vocabulary = int(text.hidden_size), int(text.vocab_size)
-    most = max(_TIMED_TOKENS, int(_TIMED_PRODUCTS / max(weight_size(layer)[0] for layer in stack.layers)))
-    rows = min(work.batch_size, work.rows)
-    batch, replayed, trained = (
-        _within(most, *shape)
-        for shape in (
-            (rows, work.row_tokens),
-            (STEP_TOKENS // work.window, work.window),
-            (work.heal_tokens // _HEAL_LENGTH, min(_HEAL_LENGTH, work.heal_tokens)),
-        )
-    )
-    fused = batch
-    if fuses(placement.dtype) and rows * work.row_tokens < FUSED_TOKENS:
-        groups = FUSED_TOKENS // (rows * work.row_tokens)
-        fused = _within(most, min(groups * rows, work.rows), work.row_tokens)
-    forward, both = time_layers(model, stack, placement, (batch, fused, replayed, trained), trained, timer)
+    shapes = timed_shapes(stack, placement.dtype, work, context_length(text))
+    seconds = time_layers(model, stack, placement, shapes, timer)
     timer.check()
     fresh, again = _time_reading(files, placement)
     return Speeds(
-        layers=forward[batch],
-        fused=forward[fused],
-        replayed=forward[replayed],
-        trained=both,
+        layers=seconds.forward[shapes.batch],
+        fused=seconds.forward[shapes.fused],
+        replayed=seconds.forward[shapes.replayed],
+        trained=seconds.trained,
         gram=time_gram(len(stack.layers) + 1, hidden, placement, timer),
         head=time_head(hidden, vocabulary, placement, timer),
         double=time_product(torch.float64, timer),
@@ -110,12 +90,6 @@ def _calibrate(
         read=fresh,
         read_again=again,
     )
-
-
-def _within(most: int, rows: int, length: int) -> Shape:
-    """Return as many rows of so many tokens as are worth timing, at least a row of two tokens."""
-    length = max(min(length, most), 2)
-    return max(min(rows, most // length), 1), length
 
 
 def _time_reading(files: ModelFiles, placement: Placement) -> tuple[float, float]:
@@ -168,7 +142,7 @@ def _predicted(
         measure_seconds=tokens * speeds.layers + compared,
         streamed_seconds=build_seconds + swept + compared,
         map_seconds=_map_seconds(count, speeds, work),
-        repair_seconds=_repair_seconds(stack, hidden, tokens, speeds),
+        repair_seconds=_repair_seconds(stack, text_config(model.config), work, speeds),
         heal_seconds=work.heal_steps * work.heal_tokens * (speeds.trained + 3 * speeds.head),
         streamed_memory_bytes=max(outside, 2 * largest),
         states_bytes=(count + 1) * tokens * hidden * placement.dtype.itemsize,
@@ -193,24 +167,28 @@ def _map_seconds(count: int, speeds: Speeds, work: Work) -> float:
     return tokens * (speeds.replayed * (1 + suffixes) + blocks * speeds.head)
 
 
-def _repair_seconds(stack: LayerStack, hidden: int, tokens: int, speeds: Speeds) -> float:
-    """Return the seconds of one seam refit behind one removed layer, with all fits that so much text allows.
+def _repair_seconds(stack: LayerStack, text: object, work: Work, speeds: Speeds) -> float:
+    """Return the seconds of one seam refit behind a quarter of the layers, with all fits that so much text allows.
 
-    The uncut model once over the rows, the draft on half of its way; for the layer's neurons and again with the removed
-    one's: moments and a verdict of the MLP's features alone, and with the attention's where there are more tokens than
-    features of both; a solution a ridge.
+    The uncut model once over the rows, the draft on half of its way; then with the layer's own neurons, and again with
+    the removed layers': moments, a solution a ridge and a verdict of the MLP's features alone; and with the attention's
+    where there are more tokens than features of both, which takes moments of both and then of the MLP's anew.
     """
+    hidden, tokens = int(text.hidden_size), work.rows * work.row_tokens  # type: ignore[attr-defined]  # any config
+    heads, width = getattr(text, "num_attention_heads", None), getattr(text, "head_dim", None)
+    attended = heads * width if heads and width else hidden
     sizes = [_linear_size(module) for module in stack.layers[0].modules() if isinstance(module, nn.Linear | Conv1D)]
     features: int = max((inputs for inputs, outputs in sizes if outputs == hidden), default=hidden)
-    together = tokens * (HELD_OUT_EVERY - 1) // HELD_OUT_EVERY >= features + hidden
-    # With the attention: moments of both, of which those of the MLP alone are a part, and of the rest that is left.
-    gathered = (features + hidden, features) if together else (features,)
+    held_out = 1 / min(HELD_OUT_EVERY, max(work.rows, 2))
+    together = tokens * (1 - held_out) >= features + attended
+    gathered = (features + attended, features) if together else (features,)
     solved: tuple[int, ...] = (features, *gathered) if together else gathered
-    moments = tokens * sum(width * (width + hidden) for width in gathered)
-    solutions = len(RIDGES) * sum(width * width * (width / 3 + 2 * hidden) for width in solved)
-    visits, verdicts = 2 * len(gathered) + 2, 2 * len(gathered) + 1
-    passes = tokens * speeds.layers * (1.5 + visits / len(stack.layers))
-    judged = verdicts * tokens / HELD_OUT_EVERY * (speeds.layers / 2 + speeds.head)
+    moments = tokens * sum(count * (count + hidden) for count in gathered)
+    solutions = len(RIDGES) * sum(count * count * (count / 3 + 2 * hidden) for count in solved)
+    layers = len(stack.layers)
+    visits, verdicts = 2 * len(gathered) + 1 + layers // 4, 2 * len(gathered) + 1
+    passes = tokens * speeds.layers * (1.5 + visits / layers)
+    judged = verdicts * tokens * held_out * (speeds.layers / 2 + speeds.head)
     return passes + judged + 2 * (moments + solutions) * speeds.double
 
 

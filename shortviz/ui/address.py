@@ -127,6 +127,8 @@ def follow_address(bench: Bench, state: s.State, parameters: Mapping[str, str]) 
     elif key != s.run_key(state) and _readable(bench, key):
         s.open_run(state, key)
     s.set_block(state, chosen)
+    if look(bench, state).model is None:  # judged once the model is known, as a link's is
+        state[s.LINKED_BLOCK] = {key: parameters[key] for key in ("start", "n")}
     s.want(state, "numbers")
 
 

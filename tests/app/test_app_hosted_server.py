@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import streamlit
@@ -18,6 +19,7 @@ import websockets
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
+from shortviz import kept_files
 from shortviz.doorkeeper import VISITOR, owner_of
 
 STATIC = Path(streamlit.__file__).parent / "static"
@@ -224,5 +226,38 @@ def test_what_is_not_a_plain_request_for_a_kept_file_is_answered_by_streamlit(po
     assert (status, body) == (206, (STATIC / name).read_bytes()[:10])
     status, headers, body = fetch(port, f"/{name}", gzipped, "HEAD")
     assert (status, body, "content-encoding" in headers) == (200, b"", False)
+    for refused in ("gzip;q=0", "identity, gzip; q=0.0", "*;q=0, br", "xgzip"):
+        assert "content-encoding" not in fetch(port, f"/{name}", {"Accept-Encoding": refused})[1], refused
+    for taken in ("br, gzip;q=0.5", "GZIP", "deflate,gzip;q=1.0"):
+        assert fetch(port, f"/{name}", {"Accept-Encoding": taken})[1]["content-encoding"] == "gzip", taken
     for path in (f"/{name}x", f"/static/../{name}", "/static/%2e%2e/index.html", "/static/../../../../../etc/passwd"):
         assert "content-encoding" not in fetch(port, path, gzipped)[1], path
+
+
+def test_those_who_ask_for_a_file_at_once_wait_for_one_compression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.js").write_text("let a = 1;" * 1000)
+    compressed, real = [], kept_files._compressed
+
+    def counted(path: Path) -> bytes:
+        compressed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(kept_files, "_compressed", counted)
+    sent: list[bytes] = []
+
+    async def nobody(*_: object) -> None:
+        raise AssertionError("the file was asked of the app")
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.extend([message["body"]] if "body" in message else [])
+
+    async def visitors() -> None:
+        kept = kept_files.KeptFiles(nobody, tmp_path)
+        scope = {"type": "http", "method": "GET", "path": "/static/a.js", "headers": [(b"accept-encoding", b"gzip")]}
+        await asyncio.gather(*(kept(scope, nobody, send) for _ in range(20)))
+
+    asyncio.run(visitors())
+    assert len(compressed) == 1
+    assert [gzip.decompress(body) for body in sent] == [(tmp_path / "a.js").read_bytes()] * 20

@@ -10,6 +10,7 @@ from shortviz.records import Block
 from shortviz.settings import settings
 from shortviz.texts import DEFAULT_CALIBRATION
 from shortviz.ui import state as s
+from shortviz.ui.address import follow_address
 from shortviz.ui.resources import Bench
 from tests.app.conftest import App
 
@@ -147,6 +148,17 @@ def test_a_block_of_a_model_that_is_loaded_only_later_is_told_then_and_once(app:
     assert told.startswith('The link\'s block (start "99", n "2") is not a block of this model\'s')
     assert f"start {chosen.start}, n {chosen.n} is chosen" in told
     assert page.page("map").errors == []
+
+
+def test_a_wrong_block_gone_back_to_before_the_model_is_loaded_is_told_too(
+    app: Start, tools: Bench, tiny_folder: Path
+) -> None:
+    page = app(model=str(tiny_folder), start="1", n="2")
+    state = {key: page.state[key] for key in (s.REF, s.CHOSEN)}
+    follow_address(tools, state, {"start": "99", "n": "2"})
+    page.state[s.CHOSEN], page.state[s.LINKED_BLOCK] = state[s.CHOSEN], state[s.LINKED_BLOCK]
+    (told,) = load(page)
+    assert told.startswith('The link\'s block (start "99", n "2") is not a block of this model\'s')
 
 
 def test_a_right_block_of_a_model_that_is_loaded_only_later_is_chosen(app: Start, tiny_folder: Path) -> None:

@@ -71,7 +71,9 @@ def test_every_view_is_restored_by_its_own_link(app: Start, tools: Bench) -> Non
     run = tools.runs.get("example")
     assert run is not None
     tools.runs.put("kept", run)
-    page = app(model="demo", rev="abc", dtype="bfloat16", device="cpu", run="kept", start="4", n="7", show="measured")
+    page = app(
+        model="demo", rev="abc", dtype="bfloat16", device="spread", run="kept", start="4", n="7", show="measured"
+    )
     page.state[s.CALIBRATION], page.state[s.EVALUATION] = TEXTS[1], TEXTS[2]
     page.at.selectbox(key=s.METRIC).set_value("kl")
     page.at.selectbox(key=s.PALETTE).set_value("viridis")
@@ -82,7 +84,7 @@ def test_every_view_is_restored_by_its_own_link(app: Start, tools: Bench) -> Non
     assert "job" not in parameters
 
     other = app(**parameters)
-    assert other.state[s.REF] == ModelRef(id="demo", revision="abc", dtype="bfloat16", device="cpu")
+    assert other.state[s.REF] == ModelRef(id="demo", revision="abc", dtype="bfloat16", device="spread")
     assert other.state[s.CHOSEN] == Block(start=4, n=7)
     assert other.state[s.RUN] == "kept"
     assert other.state[s.CALIBRATION] == TEXTS[1]
@@ -104,11 +106,11 @@ def test_a_criterion_goes_through_a_link_by_its_name(app: Start) -> None:
 def test_the_lines_of_an_opened_run_are_of_its_own_texts_and_the_criterion_on_screen(app: Start) -> None:
     page = app(run="example-passages", criterion="block_influence")
     lines = [code.value for code in page.at.code]
-    assert any("shortviz measure demo --builtin passages --limit 36 --out RUN" in line for line in lines)
-    assert any("value='passages', limit=36" in line and "'block_influence'" in line for line in lines)
+    assert any("shortviz measure demo --builtin passages --limit 64 --out RUN" in line for line in lines)
+    assert any("value='passages', limit=64" in line and "'block_influence'" in line for line in lines)
     page = app(run="example-passages", show="measured")
     lines = [code.value for code in page.at.code]
-    assert any("--builtin python-reference --window 128 --windows 4 --out RUN" in line for line in lines)
+    assert any("--builtin python-reference --limit 64 --window 256 --windows 4 --out RUN" in line for line in lines)
 
 
 @pytest.mark.parametrize("spec", [*TEXTS, TextSpec(kind="file", value="a b.txt", bos="always")])
