@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shortviz import criteria as known
 from shortviz.capture import residual_boundaries
@@ -24,7 +25,7 @@ from shortviz.ranks import Ranks
 from shortviz.records import BlockDistances, Floats, OnProgress, Progress, Tokens, TokenSet
 from shortviz.row_scores import RowScores
 from shortviz.sums import Sums, pack, unpack
-from shortviz.token_batches import batches_by_length, check_rows, padded_right
+from shortviz.token_batches import batches_by_length, check_rows, sent_ahead
 from shortviz.token_sample import TokenSample
 
 CHECKPOINT_SECONDS = 2.0
@@ -75,10 +76,10 @@ def measure_distances(
         found = distances_record(handle.info, tokens, chosen, sums, sample if complete else None, seconds)
         return replace(found, settling=settling_of(handle.info, rows)) if complete else found
 
-    for index in range(done, len(batches)):
+    for index, ids in enumerate(sent_ahead(batches[done:], handle.model.device), start=done):
         if stop is not None and stop.is_set():
             break
-        scores = _measure_batch(handle, states, batches[index], chosen, sample)
+        scores = _measure_batch(handle, states, batches[index], ids, chosen, sample)
         sums = {name: s.add(scores[name]) for name, s in sums.items()}
         rows.add(scores)
         last = index == len(batches) - 1
@@ -102,13 +103,13 @@ def _measure_batch(
     handle: ModelHandle,
     states: BoundaryStates,
     rows: Sequence[Tokens],
+    ids: Tensor,
     criteria: Sequence[Criterion],
     sample: TokenSample | None,
 ) -> Mapping[str, Floats]:
     lengths = [len(row) for row in rows]
-    ids = padded_right(rows)
     with handle.lock, torch.inference_mode(), residual_boundaries(handle, states.keep) as decoder:
-        decoder(input_ids=ids.to(handle.model.device), use_cache=False)
+        decoder(input_ids=ids, use_cache=False)
     scores = sequence_scores(states, lengths, max(lengths), [c for c in criteria if not c.from_sample])
     if sample is not None:
         sample.add(states, lengths, max(lengths))

@@ -4,7 +4,7 @@ All boundaries of one token give one small Gram matrix G = S S^T, S of shape (L+
 differences of all L(L+1)/2 blocks come from it at once, for far less than one forward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -27,6 +27,10 @@ CACHED_TOKENS = 16
 
 NORMS = ("norm.first", "norm.rest")
 """Names of the norms among the scores: at position 0, and the mean over the other positions."""
+
+
+ZEROS = "zeros"
+"""Name of the weights of zero vectors among the scores, where a criterion is undefined for them."""
 
 
 class States(Protocol):
@@ -87,9 +91,20 @@ class _Weights:
     rest: Tensor
     """The mean over positions 1.. of the sequence."""
 
+    used: Mapping[str, Tensor]
+    """Which of the real tokens the criteria of the `last` token and of `all` tokens read; stays on the CPU."""
+
     def to(self, device: torch.device) -> "_Weights":
-        """Return the same with the matrices on a device; the indices stay."""
+        """Return the same with the matrices on a device; the rest stays."""
         return replace(self, first=self.first.to(device), last=self.last.to(device), rest=self.rest.to(device))
+
+    def read(self, kind: str, part: slice) -> slice | Tensor | None:
+        """Return which tokens of a chunk the criteria of a kind read: a slice where they are neighbours."""
+        places = self.used[kind][part].nonzero()[:, 0]
+        if not len(places):
+            return None
+        low, high = int(places[0]), int(places[-1]) + 1
+        return slice(low, high) if high - low == len(places) else places
 
 
 def _weights(lengths: Sequence[int], tokens: int, sample: Sequence[Sequence[int]] | None) -> _Weights:
@@ -104,7 +119,8 @@ def _weights(lengths: Sequence[int], tokens: int, sample: Sequence[Sequence[int]
         chosen = torch.tensor(samples[b])
         rest[b, offset + torch.searchsorted(torch.tensor(positions), chosen)] = 1.0 / len(chosen)
         offset += len(positions)
-    return _Weights(rows=rows, first=first, last=last, rest=rest)
+    read = {"last": (last != 0).any(0), "all": (rest != 0).any(0)}
+    return _Weights(rows=rows, first=first, last=last, rest=rest, used=read)
 
 
 def sequence_scores(
@@ -118,7 +134,8 @@ def sequence_scores(
 
     `lengths` are the real tokens of each sequence of a right-padded batch of `tokens` columns. Pairs are those of
     `np.triu_indices(L+1, 1)`. A criterion of the last token takes the last real one, a criterion of all tokens the
-    mean over positions 1.. of each sequence, or over those of `sample` (ascending, for each sequence).
+    mean over positions 1.. of each sequence, or over those of `sample` (ascending, for each sequence). A GPU is not
+    waited for between chunks: what is unsound is found in the sums, and named then.
     Raises NumericsError, naming the layer, at NaN or Inf, or where a zero vector would need an angle.
     """
     weights = _weights(lengths, tokens, sample)
@@ -132,19 +149,27 @@ def sequence_scores(
         chunk, gram = _gram(states, weights.rows[part], keep=keep)
         if not sums:
             weights = weights.to(gram.device)
-            sizes = {c.name: pairs for c in criteria} | dict.fromkeys(NORMS, count)
+            sizes = {c.name: pairs for c in criteria} | dict.fromkeys((*NORMS, ZEROS), count)
             sums = {name: gram.new_zeros(len(lengths), size) for name, size in sizes.items()}
         squared = torch.diagonal(gram, dim1=1, dim2=2)
-        _check_finite(squared)
-        sums[NORMS[0]] += weights.first[:, part] @ squared.sqrt()
-        sums[NORMS[1]] += weights.rest[:, part] @ squared.sqrt()
-        for kind, share in (("last", weights.last[:, part]), ("all", weights.rest[:, part])):
-            here = (share != 0).any(0).nonzero()[:, 0]
+        norms = squared.sqrt()
+        sums[NORMS[0]] += weights.first[:, part] @ norms
+        sums[NORMS[1]] += weights.rest[:, part] @ norms
+        for kind, matrix in (("last", weights.last), ("all", weights.rest)):
             chosen = [c for c in criteria if c.tokens == kind]
-            if chosen and len(here):
-                for name, values in _values(chosen, chunk, gram, here).items():
-                    sums[name] += share[:, here] @ values
-    return {name: value.cpu().numpy() for name, value in sums.items()}
+            here = weights.read(kind, part) if chosen else None
+            if here is None:
+                continue
+            here = here if isinstance(here, slice) else here.to(gram.device)
+            share = matrix[:, part][:, here]
+            if any(c.undefined_at_zero for c in chosen):
+                sums[ZEROS] += share @ (squared[here] == 0).double()
+            if keep:  # a criterion of somebody's own is not asked about what is no number
+                _check_sound(sums, ())
+            for name, values in _values(chosen, chunk, gram, here).items():
+                sums[name] += share @ values
+    _check_sound(sums, criteria)
+    return {name: value.cpu().numpy() for name, value in sums.items() if name != ZEROS}
 
 
 def _gram(states: States, rows: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
@@ -161,13 +186,11 @@ def _gram(states: States, rows: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
     return chunk, gram
 
 
-def _values(criteria: Sequence[Criterion], chunk: Tensor, gram: Tensor, here: Tensor) -> dict[str, Tensor]:
-    """Return {criterion: (len(here), pairs)} for some tokens of a chunk."""
+def _values(criteria: Sequence[Criterion], chunk: Tensor, gram: Tensor, here: slice | Tensor) -> dict[str, Tensor]:
+    """Return {criterion: (tokens, pairs)} for some tokens of a chunk."""
     start, end = torch.triu_indices(gram.shape[1], gram.shape[1], 1, device=gram.device)
     chosen = gram[here]
     squared = torch.diagonal(chosen, dim1=1, dim2=2)
-    if any(c.undefined_at_zero for c in criteria):
-        _check_no_zero(squared)
     pairs = Pairs(dot=chosen[:, start, end], start_squared=squared[:, start], end_squared=squared[:, end])
     states = chunk[here] if any(c.from_pairs is None for c in criteria) else chunk
     return {c.name: _fast_values(c, pairs) if c.from_pairs else _score_pairs(c, states) for c in criteria}
@@ -181,8 +204,6 @@ def _fast_values(criterion: Criterion, pairs: Pairs) -> Tensor:
             f"The fast path of criterion {criterion.name!r} returned shape {tuple(values.shape)}; it must give "
             f"{tuple(pairs.dot.shape)}, one value per token and pair."
         )
-    if not bool(torch.isfinite(values).all()):
-        raise NumericsError(f"The criterion {criterion.name!r} returned NaN or Inf; mend it, or leave it out.")
     return values
 
 
@@ -200,24 +221,26 @@ def _score_pairs(criterion: Criterion, states: Tensor) -> Tensor:
                 f"The criterion {criterion.name!r} returned shape {tuple(values.shape)} for inputs of shape "
                 f"{tuple(end.shape)}; it must give one value per token, shape {tuple(end.shape[:-1])}."
             )
-        if not bool(torch.isfinite(values).all()):
-            raise NumericsError(f"The criterion {criterion.name!r} returned NaN or Inf; mend it, or leave it out.")
         columns.append(values.double())
     return torch.cat(columns, dim=1)
 
 
-def _check_finite(squared: Tensor) -> None:
-    good = torch.isfinite(squared).all(0)
+def _check_sound(sums: Mapping[str, Tensor], criteria: Sequence[Criterion]) -> None:
+    """Raise NumericsError, naming the layer or the criterion, where the sums say that something was no number.
+
+    A weight of 0 times NaN or Inf is NaN: whatever a chunk holds shows in its sums.
+    """
+    good = torch.cat([sums[name] for name in NORMS]).isfinite().all(0)
     if not bool(good.all()):
         boundary = int((~good).nonzero()[0, 0])
         where = "The embeddings give" if boundary == 0 else f"Layer {boundary - 1} gives"
         raise NumericsError(f"{where} NaN or Inf activations; try --dtype float32, or check the weights.")
-
-
-def _check_no_zero(squared: Tensor) -> None:
-    zero = (squared == 0).any(0)
+    zero = (sums[ZEROS] != 0).any(0)
     if bool(zero.any()):
         raise NumericsError(
             f"A token's residual stream is exactly zero at boundary {int(zero.nonzero()[0, 0])}, and a zero vector "
             "has no angle; leave that text out, or measure only euclidean_last."
         )
+    for criterion in criteria:
+        if not bool(sums[criterion.name].isfinite().all()):
+            raise NumericsError(f"The criterion {criterion.name!r} returned NaN or Inf; mend it, or leave it out.")

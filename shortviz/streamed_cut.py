@@ -1,5 +1,7 @@
 """What a cut of a streamed model is: its facts, and whether bypassing layers gives what the really cut model gives."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ def cut_facts(model: StreamedModel, plan: PrunePlan, tokens: Tensor) -> ModelInf
     with torch.inference_mode(mode=False):
         short = empty_model(model.model, pruned_config(model.model.config, plan)).eval().requires_grad_(False)
         info, stack = pruned_info(model.info, short, plan), layer_stack(short)
+        # The empty model is in torch's default dtype, whatever the weights that it would share are in.
+        info = replace(info, bytes=model.info.bytes - sum(model.info.layer_bytes[i] for i in plan.removed))
         for mine, theirs in zip(beside(stack), beside(model.stack), strict=True):
             mine.load_state_dict(theirs.state_dict(), assign=True)
             for weight in mine.parameters():

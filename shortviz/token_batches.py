@@ -1,6 +1,6 @@
 """Token rows of different lengths on their way through a model: checked, in batches of like length, padded right."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -41,3 +41,18 @@ def padded_right(rows: Sequence[Tokens]) -> Tensor:
     for line, row in zip(ids, rows, strict=True):
         line[: len(row)] = torch.tensor(row)
     return ids
+
+
+def sent_ahead(batches: Sequence[Sequence[Tokens]], device: torch.device) -> Iterator[Tensor]:
+    """Yield the ids of each batch on the device; to a GPU the next ones are on their way meanwhile."""
+    coming: Tensor | None = None
+    for index, rows in enumerate(batches):
+        ids = _sent(rows, device) if coming is None else coming
+        coming = _sent(batches[index + 1], device) if device.type == "cuda" and index + 1 < len(batches) else None
+        yield ids
+
+
+def _sent(rows: Sequence[Tokens], device: torch.device) -> Tensor:
+    ids = padded_right(rows)
+    # Only from pinned memory does a copy run beside the program.
+    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids.to(device)

@@ -4,6 +4,7 @@
 (a handle is read-only, so tests may share it). A new family is one line in FAMILIES: the contract tests find it.
 """
 
+import os
 from functools import cache, lru_cache
 from typing import Any
 
@@ -26,6 +27,8 @@ VOCAB_SIZE = 260
 """256 bytes and four special tokens, so that every text can be encoded."""
 CONTEXT_LENGTH = 512
 MAX_PARAMETERS = 300_000
+DEVICE = os.environ.get("SHORTVIZ_TEST_DEVICE", "cpu")
+"""Where the models of all handles are."""
 
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
@@ -183,6 +186,7 @@ def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 def handle_of(model: PreTrainedModel, name: str = "tiny", bos: bool = False) -> ModelHandle:
     """Return a handle on any model of these families."""
+    model.to(DEVICE)
     info = model_info(model, id=name, revision=None, reason="a tiny random model for tests")
     return ModelHandle(model=model, tokenizer=tiny_tokenizer(bos), info=info, ref=ModelRef(id=name))
 
