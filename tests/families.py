@@ -186,7 +186,8 @@ def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
 
 def handle_of(model: PreTrainedModel, name: str = "tiny", bos: bool = False) -> ModelHandle:
     """Return a handle on any model of these families."""
-    model.to(DEVICE)
+    if not hasattr(model, "hf_device_map"):  # else it is spread already
+        model.to(DEVICE)
     info = model_info(model, id=name, revision=None, reason="a tiny random model for tests")
     return ModelHandle(model=model, tokenizer=tiny_tokenizer(bos), info=info, ref=ModelRef(id=name))
 

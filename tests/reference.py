@@ -18,19 +18,19 @@ def boundaries(model: torch.nn.Module, layers: torch.nn.ModuleList, ids: Array) 
     def reader(index: int):
         def read(_module, args, kwargs):
             hidden = args[0] if args else kwargs["hidden_states"]
-            seen[index] = hidden[0].double().numpy().copy()
+            seen[index] = hidden[0].double().cpu().numpy().copy()
 
         return read
 
     def last(_module, _args, output):
         hidden = output[0] if isinstance(output, tuple) else output
-        seen[len(layers)] = hidden[0].double().numpy().copy()
+        seen[len(layers)] = hidden[0].double().cpu().numpy().copy()
 
     hooks = [layer.register_forward_pre_hook(reader(i), with_kwargs=True) for i, layer in enumerate(layers)]
     hooks.append(layers[-1].register_forward_hook(last))
     try:
         with torch.no_grad():
-            model(input_ids=torch.tensor(ids)[None], use_cache=False)
+            model(input_ids=torch.tensor(ids, device=next(model.parameters()).device)[None], use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

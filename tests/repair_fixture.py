@@ -28,7 +28,7 @@ def written_by(handle: ModelHandle, rows: int = 10, length: int = 24, seed: int 
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 256, (rows, 1), generator=generator)
     while ids.shape[1] < length:
-        logits = handle.model(input_ids=ids, use_cache=False).logits[:, -1, :256]
+        logits = handle.model(input_ids=ids.to(handle.model.device), use_cache=False).logits[:, -1, :256].cpu()
         ids = torch.cat([ids, torch.multinomial((2 * logits).softmax(-1), 1, generator=generator)], dim=1)
     # Rows of several lengths, so that some are padded.
     return token_set([row[: length - i % 3].numpy() for i, row in enumerate(ids)])
@@ -49,6 +49,6 @@ def spoiled_cut(family: str) -> tuple[ModelHandle, ModelHandle, str]:
         return base, cut, ""
     weight = f"{layer_stack(cut.model).path}.{before}.{writers[0].name}.weight"
     old = cut.model.get_parameter(weight)
-    noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(3)).to(old.device)
     put_weights(cut.model, {weight: old + (noise if writers[0].scale else 2 * noise * old.std())})
     return replace(base, plan=None), cut, weight

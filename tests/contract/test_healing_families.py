@@ -22,7 +22,7 @@ def test_a_family_is_healed_and_neither_the_cut_nor_the_uncut_model_changes(name
     tokens, heldout = small_text(base)
     before = {key: weight.clone() for key, weight in base.model.state_dict().items()}
     with torch.no_grad():
-        expected = cut.model(input_ids=tiny_tokens()).logits.clone()
+        expected = cut.model(input_ids=tiny_tokens().to(cut.model.device)).logits.clone()
     objective = "mixed" if method == "lora" else "distill"
     recipe = small_recipe(method=method, objective=objective, steps=4, learning_rate=1e-2, eval_every=4)
     healed = heal(cut, tokens, recipe, base=base, heldout=heldout)
@@ -31,7 +31,7 @@ def test_a_family_is_healed_and_neither_the_cut_nor_the_uncut_model_changes(name
     after = base.model.state_dict()
     assert all(torch.equal(after[key], weight) for key, weight in before.items())
     with torch.no_grad():
-        assert torch.equal(cut.model(input_ids=tiny_tokens()).logits, expected)
+        assert torch.equal(cut.model(input_ids=tiny_tokens().to(cut.model.device)).logits, expected)
     assert not any(weight.requires_grad for weight in (*base.model.parameters(), *cut.model.parameters()))
     assert (healed.adapter is None) == (method == "partial")
 

@@ -21,7 +21,8 @@ def windows() -> WindowSet:
 @torch.inference_mode()
 def log_probabilities(handle: ModelHandle, tokens: torch.Tensor) -> torch.Tensor:
     """Of all next tokens, float64, (scored tokens of all windows, vocabulary)."""
-    return handle.model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1).flatten(0, 1)
+    logits = handle.model(input_ids=tokens.to(handle.model.device), use_cache=False).logits.cpu()
+    return logits[:, :-1].double().log_softmax(-1).flatten(0, 1)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: "-".join(map(str, plan.removed)))

@@ -89,7 +89,7 @@ def test_in_bfloat16_the_same_writers_and_neurons_are_found_and_moved_as_exactly
     ours, theirs = (copy.deepcopy(layer_stack(narrow.model).layers[i]).float() for i in (LAYER, DONOR))
     moved = as_read_by(*(layer_stack(narrow.model).layers[i] for i in (LAYER, DONOR)), neurons) if neurons else None
     assert (moved is not None) == (family in MOVABLE)
-    x = torch.randn(5, wide.info.hidden_size, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(5, wide.info.hidden_size, generator=torch.Generator().manual_seed(1)).to(wide.model.device)
     for name in neurons.inward if neurons and moved else ():
         expected = theirs.get_submodule(name)(theirs.get_submodule(neurons.norm)(x))
         read = ours.get_submodule(neurons.norm)(x)

@@ -11,7 +11,7 @@ from shortviz.errors import PlanError
 from shortviz.handle import ModelHandle
 from shortviz.pruning import bypassed, prune, verify_prune
 from shortviz.records import Block, PrunePlan
-from tests.families import FAMILIES, NUM_LAYERS, build_tiny, handle_of, shared_handle, tiny_handle, tiny_tokens
+from tests.families import DEVICE, FAMILIES, NUM_LAYERS, build_tiny, handle_of, shared_handle, tiny_handle, tiny_tokens
 
 BLOCKS = [Block(start=s, n=n) for n in (1, 2, 3) for s in (0, (NUM_LAYERS - n) // 2, NUM_LAYERS - n)]
 SCATTERED = [(0, 3), (1, 2, 4), (0, 2, 5), (0, 1, 2, 3, 4)]
@@ -25,10 +25,11 @@ def plan_of(removed: tuple[int, ...]) -> PrunePlan:
 
 def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return model(input_ids=tokens, use_cache=False).logits
+        return model(input_ids=tokens.to(model.device), use_cache=False).logits
 
 
 def continuation(model: PreTrainedModel, tokens: torch.Tensor, use_cache: bool) -> torch.Tensor:
+    tokens = tokens.to(model.device)
     return model.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
@@ -47,7 +48,7 @@ def realigned(model: PreTrainedModel) -> PreTrainedModel:
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
-    return model
+    return model.to(DEVICE)
 
 
 def hooks_of(model: PreTrainedModel) -> int:

@@ -24,7 +24,7 @@ def repaired_family(family: str) -> tuple[ModelHandle, ModelHandle, str, Repaire
 
 def logits(handle: ModelHandle) -> torch.Tensor:
     with torch.no_grad():
-        return handle.model(input_ids=tiny_tokens(20), use_cache=False).logits
+        return handle.model(input_ids=tiny_tokens(20).to(handle.model.device), use_cache=False).logits
 
 
 @pytest.mark.parametrize("family", FITTED)

@@ -45,7 +45,8 @@ def one_at_a_time(handle: ModelHandle) -> list[list[float]]:
         scores = []
         for choice in choices:
             whole = handle.tokenizer(f"{context} {choice}")["input_ids"]
-            logits = handle.model(input_ids=torch.tensor([whole[:-1]]), use_cache=False).logits[0]
+            ids = torch.tensor([whole[:-1]], device=handle.model.device)
+            logits = handle.model(input_ids=ids, use_cache=False).logits[0].cpu()
             predicted = logits.double().log_softmax(-1)[len(before) - 1 :]
             scores.append(float(predicted.gather(1, torch.tensor(whole[len(before) :])[:, None]).sum()))
         found.append(scores)

@@ -19,7 +19,8 @@ def by_hand(name: str, steps: int) -> str:
     start = len(ids)
     with torch.inference_mode():
         for _ in range(steps):
-            ids.append(int(handle.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            given = torch.tensor([ids], device=handle.model.device)
+            ids.append(int(handle.model(input_ids=given, use_cache=False).logits[0, -1].argmax()))
             if ids[-1] == handle.model.generation_config.eos_token_id:
                 break
     return handle.tokenizer.decode(ids[start:], skip_special_tokens=True)

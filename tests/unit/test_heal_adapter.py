@@ -41,7 +41,7 @@ def folder(trained: tuple[ModelHandle, Healed], tmp_path: Path) -> Path:
 
 @torch.no_grad()
 def logits_of(model: torch.nn.Module) -> torch.Tensor:
-    return model(input_ids=tiny_tokens(20, 2)).logits
+    return model(input_ids=tiny_tokens(20, 2).to(next(model.parameters()).device)).logits.cpu()
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21.2's own call

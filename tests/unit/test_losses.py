@@ -216,7 +216,8 @@ def test_other_dtypes_are_scored_in_float32_or_wider(dtype: torch.dtype) -> None
     handle, windows = tiny_handle("llama", dtype), window_set(2)
     result = evaluate(prune(handle, PLAN), windows, base=handle)
     with torch.inference_mode():
-        logits = handle.model(input_ids=torch.tensor(windows.tokens)).logits[:, :-1].double()
+        ids = torch.tensor(windows.tokens, device=handle.model.device)
+        logits = handle.model(input_ids=ids).logits[:, :-1].double().cpu()
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(windows.tokens[:, 1:]).flatten())
     assert result.base is not None
     assert result.base.nll == pytest.approx(float(expected), abs=1e-10 if dtype == torch.float64 else 1e-2)

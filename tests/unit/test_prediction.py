@@ -31,7 +31,9 @@ SPEEDS = Speeds(
 def test_every_kind_of_work_is_predicted_and_grows_with_it(family: str, tmp_path: Path) -> None:
     build_tiny(family).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    found = predict(ModelRef(id=str(tmp_path)), Work(rows=8, row_tokens=32, windows=2, window=64, heal_steps=5))
+    found = predict(
+        ModelRef(id=str(tmp_path), dtype="float32"), Work(rows=8, row_tokens=32, windows=2, window=64, heal_steps=5)
+    )
     for kind in ("load", "measure", "streamed", "map", "repair", "heal"):
         assert getattr(found, f"{kind}_seconds") > 0, kind
     assert found.states_bytes == 7 * 8 * 32 * 32 * 4

@@ -52,7 +52,7 @@ def nll(handle: ModelHandle, rows: list[np.ndarray]) -> float:
     from shortviz.logits import open_head
     from shortviz.window_scores import score_window
 
-    scores = [score_window(open_head(handle, torch.tensor(row)), row) for row in rows]
+    scores = [score_window(open_head(handle, torch.tensor(row, device=handle.model.device)), row) for row in rows]
     return float(np.average([s.nll for s in scores], weights=[s.tokens for s in scores]))
 
 
@@ -275,7 +275,8 @@ def test_a_layer_whose_additions_are_divided_follows_a_divided_stream(family: st
 def test_what_a_norms_scale_does_is_known_in_bfloat16_as_well_as_in_float32() -> None:
     norm = layer_stack(tiny_handle("gemma2", torch.bfloat16).model).layers[1].post_feedforward_layernorm
     put_weights(norm, {"weight": 20 * torch.ones_like(norm.weight)})
-    entered = torch.randn(5, len(norm.weight), generator=torch.Generator().manual_seed(0)).bfloat16()
+    entered = torch.randn(5, len(norm.weight), generator=torch.Generator().manual_seed(0))
+    entered = entered.bfloat16().to(norm.weight.device)
     expected = entered.double() * entered.double().square().mean(-1, keepdim=True).rsqrt()
 
     torch.testing.assert_close(scale_features(norm, entered).double(), expected, rtol=1e-4, atol=1e-4)

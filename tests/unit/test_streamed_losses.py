@@ -14,6 +14,7 @@ from shortviz import streamed_cut, streamed_losses
 from shortviz.errors import ModelError, NumericsError, PlanError, ResourceError, Stopped
 from shortviz.loading import load
 from shortviz.losses import evaluate
+from shortviz.pruning import prune
 from shortviz.records import Block, ModelRef, PrunePlan, TextInfo, WindowSet
 from shortviz.replay import LayerCall
 from shortviz.streamed_losses import evaluate_streamed
@@ -211,3 +212,19 @@ def test_what_map_stream_refuses(shortviz, checkpoint, options, match):
     code, out, err = shortviz("map", checkpoint, *TEXT, *options)
     assert (code, out) == (2, "")
     assert match in err
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_in_half_precision_a_cut_has_the_loss_and_the_size_of_the_one_in_memory(stored, tmp_path):
+    build_tiny("llama", stored).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ref = ModelRef(id=str(tmp_path), dtype="bfloat16")
+    handle, plan = load(ref), plans((2, 2))[0]
+    expected = evaluate(prune(handle, plan), windows(), base=handle)
+    with open_streamed(ref) as model:
+        found = evaluate_streamed(model, windows(), [plan])[0]
+    assert (found.nll_increase, found.kl) == pytest.approx((expected.nll_increase, expected.kl), abs=1e-6)
+    assert found.base is not None
+    assert expected.base is not None
+    assert (found.score.bytes, found.base.bytes) == (expected.score.bytes, expected.base.bytes)
+    assert found.score.bytes < found.base.bytes == 2 * found.base.parameters
