@@ -18,8 +18,8 @@ from shortviz.records import Floats
 CHUNK_TOKENS = 128
 """Tokens whose pairs are scored at once."""
 
-GPU_CHUNK_TOKENS = 512
-"""The same on a GPU, where everything up to the sums of a batch stays on the device."""
+GPU_CHUNK_BYTES = 2**30
+"""Bytes of states in float64 whose pairs a GPU scores at once: fewer, larger steps, or launching them takes longer."""
 
 CACHED_TOKENS = 16
 """Tokens whose states are upcast to float64 at once on a CPU: 2.3 MB for the demo model, which its cache holds."""
@@ -69,6 +69,8 @@ class BoundaryStates:
         rows = hidden.shape[0] * hidden.shape[1]
         if self._buffer is None or self._buffer.shape[0] < rows:
             self._buffer = hidden.new_empty(rows, self.num_boundaries, hidden.shape[-1])
+        elif hidden.dtype.itemsize > self._buffer.dtype.itemsize:  # Mamba's stream is wider behind its first layer
+            self._buffer = self._buffer.to(hidden.dtype)
         self._buffer[:rows, boundary].copy_(hidden.reshape(rows, -1))
 
     def of_tokens(self, rows: Tensor) -> Tensor:
@@ -143,7 +145,9 @@ def sequence_scores(
     count = states.num_boundaries
     pairs = count * (count - 1) // 2
     sums: dict[str, Tensor] = {}
-    step = CHUNK_TOKENS if states.device.type == "cpu" else GPU_CHUNK_TOKENS
+    step = CHUNK_TOKENS
+    if states.device.type != "cpu":
+        step = max(GPU_CHUNK_BYTES // states.of_tokens(weights.rows[:1]).nbytes, 1)
     for low in range(0, len(weights.rows), step):
         part = slice(low, low + step)
         chunk, gram = _gram(states, weights.rows[part], keep=keep)

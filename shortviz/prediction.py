@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shortviz import hub, loading
-from shortviz.architectures import LayerStack, layer_stack, text_config
+from shortviz.architectures import LayerStack, layer_stack, residual_dtype, text_config
 from shortviz.calibration import Speeds, Timer, time_gram, time_head, time_layers, time_product
 from shortviz.errors import ModelError, ResourceError
 from shortviz.loss_map import COARSE_TOKENS
@@ -145,7 +145,7 @@ def _predicted(
         repair_seconds=_repair_seconds(stack, text_config(model.config), work, speeds),
         heal_seconds=work.heal_steps * work.heal_tokens * (speeds.trained + 3 * speeds.head),
         streamed_memory_bytes=max(outside, 2 * largest),
-        states_bytes=(count + 1) * tokens * hidden * placement.dtype.itemsize,
+        states_bytes=(count + 1) * tokens * hidden * residual_dtype(model.config, placement.dtype).itemsize,
         disk_bytes=stored + outside,
         calibration_seconds=time.perf_counter() - began,
     )

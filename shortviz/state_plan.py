@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from shortviz.architectures import residual_dtype
 from shortviz.errors import ResourceError, ShortvizError
 from shortviz.placement import free_memory
 from shortviz.settings import settings
@@ -54,7 +55,7 @@ def planned_states(
     whole = StatePlan(
         num_boundaries=model.info.num_layers + 1,
         hidden=model.info.hidden_size,
-        dtype=model.placement.dtype,
+        dtype=residual_dtype(model.model.config, model.placement.dtype),
         shapes=shapes,
     )
     per_row = tokens_per_row or TOKENS_PER_ROW

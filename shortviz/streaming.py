@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shortviz import criteria as known
 from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
 from shortviz.distance_record import distances_record, empty_sums, settling_of
-from shortviz.errors import ShortvizError, Stopped
+from shortviz.errors import ModelError, ShortvizError, Stopped
 from shortviz.fused_batches import FusedRunner, groups_of
 from shortviz.gram import NORMS, sequence_scores
 from shortviz.layer_calls import CallBook
@@ -145,7 +145,7 @@ class _Sweep:
         """
         book, groups = CallBook(), []
         self.model.load_beside()
-        for chosen in groups_of(self.store.plan.shapes, self.store.plan.dtype):
+        for chosen in groups_of(self.store.plan.shapes, self.model.placement.dtype):
             calls = []
             for index in chosen:
                 self._check_stop(0)
@@ -171,6 +171,7 @@ class _Sweep:
             calls = [call[index] for call in group.calls]
             found = self._runner.run(layer, states, calls, group.together[index] if group.together else None)
             for batch, hidden in zip(group.batches, found, strict=True):
+                self._check_kept_whole(index, hidden)
                 self.store.write(index + 1, batch, hidden)
             if self.on_progress is not None:
                 done = round(index + group.batches.stop / count, 2)
@@ -181,6 +182,15 @@ class _Sweep:
         if self._checkpoint is not None:
             arrays = {"layers": np.array(float(layers)), "seconds": np.array(self.seconds), "boot": _boot()}
             save_checkpoint(self._checkpoint, self._key, arrays)
+
+    def _check_kept_whole(self, index: int, hidden: Tensor) -> None:
+        kept = self.store.plan.dtype
+        if torch.promote_types(hidden.dtype, kept) != kept:
+            info = self.model.info
+            raise ModelError(
+                f"Layer {index} of {info.architecture} gives its residual stream in {str(hidden.dtype)[6:]} though the "
+                f"model computes in {info.dtype}; stream it with --dtype float32."
+            )
 
     def _check_stop(self, index: int) -> None:
         if self.stop is not None and self.stop.is_set():

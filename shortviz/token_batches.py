@@ -52,6 +52,7 @@ def sent_ahead(batches: Sequence[Sequence[Tokens]], device: torch.device) -> Ite
         yield ids
 
 
+@torch.inference_mode()
 def _sent(rows: Sequence[Tokens], device: torch.device) -> Tensor:
     ids = padded_right(rows)
     # Only from pinned memory does a copy run beside the program.

@@ -2,16 +2,18 @@
 
 import importlib.util
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from shortviz import criteria as known
+from shortviz.architectures import layer_stack
 from shortviz.capture import residual_boundaries
 from shortviz.criteria import info
 from shortviz.distances import measure_distances
-from shortviz.gram import GPU_CHUNK_TOKENS, BoundaryStates, sequence_scores
+from shortviz.gram import BoundaryStates, sequence_scores
 from shortviz.handle import ModelHandle
 from shortviz.healing import heal
 from shortviz.losses import evaluate
@@ -34,29 +36,33 @@ def rows(count: int, length: int) -> TokenSet:
     return TokenSet(rows=made, info=TextInfo(source="r", rows=count, tokens=count * length, fingerprint="r"))
 
 
-def test_a_pass_with_hooks_never_waits_for_the_gpu_and_scores_wait_as_often_whatever_the_tokens(half):
+def waits_in(work: Callable[[], object]) -> int:
+    """Return how often the program waits for the GPU meanwhile, as torch counts it."""
+    with warnings.catch_warnings(record=True) as seen, torch.inference_mode():
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(one.message) for one in seen)
+
+
+def test_hooks_never_wait_for_the_gpu_and_scores_wait_as_often_whatever_the_number_of_chunks(half, monkeypatch):
     states = BoundaryStates(half.info.num_layers + 1)
     fast = [info(name) for name in known.names() if not info(name).from_sample]
+    ids = torch.arange(8 * 64, device="cuda").reshape(8, 64) % 256
+    with residual_boundaries(half, states.keep) as decoder:
+        waits_in(lambda: decoder(input_ids=ids, use_cache=False))  # the first pass makes buffers
+        hooked = waits_in(lambda: decoder(input_ids=ids, use_cache=False))
+    bare = waits_in(lambda: layer_stack(half.model).decoder(input_ids=ids, use_cache=False))
+    assert hooked == bare
     waits = []
-    for length in (GPU_CHUNK_TOKENS // 4, GPU_CHUNK_TOKENS):
-        ids = torch.arange(8 * length, device="cuda").reshape(8, length) % 256
-        with torch.inference_mode(), residual_boundaries(half, states.keep) as decoder:
-            decoder(input_ids=ids, use_cache=False)  # the first pass makes buffers
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                decoder(input_ids=ids, use_cache=False)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        with warnings.catch_warnings(record=True) as seen, torch.inference_mode():
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                sequence_scores(states, [length] * 8, length, fast)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        waits.append(sum("synchroniz" in str(one.message) for one in seen))
-    print(f"waits of the scores: {waits}")
-    assert waits[0] == waits[1] < 60
+    for chunk in (2**30, 64 * states.of_tokens(torch.arange(1)).nbytes):
+        monkeypatch.setattr("shortviz.gram.GPU_CHUNK_BYTES", chunk)
+        waits.append(waits_in(lambda: sequence_scores(states, [64] * 8, 64, fast)))
+    print(f"waits: {bare} of the pass, {waits} of the scores")
+    assert 0 < waits[0] == waits[1]
 
 
 def test_distances_in_bfloat16_are_those_of_the_same_states_in_float64(half):

@@ -276,3 +276,20 @@ def test_a_family_whose_layers_hear_more_than_the_residual_stream_is_refused(sav
 def test_the_options_are_checked(saved):
     with pytest.raises(ShortvizError, match="0 tokens of each row"):
         streamed(saved, tokens_per_row=0)
+
+
+def test_a_residual_stream_wider_than_the_model_is_kept_whole(tmp_path, monkeypatch):
+    build_tiny("mamba", torch.bfloat16).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ref, tokens = ModelRef(id=str(tmp_path), dtype="bfloat16"), rows((11,) * 4)
+    expected = measure_distances(load(ref), tokens, batch_size=2)
+    with open_streamed(ref) as model:
+        found = measure_streamed(model, tokens, batch_size=2)
+    for name, grid in expected.criteria.items():
+        np.testing.assert_array_equal(found.criteria[name].mean, grid.mean, err_msg=name)
+    monkeypatch.setattr(state_plan, "residual_dtype", lambda _, dtype: dtype)  # a family that nobody knows to be so
+    with (
+        open_streamed(ref) as model,
+        pytest.raises(ModelError, match=r"Layer 0 of MambaForCausalLM gives .* in float32 .* --dtype float32"),
+    ):
+        measure_streamed(model, tokens, batch_size=2)
