@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shortviz.criteria import Criterion, Pairs
 from shortviz.errors import NumericsError
+from shortviz.placement import send
 from shortviz.records import Floats
 
 CHUNK_TOKENS = 128
@@ -98,7 +99,8 @@ class _Weights:
 
     def to(self, device: torch.device) -> "_Weights":
         """Return the same with the matrices on a device; the rest stays."""
-        return replace(self, first=self.first.to(device), last=self.last.to(device), rest=self.rest.to(device))
+        first, last, rest = (send(matrix, device) for matrix in (self.first, self.last, self.rest))
+        return replace(self, first=first, last=last, rest=rest)
 
     def read(self, kind: str, part: slice) -> slice | Tensor | None:
         """Return which tokens of a chunk the criteria of a kind read: a slice where they are neighbours."""
@@ -164,7 +166,7 @@ def sequence_scores(
             here = weights.read(kind, part) if chosen else None
             if here is None:
                 continue
-            here = here if isinstance(here, slice) else here.to(gram.device)
+            here = here if isinstance(here, slice) else send(here, gram.device)
             share = matrix[:, part][:, here]
             if any(c.undefined_at_zero for c in chosen):
                 sums[ZEROS] += share @ (squared[here] == 0).double()

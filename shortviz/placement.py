@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from shortviz.errors import ModelError
 from shortviz.memory import free_bytes
@@ -104,6 +105,13 @@ def _device(name: str) -> torch.device:
     if kind == "mps" and not has_mps:
         raise ModelError("The device mps was asked for, but this machine has none; choose auto or cpu.")
     return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device. To a GPU nobody waits for it: only from pinned memory is it sent on the side."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def free_memory(device: torch.device) -> int:

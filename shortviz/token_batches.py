@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from shortviz.errors import TextError
+from shortviz.placement import send
 from shortviz.records import ModelInfo, Tokens, TokenSet
 
 
@@ -54,6 +55,4 @@ def sent_ahead(batches: Sequence[Sequence[Tokens]], device: torch.device) -> Ite
 
 @torch.inference_mode()
 def _sent(rows: Sequence[Tokens], device: torch.device) -> Tensor:
-    ids = padded_right(rows)
-    # Only from pinned memory does a copy run beside the program.
-    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids.to(device)
+    return send(padded_right(rows), device)

@@ -2,11 +2,14 @@
 
 import random
 
-from playwright.sync_api import Error, Page
+from playwright.sync_api import Error, Page, TimeoutError
 
 DRAG_AREA = ".js-plotly-plot .nsewdrag"
 TOOLTIP = ".hoverlayer .hovertext"
 ATTEMPTS = 60
+CLICKS = 3
+TAKEN_MS = 20_000
+"""Patience with one click. Sound ones take up to 3 s where four other programs compete for the two cores."""
 
 
 def wait_for_map(page: Page) -> None:
@@ -50,7 +53,24 @@ def click_cell(page: Page, layers: int, start: int, n: int, off: tuple[float, fl
     page.mouse.click(x, y)
 
 
-def wait_for_outline(page: Page, start: int, n: int) -> None:
+def choose_cell(page: Page, layers: int, start: int, n: int, off: tuple[float, float] = (0.0, 0.0)) -> None:
+    """Click a cell and wait for its outline, and click again where nothing comes of it, as a person would.
+
+    Between the tooltip and the click a busy machine may draw the chart anew, and the new one did not see the mouse go
+    down. A click that is taken for another cell never gives this outline.
+    """
+    for _ in range(CLICKS - 1):
+        click_cell(page, layers, start, n, off)
+        try:
+            wait_for_outline(page, start, n, patience_ms=TAKEN_MS)
+        except TimeoutError:
+            continue
+        return
+    click_cell(page, layers, start, n, off)
+    wait_for_outline(page, start, n)
+
+
+def wait_for_outline(page: Page, start: int, n: int, patience_ms: float | None = None) -> None:
     """Return when the map has been drawn again with the outline around this cell."""
     page.wait_for_function(
         """([x, y]) => {
@@ -59,6 +79,7 @@ def wait_for_outline(page: Page, start: int, n: int) -> None:
             return shape && shape.x0 === x && shape.y0 === y && plot.querySelector(".scatterlayer path.point");
         }""",
         arg=[start - 0.5, n - 0.5],
+        timeout=patience_ms,
     )
 
 

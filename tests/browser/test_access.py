@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from shortviz.runs import save_run
 from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
-from tests.browser.map_mouse import click_cell, wait_for_map, wait_for_outline
+from tests.browser.map_mouse import choose_cell, point_at, wait_for_map
 from tests.browser.visitor import no_failure, to_page, wait_for_block
 from tests.records_fixture import fixture_run
 
@@ -111,9 +111,9 @@ def test_a_deep_map_is_clicked_rightly_and_drawn_again_at_once(page: Page, serve
     wait_for_map(page)
     seconds = []
     for start, n in ((layers // 2, layers // 5), (3, layers - 10), (layers - 2, 1)):
-        click_cell(page, layers, start, n)
+        point_at(page, layers, start, n)
         begun = time.perf_counter()
-        wait_for_outline(page, start, n)
+        choose_cell(page, layers, start, n)
         seconds.append(time.perf_counter() - begun)
         wait_for_block(page, start, n)
     no_failure(page)

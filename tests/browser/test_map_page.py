@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
-from tests.browser.map_mouse import click_cell, random_cells, wait_for_map, wait_for_outline
+from tests.browser.map_mouse import choose_cell, random_cells, wait_for_map, wait_for_outline
 from tests.browser.visitor import no_failure, wait_for_block
 
 pytestmark = pytest.mark.browser
@@ -50,9 +50,8 @@ def test_twenty_clicks_on_a_30_layer_map_all_hit_the_right_cell(page: Page, serv
     page.goto(f"{server.url}/map")
     wait_for_map(page)
     for start, n, off in random_cells(30, 20, seed=20):
-        click_cell(page, 30, start, n, off)
+        choose_cell(page, 30, start, n, off)
         wait_for_block(page, start, n)
-        wait_for_outline(page, start, n)
         expect(page).to_have_url(re.compile(rf"[?&]start={start}&n={n}(&|$)"), timeout=PATIENCE_MS)
 
 
@@ -86,8 +85,7 @@ def test_back_and_forward_choose_the_block_that_was_chosen_before(page: Page, se
     page.goto(f"{server.url}/map?start=12&n=4")
     wait_for_map(page)
     for start, n in ((3, 2), (20, 5)):
-        click_cell(page, 30, start, n)
-        wait_for_outline(page, start, n)
+        choose_cell(page, 30, start, n)
         expect(page).to_have_url(re.compile(rf"start={start}&n={n}$"))
     for go, start, n in ((page.go_back, 3, 2), (page.go_back, 12, 4), (page.go_forward, 3, 2)):
         go()
@@ -103,7 +101,7 @@ def test_two_visitors_choose_independently(new_visitor: Callable[[], BrowserCont
     second.goto(f"{server.url}/map?start=20&n=5")
     wait_for_block(first, 3, 2)
     wait_for_block(second, 20, 5)
-    click_cell(second, 30, 10, 6)
+    choose_cell(second, 30, 10, 6)
     wait_for_block(second, 10, 6)
     wait_for_block(first, 3, 2)
     for page, start, n in ((first, 3, 2), (second, 10, 6)):

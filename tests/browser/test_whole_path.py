@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
-from tests.browser.map_mouse import click_cell, wait_for_map, wait_for_outline
+from tests.browser.map_mouse import choose_cell, wait_for_map
 from tests.browser.visitor import SLOW_MS, load_demo, no_failure, start_measuring, to_page, wait_for_block
 
 pytestmark = [pytest.mark.browser, pytest.mark.demo, pytest.mark.timeout(1500)]
@@ -32,9 +32,8 @@ def test_from_the_first_visit_to_a_downloaded_checkpoint(page: Page, server: App
     no_failure(page)
     wait_for_map(page)
 
-    click_cell(page, 30, 3, 20, (0.3, -0.3))
+    choose_cell(page, 30, 3, 20, (0.3, -0.3))
     wait_for_block(page, 3, 20)
-    wait_for_outline(page, 3, 20)
     expect(page.get_by_text("Perplexity, uncut → cut")).to_be_visible(timeout=SLOW_MS)
     expect(page.get_by_text("tokens scored of built-in passages")).to_be_visible(timeout=SLOW_MS)
     expect(page.get_by_text("Removes layer 11, which writes the attention sink")).to_be_visible()
