@@ -155,8 +155,13 @@ def write_error(error: Exception, target: Path, needed_bytes: int) -> ShortvizEr
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Return the bytes of all files below a folder; somebody may be writing, renaming and removing them meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
 
 
 def fingerprints(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -14,6 +14,7 @@ import pytest
 from shortviz.checkpoint_folder import (
     check_target,
     filled_beside,
+    folder_bytes,
     move_into_place,
     remove_leftovers,
     zip_checkpoint,
@@ -232,3 +233,27 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
         assert room.is_dir(), "two exports of one process side by side"
     assert theirs.is_dir()
     assert (tmp_path / ".notes.partial-txt").is_file()
+
+
+def test_a_file_renamed_or_removed_while_a_folder_is_weighed_breaks_nothing(tmp_path: Path) -> None:
+    """As transformers does while it writes: a temporary name first, then the last one."""
+    (tmp_path / "steady").write_bytes(bytes(100))
+    (tmp_path / "inner").mkdir()
+    end = threading.Event()
+
+    def rename() -> None:
+        while not end.is_set():
+            for n in range(50):
+                (tmp_path / "inner" / f"partial-{n}").write_bytes(b"1")
+                (tmp_path / "inner" / f"partial-{n}").rename(tmp_path / "inner" / f"{n}")
+                (tmp_path / "inner" / f"{n}").unlink()
+
+    writer = threading.Thread(target=rename)
+    writer.start()
+    try:
+        found = {folder_bytes(tmp_path) for _ in range(300)}
+    finally:
+        end.set()
+        writer.join()
+    assert min(found) >= 100
+    assert max(found) <= 200
