@@ -13,21 +13,25 @@ from transformers import PreTrainedModel
 
 from shortviz.architectures import LayerStack, text_config
 from shortviz.criteria import info, names
+from shortviz.criteria.linear_replacement import replacement_errors
 from shortviz.errors import Stopped
 from shortviz.gram import BoundaryStates, sequence_scores
-from shortviz.layer_calls import record_calls, returns_tuple
+from shortviz.layer_calls import cache_bytes, record_calls, returns_tuple
 from shortviz.logits import synchronise
 from shortviz.model_info import weight_size
 from shortviz.placement import Placement
+from shortviz.prediction_records import Work
 from shortviz.replay import LayerCall
 from shortviz.streamed_model import beside
 from shortviz.streamed_parts import compute_buffers
 from shortviz.tiled_head import ROWS, TILE
 from shortviz.timed_shapes import Shape, Shapes
+from shortviz.token_sample import TokenSample
 
 _SECONDS = 0.3
 """A piece of work is repeated for at least so long; its shortest time counts."""
 _POOL = 1 << 20
+_FITTED_BOUNDARIES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,10 +50,12 @@ class Speeds:
     """Comparing all boundaries, per token."""
     head: float
     """Scoring one token of one cut model."""
+    fits: float
+    """All fits of linear_replacement that follow a measurement."""
+    opening: float
+    """Opening a model to be streamed: building it on meta, and running its layers there."""
     double: float
     """One multiplication and addition of float64 matrices."""
-    single: float
-    """The same in float32."""
     read: float
     """Reading all weights into fresh memory in the loaded dtype, checked; 0 where there is no local file."""
     read_again: float
@@ -83,11 +89,14 @@ class Timer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerSeconds:
-    """Seconds per token of all layers."""
+    """Seconds of all layers."""
 
     forward: Mapping[Shape, float]
+    """Per token."""
     trained: float
-    """Forward and backward, weights frozen, in the shape of a step of healing."""
+    """Per token forward and backward, weights frozen, in the shape of a step of healing."""
+    on_meta: float
+    """Of their run on meta that tells the size of their caches, once for all tokens."""
 
 
 @torch.no_grad()
@@ -96,7 +105,7 @@ def time_layers(
 ) -> LayerSeconds:
     """Return the seconds of all layers, from one layer of each kind."""
     device, hidden = placement.device, int(text_config(model.config).hidden_size)
-    calls = _calls(model, stack, device, shapes.all)
+    calls, on_meta = _calls(model, stack, device, shapes.all)
     kinds: dict[object, list[int]] = {}
     types = getattr(text_config(model.config), "layer_types", None) or [None] * len(stack.layers)
     for index, layer in enumerate(stack.layers):
@@ -114,13 +123,16 @@ def time_layers(
             if shape == shapes.trained:
                 trained += len(members) * _with_backward(layer, call, states, once, timer) / math.prod(shape)
         layer.to("meta")
-    return LayerSeconds(forward=forward, trained=trained)
+    return LayerSeconds(forward=forward, trained=trained, on_meta=on_meta)
 
 
 def _calls(
     model: PreTrainedModel, stack: LayerStack, device: torch.device, shapes: Collection[Shape]
-) -> dict[Shape, list[LayerCall]]:
-    """Return what each layer is called with for rows of such shapes; what this takes of memory is given back."""
+) -> tuple[dict[Shape, list[LayerCall]], float]:
+    """Return what each layer is called with for rows of such shapes, and the seconds of all layers on meta.
+
+    What this takes of memory is given back.
+    """
     embedding = model.get_input_embeddings()
     for module in beside(stack):
         if module is not embedding:
@@ -129,11 +141,15 @@ def _calls(
     _spread(embedding)
     ids = {shape: torch.arange(math.prod(shape), device=device).view(shape) for shape in shapes}
     ids = {shape: tokens % int(embedding.weight.shape[0]) for shape, tokens in ids.items()}
-    in_tuple = returns_tuple(stack, next(iter(ids.values()))[:1, :2].expand(2, 2))
+    two = next(iter(ids.values()))[:1, :2].expand(2, 2)
+    in_tuple = returns_tuple(stack, two)
+    began = time.perf_counter()
+    cache_bytes(stack, two, in_tuple=in_tuple)
+    on_meta = time.perf_counter() - began
     calls = {shape: record_calls(stack, tokens, in_tuple=in_tuple)[1] for shape, tokens in ids.items()}
     for module in beside(stack):
         module.to("meta")
-    return calls
+    return calls, on_meta
 
 
 def _with_backward(layer: nn.Module, call: LayerCall, states: Tensor, forward: float, timer: Timer) -> float:
@@ -174,10 +190,28 @@ def time_head(hidden: int, vocabulary: int, placement: Placement, timer: Timer) 
     return timer.shortest(run, states) / ROWS * vocabulary / (TILE * len(tiles))
 
 
-def time_product(dtype: torch.dtype, timer: Timer) -> float:
-    """Return seconds of one multiplication and addition in a product of large matrices on the CPU."""
+def time_fits(num_boundaries: int, hidden: int, work: Work, timer: Timer) -> float:
+    """Return the seconds of all fits of linear_replacement that follow a measurement.
+
+    Each start has one system to solve, and each end behind it the map to be applied to: few boundaries tell both.
+    """
+    sample, few = TokenSample.of_rows(work.rows, num_boundaries, hidden, None), min(num_boundaries, _FITTED_BOUNDARIES)
+    rows = torch.arange(work.rows).repeat_interleave(len(sample.positions(work.row_tokens)))
+    states = torch.randn(len(rows), few, hidden)
+    if replacement_errors(states[:, :2], rows) is None:
+        return 0.0
+    one = timer.shortest(lambda: replacement_errors(states[:, :2], rows), states)
+    if num_boundaries < 3:
+        return one
+    more = timer.shortest(lambda: replacement_errors(states, rows), states)
+    applied = max(more - (few - 1) * one, 0.0) / ((few - 1) * (few - 2) / 2)
+    return (num_boundaries - 1) * (max(one - applied, 0.0) + num_boundaries / 2 * applied)
+
+
+def time_product(timer: Timer) -> float:
+    """Return seconds of one multiplication and addition in a product of large float64 matrices on the CPU."""
     side = 768
-    matrix = torch.randn(side, side, dtype=dtype)
+    matrix = torch.randn(side, side, dtype=torch.float64)
     return timer.shortest(lambda: matrix @ matrix, matrix) / side**3
 
 

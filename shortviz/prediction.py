@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shortviz import hub, loading
 from shortviz.architectures import LayerStack, layer_stack, residual_dtype, text_config
-from shortviz.calibration import Speeds, Timer, time_gram, time_head, time_layers, time_product
+from shortviz.calibration import Speeds, Timer, time_fits, time_gram, time_head, time_layers, time_product
 from shortviz.errors import ModelError, ResourceError
 from shortviz.loss_map import COARSE_TOKENS
 from shortviz.model_files import ModelFiles, find_files, read_config, wanted_names
@@ -27,7 +27,6 @@ from shortviz.shards import read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
 from shortviz.streamed_model import beside
 from shortviz.timed_shapes import timed_shapes, within_context
-from shortviz.token_sample import SAMPLE_TOKENS
 from shortviz.weight_reader import WeightReader
 from shortviz.words import size as human
 
@@ -55,7 +54,8 @@ def predict(ref: ModelRef, work: Work | None = None, *, stop: threading.Event | 
         stack, built = layer_stack(model), time.perf_counter()
         _check_memory(files.name, stack)
         speeds = _calibrate(model, stack, placement, files, work, Timer(stop=stop))
-    return _predicted(model, stack, size, speeds, work, placement, began, built - began)
+    speeds = replace(speeds, opening=speeds.opening + built - began)
+    return _predicted(model, stack, size, speeds, work, placement, began)
 
 
 def _check_memory(name: str, stack: LayerStack) -> None:
@@ -85,8 +85,9 @@ def _calibrate(
         trained=seconds.trained,
         gram=time_gram(len(stack.layers) + 1, hidden, placement, timer),
         head=time_head(hidden, vocabulary, placement, timer),
-        double=time_product(torch.float64, timer),
-        single=time_product(torch.float32, timer),
+        fits=time_fits(len(stack.layers) + 1, hidden, work, timer),
+        opening=seconds.on_meta,
+        double=time_product(timer),
         read=fresh,
         read_again=again,
     )
@@ -123,14 +124,13 @@ def _predicted(
     work: Work,
     placement: Placement,
     began: float,
-    build_seconds: float,
 ) -> Prediction:
     count, hidden = len(stack.layers), int(text_config(model.config).hidden_size)
     tokens = work.rows * work.row_tokens
     stored = sum(weight_size(layer)[1] for layer in stack.layers)
     largest = max(weight_size(layer)[1] for layer in stack.layers)
     outside = sum(weight_size(module)[1] for module in beside(stack))
-    compared = tokens * speeds.gram + _fitting(count, hidden, work.rows) * speeds.single
+    compared = tokens * speeds.gram + speeds.fits
     # The next layer is read while one computes, if there is a core left for that.
     beside_it = torch.get_num_threads() < (os.cpu_count() or 1)
     computing, reading = tokens * speeds.fused, speeds.read_again
@@ -140,7 +140,7 @@ def _predicted(
         work=work,
         load_seconds=speeds.read or None,
         measure_seconds=tokens * speeds.layers + compared,
-        streamed_seconds=build_seconds + swept + compared,
+        streamed_seconds=speeds.opening + swept + compared,
         map_seconds=_map_seconds(count, speeds, work),
         repair_seconds=_repair_seconds(stack, text_config(model.config), work, speeds),
         heal_seconds=work.heal_steps * work.heal_tokens * (speeds.trained + 3 * speeds.head),
@@ -149,13 +149,6 @@ def _predicted(
         disk_bytes=stored + outside,
         calibration_seconds=time.perf_counter() - began,
     )
-
-
-def _fitting(count: int, hidden: int, rows: int) -> float:
-    """Return the multiplications of the linear replacement: a map for every start, applied to every end."""
-    sampled = SAMPLE_TOKENS if rows > 2 else 0
-    known, new = sampled * 2 // 3, sampled // 3
-    return new * known * hidden * count * count / 2 + count * (known**3 / 3 + known * known * hidden)
 
 
 def _map_seconds(count: int, speeds: Speeds, work: Work) -> float:

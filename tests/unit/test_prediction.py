@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shortviz import prediction
+from shortviz import calibration, prediction
 from shortviz import timed_shapes as timed_shapes_module
 from shortviz.architectures import layer_stack
 from shortviz.calibration import Speeds, Timer
@@ -22,8 +22,8 @@ from shortviz.timed_shapes import Shape, Shapes, timed_shapes
 from tests.families import build_tiny, tiny_tokenizer
 
 SPEEDS = Speeds(
-    layers=1.0, fused=1.0, replayed=1.0, trained=1.0, gram=1.0, head=1.0, double=1.0, single=1.0, read=1.0,
-    read_again=1.0,
+    layers=1.0, fused=1.0, replayed=1.0, trained=1.0, gram=1.0, head=1.0, fits=1.0, opening=1.0, double=1.0,
+    read=1.0, read_again=1.0,
 )  # fmt: skip
 
 
@@ -154,3 +154,22 @@ def test_a_repair_fits_the_attention_too_where_there_is_text_for_it() -> None:
     assert many > 2 * few
     # Of two rows one is held out, so that as many tokens are too few to fit on.
     assert seconds(2, 4 * (enough + 2)) < many / 2
+
+
+@pytest.mark.parametrize("boundaries", [2, 3, 7, 8, 31])
+def test_seconds_of_all_fits_are_told_from_those_of_few_boundaries(boundaries: int) -> None:
+    class Counting(Timer):
+        def shortest(self, work: Callable[[], object], like: Tensor) -> float:
+            fitted = work()
+            assert isinstance(fitted, Tensor)
+            pairs = fitted.shape[1]
+            starts = round((1 + 8 * pairs) ** 0.5 - 1) // 2
+            return 2.0 * starts + 3.0 * pairs
+
+    found = calibration.time_fits(boundaries, 4, Work(rows=8, row_tokens=16), Counting())
+    assert found == pytest.approx(2 * (boundaries - 1) + 3 * boundaries * (boundaries - 1) / 2)
+
+
+def test_rows_that_are_too_few_to_be_fitted_take_no_seconds() -> None:
+    assert calibration.time_fits(7, 4, Work(rows=5, row_tokens=16), Timer()) == 0.0
+    assert calibration.time_fits(7, 4, Work(rows=6, row_tokens=16), Timer()) > 0.0
