@@ -141,5 +141,5 @@ def _right(shown: Shown, model: ModelInfo) -> None:
         inspector.draw(tools, shown, model, block, now, distances)
 
     right()
-    treat_buttons.cell(tools, shown, block)
     share.buttons(tools, shown, block)
+    treat_buttons.cell(tools, shown, block)  # below the buttons: its progress comes and goes

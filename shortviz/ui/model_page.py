@@ -96,7 +96,14 @@ def _model_inputs(state: s.State) -> ModelRef | None:
             persist_state="session",
             help="auto: float32 on a CPU, bfloat16 on a GPU that has it.",
         )
-        st.text_input("Device", key=s.DEVICE, max_chars=10, on_change=_changed, persist_state="session")
+        st.text_input(
+            "Device",
+            key=s.DEVICE,
+            max_chars=10,
+            on_change=_changed,
+            persist_state="session",
+            help="auto, cpu, cuda, cuda:1, mps, or spread (over all GPUs).",
+        )
     name = state[s.PRESET] if state[s.PRESET] != OTHER else str(state.get(s.MODEL_ID, "")).strip()
     if not name:
         st.caption("Type a hub id or a path to see what it takes.")
