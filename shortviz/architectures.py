@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -47,12 +46,6 @@ def num_layers(config: PreTrainedConfig) -> int:
     if not isinstance(count, int):
         raise ModelError(f"The config of model type {config.model_type!r} states no number of layers; choose another.")
     return count
-
-
-def residual_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of the residual stream of a model that computes in `dtype`: Mamba's stays in float32."""
-    wide = getattr(text_config(config), "residual_in_fp32", False)
-    return torch.promote_types(dtype, torch.float32) if wide else dtype
 
 
 def refuse_unsupported(config: PreTrainedConfig) -> None:

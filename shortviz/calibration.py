@@ -14,14 +14,15 @@ from transformers import PreTrainedModel
 from shortviz.architectures import LayerStack, text_config
 from shortviz.criteria import info, names
 from shortviz.criteria.linear_replacement import replacement_errors
-from shortviz.errors import Stopped
+from shortviz.errors import ModelError, Stopped
 from shortviz.gram import BoundaryStates, sequence_scores
-from shortviz.layer_calls import cache_bytes, record_calls, returns_tuple
+from shortviz.layer_calls import record_calls, returns_tuple, run_on_meta
 from shortviz.logits import synchronise
 from shortviz.model_info import weight_size
 from shortviz.placement import Placement
 from shortviz.prediction_records import Work
 from shortviz.replay import LayerCall
+from shortviz.state_store import widest
 from shortviz.streamed_model import beside
 from shortviz.streamed_parts import compute_buffers
 from shortviz.tiled_head import ROWS, TILE
@@ -36,7 +37,7 @@ _FITTED_BOUNDARIES = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speeds:
-    """Seconds for one token, or one file, of each kind of work."""
+    """Seconds of each kind of work on a model."""
 
     layers: float
     """All layers once, per token of a batch."""
@@ -97,6 +98,8 @@ class LayerSeconds:
     """Per token forward and backward, weights frozen, in the shape of a step of healing."""
     on_meta: float
     """Of their run on meta that tells the size of their caches, once for all tokens."""
+    states: torch.dtype
+    """Of the residual stream where it is widest."""
 
 
 @torch.no_grad()
@@ -105,7 +108,7 @@ def time_layers(
 ) -> LayerSeconds:
     """Return the seconds of all layers, from one layer of each kind."""
     device, hidden = placement.device, int(text_config(model.config).hidden_size)
-    calls, on_meta = _calls(model, stack, device, shapes.all)
+    calls, on_meta, dtype = _calls(model, stack, placement, shapes.all)
     kinds: dict[object, list[int]] = {}
     types = getattr(text_config(model.config), "layer_types", None) or [None] * len(stack.layers)
     for index, layer in enumerate(stack.layers):
@@ -117,23 +120,23 @@ def time_layers(
         _fill(stack, model, layer, device)
         for shape, called in calls.items():
             call = called[members[0]]
-            states = torch.randn(*shape, hidden, device=device).to(placement.dtype)
+            states = torch.randn(*shape, hidden, device=device).to(dtype)
             once = timer.shortest(partial(call.run, layer, states), states)
             forward[shape] += len(members) * once / math.prod(shape)
             if shape == shapes.trained:
                 trained += len(members) * _with_backward(layer, call, states, once, timer) / math.prod(shape)
         layer.to("meta")
-    return LayerSeconds(forward=forward, trained=trained, on_meta=on_meta)
+    return LayerSeconds(forward=forward, trained=trained, on_meta=on_meta, states=dtype)
 
 
 def _calls(
-    model: PreTrainedModel, stack: LayerStack, device: torch.device, shapes: Collection[Shape]
-) -> tuple[dict[Shape, list[LayerCall]], float]:
-    """Return what each layer is called with for rows of such shapes, and the seconds of all layers on meta.
+    model: PreTrainedModel, stack: LayerStack, placement: Placement, shapes: Collection[Shape]
+) -> tuple[dict[Shape, list[LayerCall]], float, torch.dtype]:
+    """Return what each layer is called with for rows of such shapes, seconds of all layers on meta, and what they tell.
 
-    What this takes of memory is given back.
+    That is the dtype of the residual stream. What this takes of memory is given back.
     """
-    embedding = model.get_input_embeddings()
+    embedding, device = model.get_input_embeddings(), placement.device
     for module in beside(stack):
         if module is not embedding:
             _fill(stack, model, module, device)
@@ -144,12 +147,15 @@ def _calls(
     two = next(iter(ids.values()))[:1, :2].expand(2, 2)
     in_tuple = returns_tuple(stack, two)
     began = time.perf_counter()
-    cache_bytes(stack, two, in_tuple=in_tuple)
+    try:
+        dtype = widest(run_on_meta(stack, two, in_tuple=in_tuple).dtypes)
+    except ModelError:  # it cannot be streamed; the rest can be timed
+        dtype = placement.dtype
     on_meta = time.perf_counter() - began
     calls = {shape: record_calls(stack, tokens, in_tuple=in_tuple)[1] for shape, tokens in ids.items()}
     for module in beside(stack):
         module.to("meta")
-    return calls, on_meta
+    return calls, on_meta, dtype
 
 
 def _with_backward(layer: nn.Module, call: LayerCall, states: Tensor, forward: float, timer: Timer) -> float:
@@ -166,11 +172,11 @@ def _with_backward(layer: nn.Module, call: LayerCall, states: Tensor, forward: f
         return 3 * forward
 
 
-def time_gram(num_boundaries: int, hidden: int, placement: Placement, timer: Timer) -> float:
+def time_gram(num_boundaries: int, hidden: int, device: torch.device, dtype: torch.dtype, timer: Timer) -> float:
     """Return seconds per token of comparing all boundaries by every criterion that is summed."""
-    states, rows = BoundaryStates(num_boundaries), torch.randn(2, 64, hidden, device=placement.device)
+    states, rows = BoundaryStates(num_boundaries), torch.randn(2, 64, hidden, device=device)
     for boundary in range(num_boundaries):
-        states.keep(boundary, rows.to(placement.dtype) * (1 + boundary))
+        states.keep(boundary, rows.to(dtype) * (1 + boundary))
     summed = [criterion for criterion in map(info, names()) if not criterion.from_sample]
     return timer.shortest(lambda: sequence_scores(states, [64, 64], 64, summed), rows) / 128
 
@@ -196,13 +202,12 @@ def time_fits(num_boundaries: int, hidden: int, work: Work, timer: Timer) -> flo
     Each start has one system to solve, and each end behind it the map to be applied to: few boundaries tell both.
     """
     sample, few = TokenSample.of_rows(work.rows, num_boundaries, hidden, None), min(num_boundaries, _FITTED_BOUNDARIES)
-    rows = torch.arange(work.rows).repeat_interleave(len(sample.positions(work.row_tokens)))
+    taken = torch.tensor([min(count, work.row_tokens - 1) for count in sample.counts if count])
+    rows = torch.arange(len(taken)).repeat_interleave(taken)
     states = torch.randn(len(rows), few, hidden)
     if replacement_errors(states[:, :2], rows) is None:
         return 0.0
     one = timer.shortest(lambda: replacement_errors(states[:, :2], rows), states)
-    if num_boundaries < 3:
-        return one
     more = timer.shortest(lambda: replacement_errors(states, rows), states)
     applied = max(more - (few - 1) * one, 0.0) / ((few - 1) * (few - 2) / 2)
     return (num_boundaries - 1) * (max(one - applied, 0.0) + num_boundaries / 2 * applied)

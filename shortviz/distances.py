@@ -25,11 +25,13 @@ from shortviz.ranks import Ranks
 from shortviz.records import BlockDistances, Floats, OnProgress, Progress, Tokens, TokenSet
 from shortviz.row_scores import RowScores
 from shortviz.sums import Sums, pack, unpack
-from shortviz.token_batches import batches_by_length, check_rows, sent_ahead
+from shortviz.token_batches import batches_by_length, check_rows, places_of, sent_ahead
 from shortviz.token_sample import TokenSample
 
 CHECKPOINT_SECONDS = 2.0
 """A checkpoint is written at most this often; at most this and one batch are lost by a kill."""
+_FORMAT = 2
+"""Of what a checkpoint holds; one of another format belongs to another measurement."""
 _FIRST, _REST = NORMS
 
 
@@ -58,14 +60,16 @@ def measure_distances(
     check_rows(handle.info, tokens)
     chosen = [known.resolve(c) for c in criteria or known.names()]
     every = batches_by_length(tokens.rows, batch_size)
-    batches = every if ranks is None else [every[i] for i in ranks.mine(len(every))]
+    mine = range(len(every)) if ranks is None else ranks.mine(len(every))
+    batches = [every[i] for i in mine]
     checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
     key = _key(handle, tokens, chosen, batch_size)
     began, saved = time.monotonic(), time.monotonic()
     states = BoundaryStates(handle.info.num_layers + 1)
     sample = None
     if any(c.from_sample for c in chosen):
-        sample = TokenSample.of_rows(len(tokens.rows), states.num_boundaries, handle.info.hidden_size, checkpoint)
+        places, hidden = places_of(every, mine), handle.info.hidden_size
+        sample = TokenSample.of_rows(len(tokens.rows), states.num_boundaries, hidden, checkpoint, places)
     pairs = states.num_boundaries * (states.num_boundaries - 1) // 2
     rows = RowScores.beside(checkpoint, [c.name for c in chosen if not c.from_sample], pairs)
     sums, done, seconds_before = _resume(checkpoint, key, chosen, handle, sample, batches)
@@ -118,7 +122,7 @@ def _measure_batch(
 
 def _key(handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], batch_size: int) -> str:
     """Return a fingerprint of everything the sums depend on."""
-    facts: list[object] = [*model_facts(handle)]
+    facts: list[object] = [_FORMAT, *model_facts(handle)]
     facts += [tokens.info.fingerprint, [c.name for c in criteria], batch_size]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -137,7 +141,7 @@ def _resume(
     if arrays is not None:
         done = int(arrays["done"])
         lengths = [len(row) for batch in batches[:done] for row in batch]
-        if sample is None or sample.restore(lengths, size, handle.info.hidden_size):
+        if sample is None or sample.restore(lengths):
             return unpack(arrays), done, float(arrays["seconds"])
     if sample is not None:
         sample.discard()

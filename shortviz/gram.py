@@ -80,7 +80,7 @@ class BoundaryStates:
         first, last = int(rows[0]), int(rows[-1])
         if last - first + 1 == len(rows):  # no padding in between: a view, one copy less
             return self._buffer[first : last + 1].double()
-        return self._buffer[rows.to(self._buffer.device)].double()
+        return self._buffer[send(rows, self._buffer.device)].double()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ by the layers before it but the residual stream; `check_independent` finds out, 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ Change = Callable[[int, Tensor], Tensor]
 """(layer, residual stream that enters it) -> the residual stream that a recorder passes on."""
 
 CHECKED_TOKENS = 12
+_UNFIT = (TypeError, ValueError, AttributeError, RuntimeError, IndexError)
+"""What a decoder raises that cannot do with recorders in the place of its layers."""
 
 
 class _AllRecordedError(Exception):
@@ -115,7 +118,7 @@ def returns_tuple(stack: LayerStack, tokens: Tensor) -> bool:
     for in_tuple in (False, True):
         try:
             record_calls(stack, tokens, in_tuple=in_tuple)
-        except (ModelError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        except (ModelError, *_UNFIT) as error:
             reason = str(error)
         else:
             return in_tuple
@@ -211,18 +214,37 @@ class CallBook:
         return found
 
 
-def cache_bytes(stack: LayerStack, tokens: Tensor, *, in_tuple: bool) -> list[int]:
-    """Return by how many bytes each layer's keys and values grow from one token to two, without any layer's weights.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnMeta:
+    """What the layers of a model tell without their weights."""
 
-    Each layer runs on meta, as far as it will: attention fills the cache before experts ask for real numbers.
+    cache_bytes: tuple[int, ...]
+    """By how many bytes each layer's keys and values grow with a token."""
+    dtypes: tuple[torch.dtype, ...]
+    """Of the residual stream at boundary 0..L: some families keep it wider than they compute (Mamba)."""
+
+
+def run_on_meta(stack: LayerStack, tokens: Tensor, *, in_tuple: bool) -> OnMeta:
+    """Return what the layers tell when they run on meta, on one token and on two.
+
+    Each runs as far as it will: attention fills the cache before experts ask for real numbers, and such a layer is
+    taken to keep the dtype that it was given. Raises ModelError where the decoder does not fill a cache so.
     """
-    one, two = (_cache_sizes(stack, tokens[:1, :length], in_tuple) for length in (1, 2))
-    return [max(b - a, 0) for a, b in zip(one, two, strict=True)]
+    try:
+        one, dtypes = _run_on_meta(stack, tokens[:1, :1], in_tuple)
+        two, _ = _run_on_meta(stack, tokens[:1, :2], in_tuple)
+    except _UNFIT as error:
+        raise ModelError(
+            f"{type(stack.decoder).__name__} cannot be streamed: its layers do not fill a cache one by one ({error})."
+        ) from error
+    return OnMeta(cache_bytes=tuple(max(b - a, 0) for a, b in zip(one, two, strict=True)), dtypes=tuple(dtypes))
 
 
-def _cache_sizes(stack: LayerStack, tokens: Tensor, in_tuple: bool) -> list[int]:
+def _run_on_meta(stack: LayerStack, tokens: Tensor, in_tuple: bool) -> tuple[list[int], list[torch.dtype]]:
+    """Return (bytes in each layer's cache, dtype at each boundary)."""
     entered, calls = record_calls(stack, tokens, in_tuple=in_tuple, use_cache=True)
-    sizes = []
+    sizes, hidden = [], entered[0].to("meta")
+    dtypes = [hidden.dtype]
     for index, (layer, call) in enumerate(zip(stack.layers, calls, strict=True)):
         values = (*call.args, *call.kwargs.values())
         cache = next((value for value in values if isinstance(getattr(value, "layers", None), list)), None)
@@ -232,11 +254,12 @@ def _cache_sizes(stack: LayerStack, tokens: Tensor, in_tuple: bool) -> list[int]
             kwargs={name: _to_meta(value) for name, value in call.kwargs.items()},
         )
         with suppress(RuntimeError, NotImplementedError, ValueError, TypeError):
-            on_meta.run(layer, entered[index].to("meta"))
+            hidden = on_meta.run(layer, hidden)
+        dtypes.append(hidden.dtype)
         held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
         tensors = (getattr(held, name, None) for name in ("keys", "values"))
         sizes.append(sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)))
-    return sizes
+    return sizes, dtypes
 
 
 def _to_meta(value: Any) -> Any:

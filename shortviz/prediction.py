@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shortviz import hub, loading
-from shortviz.architectures import LayerStack, layer_stack, residual_dtype, text_config
+from shortviz.architectures import LayerStack, layer_stack, text_config
 from shortviz.calibration import Speeds, Timer, time_fits, time_gram, time_head, time_layers, time_product
 from shortviz.errors import ModelError, ResourceError
 from shortviz.loss_map import COARSE_TOKENS
@@ -45,7 +45,7 @@ def predict(ref: ModelRef, work: Work | None = None, *, stop: threading.Event | 
     size = estimate_files(files, placement)
     if files.gguf is not None:
         raise ModelError(f"{files.name} is a GGUF file that was not loaded before; load it once, then it can be timed.")
-    config = parse_config(files.name, read_config(files))
+    config, building = parse_config(files.name, read_config(files)), time.perf_counter()
     work = within_context(work, context_length(text_config(config)))
     with loading.quiet_transformers():
         with torch.device("meta"):
@@ -53,9 +53,9 @@ def predict(ref: ModelRef, work: Work | None = None, *, stop: threading.Event | 
         model.eval().requires_grad_(False)
         stack, built = layer_stack(model), time.perf_counter()
         _check_memory(files.name, stack)
-        speeds = _calibrate(model, stack, placement, files, work, Timer(stop=stop))
-    speeds = replace(speeds, opening=speeds.opening + built - began)
-    return _predicted(model, stack, size, speeds, work, placement, began)
+        speeds, states = _calibrate(model, stack, placement, files, work, Timer(stop=stop))
+    speeds = replace(speeds, opening=speeds.opening + built - building)
+    return _predicted(model, stack, size, speeds, states, work, began)
 
 
 def _check_memory(name: str, stack: LayerStack) -> None:
@@ -71,19 +71,20 @@ def _check_memory(name: str, stack: LayerStack) -> None:
 
 def _calibrate(
     model: PreTrainedModel, stack: LayerStack, placement: Placement, files: ModelFiles, work: Work, timer: Timer
-) -> Speeds:
+) -> tuple[Speeds, torch.dtype]:
+    """Return the speeds, and the dtype of the residual stream."""
     text = text_config(model.config)
     hidden, vocabulary = int(text.hidden_size), int(text.vocab_size)
     shapes = timed_shapes(stack, placement.dtype, work, context_length(text))
     seconds = time_layers(model, stack, placement, shapes, timer)
     timer.check()
     fresh, again = _time_reading(files, placement)
-    return Speeds(
+    speeds = Speeds(
         layers=seconds.forward[shapes.batch],
         fused=seconds.forward[shapes.fused],
         replayed=seconds.forward[shapes.replayed],
         trained=seconds.trained,
-        gram=time_gram(len(stack.layers) + 1, hidden, placement, timer),
+        gram=time_gram(len(stack.layers) + 1, hidden, placement.device, seconds.states, timer),
         head=time_head(hidden, vocabulary, placement, timer),
         fits=time_fits(len(stack.layers) + 1, hidden, work, timer),
         opening=seconds.on_meta,
@@ -91,6 +92,7 @@ def _calibrate(
         read=fresh,
         read_again=again,
     )
+    return speeds, seconds.states
 
 
 def _time_reading(files: ModelFiles, placement: Placement) -> tuple[float, float]:
@@ -121,8 +123,8 @@ def _predicted(
     stack: LayerStack,
     size: ModelEstimate,
     speeds: Speeds,
+    states: torch.dtype,
     work: Work,
-    placement: Placement,
     began: float,
 ) -> Prediction:
     count, hidden = len(stack.layers), int(text_config(model.config).hidden_size)
@@ -145,7 +147,7 @@ def _predicted(
         repair_seconds=_repair_seconds(stack, text_config(model.config), work, speeds),
         heal_seconds=work.heal_steps * work.heal_tokens * (speeds.trained + 3 * speeds.head),
         streamed_memory_bytes=max(outside, 2 * largest),
-        states_bytes=(count + 1) * tokens * hidden * residual_dtype(model.config, placement.dtype).itemsize,
+        states_bytes=(count + 1) * tokens * hidden * states.itemsize,
         disk_bytes=stored + outside,
         calibration_seconds=time.perf_counter() - began,
     )

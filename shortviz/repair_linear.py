@@ -29,9 +29,14 @@ class Replaced(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return what the layer gives of the mapped stream, or the mapped stream of what it gives."""
         if not self.behind:
-            return self.layer(self.linear(hidden_states), *args, **kwargs)
+            return self.layer(self._mapped(hidden_states), *args, **kwargs)
         output = self.layer(hidden_states, *args, **kwargs)
-        return (self.linear(output[0]), *output[1:]) if isinstance(output, tuple) else self.linear(output)
+        return (self._mapped(output[0]), *output[1:]) if isinstance(output, tuple) else self._mapped(output)
+
+    def _mapped(self, stream: Tensor) -> Tensor:
+        """Return the mapped stream in its own dtype: some families keep it wider than their weights."""
+        mapped: Tensor = self.linear(stream.to(self.linear.weight.dtype))
+        return mapped.to(stream.dtype)
 
     def __getattr__(self, name: str) -> Any:
         """Return the layer's own attributes: models ask their layers for an attention type, for instance."""

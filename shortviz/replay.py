@@ -19,6 +19,7 @@ from shortviz.capture import hidden_argument, hidden_output, hooked_layers
 from shortviz.handle import ModelHandle
 from shortviz.logits import head_input
 from shortviz.records import Block
+from shortviz.state_store import widest
 
 STEP_TOKENS = 1024
 """Tokens that go through a layer at once; more falls out of the processor's cache."""
@@ -95,7 +96,8 @@ def find_tail(handle: ModelHandle, tokens: Tensor) -> tuple[nn.Module, ...] | No
         if _equal(entered, current):
             tail.append(module)
             current = left
-    return tuple(tail) if _equal(current, recording.head_states) else None
+    # A model whose residual stream is wider than its head (Mamba in half precision) narrows it last of all.
+    return tuple(tail) if _equal(current.to(recording.head_states.dtype), recording.head_states) else None
 
 
 def _beside_the_layers(model: nn.Module, path: str) -> list[nn.Module]:
@@ -131,8 +133,8 @@ class Replay:
         """
         ordered = sorted(blocks, key=lambda block: block.start + block.n)
         layers = layer_stack(self.handle.model).layers
-        first = recording.boundaries[0]
-        states = torch.empty(len(blocks), *first.shape[1:], dtype=first.dtype, device=first.device)
+        first, dtype = recording.boundaries[0], widest([hidden.dtype for hidden in recording.boundaries])
+        states = torch.empty(len(blocks), *first.shape[1:], dtype=dtype, device=first.device)
         joined = 0
         for index in range(len(layers) + 1):
             while joined < len(ordered) and ordered[joined].start + ordered[joined].n == index:
@@ -142,7 +144,7 @@ class Replay:
                 return None
             if index < len(layers):
                 self._advance(layers[index], recording.calls[index], states[:joined])
-        return ordered, self._through_tail(states)
+        return ordered, self._through_tail(states).to(recording.head_states.dtype)
 
     def _advance(self, layer: nn.Module, call: LayerCall, states: Tensor) -> None:
         """Replace states (blocks, tokens, hidden) by the layer's output, a few blocks at a time."""

@@ -5,12 +5,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import psutil
 import torch
 
-from shortviz.architectures import residual_dtype
 from shortviz.errors import ResourceError, ShortvizError
 from shortviz.placement import free_memory
 from shortviz.settings import settings
@@ -53,9 +53,8 @@ def planned_states(
         )
     memory = room // 2 if memory_bytes is None else memory_bytes
     whole = StatePlan(
-        num_boundaries=model.info.num_layers + 1,
         hidden=model.info.hidden_size,
-        dtype=residual_dtype(model.model.config, model.placement.dtype),
+        dtypes=model.state_dtypes,
         shapes=shapes,
     )
     per_row = tokens_per_row or TOKENS_PER_ROW
@@ -102,14 +101,10 @@ def _in_file(choices: Sequence[StatePlan], file: Path, processes: int) -> StateP
 def _positions(
     shapes: Sequence[BatchShape], sample: TokenSample | None, per_row: int
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    return tuple(
-        tuple(
-            tuple(
-                sorted(
-                    {0, length - 1, *sampled_positions(length, per_row), *(sample.positions(length) if sample else ())}
-                )
-            )
-            for length in shape.lengths
-        )
-        for shape in shapes
-    )
+    rows = count()
+
+    def of_row(length: int) -> tuple[int, ...]:
+        fitted = sample.positions(next(rows), length) if sample else ()
+        return tuple(sorted({0, length - 1, *sampled_positions(length, per_row), *fitted}))
+
+    return tuple(tuple(map(of_row, shape.lengths)) for shape in shapes)

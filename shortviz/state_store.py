@@ -8,6 +8,7 @@ evenly spaced ones between.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,9 @@ class BatchShape:
 class StatePlan:
     """What is kept, and how many bytes it takes."""
 
-    num_boundaries: int
     hidden: int
-    dtype: torch.dtype
+    dtypes: tuple[torch.dtype, ...]
+    """Of the residual stream at boundary 0..L."""
     shapes: tuple[BatchShape, ...]
     positions: tuple[tuple[tuple[int, ...], ...], ...] | None = None
     """By batch and row, the positions kept at every boundary, ascending; None keeps all."""
@@ -52,6 +53,16 @@ class StatePlan:
     """Evenly spaced tokens of each row among those positions; None where all are kept."""
     file: Path | None = None
     """Where the states are; None is memory."""
+
+    @property
+    def num_boundaries(self) -> int:
+        """L+1."""
+        return len(self.dtypes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What every boundary is kept in: it holds the values of all of them."""
+        return widest(self.dtypes)
 
     @property
     def tokens(self) -> int:
@@ -73,6 +84,11 @@ class StatePlan:
     def is_there(self) -> bool:
         """Whether the file of a killed run is there, as long as it was."""
         return self.file is not None and self.file.is_file() and self.file.stat().st_size == max(self.num_bytes, 1)
+
+
+def widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    """Return the dtype that holds the values of all of these."""
+    return reduce(torch.promote_types, dtypes)
 
 
 def batch_shapes(batches: Sequence[Sequence[Sequence[int] | np.ndarray]]) -> tuple[BatchShape, ...]:
@@ -123,11 +139,14 @@ class StateStore:
         self._kept[boundary, low : low + len(local)] = flat[local.to(flat.device)].to(self._kept.device)
 
     def read(self, boundary: int, batch: int, device: torch.device) -> Tensor:
-        """Return a batch's states at the boundary written last, (rows, tokens, hidden), a tensor of its own."""
-        shape = self.plan.shapes[batch]
+        """Return a batch's states at the boundary written last, (rows, tokens, hidden), a tensor of its own.
+
+        It has the dtype in which the model has them there.
+        """
+        shape, dtype = self.plan.shapes[batch], self.plan.dtypes[boundary]
         source = self._kept[boundary] if self._running is None else self._running[boundary % 2]
         found = source[shape.offset : shape.offset + shape.tokens].view(len(shape.lengths), shape.width, -1)
-        return found.clone() if device.type == "cpu" else found.to(device, non_blocking=True)
+        return found.to(dtype, copy=True) if device.type == "cpu" else found.to(device, non_blocking=True).to(dtype)
 
     def of_batch(self, batch: int, device: torch.device) -> "StoredBatch":
         """Return all boundaries of a batch, to be compared once all are written."""

@@ -23,6 +23,7 @@ from shortviz.placement import free_memory
 from shortviz.ranks import Ranks
 from shortviz.records import Evaluation, OnProgress, Progress, PrunePlan, Tokens, WindowSet
 from shortviz.replay import LayerCall
+from shortviz.state_store import widest
 from shortviz.streamed_cut import cut_facts
 from shortviz.streamed_head import open_streamed_head
 from shortviz.streamed_model import StreamedModel, memory_limit
@@ -163,7 +164,7 @@ def _scored(
 def _check_memory(model: StreamedModel, windows: tuple[int, ...], plans: int, processes: int) -> int:
     """Return the bytes of the streams; raises ResourceError where they do not fit."""
     count, length = windows
-    states = (plans + 1) * count * length * model.info.hidden_size * model.placement.dtype.itemsize
+    states = (plans + 1) * count * length * model.info.hidden_size * widest(model.state_dtypes).itemsize
     weights, where = max(model.working_bytes, model.ending_bytes), model.placement.device
     free = free_memory(where) // (processes if where.type == "cpu" else 1)
     if states + weights > free:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from shortviz import loading
 from shortviz.architectures import LayerStack, layer_stack
 from shortviz.errors import ModelError, ResourceError, is_out_of_memory
-from shortviz.layer_calls import CHECKED_TOKENS, cache_bytes, check_independent, record_calls, returns_tuple
+from shortviz.layer_calls import CHECKED_TOKENS, check_independent, record_calls, returns_tuple, run_on_meta
 from shortviz.ledger import Treatment
 from shortviz.model_files import ModelFiles, find_files, read_config
 from shortviz.model_info import model_info, weight_size
@@ -50,6 +50,8 @@ class StreamedModel:
     parts: "Parts" = field(repr=False)
     in_tuple: bool
     """Whether the decoder expects a tuple from its layers."""
+    state_dtypes: tuple[torch.dtype, ...]
+    """Of the residual stream at boundary 0..L."""
     plan: PrunePlan | None = None
     treatments: tuple[Treatment, ...] = ()
 
@@ -156,14 +158,14 @@ def open_streamed(
         with torch.inference_mode():
             in_tuple = returns_tuple(stack, probe)
             check_independent(stack, probe, in_tuple=in_tuple)
-            cache = tuple(cache_bytes(stack, probe, in_tuple=in_tuple))
+            on_meta = run_on_meta(stack, probe, in_tuple=in_tuple)
         info = model_info(
             model,
             id=files.name,
             revision=files.revision,
             reason=f"{expected.reason} Streamed: one layer at a time.",
             device=str(placement.device),
-            layer_cache_bytes=cache,
+            layer_cache_bytes=on_meta.cache_bytes,
         )
         yield StreamedModel(
             model=model,
@@ -176,6 +178,7 @@ def open_streamed(
             entries=entries,
             parts=parts,
             in_tuple=in_tuple,
+            state_dtypes=on_meta.dtypes,
         )
 
 

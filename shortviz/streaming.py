@@ -33,7 +33,7 @@ from shortviz.state_plan import planned_states
 from shortviz.state_store import StatePlan, StateStore, batch_shapes, sampled_positions
 from shortviz.streamed_model import StreamedModel, memory_limit
 from shortviz.sums import Sums
-from shortviz.token_batches import batches_by_length, check_rows, padded_right
+from shortviz.token_batches import batches_by_length, check_rows, padded_right, places_of
 from shortviz.token_sample import TokenSample
 
 _SMALLER = "give a smaller --batch-size, fewer rows, or --out, which keeps the states in a file"
@@ -68,11 +68,13 @@ def measure_streamed(
     check_rows(model.info, tokens)
     chosen = [known.resolve(c) for c in criteria or known.names()]
     every = batches_by_length(tokens.rows, batch_size)
-    batches = every if ranks is None else [every[i] for i in ranks.mine(len(every))]
+    mine = range(len(every)) if ranks is None else ranks.mine(len(every))
+    batches = [every[i] for i in mine]
     checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
     sample = None
     if any(c.from_sample for c in chosen):
-        sample = TokenSample.of_rows(len(tokens.rows), model.info.num_layers + 1, model.info.hidden_size, None)
+        boundaries, places = model.info.num_layers + 1, places_of(every, mine)
+        sample = TokenSample.of_rows(len(tokens.rows), boundaries, model.info.hidden_size, None, places)
     file = None if checkpoint is None else checkpoint.with_suffix(".states")
     with planned_states(
         model,
@@ -183,10 +185,15 @@ class _Sweep:
             arrays = {"layers": np.array(float(layers)), "seconds": np.array(self.seconds), "boot": _boot()}
             save_checkpoint(self._checkpoint, self._key, arrays)
 
+    def _discard(self) -> None:
+        for path in (self._checkpoint, self.store.plan.file):
+            if path is not None:
+                path.unlink(missing_ok=True)
+
     def _check_kept_whole(self, index: int, hidden: Tensor) -> None:
-        kept = self.store.plan.dtype
-        if torch.promote_types(hidden.dtype, kept) != kept:
+        if hidden.dtype != self.store.plan.dtypes[index + 1]:
             info = self.model.info
+            self._discard()  # what was kept would stand in the way of the dtype that is advised
             raise ModelError(
                 f"Layer {index} of {info.architecture} gives its residual stream in {str(hidden.dtype)[6:]} though the "
                 f"model computes in {info.dtype}; stream it with --dtype float32."
@@ -226,7 +233,7 @@ def _compared(
 
 def _key(model: StreamedModel, tokens: TokenSet, batch_size: int, per_row: int | None) -> str:
     """Return a fingerprint of everything the states depend on; the criteria are computed from them at the end."""
-    facts = ["streamed", *model_facts(model), tokens.info.fingerprint, batch_size, per_row]
+    facts = ["streamed 2", *model_facts(model), tokens.info.fingerprint, batch_size, per_row]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Token rows of different lengths on their way through a model: checked, in batches of like length, padded right."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -30,6 +31,12 @@ def batches_by_length(rows: Sequence[Tokens], batch_size: int) -> list[list[Toke
     """Return the rows by length, longest first: little padding, and memory peaks at the start, not at the end."""
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
     return [[rows[i] for i in order[low : low + batch_size]] for low in range(0, len(order), batch_size)]
+
+
+def places_of(batches: Sequence[Sequence[Tokens]], chosen: Sequence[int]) -> list[int]:
+    """Return the places, among the rows of all batches, of the rows of the chosen ones."""
+    ends = list(accumulate(map(len, batches)))
+    return [place for index in chosen for place in range(ends[index] - len(batches[index]), ends[index])]
 
 
 def padded_right(rows: Sequence[Tokens]) -> Tensor:

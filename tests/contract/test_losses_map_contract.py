@@ -49,7 +49,7 @@ def test_every_block_of_the_map_equals_the_pruned_model(name: str) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "cohere"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "cohere", "mamba"])
 def test_low_precision_maps_are_close(name: str) -> None:
     handle, text = tiny_handle(name, torch.bfloat16), windows()
     losses, block = measure_losses(handle, text), Block(start=2, n=2)

@@ -19,6 +19,7 @@ from shortviz.prediction import predict
 from shortviz.prediction_records import Work
 from shortviz.records import ModelRef
 from shortviz.timed_shapes import Shape, Shapes, timed_shapes
+from shortviz.token_sample import SAMPLE_TOKENS
 from tests.families import build_tiny, tiny_tokenizer
 
 SPEEDS = Speeds(
@@ -156,7 +157,7 @@ def test_a_repair_fits_the_attention_too_where_there_is_text_for_it() -> None:
     assert seconds(2, 4 * (enough + 2)) < many / 2
 
 
-@pytest.mark.parametrize("boundaries", [2, 3, 7, 8, 31])
+@pytest.mark.parametrize("boundaries", [3, 7, 8, 31])
 def test_seconds_of_all_fits_are_told_from_those_of_few_boundaries(boundaries: int) -> None:
     class Counting(Timer):
         def shortest(self, work: Callable[[], object], like: Tensor) -> float:
@@ -168,6 +169,15 @@ def test_seconds_of_all_fits_are_told_from_those_of_few_boundaries(boundaries: i
 
     found = calibration.time_fits(boundaries, 4, Work(rows=8, row_tokens=16), Counting())
     assert found == pytest.approx(2 * (boundaries - 1) + 3 * boundaries * (boundaries - 1) / 2)
+
+
+def test_fits_are_timed_on_as_many_tokens_as_are_sampled_however_many_rows_there_are() -> None:
+    class Looking(Timer):
+        def shortest(self, work: Callable[[], object], like: Tensor) -> float:
+            assert len(like) == SAMPLE_TOKENS
+            return 1.0
+
+    assert calibration.time_fits(3, 4, Work(rows=10_000, row_tokens=16), Looking()) > 0
 
 
 def test_rows_that_are_too_few_to_be_fitted_take_no_seconds() -> None:

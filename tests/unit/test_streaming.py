@@ -4,12 +4,14 @@ import json
 import shutil
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, NemotronHConfig
 
 from shortviz import state_plan
 from shortviz.architectures import LayerStack
@@ -278,18 +280,53 @@ def test_the_options_are_checked(saved):
         streamed(saved, tokens_per_row=0)
 
 
-def test_a_residual_stream_wider_than_the_model_is_kept_whole(tmp_path, monkeypatch):
-    build_tiny("mamba", torch.bfloat16).save_pretrained(tmp_path)
+NEMOTRON_H = {
+    "layers_block_type": ["mamba", "attention", "mlp", "mamba"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 8,
+    "ssm_state_size": 8,
+    "n_groups": 2,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 24,
+    "n_routed_experts": 2,
+    "chunk_size": 8,
+}
+"""A family that states `residual_in_fp32` and does not heed it."""
+
+
+@pytest.mark.parametrize(
+    ("config", "wide"),
+    [
+        (tiny_config("mamba"), True),
+        (LlamaConfig(**tiny_config("llama").to_dict() | {"residual_in_fp32": True}), False),
+        (NemotronHConfig(vocab_size=260, hidden_size=32, residual_in_fp32=True, **NEMOTRON_H), False),
+    ],
+    ids=["mamba", "llama-stray", "nemotron_h"],
+)
+def test_the_residual_stream_is_kept_in_the_dtype_that_the_layers_give_whatever_the_config_says(tmp_path, config, wide):
+    build_tiny("", torch.bfloat16, config=config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    ref, tokens = ModelRef(id=str(tmp_path), dtype="bfloat16"), rows((11,) * 4)
+    ref, tokens = ModelRef(id=str(tmp_path), dtype="bfloat16"), rows((11, 11, 11, 7))
     expected = measure_distances(load(ref), tokens, batch_size=2)
     with open_streamed(ref) as model:
+        assert model.state_dtypes[1:] == (torch.float32 if wide else torch.bfloat16,) * model.info.num_layers
         found = measure_streamed(model, tokens, batch_size=2)
     for name, grid in expected.criteria.items():
         np.testing.assert_array_equal(found.criteria[name].mean, grid.mean, err_msg=name)
-    monkeypatch.setattr(state_plan, "residual_dtype", lambda _, dtype: dtype)  # a family that nobody knows to be so
-    with (
-        open_streamed(ref) as model,
-        pytest.raises(ModelError, match=r"Layer 0 of MambaForCausalLM gives .* in float32 .* --dtype float32"),
-    ):
-        measure_streamed(model, tokens, batch_size=2)
+
+
+def test_a_layer_that_gives_another_dtype_than_on_meta_is_refused_and_leaves_no_states_behind(tmp_path):
+    build_tiny("mamba", torch.bfloat16).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ref, tokens, path = ModelRef(id=str(tmp_path), dtype="bfloat16"), rows((11,) * 4), tmp_path / "out" / "stream.npz"
+    with open_streamed(ref) as model:
+        model.state_dtypes = (torch.bfloat16,) * len(model.state_dtypes)
+        with pytest.raises(ModelError, match=r"Layer 0 of MambaForCausalLM gives .* in float32 .* --dtype float32"):
+            measure_streamed(model, tokens, batch_size=2, checkpoint=path)
+    assert not list(path.parent.iterdir())
+    with open_streamed(replace(ref, dtype="float32")) as model:
+        measure_streamed(model, tokens, batch_size=2, checkpoint=path)
