@@ -32,7 +32,7 @@ class LoadOptions:
 
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto"
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or spread (over all GPUs).")] = "auto"
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or spread (over all GPUs).")] = "auto"
 
     def ref(self, model: str, *, one_device: str = "") -> ModelRef:
         """Return what is to be loaded; raises ModelError where it is spread and `one_device` names what may not be."""

@@ -139,7 +139,8 @@ def sequence_scores(
     `lengths` are the real tokens of each sequence of a right-padded batch of `tokens` columns. Pairs are those of
     `np.triu_indices(L+1, 1)`. A criterion of the last token takes the last real one, a criterion of all tokens the
     mean over positions 1.. of each sequence, or over those of `sample` (ascending, for each sequence). A GPU is not
-    waited for between chunks: what is unsound is found in the sums, and named then.
+    waited for between chunks, but for criteria without a fast path: what is unsound is found in the sums, and named
+    then.
     Raises NumericsError, naming the layer, at NaN or Inf, or where a zero vector would need an angle.
     """
     weights = _weights(lengths, tokens, sample)

@@ -12,7 +12,6 @@ from shortviz.handle import ModelHandle
 from shortviz.logits import LogitHead, open_head
 from shortviz.records import Floats, Tokens
 from shortviz.replay import find_tail
-from shortviz.seam_moments import in_float64
 from shortviz.seam_streams import Stream
 from shortviz.window_scores import score_window
 
@@ -57,7 +56,7 @@ class EndLoss:
             targets = ids[low + 1 : low + 1 + self.head.chunk]
             logits = self.head.logits(states[low : low + len(targets)])
             chosen = logits.gather(-1, targets[:, None])[:, 0]
-            total += float((in_float64(logits.logsumexp(-1)) - in_float64(chosen)).sum())
+            total += float((logits.logsumexp(-1).double() - chosen.double()).sum())
         if not np.isfinite(total):
             raise NumericsError(
                 "The loss on held-out text is NaN or Inf; check the weights, or load the model with dtype float32."

@@ -181,5 +181,3 @@ def synchronise(tensor: Tensor) -> None:
     """Wait until an accelerator has really made the tensor, so that a clock may be read."""
     if tensor.device.type == "cuda":
         torch.cuda.synchronize(tensor.device)
-    elif tensor.device.type == "mps":
-        torch.mps.synchronize()

@@ -19,7 +19,7 @@ class ModelRef:
     dtype: str = "auto"
     """`auto`, `float32`, `bfloat16`, `float16` or `float64`."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`, or `spread`."""
+    """`auto`, `cpu`, `cuda`, `cuda:1`, or `spread`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shortviz.residual_writers import Writer, linear_weight
-from shortviz.seam_moments import in_float64
 from shortviz.watching import Probe, Seen
 
 _TOLERANCE = 64
@@ -124,12 +123,12 @@ def as_read_by(layer: nn.Module, donor: nn.Module, neurons: Neurons) -> dict[str
     found: dict[str, Tensor] = {}
     for name in neurons.inward:
         module = donor.get_submodule(name)
-        weight = in_float64(linear_weight(module))
+        weight = linear_weight(module).double()
         moved = weight * ratio
         shift = weight @ theirs - moved @ ours
         found[f"{name}.weight"] = moved.T if isinstance(module, Conv1D) else moved
         if module.bias is not None:
-            found[f"{name}.bias"] = in_float64(module.get_parameter("bias")) + shift
+            found[f"{name}.bias"] = module.get_parameter("bias").double() + shift
         elif bool(shift.abs().amax() > 0):
             return None
     return found
@@ -172,6 +171,6 @@ def _norm_ratio(ours: nn.Module, theirs: nn.Module, reads: Tensor) -> tuple[Tens
 
 
 def _parts(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    there, back = in_float64(norm(x)), in_float64(norm(-x))
+    there, back = norm(x).double(), norm(-x).double()
     even = (there + back) / 2
     return (there - back) / 2, torch.where(even.abs() > _TOLERANCE * torch.finfo(x.dtype).eps * there.abs(), even, 0.0)

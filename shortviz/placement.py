@@ -55,7 +55,7 @@ def choose_placement(ref: ModelRef) -> Placement:
     device = spread[0] if spread else _device(ref.device)
     where = "the CPU" if device.type == "cpu" else ", ".join(map(str, spread)) or str(device)
     if ref.dtype != "auto":
-        dtype = _dtype(ref.dtype, device)
+        dtype = _dtype(ref.dtype)
         return Placement(dtype=dtype, device=device, spread=spread, reason=f"{ref.dtype} on {where}, as asked for.")
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Placement(
@@ -67,17 +67,14 @@ def choose_placement(ref: ModelRef) -> Placement:
     why = {
         "cpu": "CPUs are slow in half precision, which also blurs small distances",
         "cuda": "this GPU does not compute in bfloat16 natively",
-        "mps": "half precision blurs small distances",
     }[device.type]
     no_gpu = "no GPU was found, and " if ref.device == "auto" and device.type == "cpu" else ""
     return Placement(dtype=torch.float32, device=device, spread=spread, reason=f"float32 on {where}: {no_gpu}{why}.")
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ModelError(f"There is no dtype {name!r}; choose one of auto, {', '.join(DTYPES)}.")
-    if device.type == "mps" and name == "float64":
-        raise ModelError("The device mps cannot compute in float64; choose float32, or the device cpu.")
     return DTYPES[name]
 
 
@@ -93,17 +90,16 @@ def _all_gpus() -> tuple[torch.device, ...]:
 
 def _device(name: str) -> torch.device:
     kind, _, index = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdecimal())):
-        raise ModelError(f"There is no device {name!r}; choose one of auto, cpu, cuda, cuda:0, mps, {SPREAD}.")
+    if name == "mps":
+        raise ModelError("The device mps has no float64, in which everything is summed here; choose auto or cpu.")
+    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
+        raise ModelError(f"There is no device {name!r}; choose one of auto, cpu, cuda, cuda:0, {SPREAD}.")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    has_mps = torch.backends.mps.is_available()
     if kind == "auto":
-        kind = "cuda" if gpus else "mps" if has_mps else "cpu"
+        kind = "cuda" if gpus else "cpu"
     if kind == "cuda" and int(index or 0) >= gpus:
         found = f"{gpus} CUDA device(s), numbered from 0" if gpus else "no CUDA device that PyTorch can use"
         raise ModelError(f"The device {name} was asked for, but this machine has {found}; choose auto or cpu.")
-    if kind == "mps" and not has_mps:
-        raise ModelError("The device mps was asked for, but this machine has none; choose auto or cpu.")
     return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind)
 
 

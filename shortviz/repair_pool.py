@@ -15,7 +15,7 @@ from shortviz.neurons import Neurons, as_read_by
 from shortviz.new_weights import put_weights, take_back
 from shortviz.residual_writers import linear_weight
 from shortviz.seam_fit import Site
-from shortviz.seam_moments import in_float64, token_weights
+from shortviz.seam_moments import token_weights
 from shortviz.seam_streams import Stream, visit
 
 _SAME = 1e-12
@@ -65,8 +65,8 @@ def _written(
     """Return the sum over tokens of each feature's square, relative to the state that should be reached; float64."""
     total: Tensor | None = None
     for stream in streams:
-        features = in_float64(visit(layer, (site.writer.name,), stream, stream.calls[number]).entered[0])
-        weights = token_weights(in_float64(stream.targets[site.boundary][stream.real]))
+        features = visit(layer, (site.writer.name,), stream, stream.calls[number]).entered[0].double()
+        weights = token_weights(stream.targets[site.boundary][stream.real].double())
         found = (features * weights).square().sum(0)
         total = found if total is None else total + found
         tell(len(stream.ids))
@@ -75,7 +75,7 @@ def _written(
 
 
 def _column_squares(layer: nn.Module, neurons: Neurons) -> Tensor:
-    return in_float64(linear_weight(layer.get_submodule(neurons.outward))).square().sum(0)
+    return linear_weight(layer.get_submodule(neurons.outward)).double().square().sum(0)
 
 
 def _known(layer: nn.Module, neurons: Neurons, weights: dict[str, Tensor]) -> Tensor:
@@ -83,9 +83,7 @@ def _known(layer: nn.Module, neurons: Neurons, weights: dict[str, Tensor]) -> Te
     name = f"{neurons.inward[0]}.weight"
     module = layer.get_submodule(neurons.inward[0])
     stored = weights[name].to(module.get_parameter("weight").dtype)
-    ours, theirs = (
-        in_float64(neurons.by_neuron(module, w).flatten(1)) for w in (module.get_parameter("weight"), stored)
-    )
+    ours, theirs = (neurons.by_neuron(module, w).flatten(1).double() for w in (module.get_parameter("weight"), stored))
     vector = torch.randn(ours.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     have, given = (ours @ vector.to(ours.device)).sort().values, theirs @ vector.to(theirs.device)
     after = torch.searchsorted(have, given).clamp_max(len(have) - 1)
@@ -102,7 +100,7 @@ def _mixed(
     """
     modules = {name: layer.get_submodule(name) for name in (*neurons.inward, neurons.outward)}
     found = {
-        f"{name}.{leaf}": in_float64(parameter).clone()
+        f"{name}.{leaf}": parameter.double().clone()
         for name, module in modules.items()
         for leaf, parameter in module.named_parameters()
         if name in neurons.inward or leaf == "weight"
@@ -119,5 +117,5 @@ def _mixed(
             neurons.by_neuron(module, found[name])[slots] = neurons.by_neuron(module, given)[rows]
         columns = linear_weight(donor.get_submodule(neurons.outward))[:, rows]
         ours = found[whole].T if isinstance(modules[neurons.outward], Conv1D) else found[whole]
-        ours[:, slots] = in_float64(columns)
+        ours[:, slots] = columns.double()
     return found

@@ -12,7 +12,6 @@ from shortviz.errors import ModelError, PlanError
 from shortviz.records import Block
 from shortviz.repair_draft import Draft, Outcome
 from shortviz.repair_work import Work
-from shortviz.seam_moments import in_float64
 from shortviz.stream_scale import adding_layers, divided_weights
 from shortviz.watching import open_probe, short_recording
 
@@ -76,7 +75,7 @@ def _check_tail(work: Work, draft: Draft) -> None:
 def factor(draft: Draft, block: Block) -> float:
     """Return the mean over channels of how much larger the stream is behind the block than before it."""
     sums = [
-        torch.stack([in_float64(s.targets[boundary][s.real]).abs().sum(0) for s in draft.fit_on]).sum(0)
+        torch.stack([s.targets[boundary][s.real].double().abs().sum(0) for s in draft.fit_on]).sum(0)
         for boundary in (block.start, block.start + block.n)
     ]
     return float((sums[1] / sums[0].clamp_min(1e-300)).mean())

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shortviz.neurons import Neurons
 from shortviz.residual_writers import Writer, linear_weight, scale_features
-from shortviz.seam_moments import Moments, in_float64
+from shortviz.seam_moments import Moments
 from shortviz.seam_streams import Stream, Visit, check_stop, visit
 
 Reads = Literal["inputs", "outputs"]
@@ -81,7 +81,7 @@ def gather(
         check_stop(stop)
         seen = visit(layer, site.modules, stream, stream.calls[number])
         reached = stream.targets[site.boundary][stream.real]
-        wanted = (in_float64(reached) - in_float64(seen.output)) / site.writer.gain
+        wanted = (reached.double() - seen.output.double()) / site.writer.gain
         features = _features(module, site, seen)
         if moments is None:
             groups = [f.shape[-1] for f in features]
@@ -119,24 +119,24 @@ def fit(layer: nn.Module, site: Site, fit_on: Moments, held_out: Moments) -> Fit
 
 def _scaled(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
     weight = module.get_parameter("weight")
-    return {"weight": in_float64(weight) + solution}
+    return {"weight": weight.double() + solution}
 
 
 def _refitted(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
     """Add to weight and bias what was found on the module's inputs."""
-    weight = in_float64(linear_weight(module))
+    weight = linear_weight(module).double()
     inputs = weight.shape[1]
     return _as_stored(module, weight + solution[:inputs].T, solution[inputs:])
 
 
 def _folded(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
     """Put the map M -> M + M solution behind the module into its weight and bias."""
-    weight = in_float64(linear_weight(module))
+    weight = linear_weight(module).double()
     outputs = len(weight)
     mixed = weight + solution[:outputs].T @ weight
     constant = solution[outputs:]
     if module.bias is not None:
-        constant = constant + (in_float64(module.get_parameter("bias")) @ solution[:outputs])[None]
+        constant = constant + (module.get_parameter("bias").double() @ solution[:outputs])[None]
     return _as_stored(module, mixed, constant)
 
 
@@ -144,5 +144,5 @@ def _as_stored(module: nn.Module, weight: Tensor, constant: Tensor) -> dict[str,
     """Return the module's parameters; `constant`, (1, outputs) or (0, outputs), is added to its bias."""
     stored = {"weight": weight.T if isinstance(module, Conv1D) else weight}
     if module.bias is not None and len(constant):
-        stored["bias"] = in_float64(module.get_parameter("bias")) + constant[0]
+        stored["bias"] = module.get_parameter("bias").double() + constant[0]
     return stored

@@ -47,7 +47,7 @@ class Moments:
 
         Raises NumericsError for NaN or Inf.
         """
-        x, y, size = map(in_float64, (features, gains, reached))
+        x, y, size = features.double(), gains.double(), reached.double()
         weight = token_weights(size)
         x, y, one = x * weight, y * weight, weight
         square = float(y.square().sum()) + 0.0 * float(x.sum())
@@ -107,15 +107,5 @@ def token_weights(reached: Tensor) -> Tensor:
     return reached.square().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
 
 
-def in_float64(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64, where it is or, from devices without float64 (MPS), on the CPU."""
-    return tensor.to(float64_device(tensor.device)).double()
-
-
-def float64_device(device: torch.device) -> torch.device:
-    """Return the device itself, or the CPU for one without float64 (MPS)."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
 def _zeros(device: torch.device, *shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64, device=float64_device(device))
+    return torch.zeros(shape, dtype=torch.float64, device=device)

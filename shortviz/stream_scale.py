@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shortviz.seam_moments import in_float64
 from shortviz.watching import Probe
 
 _TRIED = 1.7
@@ -68,5 +67,5 @@ def divided_weights(layer: nn.Module, names: Sequence[str], factor: float) -> di
     found = {}
     for name in names:
         for leaf, parameter in layer.get_submodule(name).named_parameters(recurse=False):
-            found[f"{name}.{leaf}"] = in_float64(parameter) / factor
+            found[f"{name}.{leaf}"] = parameter.double() / factor
     return found

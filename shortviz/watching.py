@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from shortviz.architectures import layer_stack
 from shortviz.handle import ModelHandle
 from shortviz.replay import LayerCall, Recording, record
-from shortviz.seam_moments import float64_device
 
 _TOKENS = 12
 Seen = tuple[nn.Module, Tensor, Tensor]
@@ -67,7 +66,7 @@ def open_probe(handle: ModelHandle, layer: int, recording: Recording | None = No
     module, call = layer_stack(handle.model).layers[layer], found.calls[layer]
     entering = found.boundaries[layer].clone()
     kinds = {tensor.dtype for tensor in (entering, *module.parameters()) if tensor.is_floating_point()}
-    dtype, device = max((*kinds, torch.float32), key=lambda kind: kind.itemsize), float64_device(entering.device)
+    dtype, device = max((*kinds, torch.float32), key=lambda kind: kind.itemsize), entering.device
     if kinds == {dtype} and device == entering.device:
         return Probe(layer=module, call=call, entering=entering)
     kwargs = {name: _moved(value, dtype, device) for name, value in call.kwargs.items()}

@@ -27,7 +27,7 @@ LINKED_KINDS = ("builtin", "dataset")
 """Kinds of text that a link can name."""
 LONG_KINDS = ("load", "measure", "losses", "heal", "shrink", "export")
 
-DEVICE = re.compile(r"auto|spread|cpu|mps|cuda(:\d{1,2})?")
+DEVICE = re.compile(r"auto|spread|cpu|cuda(:\d{1,2})?")
 _MOST_CHARACTERS = 300
 _MOST_ROWS, _MOST_TOKENS = 100_000, 8192
 _TEXT = TypeAdapter(TextSpec)

@@ -102,7 +102,7 @@ def _model_inputs(state: s.State) -> ModelRef | None:
             max_chars=10,
             on_change=_changed,
             persist_state="session",
-            help="auto, cpu, cuda, cuda:1, mps, or spread (over all GPUs).",
+            help="auto, cpu, cuda, cuda:1, or spread (over all GPUs).",
         )
     name = state[s.PRESET] if state[s.PRESET] != OTHER else str(state.get(s.MODEL_ID, "")).strip()
     if not name:

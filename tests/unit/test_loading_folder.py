@@ -145,8 +145,9 @@ def test_a_single_file_that_is_not_gguf_is_refused(checkpoint: Path) -> None:
     ("options", "message"),
     [
         ({"dtype": "int8"}, "There is no dtype 'int8'; choose one of auto, float32, bfloat16, float16, float64."),
-        ({"device": "tpu"}, "There is no device 'tpu'; choose one of auto, cpu, cuda, cuda:0, mps, spread."),
-        ({"device": "cuda:x"}, "There is no device 'cuda:x'; choose one of auto, cpu, cuda, cuda:0, mps, spread."),
+        ({"device": "tpu"}, "There is no device 'tpu'; choose one of auto, cpu, cuda, cuda:0, spread."),
+        ({"device": "cuda:x"}, "There is no device 'cuda:x'; choose one of auto, cpu, cuda, cuda:0, spread."),
+        ({"device": "mps"}, "The device mps has no float64, in which everything is summed here; choose auto or cpu."),
         ({"device": "cuda:99"}, "The device cuda:99 was asked for, but this machine has"),
     ],
 )

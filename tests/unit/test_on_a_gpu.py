@@ -48,7 +48,10 @@ def waits_in(work: Callable[[], object]) -> int:
     return sum("synchroniz" in str(one.message) for one in seen)
 
 
-def test_hooks_never_wait_for_the_gpu_and_scores_wait_as_often_whatever_the_number_of_chunks(half, monkeypatch):
+@pytest.mark.parametrize("lengths", [[64] * 8, [64, 64, 50, 49, 33, 20, 7, 2]], ids=["equal", "padded"])
+def test_hooks_never_wait_for_the_gpu_and_scores_wait_as_often_whatever_the_number_of_chunks(
+    half, monkeypatch, lengths
+):
     states = BoundaryStates(half.info.num_layers + 1)
     fast = [info(name) for name in known.names() if not info(name).from_sample]
     ids = torch.arange(8 * 64, device="cuda").reshape(8, 64) % 256
@@ -60,7 +63,7 @@ def test_hooks_never_wait_for_the_gpu_and_scores_wait_as_often_whatever_the_numb
     waits = []
     for chunk in (2**30, 64 * states.of_tokens(torch.arange(1)).nbytes):
         monkeypatch.setattr("shortviz.gram.GPU_CHUNK_BYTES", chunk)
-        waits.append(waits_in(lambda: sequence_scores(states, [64] * 8, 64, fast)))
+        waits.append(waits_in(lambda: sequence_scores(states, lengths, 64, fast)))
     print(f"waits: {bare} of the pass, {waits} of the scores")
     assert 0 < waits[1] <= waits[0]
 
