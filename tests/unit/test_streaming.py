@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, NemotronHConfig
+from transformers import LlamaConfig, NemotronHConfig, xLSTMConfig
 
 from shortviz import state_plan
 from shortviz.architectures import LayerStack
@@ -19,6 +19,8 @@ from shortviz.distances import measure_distances
 from shortviz.errors import ModelError, NumericsError, ResourceError, RunError, ShortvizError, Stopped
 from shortviz.layer_calls import check_independent
 from shortviz.loading import load
+from shortviz.prediction import predict
+from shortviz.prediction_records import Work
 from shortviz.records import ModelRef
 from shortviz.settings import settings
 from shortviz.state_plan import planned_states
@@ -330,3 +332,17 @@ def test_a_layer_that_gives_another_dtype_than_on_meta_is_refused_and_leaves_no_
     assert not list(path.parent.iterdir())
     with open_streamed(replace(ref, dtype="float32")) as model:
         measure_streamed(model, tokens, batch_size=2, checkpoint=path)
+
+
+def test_a_decoder_that_does_not_fill_a_cache_layer_by_layer_is_refused_in_words_and_can_be_estimated(tmp_path):
+    config = xLSTMConfig(
+        vocab_size=260, hidden_size=32, embedding_dim=32, num_heads=4, num_blocks=4, num_hidden_layers=4
+    )
+    build_tiny("", config=config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ref = ModelRef(id=str(tmp_path))
+    with pytest.raises(ModelError, match="xLSTMModel cannot be streamed: its layers do not fill"), open_streamed(ref):
+        pass
+    assert (
+        predict(ref, Work(rows=2, row_tokens=8, windows=1, window=8, heal_steps=1, heal_tokens=8)).measure_seconds > 0
+    )
