@@ -132,9 +132,9 @@ def time_layers(
 def _calls(
     model: PreTrainedModel, stack: LayerStack, placement: Placement, shapes: Collection[Shape]
 ) -> tuple[dict[Shape, list[LayerCall]], float, torch.dtype]:
-    """Return what each layer is called with for rows of such shapes, seconds of all layers on meta, and what they tell.
+    """Return what each layer is called with for rows of such shapes, and of a run of all on meta its seconds and dtype.
 
-    That is the dtype of the residual stream. What this takes of memory is given back.
+    The dtype is that of the residual stream. What this takes of memory is given back.
     """
     embedding, device = model.get_input_embeddings(), placement.device
     for module in beside(stack):

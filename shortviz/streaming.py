@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shortviz import criteria as known
-from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
+from shortviz.checkpoint import discard_checkpoint, load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
 from shortviz.distance_record import distances_record, empty_sums, settling_of
 from shortviz.errors import ModelError, ShortvizError, Stopped
@@ -185,15 +185,11 @@ class _Sweep:
             arrays = {"layers": np.array(float(layers)), "seconds": np.array(self.seconds), "boot": _boot()}
             save_checkpoint(self._checkpoint, self._key, arrays)
 
-    def _discard(self) -> None:
-        for path in (self._checkpoint, self.store.plan.file):
-            if path is not None:
-                path.unlink(missing_ok=True)
-
     def _check_kept_whole(self, index: int, hidden: Tensor) -> None:
         if hidden.dtype != self.store.plan.dtypes[index + 1]:
             info = self.model.info
-            self._discard()  # what was kept would stand in the way of the dtype that is advised
+            if self._checkpoint is not None:  # it would stand in the way of the dtype that is advised
+                discard_checkpoint(self._checkpoint)
             raise ModelError(
                 f"Layer {index} of {info.architecture} gives its residual stream in {str(hidden.dtype)[6:]} though the "
                 f"model computes in {info.dtype}; stream it with --dtype float32."

@@ -66,23 +66,21 @@ def open_probe(handle: ModelHandle, layer: int, recording: Recording | None = No
     module, call = layer_stack(handle.model).layers[layer], found.calls[layer]
     entering = found.boundaries[layer].clone()
     kinds = {tensor.dtype for tensor in (entering, *module.parameters()) if tensor.is_floating_point()}
-    dtype, device = max((*kinds, torch.float32), key=lambda kind: kind.itemsize), entering.device
-    if kinds == {dtype} and device == entering.device:
+    dtype = max((*kinds, torch.float32), key=lambda kind: kind.itemsize)
+    if kinds == {dtype}:
         return Probe(layer=module, call=call, entering=entering)
-    kwargs = {name: _moved(value, dtype, device) for name, value in call.kwargs.items()}
-    call = LayerCall(positional=call.positional, args=_moved(call.args, dtype, device), kwargs=kwargs)
-    return Probe(
-        layer=copy.deepcopy(module).to(device=device, dtype=dtype), call=call, entering=entering.to(device, dtype)
-    )
+    kwargs = {name: _widened(value, dtype) for name, value in call.kwargs.items()}
+    call = LayerCall(positional=call.positional, args=_widened(call.args, dtype), kwargs=kwargs)
+    return Probe(layer=copy.deepcopy(module).to(dtype), call=call, entering=entering.to(dtype))
 
 
-def _moved(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """Return an argument of a layer with its tensors elsewhere, those of fractions in another dtype."""
+def _widened(value: Any, dtype: torch.dtype) -> Any:
+    """Return an argument of a layer with its tensors of fractions in another dtype."""
     if isinstance(value, Tensor):
-        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, tuple | list):
-        moved = [_moved(each, dtype, device) for each in value]
-        return moved if isinstance(value, list) else tuple(moved)
+        widened = [_widened(each, dtype) for each in value]
+        return widened if isinstance(value, list) else tuple(widened)
     if isinstance(value, dict):
-        return {name: _moved(each, dtype, device) for name, each in value.items()}
+        return {name: _widened(each, dtype) for name, each in value.items()}
     return value
