@@ -1,6 +1,5 @@
 """The loss of one model without each of many blocks, on one window: by replay, or by really running pruned models."""
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +10,7 @@ import torch
 from shortviz.errors import NumericsError, PlanError
 from shortviz.handle import ModelHandle
 from shortviz.logits import LogitHead, open_head
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.pruning import prune
 from shortviz.records import Block, Floats, PrunePlan, Tokens
 from shortviz.replay import Recording, Replay, find_tail, record
@@ -33,7 +33,7 @@ class OpenWindow(Protocol):
     def base(self) -> WindowScore:
         """The uncut model's score."""
 
-    def losses(self, blocks: Sequence[Block], stop: threading.Event | None = None) -> Measured | None:
+    def losses(self, blocks: Sequence[Block], watch: Watch = NO_WATCH) -> Measured | None:
         """Return NLL and KL without each block; None when stopped on the way."""
 
 
@@ -124,9 +124,9 @@ class ReplayWindow:
     target: Target
 
     @torch.inference_mode()
-    def losses(self, blocks: Sequence[Block], stop: threading.Event | None = None) -> Measured | None:
+    def losses(self, blocks: Sequence[Block], watch: Watch = NO_WATCH) -> Measured | None:
         """Return NLL and KL without each block; None when stopped on the way."""
-        found = self.replay.final_states(self.recording, blocks, stop)
+        found = self.replay.final_states(self.recording, blocks, watch)
         if found is None:
             return None
         ordered, states = found
@@ -157,11 +157,11 @@ class PrunedWindow:
     tokens: Tokens
     uncut: BaseWindow
 
-    def losses(self, blocks: Sequence[Block], stop: threading.Event | None = None) -> Measured | None:
+    def losses(self, blocks: Sequence[Block], watch: Watch = NO_WATCH) -> Measured | None:
         """Return NLL and KL without each block, NaN where it is illegal or overflows; None when stopped."""
         losses = np.full((2, len(blocks)), np.nan)
         for index, block in enumerate(blocks):
-            if stop is not None and stop.is_set():
+            if watch.stopped:
                 return None
             try:
                 pruned = prune(self.handle, PrunePlan.of_blocks(self.handle.info.num_layers, block))

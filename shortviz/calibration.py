@@ -1,7 +1,6 @@
 """How fast this machine runs one layer of a model, timed with made-up weights: nothing is downloaded or read."""
 
 import math
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ from transformers import PreTrainedModel
 from shortviz.architectures import LayerStack, text_config
 from shortviz.criteria import info, names
 from shortviz.criteria.linear_replacement import replacement_errors
-from shortviz.errors import ModelError, Stopped
+from shortviz.errors import ModelError
 from shortviz.gram import BoundaryStates, sequence_scores
 from shortviz.layer_calls import record_calls, returns_tuple, run_on_meta
 from shortviz.logits import synchronise
 from shortviz.model_info import weight_size
 from shortviz.placement import Placement
 from shortviz.prediction_records import Work
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.replay import LayerCall
 from shortviz.state_store import widest
 from shortviz.streamed_model import beside
@@ -67,12 +67,11 @@ class Speeds:
 class Timer:
     """How long work takes, until somebody stops it."""
 
-    stop: threading.Event | None = None
+    watch: Watch = NO_WATCH
 
     def check(self) -> None:
         """Raise Stopped once `stop` is set."""
-        if self.stop is not None and self.stop.is_set():
-            raise Stopped("Stopped while this machine was timed; there is no prediction yet.")
+        self.watch.check("Stopped while this machine was timed; there is no prediction yet.")
 
     def shortest(self, work: Callable[[], object], like: Tensor) -> float:
         """Return the shortest of several times of the same work, the first one left out; Stopped between them."""

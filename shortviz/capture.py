@@ -1,6 +1,5 @@
 """Reading the residual stream: forward pre-hooks that come and go with a context manager."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from shortviz.architectures import layer_stack
-from shortviz.errors import ModelError, Stopped
+from shortviz.errors import ModelError
 from shortviz.handle import ModelHandle
+from shortviz.progress import Watch
 
 
 def hidden_argument(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -70,18 +70,17 @@ def residual_boundaries(handle: ModelHandle, keep: Callable[[int, Tensor], None]
 
 
 @contextmanager
-def stoppable(handle: ModelHandle, stop: threading.Event | None) -> Iterator[None]:
+def stoppable(handle: ModelHandle, watch: Watch) -> Iterator[None]:
     """Raise Stopped out of a forward pass before its next layer, once `stop` is set; hold `handle.lock` around it.
 
     A window of a slow model takes seconds, and whoever asked for another one should not wait for them.
     """
 
     def look(_module: nn.Module, _inputs: Any) -> None:
-        assert stop is not None
-        if stop.is_set():
-            raise Stopped("Stopped within a forward pass.")
+        assert watch is not None
+        watch.check("Stopped within a forward pass.")
 
     with ExitStack() as hooks:
-        for layer in layer_stack(handle.model).layers if stop is not None else ():
+        for layer in layer_stack(handle.model).layers if watch is not None else ():
             hooks.callback(layer.register_forward_pre_hook(look).remove)
         yield

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from shortviz.errors import ExportError, ResourceError, ShortvizError, Stopped
-from shortviz.records import OnProgress, Progress
+from shortviz.errors import ExportError, ResourceError, ShortvizError
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.words import size
 
 _CHUNK = 4 * 1024 * 1024
@@ -179,9 +178,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def zip_checkpoint(
-    folder: Path, target: Path, *, on_progress: OnProgress | None = None, stop: threading.Event | None = None
-) -> Path:
+def zip_checkpoint(folder: Path, target: Path, *, watch: Watch = NO_WATCH) -> Path:
     """Return `target`, a zip file of an exported folder: streamed, and stored, for weights do not compress.
 
     The files lie in a folder of the checkpoint's name. Raises ExportError where `target` exists or cannot be written,
@@ -195,27 +192,21 @@ def zip_checkpoint(
     check_space(target.parent, total)
     with filled_beside(target) as room:
         try:
-            _write_zip(folder, room / target.name, total, on_progress, stop)
+            _write_zip(folder, room / target.name, total, watch)
             os.replace(room / target.name, target)
         except OSError as error:
             raise write_error(error, target, total) from error
     return target
 
 
-def _write_zip(
-    folder: Path, archive: Path, total: int, on_progress: OnProgress | None, stop: threading.Event | None
-) -> None:
+def _write_zip(folder: Path, archive: Path, total: int, watch: Watch) -> None:
     done = 0
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             member = zipfile.ZipInfo.from_file(path, f"{folder.name}/{path.relative_to(folder).as_posix()}")
             with path.open("rb") as source, packed.open(member, "w") as sink:
                 while chunk := source.read(_CHUNK):
-                    if stop is not None and stop.is_set():
-                        raise Stopped("The zip file was stopped; nothing was left behind.")
+                    watch.check("The zip file was stopped; nothing was left behind.")
                     sink.write(chunk)
                     done += len(chunk)
-                    if on_progress is not None:
-                        on_progress(
-                            Progress(stage="zip", done=done, total=total, unit="bytes", detail=path.name),
-                        )
+                    watch.tell("zip", done=done, total=total, unit="bytes", detail=path.name)

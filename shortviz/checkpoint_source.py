@@ -1,6 +1,5 @@
 """A checkpoint that is to be cut file to file: its config, the names of its tensors, and the model on meta."""
 
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from shortviz.errors import ModelError, PlanError
 from shortviz.model_files import ModelFiles, find_files, read_config, wanted_names
 from shortviz.model_info import model_info
 from shortviz.placement import DTYPES
-from shortviz.records import ModelInfo, ModelRef, OnProgress
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records import ModelInfo, ModelRef
 from shortviz.shards import Entry, read_shards
 from shortviz.sizes import parse_config, settle_gguf
 from shortviz.streamed_model import StreamedModel, open_streamed
@@ -45,9 +45,7 @@ class CheckpointSource:
 
 
 @contextmanager
-def open_source(
-    ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threading.Event | None = None
-) -> Iterator[CheckpointSource]:
+def open_source(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[CheckpointSource]:
     """Yield the checkpoint, downloaded if need be; raises what `load` raises, but for quantised weights."""
     files = settle_gguf(find_files(ref))
     if files.gguf is not None:
@@ -59,7 +57,7 @@ def open_source(
     config = parse_config(files.name, fields)
     refuse_unsupported(config)
     if files.hub is not None:
-        hub.download(files.hub, wanted_names(files), on_progress, stop)
+        hub.download(files.hub, wanted_names(files), watch)
         files = settle_gguf(find_files(ref))
     folder = _folder(files)
     entries = read_shards(folder, files.name)
@@ -67,7 +65,7 @@ def open_source(
     if quantised is not None:
         yield _quantised_source(files, folder, ref, config, entries, quantised)
         return
-    with open_streamed(ref, on_progress=on_progress, stop=stop) as opened:
+    with open_streamed(ref, watch=watch) as opened:
         opened.drop_beside()
         yield CheckpointSource(
             name=files.name,

@@ -100,16 +100,16 @@ def evaluate(
     asked = task.task()
     questions = read_task(asked) if asked is not None else None
     scores = None
-    with working(shared=True) as (on_progress, stop):
+    with working(shared=True) as watch:
         from shortviz import losses, pruning
 
         ref = load.ref(model)
         if cli_measure.streams(ref, stream):
             cli_streamed.check_streamable(task=questions is not None, adapter=adapter is not None)
-            evaluation = cli_streamed.streamed_evaluations(ref, text, [chosen] if chosen else [], on_progress, stop)[0]
+            evaluation = cli_streamed.streamed_evaluations(ref, text, [chosen] if chosen else [], watch)[0]
         else:
             refuse_launcher()
-            handle = load_model(ref, on_progress, stop, removes=chosen)
+            handle = load_model(ref, watch, removes=chosen)
             window_set = texts.make_windows(spec, windows, handle.tokenizer)
             chosen = cli_adapter.adapter_cut(adapter, chosen, handle.info.num_layers)
             pruned = None
@@ -119,10 +119,10 @@ def evaluate(
             else:
                 handle = cli_adapter.with_adapter(handle, adapter)
             base = None if pruned is None else handle
-            evaluation = losses.evaluate(pruned or handle, window_set, base=base, on_progress=on_progress, stop=stop)
-            if questions is not None and not stop.is_set():
+            evaluation = losses.evaluate(pruned or handle, window_set, base=base, watch=watch)
+            if questions is not None and not watch.stopped:
                 with suppress(Stopped):  # the evaluation is there, and is not to be lost
-                    scores = score_both(handle, pruned, questions, on_progress, stop)
+                    scores = score_both(handle, pruned, questions, watch)
     if as_json:
         print_result(runs.evaluation_json(evaluation) | scores_json(scores))
     else:
@@ -160,18 +160,18 @@ def prune(
         raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
     if adapter is not None and stream:
         raise PlanError("An adapter is merged in memory, so it cannot be streamed; leave --stream or --adapter out.")
-    with working() as (on_progress, stop):
+    with working() as watch:
         from shortviz import export, pruning, streamed_export
 
         ref = load.ref(model, one_device="An export, which can be streamed,")
         if chosen is not None and adapter is None and cli_measure.streams(ref, stream):
-            report = streamed_export.export_streamed(ref, chosen.of, out, on_progress=on_progress, stop=stop)
+            report = streamed_export.export_streamed(ref, chosen.of, out, watch=watch)
         else:
-            handle = load_model(ref, on_progress, stop, removes=chosen)
+            handle = load_model(ref, watch, removes=chosen)
             chosen = cli_adapter.adapter_cut(adapter, chosen, handle.info.num_layers)
             pruned = handle if chosen is None else pruning.prune(handle, chosen.of(handle.info.num_layers))
             pruned = cli_adapter.with_adapter(pruned, adapter)
-            report = export.export_checkpoint(pruned, out, base_info=handle.info, on_progress=on_progress, stop=stop)
+            report = export.export_checkpoint(pruned, out, base_info=handle.info, watch=watch)
     print_result(prune_json(report) if as_json else export_text(report))
 
 

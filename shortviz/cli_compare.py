@@ -1,7 +1,6 @@
 """`shortviz sensitivity` (measure several texts) and `shortviz compare` (runs side by side); heavy imports inside."""
 
 import re
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +11,11 @@ from shortviz.cli_claim import claimed
 from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, TextOptions, with_options
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
 from shortviz.errors import ShortvizError, TextError
+from shortviz.progress import OnProgress, Watch
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
-    from shortviz.records import OnProgress, Run, TextSpec, TokenSet
+    from shortviz.records import Run, TextSpec, TokenSet
 
 CriterionOption = Annotated[
     str | None, typer.Option(help="Criterion to compare by.  [default: angular_last, else the first of both]")
@@ -69,21 +69,21 @@ def sensitivity(
     for spec in specs:
         texts.read_rows(spec)  # a bad file is told before minutes are spent on loading a model
     found: dict[str, Run] = {}
-    with working() as (on_progress, stop):
-        handle = load_model(load.ref(model), on_progress, stop)
+    with working() as watch:
+        handle = load_model(load.ref(model), watch)
         from shortviz.token_batches import check_rows
 
         sets = [texts.tokenize(spec, handle.tokenizer) for spec in specs]
         for tokens in sets:
             check_rows(handle.info, tokens)  # a text that does not fit is told before others are measured
         for tokens, name in zip(sets, folder_names(specs), strict=True):
-            if stop.is_set():
+            if watch.stopped:
                 break
-            shown = _named(on_progress, name)
-            found[str(out / name)] = _measure(handle, tokens, out / name, batch_size, on_progress=shown, stop=stop)
+            shown = _named(watch, name)
+            found[str(out / name)] = _measure(handle, tokens, out / name, batch_size, watch=Watch(shown, watch))
     if len(found) > 1:
         print_result((comparison_json if as_json else comparison_text)(found, criterion))
-    if stop.is_set():
+    if watch.stopped:
         raise typer.Exit(INTERRUPTED)
 
 
@@ -98,15 +98,7 @@ def folder_names(specs: "list[TextSpec]") -> list[str]:
     return names
 
 
-def _measure(
-    handle: "ModelHandle",
-    tokens: "TokenSet",
-    folder: Path,
-    batch_size: int,
-    *,
-    on_progress: "OnProgress",
-    stop: threading.Event,
-) -> "Run":
+def _measure(handle: "ModelHandle", tokens: "TokenSet", folder: Path, batch_size: int, *, watch: Watch) -> "Run":
     """Return the folder's run with the distances of the text; what it has of this model and text is not measured again.
 
     Raises RunError where the folder holds a run of something else.
@@ -125,9 +117,7 @@ def _measure(
         return run
     checkpoint = folder / "checkpoint.npz"
     with claimed(run, folder) as run:
-        distances = measure_distances(
-            handle, tokens, batch_size=batch_size, checkpoint=checkpoint, on_progress=on_progress, stop=stop
-        )
+        distances = measure_distances(handle, tokens, batch_size=batch_size, checkpoint=checkpoint, watch=watch)
     run = replace(run, distances=distances)
     runs.save_run(run, folder)
     if distances.samples == len(tokens.rows):
@@ -135,5 +125,5 @@ def _measure(
     return run
 
 
-def _named(on_progress: "OnProgress", name: str) -> "OnProgress":
-    return lambda progress: on_progress(replace(progress, stage=f"measure {name}"))
+def _named(watch: Watch, name: str) -> "OnProgress":
+    return lambda progress: watch(replace(progress, stage=f"measure {name}"))

@@ -16,14 +16,13 @@ from shortviz.cli_task_options import TaskOptions
 from shortviz.curve_tasks import check_sizes, check_strategies, strategies_to_come
 from shortviz.errors import ShortvizError, Stopped
 from shortviz.planning import parse_layers
+from shortviz.progress import Watch
 from shortviz.records import ModelRef, TaskRows
 
 if TYPE_CHECKING:
-    import threading
-
     from shortviz.curve import RemovalCurve
     from shortviz.handle import ModelHandle
-    from shortviz.records import BlockLosses, OnProgress, Run, TextSpec, WindowSet, WindowSpec
+    from shortviz.records import BlockLosses, Run, TextSpec, WindowSet, WindowSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,31 +117,31 @@ def _measure(
     """
     from shortviz import runs, texts
 
-    with working() as (on_progress, stop):
+    with working() as watch:
         from shortviz.loss_map import measure_losses
 
-        handle = load_model(ref, on_progress, stop, fits=asked.fits)
+        handle = load_model(ref, watch, fits=asked.fits)
         window_set = texts.make_windows(asked.spec, asked.windows, handle.tokenizer)
         run = run or runs.new_run(handle.info, window_set.info)
         if losses is None:
             checkpoint = out / CHECKPOINT if out is not None else None
-            losses = measure_losses(handle, window_set, checkpoint=checkpoint, on_progress=on_progress, stop=stop)
+            losses = measure_losses(handle, window_set, checkpoint=checkpoint, watch=watch)
             run = _saved(replace(run, losses=losses), out)
-        if asked.greedy and not stop.is_set():
-            run = _saved(_with_greedy(run, handle, window_set, asked.greedy, on_progress, stop), out)
-        if asked.questions is not None and not stop.is_set():
-            run = _with_tasks(run, handle, asked, out, on_progress, stop)
-        return run, stop.is_set()
+        if asked.greedy and not watch.stopped:
+            run = _saved(_with_greedy(run, handle, window_set, asked.greedy, watch), out)
+        if asked.questions is not None and not watch.stopped:
+            run = _with_tasks(run, handle, asked, out, watch)
+        return run, watch.stopped
 
 
 def _refuse_other_text(asked: _Asked, ref: ModelRef, losses: "BlockLosses") -> None:
     """Raise ShortvizError where the text options say other windows than those that the map was measured on."""
     from shortviz import texts
 
-    with working() as (on_progress, stop):
+    with working() as watch:
         from shortviz.loading import prepare, read_tokenizer
 
-        tokenizer = read_tokenizer(ref.id, prepare(ref, on_progress=on_progress, stop=stop))
+        tokenizer = read_tokenizer(ref.id, prepare(ref, watch=watch))
         found = texts.make_windows(asked.spec, asked.windows, tokenizer).info
     known = losses.text
     if found.fingerprint != known.fingerprint:
@@ -161,14 +160,7 @@ def _saved(run: "Run", out: Path | None) -> "Run":
     return run
 
 
-def _with_greedy(
-    run: "Run",
-    handle: "ModelHandle",
-    windows: "WindowSet",
-    wanted: int,
-    on_progress: "OnProgress",
-    stop: "threading.Event",
-) -> "Run":
+def _with_greedy(run: "Run", handle: "ModelHandle", windows: "WindowSet", wanted: int, watch: Watch) -> "Run":
     from shortviz.curve import further
     from shortviz.greedy import greedy_removal
 
@@ -181,18 +173,11 @@ def _with_greedy(
         )
     if known is not None and known.text.fingerprint == windows.info.fingerprint and len(known.line.points) > wanted:
         return run
-    found = greedy_removal(handle, windows, max_removed=wanted, on_progress=on_progress, stop=stop)
+    found = greedy_removal(handle, windows, max_removed=wanted, watch=watch)
     return replace(run, greedy=further(known, found))
 
 
-def _with_tasks(
-    run: "Run",
-    handle: "ModelHandle",
-    asked: _Asked,
-    out: Path | None,
-    on_progress: "OnProgress",
-    stop: "threading.Event",
-) -> "Run":
+def _with_tasks(run: "Run", handle: "ModelHandle", asked: _Asked, out: Path | None, watch: Watch) -> "Run":
     from shortviz.curve import curve_of_run
     from shortviz.curve_scoring import score_plans
     from shortviz.curve_tasks import default_sizes, plans_to_score, strategies_of
@@ -212,7 +197,7 @@ def _with_tasks(
 
     if left:
         try:
-            score_plans(handle, questions, left, on_score=keep, on_progress=on_progress, stop=stop)
+            score_plans(handle, questions, left, on_score=keep, watch=watch)
         except Stopped:
             print("Stopped before the first model had answered every question.", file=sys.stderr)
     return kept[0]

@@ -29,7 +29,7 @@ def estimate(
     with working() as (_, stop):
         from shortviz.prediction import predict, prediction_json
 
-        found = predict(load.ref(model), work, stop=stop)
+        found = predict(load.ref(model), work, watch=watch)
     print_result(prediction_json(found) if as_json else prediction_text(found))
 
 

@@ -76,11 +76,9 @@ def heal_command(
     warn_same_text(spec, scored_on)
     asked = task.task()
     questions = read_task(asked) if asked is not None else None
-    with working(shared=True) as (on_progress, stop), together(load) as (load, is_main):
-        handle = load_model(load.ref(model, one_device="Healing"), on_progress, stop, removes=chosen)
-        work = HealWork(
-            handle, spec, recipe.settings(handle.info, text.seed), folder if is_main else None, on_progress, stop
-        )
+    with working(shared=True) as watch, together(load) as (load, is_main):
+        handle = load_model(load.ref(model, one_device="Healing"), watch, removes=chosen)
+        work = HealWork(handle, spec, recipe.settings(handle.info, text.seed), folder if is_main else None, watch)
         if is_main:
             work.score_on(scored_on, text.window_spec(), questions)
         work.cut_out(chosen.of(handle.info.num_layers), repair, text.max_length or FIT_LENGTH, export)
@@ -91,7 +89,7 @@ def heal_command(
             return
         with kept_in(folder, out):
             ledger = work.score(healed)
-            stopped = stop.is_set() and not healed.history.complete
+            stopped = watch.stopped and not healed.history.complete
             work.save()  # before anything that may fail
             report = work.write(healed, export, adapter) if not stopped else None
         if not stopped:

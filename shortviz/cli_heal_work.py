@@ -2,13 +2,13 @@
 
 import os
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortviz.cli_ledger_work import LedgerWork
 from shortviz.cli_work_folder import check_room, check_run
+from shortviz.progress import Watch
 
 if TYPE_CHECKING:
     from shortviz.cli_options import LoadOptions
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shortviz.heal_settings import HealSettings
     from shortviz.healing import Healed
     from shortviz.ledger import Ledger
-    from shortviz.records import ExportReport, OnProgress, PrunePlan, TaskRows, TextSpec, WindowSpec
+    from shortviz.records import ExportReport, PrunePlan, TaskRows, TextSpec, WindowSpec
 
 CHECKPOINT = "heal-checkpoint.safetensors"
 """In the run directory, while a training is unfinished."""
@@ -26,13 +26,7 @@ class HealWork:
     """One healing on the command line."""
 
     def __init__(
-        self,
-        base: "ModelHandle",
-        training: "TextSpec",
-        settings: "HealSettings",
-        out: Path | None,
-        on_progress: "OnProgress",
-        stop: threading.Event,
+        self, base: "ModelHandle", training: "TextSpec", settings: "HealSettings", out: Path | None, watch: Watch
     ) -> None:
         from shortviz.heal_data import split_heldout
         from shortviz.heal_quantise import check_quantiser
@@ -42,7 +36,7 @@ class HealWork:
         if settings.quantize == "4bit":  # told before the cut is scored and repaired
             check_quantiser(base.model.device)
         self.base, self.training, self.settings, self.out = base, training, settings, out
-        self.on_progress, self.stop = on_progress, stop
+        self.watch = watch
         tokens = tokenize(training, base.tokenizer)
         self.tokens, self.heldout = split_heldout(tokens, window=settings.length)
         self.kept: LedgerWork | None = None
@@ -53,7 +47,7 @@ class HealWork:
         from shortviz.texts import make_windows
 
         cut = make_windows(spec, windows, self.base.tokenizer)
-        self.kept = LedgerWork(self.base, cut, questions, self.on_progress, self.stop)
+        self.kept = LedgerWork(self.base, cut, questions, self.watch)
 
     def cut_out(self, plan: "PrunePlan", repair: str | None, row_length: int, export: Path | None) -> None:
         """Remove the layers, repair where asked to, and begin the ledger; an export must find room on its disk."""
@@ -69,7 +63,7 @@ class HealWork:
         from shortviz.repair import repair as repair_cut
 
         rows = fit_rows(self.training, self.base.tokenizer, length=row_length, before=self.tokens)
-        done = repair_cut(cut, self.base, rows, method=repair, on_progress=self.on_progress, stop=self.stop)
+        done = repair_cut(cut, self.base, rows, method=repair, watch=self.watch)
         if not done.applied:
             print(f"The repair was not applied. {done.treatment.note}", file=sys.stderr)
             return
@@ -88,8 +82,7 @@ class HealWork:
             base=self.base,
             heldout=self.heldout,
             checkpoint=self.out / CHECKPOINT if self.out is not None else None,
-            on_progress=self.on_progress,
-            stop=self.stop,
+            watch=self.watch,
         )
 
     def score(self, healed: "Healed") -> "Ledger":

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shortviz.progress import Watch
+
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
     from shortviz.ledger import Ledger
-    from shortviz.records import Evaluation, ExportReport, OnProgress, TaskRows, TaskScore, TextInfo, WindowSet
+    from shortviz.records import Evaluation, ExportReport, TaskRows, TaskScore, TextInfo, WindowSet
 
 RunOption = Annotated[
     Path | None, typer.Option("--out", metavar="RUN", help="Run directory to keep the ledger in, for show and advise.")
@@ -22,18 +24,11 @@ ExportOption = Annotated[
 class LedgerWork:
     """The ledger of one cut: every model is scored on the same windows, and on the same questions where there are."""
 
-    def __init__(
-        self,
-        base: "ModelHandle",
-        windows: "WindowSet",
-        questions: "TaskRows | None",
-        on_progress: "OnProgress",
-        stop: threading.Event,
-    ) -> None:
+    def __init__(self, base: "ModelHandle", windows: "WindowSet", questions: "TaskRows | None", watch: Watch) -> None:
         from shortviz.losses import BaseScores
 
         self.base, self.windows, self.questions = base, windows, questions
-        self.on_progress, self.stop = on_progress, stop
+        self.watch = watch
         self.base_scores = BaseScores(base)
         self.ledger: Ledger
         self.newest: Evaluation
@@ -60,38 +55,24 @@ class LedgerWork:
             task=self._score(handle),
         )
 
-    def _evaluate(self, handle: "ModelHandle", stop: threading.Event) -> "Evaluation":
+    def _evaluate(self, handle: "ModelHandle", watch: Watch) -> "Evaluation":
         from shortviz.losses import evaluate
 
-        return evaluate(
-            handle,
-            self.windows,
-            base=self.base,
-            base_scores=self.base_scores,
-            on_progress=self.on_progress,
-            stop=stop,
-        )
+        return evaluate(handle, self.windows, base=self.base, base_scores=self.base_scores, watch=Watch(self.watch))
 
     def _score(self, handle: "ModelHandle") -> "TaskScore | None":
         """Return the accuracy where every question was answered; None after a stop, which loses nothing else."""
-        if self.questions is None or self.stop.is_set():
+        if self.questions is None or self.watch.stopped:
             return None
         from shortviz.tasks import whole_score
 
-        return whole_score(handle, self.questions, on_progress=self.on_progress, stop=self.stop)
+        return whole_score(handle, self.questions, watch=self.watch)
 
     def export(self, handle: "ModelHandle", folder: Path) -> "ExportReport":
         """Write a model and prove it."""
         from shortviz.export import export_checkpoint
 
-        return export_checkpoint(
-            handle,
-            folder,
-            base_info=self.base.info,
-            evaluation=self.newest,
-            on_progress=self.on_progress,
-            stop=self.stop,
-        )
+        return export_checkpoint(handle, folder, base_info=self.base.info, evaluation=self.newest, watch=self.watch)
 
     def save(self, out: Path, text: "TextInfo") -> None:
         """Add the ledger to the run in a folder; a new run is one of the text that was fitted to."""

@@ -62,11 +62,11 @@ def measured_map(
         return
     ref, run, out = source(model, load, out)
     spec, windows = text.spec(texts.DEFAULT_EVALUATION), text.window_spec()
-    with working(shared=True) as (on_progress, stop), joined() as ranks:
+    with working(shared=True) as watch, joined() as ranks:
         if search and ranks is not None:
             raise ShortvizError("--search runs in one process; start it without a launcher.")
-        ref, on_progress = share(ranks, ref, on_progress, stop)
-        handle = load_model(ref, on_progress, stop, fits=_fits(max_n))
+        ref, on_progress = share(ranks, ref, watch)
+        handle = load_model(ref, watch, fits=_fits(max_n))
         window_set = texts.make_windows(spec, windows, handle.tokenizer)
         if ranks is not None:
             ranks.agree({"text": window_set.info.fingerprint, "options": (window_set.tokens.shape, handle.info.dtype)})
@@ -76,7 +76,7 @@ def measured_map(
                 print("Note: the search measures two windows whole; give --windows 3 or more.", file=sys.stderr)
             from shortviz.search import search_best_starts
 
-            found = search_best_starts(handle, window_set, max_n=max_n, on_progress=on_progress, stop=stop)
+            found = search_best_starts(handle, window_set, max_n=max_n, watch=watch)
         else:
             from shortviz.loss_map import measure_losses
 
@@ -89,9 +89,7 @@ def measured_map(
                 print("The run has this map already; nothing is measured again.", file=sys.stderr)
             else:
                 with begun(run, out) if out is not None and writes else nullcontext():
-                    losses = measure_losses(
-                        handle, window_set, checkpoint=checkpoint, ranks=ranks, on_progress=on_progress, stop=stop
-                    )
+                    losses = measure_losses(handle, window_set, checkpoint=checkpoint, ranks=ranks, watch=watch)
     if ranks is not None and not ranks.writes:
         return
     if search:
@@ -129,9 +127,9 @@ def _streamed(
     if not alone:
         raise ShortvizError("--stream only prints what it finds; leave --search and --out out.")
     asked = blocks_asked(blocks)
-    with working(shared=True) as (on_progress, stop):
+    with working(shared=True) as watch:
         ref, _, _ = source(model, load, None)
-        found = streamed_evaluations(ref, text, [Removal(block=block) for block in asked], on_progress, stop)
+        found = streamed_evaluations(ref, text, [Removal(block=block) for block in asked], watch)
     print_result(blocks_json(asked, found) if as_json else blocks_text(asked, found))
 
 

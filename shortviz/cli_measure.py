@@ -1,7 +1,6 @@
 """The command `shortviz measure`: in memory, or streamed where the model does not fit. Heavy imports wait inside."""
 
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -14,10 +13,11 @@ from shortviz.cli_claim import claimed
 from shortviz.cli_numbers import at_least
 from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, TextOptions, readable, with_options
 from shortviz.cli_session import INTERRUPTED, how_to_go_on, load_model, print_result, working
+from shortviz.progress import Watch
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
-    from shortviz.records import ModelRef, OnProgress
+    from shortviz.records import ModelRef
     from shortviz.streamed_model import StreamedModel
 
     Opened = ModelHandle | StreamedModel
@@ -64,18 +64,18 @@ def measure(
     chosen = known.names() if criteria == "all" else tuple(dict.fromkeys(c.strip() for c in criteria.split(",")))
     own = [known.resolve(name) for name in chosen]
     spec = readable(text.spec(texts.DEFAULT_CALIBRATION))
-    with working(shared=True) as (on_progress, stop), joined() as ranks:
-        ref, on_progress = share(ranks, load.ref(model), on_progress, stop)
+    with working(shared=True) as watch, joined() as ranks:
+        ref, on_progress = share(ranks, load.ref(model), watch)
         streamed = tokens_per_row is not None or streams(ref, stream)
         streamed = streamed if ranks is None else any(ranks.all(streamed))
-        with (_streamed if streamed else _loaded)(ref, on_progress, stop) as opened:
+        with (_streamed if streamed else _loaded)(ref, watch) as opened:
             tokens = texts.tokenize(spec, opened.tokenizer)
             if ranks is not None:
                 ranks.agree({"text": tokens.info.fingerprint, "options": (chosen, text.batch_size, opened.info.dtype)})
             run = runs.new_run(opened.info, tokens.info)
             checkpoint = None if out is None else out / ("stream.npz" if streamed else "checkpoint.npz")
             common: dict[str, Any] = {"criteria": own, "batch_size": text.batch_size, "checkpoint": checkpoint}
-            common |= {"ranks": ranks, "on_progress": on_progress, "stop": stop}
+            common |= {"ranks": ranks, "on_progress": on_progress, "stop": watch}
             writes = out is not None and (ranks is None or ranks.writes)
             with claimed(run, out) if out is not None and writes else nullcontext(run) as run:
                 if streamed:
@@ -120,13 +120,13 @@ def streams(ref: "ModelRef", asked: bool | None) -> bool:
 
 
 @contextmanager
-def _loaded(ref: "ModelRef", on_progress: "OnProgress", stop: threading.Event) -> "Iterator[Any]":
-    yield load_model(ref, on_progress, stop)
+def _loaded(ref: "ModelRef", watch: Watch) -> "Iterator[Any]":
+    yield load_model(ref, watch)
 
 
 @contextmanager
-def _streamed(ref: "ModelRef", on_progress: "OnProgress", stop: threading.Event) -> "Iterator[Any]":
+def _streamed(ref: "ModelRef", watch: Watch) -> "Iterator[Any]":
     from shortviz.streamed_model import open_streamed
 
-    with open_streamed(ref, on_progress=on_progress, stop=stop) as opened:
+    with open_streamed(ref, watch=watch) as opened:
         yield opened

@@ -9,17 +9,8 @@ from typing import Any, TextIO
 from shortviz import criteria
 from shortviz.map_cells import exportable
 from shortviz.planning import best_start, tied_starts
-from shortviz.records import (
-    Block,
-    BlockDistances,
-    Evaluation,
-    ExportReport,
-    ModelEstimate,
-    ModelInfo,
-    Progress,
-    Run,
-    Score,
-)
+from shortviz.progress import Progress
+from shortviz.records import Block, BlockDistances, Evaluation, ExportReport, ModelEstimate, ModelInfo, Run, Score
 from shortviz.words import duration, percent, plus_minus, size
 
 PLAIN_SECONDS = 2.0

@@ -1,16 +1,16 @@
 """What a command does when a launcher started it several times: one fetches, all compare, one prints and writes."""
 
 import os
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shortviz.errors import ModelError
+from shortviz.progress import OnProgress, Watch
 from shortviz.records import SPREAD
 
 if TYPE_CHECKING:
     from shortviz.ranks import Ranks
-    from shortviz.records import ModelRef, OnProgress
+    from shortviz.records import ModelRef
 
 
 def local_size() -> int:
@@ -18,23 +18,21 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def share(
-    ranks: "Ranks | None", ref: "ModelRef", on_progress: "OnProgress", stop: threading.Event
-) -> tuple["ModelRef", "OnProgress"]:
+def share(ranks: "Ranks | None", ref: "ModelRef", watch: Watch) -> tuple["ModelRef", "OnProgress"]:
     """Return (what this process loads, its progress), once the model's files are here and are the same for all.
 
     Raises ShortvizError where another process has other files.
     """
     if ranks is None:
-        return ref, on_progress
+        return ref, watch
     if ref.device == SPREAD:
         raise ModelError(f"Several processes each take a device of their own, and --device is {SPREAD}; leave it out.")
     from shortviz.loading import prepare
     from shortviz.shards import fingerprint, read_shards
 
-    shown = on_progress if ranks.writes else _silent
+    shown = watch if ranks.writes else _silent
     if ranks.local_rank == 0:  # the download, or the de-quantised copy, is made once a machine
-        prepare(ref, on_progress=shown, stop=stop)
+        prepare(ref, watch=Watch(shown, watch))
     ranks.wait()
     folder = prepare(ref)
     ranks.agree({"model files": fingerprint(read_shards(folder, ref.id).values(), folder / "config.json")})

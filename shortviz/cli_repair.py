@@ -70,7 +70,7 @@ def repair_command(
     if chosen is None:
         raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
     asked = task.task()
-    with working() as (on_progress, stop):
+    with working() as watch:
         from shortviz import pruning
         from shortviz.repair import check_method, repair
 
@@ -81,17 +81,17 @@ def repair_command(
             )
         texts = FitTexts(text, evaluation, fit_tokens)
         questions = read_task(asked) if asked is not None else None
-        handle = load_model(load.ref(model, one_device="A repair"), on_progress, stop, removes=chosen)
+        handle = load_model(load.ref(model, one_device="A repair"), watch, removes=chosen)
         check_run(folder, handle.info.id)
         tokens, windows = texts.of(handle)
         cut = pruning.prune(handle, chosen.of(handle.info.num_layers))
         check_room(export, cut)
         repaired = _known(folder, cut, handle, tokens, method, text.batch_size) or repair(
-            cut, handle, tokens, method=method, batch_size=text.batch_size, on_progress=on_progress, stop=stop
+            cut, handle, tokens, method=method, batch_size=text.batch_size, watch=watch
         )
         _keep(folder, repaired, handle, tokens)
         with kept_in(folder, out):
-            work = LedgerWork(handle, windows, questions, on_progress, stop)
+            work = LedgerWork(handle, windows, questions, watch)
             work.open(cut)
             if repaired.applied:
                 work.add(repaired.handle)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from shortviz.errors import ShortvizError, Stopped, is_out_of_memory
+from shortviz.progress import OnProgress, Watch
 
 if TYPE_CHECKING:
     from shortviz.cli_options import Removal
     from shortviz.handle import ModelHandle
-    from shortviz.records import ModelRef, OnProgress, TextSpec
+    from shortviz.records import ModelRef, TextSpec
 
 INTERRUPTED = 130
 """What a shell expects of a program that Ctrl-C stopped."""
@@ -83,7 +84,7 @@ def refuse_launcher() -> None:
 
 @contextmanager
 def working(*, shared: bool = False) -> Iterator[tuple["OnProgress", threading.Event]]:
-    """Yield (on_progress, stop) for long work: progress on stderr, nothing of others' on stdout, Ctrl-C sets `stop`.
+    """Yield (watch) for long work: progress on stderr, nothing of others' on stdout, Ctrl-C sets `stop`.
 
     A second Ctrl-C raises KeyboardInterrupt at once. Raises ShortvizError where a launcher started several processes,
     unless the work is `shared` among them: each would do all of it, and write it to one place.
@@ -95,7 +96,7 @@ def working(*, shared: bool = False) -> Iterator[tuple["OnProgress", threading.E
     stop = threading.Event()
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+        if watch.stopped:
             raise KeyboardInterrupt
         stop.set()
         print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
@@ -104,19 +105,14 @@ def working(*, shared: bool = False) -> Iterator[tuple["OnProgress", threading.E
     before = signal.signal(signal.SIGINT, interrupt) if in_main else None
     try:
         with redirect_stdout(sys.stderr), progress() as on_progress:
-            yield on_progress, stop
+            yield watch
     finally:
         if in_main:
             signal.signal(signal.SIGINT, before)
 
 
 def load_model(
-    ref: "ModelRef",
-    on_progress: "OnProgress",
-    stop: threading.Event,
-    *,
-    removes: "Removal | None" = None,
-    fits: "Callable[[int], object] | None" = None,
+    ref: "ModelRef", watch: Watch, *, removes: "Removal | None" = None, fits: "Callable[[int], object] | None" = None
 ) -> "ModelHandle":
     """Return the loaded model; its size, and whether the layers to remove exist, are known before its weights are read.
 
@@ -132,7 +128,7 @@ def load_model(
         removes.of(size.num_layers)
     if fits is not None:
         fits(size.num_layers)
-    return load(ref, on_progress=on_progress, stop=stop)
+    return load(ref, watch=watch)
 
 
 def warn_same_text(fitted: "TextSpec", scored: "TextSpec") -> None:

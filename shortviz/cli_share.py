@@ -47,8 +47,8 @@ def push(
     from shortviz.hub_push import Destination, push_folder, push_text
 
     to = Destination(repo_id=repo_id, token=_token(token_env), private=private)
-    with working() as (on_progress, stop):
-        found = push_folder(folder, to, on_progress=on_progress, stop=stop)
+    with working() as watch:
+        found = push_folder(folder, to, watch=watch)
     print_result(asdict(found) if as_json else push_text(found))
 
 

@@ -64,14 +64,14 @@ def shrink_command(
     check_folders(out=out, export=export)
     folder = work_folder(out, export)
     asked = task.task()
-    with working() as (on_progress, stop):
+    with working() as watch:
         from shortviz.pruning import prune
         from shortviz.shrink import check_layers, shrink
 
         texts = FitTexts(text, evaluation, fit_tokens)
         questions = read_task(asked) if asked is not None else None
         handle = load_model(
-            load.ref(model, one_device="Shrinking"), on_progress, stop, fits=lambda now: check_layers(now, to_layers)
+            load.ref(model, one_device="Shrinking"), watch, fits=lambda now: check_layers(now, to_layers)
         )
         check_run(folder, handle.info.id)
         gone = sorted(handle.info.layer_bytes, reverse=True)[: handle.info.num_layers - to_layers]
@@ -85,13 +85,12 @@ def shrink_command(
             method=method,
             batch_size=text.batch_size,
             checkpoint=folder / CHECKPOINT if folder is not None else None,
-            on_progress=on_progress,
-            stop=stop,
+            watch=watch,
         )
         ledger, report = None, None
         if shrunk.complete:
             with kept_in(folder, out):
-                work = LedgerWork(handle, _named(windows), questions, on_progress, stop)
+                work = LedgerWork(handle, _named(windows), questions, watch)
                 assert shrunk.handle.plan is not None, "something was removed"
                 work.open(prune(handle, shrunk.handle.plan))
                 if shrunk.handle.treatments:

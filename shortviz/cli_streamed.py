@@ -1,7 +1,6 @@
 """`map --stream --blocks` and `evaluate --stream`: losses of a model that does not fit. Heavy imports wait inside."""
 
 import sys
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +8,11 @@ import typer
 
 from shortviz.cli_options import TextOptions, readable
 from shortviz.errors import ShortvizError
+from shortviz.progress import Watch
 
 if TYPE_CHECKING:
     from shortviz.cli_options import Removal
-    from shortviz.records import Block, Evaluation, ModelRef, OnProgress
+    from shortviz.records import Block, Evaluation, ModelRef
 
 
 def blocks_asked(given: Sequence[str]) -> "list[Block]":
@@ -37,7 +37,7 @@ def check_streamable(*, task: bool, adapter: bool) -> None:
 
 
 def streamed_evaluations(
-    ref: "ModelRef", text: TextOptions, cuts: "Sequence[Removal]", on_progress: "OnProgress", stop: threading.Event
+    ref: "ModelRef", text: TextOptions, cuts: "Sequence[Removal]", watch: Watch
 ) -> "list[Evaluation]":
     """Return the evaluation of each cut, or of the uncut model alone, all in one sweep over the layers.
 
@@ -53,16 +53,16 @@ def streamed_evaluations(
 
     spec, windows = readable(text.spec(texts.DEFAULT_EVALUATION)), text.window_spec()
     with joined() as ranks:
-        ref, on_progress = share(ranks, ref, on_progress, stop)
+        ref, on_progress = share(ranks, ref, watch)
         found = estimate(ref)
         if ranks is None or ranks.writes:
             print(estimate_line(found), file=sys.stderr)
         plans = [cut.of(found.num_layers) for cut in cuts]
-        with open_streamed(ref, on_progress=on_progress, stop=stop) as model:
+        with open_streamed(ref, watch=watch) as model:
             window_set = texts.make_windows(spec, windows, model.tokenizer)
             if ranks is not None:
                 ranks.agree({"text": window_set.info.fingerprint, "options": (window_set.tokens.shape, plans)})
-            evaluations = evaluate_streamed(model, window_set, plans, ranks=ranks, on_progress=on_progress, stop=stop)
+            evaluations = evaluate_streamed(model, window_set, plans, ranks=ranks, watch=watch)
     if ranks is not None and not ranks.writes:
         raise typer.Exit
     return evaluations

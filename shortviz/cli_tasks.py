@@ -1,9 +1,9 @@
 """`shortviz evaluate --tasks`: multiple-choice accuracy of the model and of the cut one."""
 
-import threading
 from typing import TYPE_CHECKING, Any
 
-from shortviz.records import OnProgress, TaskRows, TaskScore
+from shortviz.progress import Watch
+from shortviz.records import TaskRows, TaskScore
 from shortviz.words import percent
 
 if TYPE_CHECKING:
@@ -13,20 +13,14 @@ Scores = tuple[TaskScore, TaskScore | None]
 """(of the model evaluated, of the uncut one where layers were removed)."""
 
 
-def score_both(
-    handle: "ModelHandle",
-    pruned: "ModelHandle | None",
-    questions: TaskRows,
-    on_progress: OnProgress,
-    stop: threading.Event,
-) -> Scores:
+def score_both(handle: "ModelHandle", pruned: "ModelHandle | None", questions: TaskRows, watch: Watch) -> Scores:
     """Return the scores of the model evaluated and, where layers were removed, of the uncut one beside it."""
     from shortviz.tasks import score_tasks
 
-    base = score_tasks(handle, questions, on_progress=on_progress, stop=stop)
+    base = score_tasks(handle, questions, watch=watch)
     if pruned is None:
         return base, None
-    return score_tasks(pruned, questions, on_progress=on_progress, stop=stop), base
+    return score_tasks(pruned, questions, watch=watch), base
 
 
 def complete(scores: Scores) -> bool:

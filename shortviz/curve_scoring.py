@@ -1,13 +1,13 @@
 """Scoring multiple-choice questions with several cuts of one model, one after another."""
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from shortviz.errors import Stopped
 from shortviz.handle import ModelHandle
+from shortviz.progress import NO_WATCH, Progress, Watch
 from shortviz.pruning import prune
-from shortviz.records import OnProgress, Progress, PrunePlan, TaskRows, TaskScore
+from shortviz.records import PrunePlan, TaskRows, TaskScore
 from shortviz.tasks import score_tasks
 
 
@@ -18,8 +18,7 @@ def score_plans(
     *,
     on_score: Callable[[TaskScore], None] | None = None,
     batch_size: int = 16,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> tuple[TaskScore, ...]:
     """Return the accuracy of each cut (the layers removed; none for the uncut model), as far as it got before `stop`.
 
@@ -31,16 +30,15 @@ def score_plans(
     for number, removed in enumerate(plans):
 
         def shown(progress: Progress, number: int = number) -> None:
-            if on_progress is not None:
-                done = number * len(rows.rows) + progress.done
-                detail = f"model {number + 1} of {len(plans)}"
-                on_progress(replace(progress, done=done, total=total, detail=detail, snapshot=lambda: tuple(found)))
+            done = number * len(rows.rows) + progress.done
+            detail = f"model {number + 1} of {len(plans)}"
+            watch(replace(progress, done=done, total=total, detail=detail, snapshot=lambda: tuple(found)))
 
-        if stop is not None and stop.is_set():
+        if watch.stopped:
             break
         cut = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=removed)) if removed else handle
         try:
-            score = score_tasks(cut, rows, batch_size=batch_size, on_progress=shown, stop=stop)
+            score = score_tasks(cut, rows, batch_size=batch_size, watch=Watch(shown, watch))
         except Stopped:
             break
         if not score.complete:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +19,10 @@ from shortviz.distance_record import distances_record, empty_sums, settling_of
 from shortviz.errors import ShortvizError, Stopped
 from shortviz.gram import NORMS, BoundaryStates, sequence_scores
 from shortviz.handle import ModelHandle
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.rank_sums import added_up
 from shortviz.ranks import Ranks
-from shortviz.records import BlockDistances, Floats, OnProgress, Progress, Tokens, TokenSet
+from shortviz.records import BlockDistances, Floats, Tokens, TokenSet
 from shortviz.row_scores import RowScores
 from shortviz.sums import Sums, pack, unpack
 from shortviz.token_batches import batches_by_length, check_rows, places_of, sent_ahead
@@ -43,8 +43,7 @@ def measure_distances(
     batch_size: int = 8,
     checkpoint: Path | None = None,
     ranks: Ranks | None = None,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> BlockDistances:
     """Return every criterion for every block (start, n), averaged over the rows of `tokens`, with standard errors.
 
@@ -81,7 +80,7 @@ def measure_distances(
         return replace(found, settling=settling_of(handle.info, rows)) if complete else found
 
     for index, ids in enumerate(sent_ahead(batches[done:], handle.model.device), start=done):
-        if stop is not None and stop.is_set():
+        if watch.stopped:
             break
         scores = _measure_batch(handle, states, batches[index], ids, chosen, sample)
         sums = {name: s.add(scores[name]) for name, s in sums.items()}
@@ -92,10 +91,9 @@ def measure_distances(
             arrays = pack(sums) | {"done": np.array(float(index + 1)), "seconds": np.array(spent)}
             save_checkpoint(checkpoint, key, arrays)
             saved = time.monotonic()
-        if on_progress is not None:
-            count = sums[_FIRST].count
-            total = sum(map(len, batches))
-            on_progress(Progress(stage="measure", done=count, total=total, unit="rows", snapshot=record))
+        count = sums[_FIRST].count
+        total = sum(map(len, batches))
+        watch.tell("measure", done=count, total=total, unit="rows", snapshot=record)
     if ranks is not None:
         sums, sample, rows = added_up(ranks, sums, sample, rows, [len(batch) for batch in every])
     if sums[_FIRST].count == 0:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from shortviz.errors import Stopped
-from shortviz.records import OnProgress, Progress
+from shortviz.progress import Watch
 
 
 @dataclass
@@ -13,8 +13,8 @@ class _Counter:
     """Bytes of all files of one download together."""
 
     total: int
-    on_progress: OnProgress | None
-    stop: threading.Event | None
+    watch: Watch
+    watch: Watch
     done: int = 0
     lock: Any = field(default_factory=threading.Lock)
 
@@ -23,9 +23,8 @@ class _Counter:
         with self.lock:
             self.done += num_bytes
             now = min(self.done, self.total)
-        if self.on_progress is not None:
-            self.on_progress(Progress(stage="download", done=now, total=self.total, unit="bytes"))
-        if self.stop is not None and self.stop.is_set():
+        self.tell("download", done=now, total=self.total, unit="bytes")
+        if self.watch.stopped:
             raise Stopped("The download was stopped; what has arrived is kept.")
 
 
@@ -58,6 +57,6 @@ class _Bar:
     def __exit__(self, *_: object) -> None: ...
 
 
-def counting_bar(total: int, on_progress: OnProgress | None, stop: threading.Event | None) -> type[Any]:
+def counting_bar(total: int, watch: Watch) -> type[Any]:
     """Return a class for huggingface_hub's `tqdm_class` that reports the bytes of all its bars together."""
-    return type("CountingBar", (_Bar,), {"counter": _Counter(total, on_progress, stop)})
+    return type("CountingBar", (_Bar,), {"counter": _Counter(total, watch)})

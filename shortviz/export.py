@@ -4,7 +4,6 @@ import copy
 import hashlib
 import json
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,13 +27,14 @@ from shortviz.checkpoint_folder import (
     write_error,
     zip_checkpoint,
 )
-from shortviz.errors import ExportError, Stopped
+from shortviz.errors import ExportError
 from shortviz.generation_defaults import savable
 from shortviz.handle import ModelHandle
 from shortviz.model_card import CardFacts, model_card, shortviz_json
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.proving import fresh_process, proof_prompts, prove_checkpoint
 from shortviz.recipes import loading_python, mergekit_yaml, prune_json, reproduce_command, reproduce_python
-from shortviz.records import Evaluation, ExportReport, ModelInfo, OnProgress, Progress, PrunePlan, TextInfo
+from shortviz.records import Evaluation, ExportReport, ModelInfo, PrunePlan, TextInfo
 from shortviz.spreading import refuse_spread
 
 __all__ = [
@@ -66,8 +66,7 @@ def export_checkpoint(
     base_info: ModelInfo,
     text: TextInfo | None = None,
     evaluation: Evaluation | None = None,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> ExportReport:
     """Return the report of a checkpoint that stock transformers loads, proved equal to the model in memory.
 
@@ -94,8 +93,8 @@ def export_checkpoint(
         checkpoint = room / "checkpoint"
         try:
             with fresh_process(room) as child:
-                notes = write_checkpoint(pruned, checkpoint, on_progress=on_progress, stop=stop)
-                proof = prove_checkpoint(child, pruned, checkpoint, room, on_progress=on_progress, stop=stop)
+                notes = write_checkpoint(pruned, checkpoint, watch=watch)
+                proof = prove_checkpoint(child, pruned, checkpoint, room, watch=watch)
             facts = CardFacts(
                 name=target.name,
                 base=base_info,
@@ -110,7 +109,7 @@ def export_checkpoint(
             files = write_card(checkpoint, facts)
         except (OSError, SafetensorError) as error:
             raise write_error(error, target, needed) from error
-        _check_stop(stop)
+        _check_stop(watch)
         move_into_place(checkpoint, target)
     return ExportReport(
         folder=str(target),
@@ -133,12 +132,7 @@ def needed_bytes(pruned: ModelHandle) -> int:
 
 
 def write_checkpoint(
-    pruned: ModelHandle,
-    folder: Path,
-    *,
-    shard_bytes: int = SHARD_BYTES,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    pruned: ModelHandle, folder: Path, *, shard_bytes: int = SHARD_BYTES, watch: Watch = NO_WATCH
 ) -> tuple[str, ...]:
     """Write weights, configs and tokenizer into a new folder; return sentences about what had to be changed.
 
@@ -149,14 +143,13 @@ def write_checkpoint(
     with ThreadPoolExecutor(max_workers=1) as writer, _no_progress_bars():
         work = writer.submit(twin.save_pretrained, folder, max_shard_size=shard_bytes)
         try:
-            _watch(work, folder, total, on_progress, stop)
+            _watch(work, folder, total, watch)
             work.result()
             save_tokenizer(pruned, folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # a writer between two shards fails on the next, and ends
             raise
-    if on_progress is not None:
-        on_progress(Progress(stage="write", done=total, total=total, unit="bytes"))
+    watch.tell("write", done=total, total=total, unit="bytes")
     return notes
 
 
@@ -169,15 +162,12 @@ def save_tokenizer(pruned: ModelHandle, folder: Path) -> None:
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _watch(
-    work: Future[Any], folder: Path, total: int, on_progress: OnProgress | None, stop: threading.Event | None
-) -> None:
+def _watch(work: Future[Any], folder: Path, total: int, watch: Watch) -> None:
     """Report how much is written until the writer is done; callbacks stay on the calling thread."""
     while True:
-        _check_stop(stop)
-        if on_progress is not None:
-            written = folder_bytes(folder) if folder.is_dir() else 0
-            on_progress(Progress(stage="write", done=min(written, total), total=total, unit="bytes"))
+        _check_stop(watch)
+        written = folder_bytes(folder) if folder.is_dir() else 0
+        watch.tell("write", done=min(written, total), total=total, unit="bytes")
         if wait([work], timeout=_POLL_SECONDS).done:
             return
 
@@ -218,9 +208,8 @@ def write_card(checkpoint: Path, facts: CardFacts, known: Mapping[str, str] | No
     return dict(sorted((files | {RECORD: hashlib.sha256(record.encode()).hexdigest()}).items()))
 
 
-def _check_stop(stop: threading.Event | None) -> None:
-    if stop is not None and stop.is_set():
-        raise Stopped("The export was stopped; nothing was left behind.")
+def _check_stop(watch: Watch) -> None:
+    watch.check("The export was stopped; nothing was left behind.")
 
 
 @contextmanager

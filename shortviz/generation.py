@@ -1,7 +1,6 @@
 """Greedy continuation of a prompt: the text a model writes, before and after a cut."""
 
 import copy
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from shortviz.errors import TextError
 from shortviz.handle import ModelHandle
+from shortviz.progress import NO_WATCH, Watch
 
 
 class _Streamer(TextStreamer):  # type: ignore[misc]  # transformers comes without types
@@ -27,8 +27,8 @@ class _Streamer(TextStreamer):  # type: ignore[misc]  # transformers comes witho
 class _StopWhenSet(StoppingCriteria):  # type: ignore[misc]  # transformers comes without types
     """Ends the generation when a person asks for it."""
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    def __init__(self, watch: Watch) -> None:
+        self._stop = watch
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         return torch.full((len(input_ids),), self._stop.is_set(), dtype=torch.bool, device=input_ids.device)
@@ -41,7 +41,7 @@ def continue_text(
     max_new_tokens: int = 48,
     use_cache: bool = True,
     on_text: Callable[[str], None] | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> str:
     """Return what the model writes after a prompt: its most likely token at each step, by its own `generate`.
 
@@ -68,7 +68,7 @@ def continue_text(
         use_cache=use_cache,
         pad_token_id=_pad_token(handle),
     )
-    criteria = StoppingCriteriaList([] if stop is None else [_StopWhenSet(stop)])
+    criteria = StoppingCriteriaList([] if watch is None else [_StopWhenSet(watch)])
     streamer = None if on_text is None else _Streamer(handle.tokenizer, on_text)
     with handle.lock, torch.inference_mode():
         written = handle.model.generate(

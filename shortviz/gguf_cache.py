@@ -8,16 +8,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from shortviz.errors import ModelError, ResourceError, Stopped
+from shortviz.errors import ModelError, ResourceError
 from shortviz.memory import free_bytes
 from shortviz.model_files import INDEX, WEIGHTS
-from shortviz.records import OnProgress, Progress
+from shortviz.progress import Watch
 from shortviz.settings import settings
 from shortviz.weight_files import GgufHeader, safetensors_parameters
 from shortviz.words import size
@@ -92,9 +91,7 @@ def is_whole(folder: Path) -> bool:
     return len(weights) == 1 or (folder / INDEX).is_file()
 
 
-def make_copy(
-    gguf: Path, folder: Path, header: GgufHeader, on_progress: OnProgress | None, stop: threading.Event | None
-) -> Path:
+def make_copy(gguf: Path, folder: Path, header: GgufHeader, watch: Watch) -> Path:
     """De-quantise the GGUF file into the folder and return it; where another process is at it, wait for that one.
 
     Raises:
@@ -107,12 +104,12 @@ def make_copy(
     except OSError as error:
         raise _unwritable(folder, error) from error
     lock = FileLock(f"{folder}.lock")
-    _acquire(lock, folder, on_progress, stop)
+    _acquire(lock, folder, watch)
     try:
         if not is_whole(folder):
             _remove_leftovers(folder)
             check_disk(folder.parent, header.parameters * 4 + 50_000_000, "The de-quantised copy")
-            _fill(gguf, folder, on_progress, stop)
+            _fill(gguf, folder, watch)
     finally:
         lock.release()
     return folder
@@ -129,20 +126,20 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _acquire(lock: FileLock, folder: Path, on_progress: OnProgress | None, stop: threading.Event | None) -> None:
+def _acquire(lock: FileLock, folder: Path, watch: Watch) -> None:
     while True:
-        _check_stop(stop)
+        _check_stop(watch)
         try:
             lock.acquire(timeout=_POLL_SECONDS)
         except Timeout:
-            _report(on_progress, 0, "waiting for another process that de-quantises the same file")
+            _report(watch, 0, "waiting for another process that de-quantises the same file")
         except OSError as error:
             raise _unwritable(folder, error) from error
         else:
             return
 
 
-def _fill(gguf: Path, folder: Path, on_progress: OnProgress | None, stop: threading.Event | None) -> None:
+def _fill(gguf: Path, folder: Path, watch: Watch) -> None:
     """Run dequantise.py into a temporary folder and rename that."""
     try:
         room = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
@@ -151,7 +148,7 @@ def _fill(gguf: Path, folder: Path, on_progress: OnProgress | None, stop: thread
     try:
         checkpoint = room / "checkpoint"
         checkpoint.mkdir()
-        _run(gguf, checkpoint, room, on_progress, stop)
+        _run(gguf, checkpoint, room, watch)
         shutil.rmtree(folder, ignore_errors=True)  # a broken copy, or nothing
         os.replace(checkpoint, folder)
     except OSError as error:
@@ -160,7 +157,7 @@ def _fill(gguf: Path, folder: Path, on_progress: OnProgress | None, stop: thread
         shutil.rmtree(room, ignore_errors=True)
 
 
-def _run(gguf: Path, into: Path, room: Path, on_progress: OnProgress | None, stop: threading.Event | None) -> None:
+def _run(gguf: Path, into: Path, room: Path, watch: Watch) -> None:
     script = Path(__file__).with_name("dequantise.py")
     said, errors = room / "said.txt", room / "errors.txt"
     with said.open("wb") as out, errors.open("wb") as err:
@@ -170,9 +167,9 @@ def _run(gguf: Path, into: Path, room: Path, on_progress: OnProgress | None, sto
         )
         try:
             while not _ended(child):
-                _check_stop(stop)
+                _check_stop(watch)
                 step = len(said.read_text().split()) - 1
-                _report(on_progress, max(step, 0), _STEPS[step] if step >= 0 else "starting")
+                _report(watch, max(step, 0), _STEPS[step] if step >= 0 else "starting")
         finally:
             child.kill()
             child.wait()
@@ -214,11 +211,9 @@ def _unwritable(folder: Path, error: OSError) -> ResourceError:
     )
 
 
-def _check_stop(stop: threading.Event | None) -> None:
-    if stop is not None and stop.is_set():
-        raise Stopped("De-quantising was stopped; nothing was left behind.")
+def _check_stop(watch: Watch) -> None:
+    watch.check("De-quantising was stopped; nothing was left behind.")
 
 
-def _report(on_progress: OnProgress | None, step: int, detail: str) -> None:
-    if on_progress is not None:
-        on_progress(Progress(stage="de-quantise", done=step, total=len(_STEPS), unit="steps", detail=detail))
+def _report(watch: Watch, step: int, detail: str) -> None:
+    watch.tell("de-quantise", done=step, total=len(_STEPS), unit="steps", detail=detail)

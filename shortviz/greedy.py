@@ -1,6 +1,5 @@
 """Greedy scattered removal: take out the least harmful layer, measure again, repeat (as SLEB, arXiv 2402.09025)."""
 
-import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,18 +9,14 @@ from shortviz.curve import CurveLine, CurvePoint, GreedyRemoval, uncut
 from shortviz.errors import PlanError, Stopped
 from shortviz.handle import ModelHandle
 from shortviz.losses import check_windows
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.pruning import prune
-from shortviz.records import Block, Floats, OnProgress, Progress, PrunePlan, WindowSet
+from shortviz.records import Block, Floats, PrunePlan, WindowSet
 from shortviz.sums import mean_and_stderr
 
 
 def greedy_removal(
-    handle: ModelHandle,
-    windows: WindowSet,
-    *,
-    max_removed: int | None = None,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    handle: ModelHandle, windows: WindowSet, *, max_removed: int | None = None, watch: Watch = NO_WATCH
 ) -> GreedyRemoval:
     """Return the loss after each step of greedy removal, n = 0 .. max_removed (L-1 if None).
 
@@ -49,7 +44,7 @@ def greedy_removal(
         plan = PrunePlan(num_layers=layers, removed=removed)
         pruned = prune(handle, plan)
         engine = open_engine(pruned, windows.tokens[0], like=engine)
-        measured = single_layer_losses(pruned, windows, stop, engine=engine)
+        measured = single_layer_losses(pruned, windows, watch, engine=engine)
         if measured is None:
             break
         before, nll = measured
@@ -62,11 +57,8 @@ def greedy_removal(
         gone = int(np.nanargmin(means))
         removed = tuple(sorted((*removed, plan.kept[gone])))
         points.append(_point(removed, nll[:, gone], base))
-        if on_progress is not None:
-            detail = f"removed layer {plan.kept[gone]}"
-            on_progress(
-                Progress(stage="greedy", done=step, total=limit, unit="layers", detail=detail, snapshot=partial)
-            )
+        detail = f"removed layer {plan.kept[gone]}"
+        watch.tell("greedy", done=step, total=limit, unit="layers", detail=detail, snapshot=partial)
     if not points:
         raise Stopped("Stopped before the first layer was removed; there is nothing to keep.")
     return partial()
@@ -86,7 +78,7 @@ def _point(removed: Sequence[int], nll: Floats, base: Floats) -> CurvePoint:
 def single_layer_losses(
     handle: ModelHandle,
     windows: WindowSet,
-    stop: threading.Event | None,
+    watch: Watch,
     on_share: Callable[[float], None] | None = None,
     *,
     engine: Engine | None = None,
@@ -100,10 +92,10 @@ def single_layer_losses(
     legal = [block for block in blocks if handle.info.illegal_reason(block) is None]
     before, nll = np.zeros(len(windows.tokens)), np.full((len(windows.tokens), len(blocks)), np.nan)
     for index, tokens in enumerate(windows.tokens):
-        if stop is not None and stop.is_set():
+        if watch.stopped:
             return None
         opened = engine.open(tokens)
-        measured = opened.losses(legal, stop) if legal else ([], np.zeros((2, 0)))
+        measured = opened.losses(legal, watch) if legal else ([], np.zeros((2, 0)))
         if measured is None:
             return None
         before[index] = opened.base.nll

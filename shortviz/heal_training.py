@@ -1,7 +1,6 @@
 """The steps of a training: batches, gradients, updates, looks at held-out text, checkpoints."""
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +19,8 @@ from shortviz.heal_settings import HealHistory, HealPoint, HealSettings
 from shortviz.heal_student import Student, set_training
 from shortviz.heal_team import Team
 from shortviz.losses import evaluate
-from shortviz.records import OnProgress, Progress, Tokens, WindowSet
+from shortviz.progress import Watch
+from shortviz.records import Tokens, WindowSet
 
 CHECKPOINT_SECONDS = 60.0
 """A kill costs at most so much of the training."""
@@ -127,22 +127,20 @@ class Training:
 
     # What it does
 
-    def run(
-        self, on_progress: OnProgress | None, stop: threading.Event | None, save: Callable[[bool], None] | None
-    ) -> None:
+    def run(self, watch: Watch, save: Callable[[bool], None] | None) -> None:
         """Make the steps that are left."""
         if not self.points:
             self._measure(HealPoint(step=0, loss=None))
-            self._tell(on_progress)
+            self._tell(watch)
         while self.step < self.settings.steps and not self.note:
-            if self.team.any(stop is not None and stop.is_set()):
+            if self.team.any(watch.stopped):
                 self._end_early(save)
                 return
             try:
                 self._advance()
             except _RanAwayError as error:
                 self._ran_away(error)
-            self._tell(on_progress)
+            self._tell(watch)
             if save is not None:
                 save(self.points[-1].heldout_nll is not None or bool(self.note))
 
@@ -246,23 +244,16 @@ class Training:
                 f"The held-out NLL was {nll:.2f} at step {self.step}, after {before:.2f} at step {self.best_step}"
             )
 
-    def _tell(self, on_progress: OnProgress | None) -> None:
-        if on_progress is None or not self.team.is_main:
+    def _tell(self, watch: Watch) -> None:
+        if watch is None or not self.team.is_main:
             return
         history = self.history()
         last = history.points[-1]
         loss = "" if last.loss is None else f"loss {last.loss:.3f}"
         held = "" if history.best_nll is None else f"held-out NLL {history.measured[-1].heldout_nll:.3f} nats"
         detail = ", ".join(part for part in (loss, held) if part)
-        on_progress(
-            Progress(
-                stage="heal",
-                done=self.step,
-                total=self.settings.steps,
-                unit="steps",
-                detail=detail,
-                snapshot=lambda: history,
-            )
+        watch.tell(
+            "heal", done=self.step, total=self.settings.steps, unit="steps", detail=detail, snapshot=lambda: history
         )
 
 

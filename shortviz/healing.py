@@ -1,6 +1,5 @@
 """heal: train a cut model, keep what is best on held-out text, and return it merged into new tensors."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,8 @@ from shortviz.heal_team import team
 from shortviz.heal_training import Training, own_random_numbers, saver
 from shortviz.ledger import Treatment
 from shortviz.losses import check_windows
-from shortviz.records import OnProgress, TokenSet, WindowSet
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records import TokenSet, WindowSet
 from shortviz.spreading import refuse_spread
 from shortviz.words import size
 
@@ -50,8 +50,7 @@ def heal(
     base: ModelHandle | None = None,
     heldout: WindowSet,
     checkpoint: Path | None = None,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> Healed:
     """Return the cut model after training on `tokens`; neither it nor `base`, the uncut model, is changed.
 
@@ -88,7 +87,7 @@ def heal(
             facts = training_facts(cut, base, tokens, heldout, settings, together.size)
             training.resume(load_state(checkpoint, facts))
             save = saver(training, checkpoint, facts)
-        training.run(on_progress, stop, save)
+        training.run(watch, save)
     return _healed(training, tokens)
 
 

@@ -1,6 +1,5 @@
 """Model repositories on the Hugging Face hub: commit, file list, headers, download; refusals in words for people."""
 
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,8 +22,8 @@ from huggingface_hub.errors import (
 )
 
 from shortviz.download_progress import counting_bar
-from shortviz.errors import ModelError, ResourceError, Stopped
-from shortviz.records import OnProgress
+from shortviz.errors import ModelError, ResourceError
+from shortviz.progress import Watch
 
 _UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError, RevisionResolutionError)
 
@@ -92,18 +91,15 @@ def safetensors_parameters(model: HubModel, names: tuple[str, ...]) -> int:
         return sum(pool.map(count, names))
 
 
-def download(
-    model: HubModel, names: tuple[str, ...], on_progress: OnProgress | None, stop: threading.Event | None
-) -> Path:
+def download(model: HubModel, names: tuple[str, ...], watch: Watch) -> Path:
     """Download these files and return the folder they lie in; what is in the hub's cache is not fetched again.
 
     Progress is counted in bytes; `stop` is looked at with every chunk, and a stopped download can be resumed.
     """
     total = missing_bytes(model, names)
-    counted = counting_bar(total, on_progress, stop)
+    counted = counting_bar(total, watch)
     for name in names:
-        if stop is not None and stop.is_set():
-            raise Stopped(f"The download of {model.repo} was stopped; what has arrived is kept.")
+        watch.check(f"The download of {model.repo} was stopped; what has arrived is kept.")
         with hub_errors(model.repo, model.commit):
             hf_hub_download(model.repo, name, revision=model.commit, tqdm_class=counted)
     return cached_folder(model.repo, model.commit)

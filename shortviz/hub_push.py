@@ -6,7 +6,6 @@ token is used for these requests and kept nowhere: not in a record, a message, a
 
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from shortviz.checkpoint_folder import fingerprints
-from shortviz.errors import ExportError, ResourceError, ShortvizError, Stopped
-from shortviz.records import OnProgress, Progress
+from shortviz.errors import ExportError, ResourceError, ShortvizError
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.words import size
 
 RECORD = "shortviz.json"
@@ -55,9 +54,7 @@ class PushReport:
     seconds: float
 
 
-def push_folder(
-    folder: Path, to: Destination, *, on_progress: OnProgress | None = None, stop: threading.Event | None = None
-) -> PushReport:
+def push_folder(folder: Path, to: Destination, *, watch: Watch = NO_WATCH) -> PushReport:
     """Push an exported folder and return the report; the repository changes in one commit, at the end.
 
     Progress has the stages `check` and `upload` (bytes, after every file). What has arrived before a failure or a stop
@@ -71,21 +68,21 @@ def push_folder(
     started = time.perf_counter()
     target = check_destination(to)
     folder = Path(folder)
-    names = check_proved(folder, on_progress)
+    names = check_proved(folder, watch)
     api = HfApi(endpoint=to.endpoint, token=to.token)
     with push_errors(target):
         repo_id = _make_repository(api, target)
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
         total, done = sum((folder / name).stat().st_size for name in names), 0
         for operation in operations:
-            _check_stop(stop)
-            _report(on_progress, done, total, operation.path_in_repo)
+            _check_stop(watch)
+            _report(watch, done, total, operation.path_in_repo)
             api.preupload_lfs_files(repo_id, [operation])
             done += operation.upload_info.size
-        _check_stop(stop)
-        _report(on_progress, done, total, "the commit")
+        _check_stop(watch)
+        _report(watch, done, total, "the commit")
         commit = api.create_commit(repo_id, operations, commit_message="Pruned with shortviz, proved equal on reload")
-    _report(on_progress, total, total, "")
+    _report(watch, total, total, "")
     return PushReport(
         repo_id=repo_id,
         url=f"{to.endpoint or constants.ENDPOINT}/{repo_id}",
@@ -110,7 +107,7 @@ def check_destination(to: Destination) -> Destination:
     return Destination(repo_id=name, token=token, private=to.private, endpoint=to.endpoint)
 
 
-def check_proved(folder: Path, on_progress: OnProgress | None = None) -> tuple[str, ...]:
+def check_proved(folder: Path, watch: Watch = NO_WATCH) -> tuple[str, ...]:
     """Return the files of a checkpoint that was proved and has not changed since, shortviz.json among them.
 
     Raises ExportError where it is something else, naming the first file that differs.
@@ -119,8 +116,7 @@ def check_proved(folder: Path, on_progress: OnProgress | None = None) -> tuple[s
     wanted, proof = record.get("files"), record.get("proof")
     if not isinstance(wanted, dict) or not isinstance(proof, dict) or not _holds(proof):
         raise ExportError(f"{folder} holds no proof that it was reloaded and found equal; export it again.")
-    if on_progress is not None:
-        on_progress(Progress(stage="check", done=0, total=1, unit="steps", detail="fingerprints of all files"))
+    watch.tell("check", done=0, total=1, unit="steps", detail="fingerprints of all files")
     found = fingerprints(folder)
     found.pop(RECORD, None)
     changed = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -236,14 +232,12 @@ def _masked(text: str, token: str) -> str:
     return text.replace(token, "***") if token else text
 
 
-def _report(on_progress: OnProgress | None, done: int, total: int, detail: str) -> None:
-    if on_progress is not None:
-        on_progress(Progress(stage="upload", done=done, total=total, unit="bytes", detail=detail))
+def _report(watch: Watch, done: int, total: int, detail: str) -> None:
+    watch.tell("upload", done=done, total=total, unit="bytes", detail=detail)
 
 
-def _check_stop(stop: threading.Event | None) -> None:
-    if stop is not None and stop.is_set():
-        raise Stopped("The push was stopped; the repository is as it was, and what has arrived is not sent again.")
+def _check_stop(watch: Watch) -> None:
+    watch.check("The push was stopped; the repository is as it was, and what has arrived is not sent again.")
 
 
 def push_text(report: PushReport) -> str:

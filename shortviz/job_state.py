@@ -1,11 +1,10 @@
 """What is known about a background job at one moment, and the rate it runs at."""
 
 import math
-import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shortviz.records import OnProgress, Progress
+from shortviz.progress import Progress, Watch
 
 Lane = Literal["long", "inspect"]
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -74,11 +73,11 @@ class JobState:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JobControl:
+class Watch:
     """What a job's work is handed; pass both on to the core functions."""
 
-    on_progress: OnProgress
-    stop: threading.Event
+    watch: Watch
+    watch: Watch
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """Background jobs: two lanes with one worker each, cancel, progress with rate and ETA, partial results.
 
 The shape follows Streamlit's proposed `st.task` (pull request #17067), so that it can be swapped when that ships.
-No streamlit and no torch here: a job is any function that takes a JobControl.
+No streamlit and no torch here: a job is any function that takes a Watch.
 """
 
 import atexit
@@ -17,19 +17,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shortviz.errors import ShortvizError, Stopped, is_out_of_memory
-from shortviz.job_state import JobControl, JobState, JobStatus, Lane, RateMeter
-from shortviz.records import Progress
+from shortviz.job_state import JobState, JobStatus, Lane, RateMeter
+from shortviz.progress import Progress, Watch
 
 LANES: tuple[Lane, ...] = ("long", "inspect")
 
 _SNAPSHOT_SECONDS = 0.5
 _EXIT_SECONDS = 5.0
 _MOST_ENDED = 500
-__all__ = ["LANES", "JobControl", "JobRegistry", "JobState"]
+__all__ = ["LANES", "Watch", "JobRegistry", "JobState"]
 _log = logging.getLogger(__name__)
 
 
-Work = Callable[[JobControl], Any]
+Work = Callable[[Watch], Any]
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -220,10 +220,10 @@ class JobRegistry:
 
     def _run(self, job: _Job, work: Work) -> None:
         """Run the work; whatever it raises ends this job only."""
-        control = JobControl(on_progress=lambda progress: self._note(job, progress), stop=job.stop)
+        watch = Watch(on_progress=lambda progress: self._note(job, progress), stop=job.stop)
         outcome: tuple[JobStatus, dict[str, Any]]
         try:
-            result = work(control)
+            result = work(watch)
             outcome = ("cancelled" if job.stop.is_set() else "done"), {"result": result}
         except Stopped:
             outcome = "cancelled", {}

@@ -1,7 +1,6 @@
 """load and estimate: ModelRef -> ModelHandle, from a hub id, a checkpoint folder, a .gguf file or `demo`."""
 
 import re
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +14,13 @@ from transformers.utils import logging as transformers_logging
 
 from shortviz import gguf_cache, hub
 from shortviz.architectures import layer_stack
-from shortviz.errors import ModelError, NumericsError, ResourceError, Stopped, is_out_of_memory
+from shortviz.errors import ModelError, NumericsError, ResourceError, is_out_of_memory
 from shortviz.handle import ModelHandle
 from shortviz.model_files import ModelFiles, find_files, read_config, read_json, refuse_remote_code, wanted_names
 from shortviz.model_info import model_info
 from shortviz.placement import Placement, choose_placement
-from shortviz.records import ModelEstimate, ModelRef, OnProgress, Progress
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records import ModelEstimate, ModelRef
 from shortviz.shards import untied_message
 from shortviz.sizes import estimate_files, parse_config, refuse_too_large, settle_gguf
 from shortviz.spreading import refuse_offloaded
@@ -41,7 +41,7 @@ def estimate(ref: ModelRef) -> ModelEstimate:
     return estimate_files(settle_gguf(find_files(ref)), placement)
 
 
-def load(ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threading.Event | None = None) -> ModelHandle:
+def load(ref: ModelRef, *, watch: Watch = NO_WATCH) -> ModelHandle:
     """Return the loaded model, in eval mode and without gradients, with its tokenizer.
 
     Progress has the stages `download` (bytes), `de-quantise` (steps) and `load` (bytes). `stop` is looked at between
@@ -57,42 +57,40 @@ def load(ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threadin
     files = settle_gguf(find_files(ref))
     expected = estimate_files(files, placement)
     refuse_too_large(expected)
-    check_stop(stop)
-    folder = fetch(files, expected, on_progress, stop)
-    check_stop(stop)
+    check_stop(watch)
+    folder = fetch(files, expected, watch)
+    check_stop(watch)
     total = expected.memory_bytes
-    _report(on_progress, 0, total, "reading the weights")
+    _report(watch, 0, total, "reading the weights")
     tokenizer = read_tokenizer(files.name, folder)
     with no_memory_left(expected):
         model = _read_model(files.name, folder, placement)
         _refuse_untied(files.name, model)
         refuse_not_finite(model)
     refuse_larger_vocabulary(files.name, tokenizer, model)
-    check_stop(stop)
+    check_stop(watch)
     info = model_info(model, id=files.name, revision=files.revision, reason=expected.reason)
-    _report(on_progress, total, total, "")
+    _report(watch, total, total, "")
     return ModelHandle(model=model, tokenizer=tokenizer, info=info, ref=ref)
 
 
-def prepare(ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threading.Event | None = None) -> Path:
+def prepare(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Path:
     """Return a local folder with the model's checkpoint, downloaded or de-quantised where it was not there yet.
 
     Raises what `load` raises before it reads weights.
     """
     files = settle_gguf(find_files(ref))
-    return fetch(files, estimate_files(files, choose_placement(ref)), on_progress, stop)
+    return fetch(files, estimate_files(files, choose_placement(ref)), watch)
 
 
-def fetch(
-    files: ModelFiles, expected: ModelEstimate, on_progress: OnProgress | None, stop: threading.Event | None
-) -> Path:
+def fetch(files: ModelFiles, expected: ModelEstimate, watch: Watch) -> Path:
     """Return a local folder with the checkpoint: downloaded, de-quantised, or the one that was given."""
     if files.hub is not None:
         gguf_cache.check_disk(Path(constants.HF_HUB_CACHE), expected.download_bytes, f"Downloading {files.name}")
-        return hub.download(files.hub, wanted_names(files), on_progress, stop)
+        return hub.download(files.hub, wanted_names(files), watch)
     if files.gguf is not None:
         folder = gguf_cache.copy_folder(files.gguf)
-        return gguf_cache.make_copy(files.gguf, folder, read_gguf_header(files.gguf), on_progress, stop)
+        return gguf_cache.make_copy(files.gguf, folder, read_gguf_header(files.gguf), watch)
     assert files.folder is not None
     return files.folder
 
@@ -225,12 +223,10 @@ def _first_line(error: Exception) -> str:
     return line[:300].rstrip(".")
 
 
-def check_stop(stop: threading.Event | None) -> None:
+def check_stop(watch: Watch) -> None:
     """Raise Stopped where `stop` is set."""
-    if stop is not None and stop.is_set():
-        raise Stopped("Loading was stopped.")
+    watch.check("Loading was stopped.")
 
 
-def _report(on_progress: OnProgress | None, done: float, total: float, detail: str) -> None:
-    if on_progress is not None:
-        on_progress(Progress(stage="load", done=done, total=total, unit="bytes", detail=detail))
+def _report(watch: Watch, done: float, total: float, detail: str) -> None:
+    watch.tell("load", done=done, total=total, unit="bytes", detail=detail)

@@ -7,7 +7,6 @@ pass is used.
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from shortviz.capture import stoppable
 from shortviz.handle import ModelHandle
+from shortviz.progress import NO_WATCH, Watch
 
 CHUNK_BYTES = 32 * 2**20
 """A float32 array of logits is never larger than this; at most three of them exist at a time."""
@@ -35,14 +35,14 @@ class LogitHead:
     """Tokens whose logits are made at once."""
 
     @torch.inference_mode()
-    def states(self, tokens: Tensor, stop: threading.Event | None = None) -> tuple[Tensor, float]:
+    def states(self, tokens: Tensor, watch: Watch = NO_WATCH) -> tuple[Tensor, float]:
         """Return what the logits are made from, (tokens, hidden), and the seconds it took.
 
         Without `split` these are the logits themselves, (tokens, vocabulary), in the model's dtype. Raises Stopped at
         the next layer once `stop` is set.
         """
         started = time.perf_counter()
-        with self.handle.lock, stoppable(self.handle, stop):
+        with self.handle.lock, stoppable(self.handle, watch):
             found = head_input(self.handle.model, tokens) if self.split else whole_logits(self.handle.model, tokens)
         synchronise(found)
         return found, time.perf_counter() - started

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
 from shortviz.errors import Stopped
 from shortviz.handle import ModelHandle
 from shortviz.losses import check_windows, score_of_windows
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.ranks import Ranks
-from shortviz.records import Block, BlockLosses, Floats, OnProgress, Progress, Score, Tokens, WindowSet
+from shortviz.records import Block, BlockLosses, Floats, Score, Tokens, WindowSet
 from shortviz.window_scores import WindowScore
 
 CHECKPOINT_SECONDS = 2.0
@@ -36,8 +36,7 @@ def measure_losses(
     coarse_tokens: int = COARSE_TOKENS,
     checkpoint: Path | None = None,
     ranks: Ranks | None = None,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> BlockLosses:
     """Return NLL and KL(uncut || pruned) for every block (start, n), n < L, on the same windows, in nats per token.
 
@@ -71,10 +70,10 @@ def measure_losses(
     for index, one in enumerate(passes):
         opened: OpenWindow | None = None
         while (group := _next_group(groups[index], state.done[index], priority)) is not None:
-            if stop is not None and stop.is_set():
+            if watch.stopped:
                 break
             opened = opened or engine.open(one.tokens)
-            if not _measure_group(state, opened, one, groups[index][group], stop):
+            if not _measure_group(state, opened, one, groups[index][group], watch):
                 break
             state.base[:, index] = opened.base.nll, opened.base.seconds
             state.done[index, group] = 1
@@ -82,17 +81,14 @@ def measure_losses(
             if checkpoint is not None and (state.finished or time.monotonic() - saved > CHECKPOINT_SECONDS):
                 save_checkpoint(checkpoint, key, state.pack())
                 saved = time.monotonic()
-            if on_progress is not None:
-                on_progress(
-                    Progress(
-                        stage="map",
-                        done=_blocks_done(groups, state.done),
-                        total=sum(_num_blocks(groups[i]) for i in mine),
-                        unit="blocks",
-                        detail=one.name,
-                        snapshot=record,
-                    )
-                )
+            watch.tell(
+                "map",
+                done=_blocks_done(groups, state.done),
+                total=sum(_num_blocks(groups[i]) for i in mine),
+                unit="blocks",
+                detail=one.name,
+                snapshot=record,
+            )
     if ranks is not None:
         state = _added_up(ranks, state)
     if not np.any(state.done == 1):
@@ -162,9 +158,9 @@ def _next_group(groups: Sequence[Group], done: Floats, priority: Sequence[int]) 
     return next(iter([*wanted, *left]), None)
 
 
-def _measure_group(state: _State, opened: OpenWindow, one: _Pass, group: Group, stop: threading.Event | None) -> bool:
+def _measure_group(state: _State, opened: OpenWindow, one: _Pass, group: Group, watch: Watch) -> bool:
     """Add a group's samples to the sums; False when stopped on the way, with nothing added."""
-    measured = opened.losses(group, stop)
+    measured = opened.losses(group, watch)
     if measured is None:
         return False
     blocks, (nll, kl) = measured

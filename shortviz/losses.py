@@ -13,7 +13,8 @@ import torch
 from shortviz.errors import Stopped, TextError
 from shortviz.handle import ModelHandle
 from shortviz.logits import LogitHead, open_head
-from shortviz.records import Evaluation, OnProgress, Progress, Score, Tokens, WindowSet
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records import Evaluation, Score, Tokens, WindowSet
 from shortviz.sums import mean_and_stderr
 from shortviz.window_scores import BaseWindow, WindowChange, WindowScore, compare_window, score_base, score_window
 
@@ -50,12 +51,12 @@ class BaseScores:
                 self._head = open_head(self.handle, torch.tensor(tokens))
             return self._head
 
-    def window(self, tokens: Tokens, stop: threading.Event | None = None) -> BaseWindow:
+    def window(self, tokens: Tokens, watch: Watch = NO_WATCH) -> BaseWindow:
         """Return the uncut model on one window, from memory where it is known; raises Stopped once `stop` is set."""
         key = hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest()
         with self._lock:
             if key not in self._windows:
-                self._windows[key] = score_base(self.head(tokens), tokens, stop)
+                self._windows[key] = score_base(self.head(tokens), tokens, watch)
                 while len(self._windows) > 1 and self.bytes > self.limit_bytes:
                     self._windows.popitem(last=False)
             self._windows.move_to_end(key)
@@ -68,8 +69,7 @@ def evaluate(
     *,
     base: ModelHandle | None = None,
     base_scores: BaseScores | None = None,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> Evaluation:
     """Return the loss of a model on windows, in nats per scored token; W-1 of a window's W tokens are scored.
 
@@ -98,19 +98,16 @@ def evaluate(
     for index, tokens in enumerate(windows.tokens):
         try:
             if cache is None:
-                own.append(score_window(head, tokens, stop))
+                own.append(score_window(head, tokens, watch))
             else:
-                uncut = cache.window(tokens, stop)
-                score, change = compare_window(head, tokens, uncut, stop)
+                uncut = cache.window(tokens, watch)
+                score, change = compare_window(head, tokens, uncut, watch)
                 own.append(score)
                 before.append(uncut.score)
                 changes.append(change)
         except Stopped:
             break
-        if on_progress is not None:
-            on_progress(
-                Progress(stage="evaluate", done=index + 1, total=len(windows.tokens), unit="windows", snapshot=partial)
-            )
+        watch.tell("evaluate", done=index + 1, total=len(windows.tokens), unit="windows", snapshot=partial)
     if not own:
         raise Stopped("Stopped before the first window was scored; there is no result yet.")
     return partial()

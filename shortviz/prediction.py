@@ -1,7 +1,6 @@
 """predict: memory, disk and seconds of work on a model, before it is loaded, from a calibration of a few seconds."""
 
 import os
-import threading
 import time
 from collections import Counter
 from dataclasses import fields, replace
@@ -20,6 +19,7 @@ from shortviz.model_files import ModelFiles, find_files, read_config, wanted_nam
 from shortviz.model_info import context_length, weight_size
 from shortviz.placement import Placement, choose_placement, free_memory
 from shortviz.prediction_records import Prediction, Work
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.records import ModelEstimate, ModelRef
 from shortviz.repair_work import HELD_OUT_EVERY
 from shortviz.seam_fit import RIDGES
@@ -33,7 +33,7 @@ from shortviz.words import size as human
 _READ_BYTES = 64 * 2**20
 
 
-def predict(ref: ModelRef, work: Work | None = None, *, stop: threading.Event | None = None) -> Prediction:
+def predict(ref: ModelRef, work: Work | None = None, *, watch: Watch = NO_WATCH) -> Prediction:
     """Return what work on the model would take; its config is read, and its weights are not.
 
     One layer of each kind is made of random numbers and timed: the figures are for a machine as busy as now. Raises
@@ -53,7 +53,7 @@ def predict(ref: ModelRef, work: Work | None = None, *, stop: threading.Event | 
         model.eval().requires_grad_(False)
         stack, built = layer_stack(model), time.perf_counter()
         _check_memory(files.name, stack)
-        speeds, states = _calibrate(model, stack, placement, files, work, Timer(stop=stop))
+        speeds, states = _calibrate(model, stack, placement, files, work, Timer(watch=watch))
     speeds = replace(speeds, opening=speeds.opening + built - building)
     return _predicted(model, stack, size, speeds, states, work, began)
 

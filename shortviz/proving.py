@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from shortviz import proof
-from shortviz.errors import ExportError, NumericsError, ResourceError, Stopped
+from shortviz.errors import ExportError, NumericsError, ResourceError
 from shortviz.handle import ModelHandle
-from shortviz.records import OnProgress, Progress
+from shortviz.progress import NO_WATCH, Watch
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the river keeps on running towards the sea."
 LENGTHS = (1, 7, 33)
@@ -64,7 +64,7 @@ class FreshProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def ask(self, stop: threading.Event | None = None, **command: Any) -> dict[str, Any]:
+    def ask(self, watch: Watch = NO_WATCH, **command: Any) -> dict[str, Any]:
         """Return the answer to a command of proof.py.
 
         Raises Stopped when asked to stop, ResourceError where memory or disk ran out, ExportError where the
@@ -76,8 +76,7 @@ class FreshProcess:
         except OSError:
             raise self._death() from None
         while True:
-            if stop is not None and stop.is_set():
-                raise Stopped("The export was stopped; nothing was left behind.")
+            watch.check("The export was stopped; nothing was left behind.")
             try:
                 line = self._answers.get(timeout=0.1)
             except queue.Empty:
@@ -142,7 +141,7 @@ def proof_prompts(pruned: ModelHandle) -> list[list[int]]:
 
 
 def reference_logits(
-    pruned: ModelHandle, prompts: Sequence[Sequence[int]], stop: threading.Event | None = None
+    pruned: ModelHandle, prompts: Sequence[Sequence[int]], watch: Watch = NO_WATCH
 ) -> list[torch.Tensor]:
     """Return the logits of the model in memory for each prompt, shape (tokens, vocabulary).
 
@@ -150,8 +149,7 @@ def reference_logits(
     """
     found = []
     for prompt in prompts:
-        if stop is not None and stop.is_set():
-            raise Stopped("The export was stopped; nothing was left behind.")
+        watch.check("The export was stopped; nothing was left behind.")
         with pruned.lock, torch.no_grad():
             found.append(proof.next_logits(pruned.model, prompt))
         if torch.isnan(found[-1]).any():
@@ -168,33 +166,32 @@ def prove_checkpoint(
     scratch: Path,
     *,
     expected: Sequence[torch.Tensor] | None = None,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> Proof:
     """Return the proof that a written folder is the model in memory, or one whose logits are `expected`.
 
     It loads without missing or spare weights, its tokenizer reads a sentence alike, its logits are equal bit for bit in
     the same dtype, and it generates the same text with a cache as without. Raises ExportError with the difference.
     """
-    tell = on_progress or (lambda progress: None)
+    tell = watch or (lambda progress: None)
     prompts = proof_prompts(pruned)
     if expected is None:
-        expected = reference_logits(pruned, prompts, stop)
-    tell(Progress(stage="reload", done=0, total=1, unit="steps", detail="fresh process"))
-    _reload(child, pruned, folder, stop)
-    tell(Progress(stage="reload", done=1, total=1, unit="steps"))
-    tell(Progress(stage="prove logits", done=0, total=1, unit="steps", detail=f"{len(prompts)} prompts"))
-    difference = _logit_difference(child, pruned, prompts, expected, scratch, stop)
+        expected = reference_logits(pruned, prompts, watch)
+    watch.tell("reload", done=0, total=1, unit="steps", detail="fresh process")
+    _reload(child, pruned, folder, watch)
+    watch.tell("reload", done=1, total=1, unit="steps")
+    watch.tell("prove logits", done=0, total=1, unit="steps", detail=f"{len(prompts)} prompts")
+    difference = _logit_difference(child, pruned, prompts, expected, scratch, watch)
     if difference != 0.0:
         raise ExportError(
             "The reloaded checkpoint computes other logits than the model in memory "
             f"(largest difference {difference:.3g}); nothing was exported."
         )
-    tell(Progress(stage="prove logits", done=1, total=1, unit="steps"))
-    tell(Progress(stage="prove generation", done=0, total=1, unit="steps", detail=f"{NEW_TOKENS} tokens a prompt"))
+    watch.tell("prove logits", done=1, total=1, unit="steps")
+    watch.tell("prove generation", done=0, total=1, unit="steps", detail=f"{NEW_TOKENS} tokens a prompt")
     written = [prompts[len(prompts) // 2 - 1], prompts[-1]]  # a short random one, and the sentence
-    dtype = check_generation(written, child.ask(stop, do="generate", prompts=written, new_tokens=NEW_TOKENS))
-    tell(Progress(stage="prove generation", done=1, total=1, unit="steps"))
+    dtype = check_generation(written, child.ask(watch, do="generate", prompts=written, new_tokens=NEW_TOKENS))
+    watch.tell("prove generation", done=1, total=1, unit="steps")
     return Proof(
         max_logit_diff=difference,
         prompt_lengths=tuple(len(prompt) for prompt in prompts),
@@ -203,10 +200,10 @@ def prove_checkpoint(
     )
 
 
-def _reload(child: FreshProcess, pruned: ModelHandle, folder: Path, stop: threading.Event | None) -> None:
+def _reload(child: FreshProcess, pruned: ModelHandle, folder: Path, watch: Watch) -> None:
     config = pruned.model.config
     found = child.ask(
-        stop,
+        watch,
         do="load",
         folder=str(folder),
         device=pruned.info.device,
@@ -223,7 +220,7 @@ def _reload(child: FreshProcess, pruned: ModelHandle, folder: Path, stop: thread
     dtype = str(pruned.model.dtype).removeprefix("torch.")
     if found["dtype"] != dtype:
         raise ExportError(f"The checkpoint reloads as {found['dtype']} instead of {dtype}; nothing was exported.")
-    read = child.ask(stop, do="tokenize", text=SENTENCE)
+    read = child.ask(watch, do="tokenize", text=SENTENCE)
     tokenizer = pruned.tokenizer
     ours = {"ids": tokenizer(SENTENCE)["input_ids"], "template": tokenizer.chat_template, "size": len(tokenizer)}
     for kind, what in (("ids", "tokens"), ("template", "a chat template"), ("size", "a vocabulary")):
@@ -237,7 +234,7 @@ def _logit_difference(
     prompts: Sequence[Sequence[int]],
     expected: Sequence[torch.Tensor],
     scratch: Path,
-    stop: threading.Event | None,
+    watch: Watch,
 ) -> float:
     """Return the largest difference, comparing again at equal addresses where kernels depend on alignment."""
     on_cpu = pruned.info.device == "cpu"
@@ -245,7 +242,7 @@ def _logit_difference(
     # Of a model on meta the logits were made with every weight at an aligned address, the 0 that `addresses_of` gives.
     for addresses in (None, proof.addresses_of(pruned.model)) if on_cpu else (None,):
         out = scratch / "logits.safetensors"
-        child.ask(stop, do="logits", prompts=prompts, addresses=addresses, out=str(out))
+        child.ask(watch, do="logits", prompts=prompts, addresses=addresses, out=str(out))
         loaded = load_file(out)
         difference = max(_difference(logits, loaded[str(i)]) for i, logits in enumerate(expected))
         del loaded

@@ -6,9 +6,9 @@ The records of models, texts, plans and tasks have files of their own; import al
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,6 @@ __all__ = [
     "ModelEstimate",
     "ModelInfo",
     "ModelRef",
-    "OnProgress",
-    "Progress",
     "PrunePlan",
     "Run",
     "Score",
@@ -247,24 +245,6 @@ class Run:
     def task_of(self, removed: tuple[int, ...], fingerprint: str) -> TaskScore | None:
         """Return the accuracy of exactly this cut on these questions, or None."""
         return next((t for t in self.tasks if (t.removed, t.fingerprint) == (removed, fingerprint)), None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """Where a long function stands; handed to `on_progress` at least once a batch."""
-
-    stage: str
-    """A word for people: `download`, `load`, `measure`, `evaluate`, `write`, `prove`, ..."""
-    done: float
-    total: float
-    unit: str
-    """What is counted: `rows`, `windows`, `bytes`, `steps`."""
-    detail: str = ""
-    snapshot: Callable[[], Any] | None = None
-    """Builds the partial record (BlockDistances, Evaluation) on demand; call it from the callback only."""
-
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -5,7 +5,6 @@ squares on text, in float64, held back by a ridge that is chosen on rows left ou
 lower the end loss on those rows is not applied.
 """
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,8 @@ from dataclasses import dataclass, replace
 from shortviz.errors import ModelError, PlanError
 from shortviz.handle import ModelHandle
 from shortviz.ledger import Setting, Treatment
-from shortviz.records import Block, OnProgress, PrunePlan, TokenSet
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records import Block, PrunePlan, TokenSet
 from shortviz.repair_draft import Draft, Outcome
 from shortviz.repair_linear import replace_linear
 from shortviz.repair_refit import refit
@@ -51,8 +51,7 @@ def repair(
     method: str = "seam_refit",
     blocks: Sequence[Block] | None = None,
     batch_size: int = 8,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> Repaired:
     """Return the cut model repaired towards the uncut one on some text; neither handle is touched.
 
@@ -94,8 +93,7 @@ def repair(
         blocks=plan.blocks if blocks is None else tuple(blocks),
         tokens=tokens,
         batch_size=batch_size,
-        on_progress=on_progress,
-        stop=stop,
+        watch=watch,
     )
     draft, outcomes = _RECIPES[method](work)
     return _report(work, draft, outcomes, time.perf_counter() - began)

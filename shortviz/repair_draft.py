@@ -1,6 +1,5 @@
 """A draft of the repaired model while it is made: layers are fitted one after another, each judged before it stays."""
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ from shortviz.errors import NumericsError
 from shortviz.handle import ModelHandle
 from shortviz.held_out import EndLoss, check_replay, open_end_loss
 from shortviz.new_weights import own_copy, put_weights, take_back
+from shortviz.progress import Watch
 from shortviz.records import Floats, Tokens
 from shortviz.repair_pool import choose
 from shortviz.seam_fit import Fitted, Site, fit, gather
@@ -64,7 +64,7 @@ class Draft:
     """The layer that the streams are about to enter."""
     nll: Floats
     """Of each held-out row, mean over its scored tokens, as the draft is now."""
-    stop: threading.Event | None
+    watch: Watch
     tell: Tell
 
     def mean(self, nll: Floats) -> float:
@@ -205,7 +205,7 @@ def open_draft(
     wanted: Set[int],
     first: int,
     batch_size: int,
-    stop: threading.Event | None,
+    watch: Watch,
     tell: Tell,
 ) -> Draft:
     """Return a draft, as the cut is; `rows` are those to fit on and those held out.
@@ -219,7 +219,7 @@ def open_draft(
 
     def opened(part: Sequence[Tokens], end: int) -> Iterable[Stream]:
         for batch in batches_by_length(part, batch_size):
-            check_stop(stop)
+            check_stop(watch)
             yield open_stream(base, batch, wanted, start, end)
             tell(len(batch), "the uncut model")
 
@@ -240,7 +240,7 @@ def open_draft(
         end_loss=end_loss,
         place=start,
         nll=nll,
-        stop=stop,
+        watch=watch,
         tell=tell,
     )
 

@@ -1,12 +1,12 @@
 """What a repair is asked to do: the two models, the seams, the text and how it is split."""
 
-import threading
 from collections.abc import Set
 from dataclasses import dataclass, replace
 
 from shortviz.errors import TextError
 from shortviz.handle import ModelHandle
-from shortviz.records import Block, OnProgress, Progress, PrunePlan, Tokens, TokenSet
+from shortviz.progress import Watch
+from shortviz.records import Block, PrunePlan, Tokens, TokenSet
 from shortviz.repair_draft import Draft, open_draft
 
 HELD_OUT_EVERY = 8
@@ -25,8 +25,8 @@ class Work:
     """Removed runs of layers whose seams are to be repaired, from the front."""
     tokens: TokenSet
     batch_size: int
-    on_progress: OnProgress | None
-    stop: threading.Event | None
+    watch: Watch
+    watch: Watch
 
     @property
     def fitted(self) -> list[Tokens]:
@@ -63,14 +63,12 @@ class Work:
         def tell(rows: int, detail: str) -> None:
             nonlocal done
             done += rows
-            if self.on_progress is not None:
-                self.on_progress(Progress(stage="repair", done=done, total=total, unit="rows", detail=detail))
+            self.tell("repair", done=done, total=total, unit="rows", detail=detail)
 
         def judged(rows: int, of: int) -> None:
             """Tell what is done once every row has gone through: the end loss of the held-out rows."""
-            if self.on_progress is not None:
-                detail = "the loss on held-out rows, with what was fitted"
-                self.on_progress(Progress(stage="judge", done=rows, total=of, unit="rows", detail=detail))
+            detail = "the loss on held-out rows, with what was fitted"
+            self.tell("judge", done=rows, total=of, unit="rows", detail=detail)
 
         draft = open_draft(
             self.cut,
@@ -79,7 +77,7 @@ class Work:
             wanted=wanted,
             first=first,
             batch_size=self.batch_size,
-            stop=self.stop,
+            watch=self.watch,
             tell=tell,
         )
         draft.end_loss = replace(draft.end_loss, judged=judged)

@@ -5,7 +5,6 @@ known; only layers start+n .. L-1 have to run from there. All blocks wanted walk
 with start+n = k join the batch before layer k. That halves the layer runs of the naive loop, and the batch is large.
 """
 
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from shortviz.architectures import layer_stack
 from shortviz.capture import hidden_argument, hidden_output, hooked_layers
 from shortviz.handle import ModelHandle
 from shortviz.logits import head_input
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.records import Block
 from shortviz.state_store import widest
 
@@ -125,7 +125,7 @@ class Replay:
 
     @torch.inference_mode()
     def final_states(
-        self, recording: Recording, blocks: Sequence[Block], stop: threading.Event | None = None
+        self, recording: Recording, blocks: Sequence[Block], watch: Watch = NO_WATCH
     ) -> tuple[list[Block], Tensor] | None:
         """Return the blocks, in the order of their start+n, and what the head gets without each of them.
 
@@ -140,7 +140,7 @@ class Replay:
             while joined < len(ordered) and ordered[joined].start + ordered[joined].n == index:
                 states[joined] = recording.boundaries[ordered[joined].start][0]
                 joined += 1
-            if stop is not None and stop.is_set():
+            if watch.stopped:
                 return None
             if index < len(layers):
                 self._advance(layers[index], recording.calls[index], states[:joined])

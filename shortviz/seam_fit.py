@@ -1,6 +1,5 @@
 """Fitting one module of a draft to the uncut model's boundary: moments, a ridge from held-out rows, new weights."""
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shortviz.neurons import Neurons
+from shortviz.progress import Watch
 from shortviz.residual_writers import Writer, linear_weight, scale_features
 from shortviz.seam_moments import Moments
 from shortviz.seam_streams import Stream, Visit, check_stop, visit
@@ -66,19 +66,14 @@ class Fitted:
 
 
 def gather(
-    layer: nn.Module,
-    site: Site,
-    streams: Sequence[Stream],
-    number: int,
-    stop: threading.Event | None,
-    on_batch: Callable[[int], None],
+    layer: nn.Module, site: Site, streams: Sequence[Stream], number: int, watch: Watch, on_batch: Callable[[int], None]
 ) -> Moments:
     """Return the moments of a site over the streams, which stand at its layer; `number` is its uncut number."""
     module = layer.get_submodule(site.writer.name)
     hidden, device = streams[0].state.shape[-1], streams[0].state.device
     moments = Moments.scale_zeros(hidden, device=device) if site.writer.scale else None
     for stream in streams:
-        check_stop(stop)
+        check_stop(watch)
         seen = visit(layer, site.modules, stream, stream.calls[number])
         reached = stream.targets[site.boundary][stream.real]
         wanted = (reached.double() - seen.output.double()) / site.writer.gain

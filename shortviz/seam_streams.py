@@ -5,7 +5,6 @@ draft's layers are then called in the same way, one after another, with whatever
 a seam further on sees what the repaired layers before it really give, and no layer runs twice.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 
 from shortviz.architectures import layer_stack
 from shortviz.capture import hidden_argument, hooked_layers
-from shortviz.errors import Stopped
 from shortviz.handle import ModelHandle
+from shortviz.progress import Watch
 from shortviz.records import Tokens
 from shortviz.replay import LayerCall
 from shortviz.token_batches import padded_right
@@ -123,7 +122,6 @@ def advance(layers: nn.ModuleList, numbers: Sequence[int], streams: Sequence[Str
             stream.state = stream.calls[numbers[index]].run(layers[index], stream.state)
 
 
-def check_stop(stop: threading.Event | None) -> None:
+def check_stop(watch: Watch) -> None:
     """Raise Stopped where a stop was asked for."""
-    if stop is not None and stop.is_set():
-        raise Stopped("Stopped before the repair was finished; the cut model is as it was.")
+    watch.check("Stopped before the repair was finished; the cut model is as it was.")

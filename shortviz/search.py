@@ -1,23 +1,16 @@
 """The best start for each n without measuring every block on all the text."""
 
-import threading
-
 from shortviz.block_losses import open_engine
 from shortviz.errors import Stopped
 from shortviz.handle import ModelHandle
 from shortviz.losses import check_windows
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.race import Race, SearchResult, Z
-from shortviz.records import OnProgress, Progress, WindowSet
+from shortviz.records import WindowSet
 
 
 def search_best_starts(
-    handle: ModelHandle,
-    windows: WindowSet,
-    *,
-    max_n: int | None = None,
-    z: float = Z,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    handle: ModelHandle, windows: WindowSet, *, max_n: int | None = None, z: float = Z, watch: Watch = NO_WATCH
 ) -> SearchResult:
     """Return the best start for each n = 1 .. max_n (L-1 if None), and the starts statistically tied with it.
 
@@ -31,16 +24,15 @@ def search_best_starts(
     total = len(windows.tokens)
     for index, tokens in enumerate(windows.tokens):
         wanted = race.wanted()
-        if not wanted or (stop is not None and stop.is_set()):
+        if not wanted or (watch.stopped):
             break
         opened = engine.open(tokens)
-        measured = opened.losses(wanted, stop)
+        measured = opened.losses(wanted, watch)
         if measured is None:
             break
         race.add(measured[0], measured[1][0] - opened.base.nll)
-        if on_progress is not None:
-            detail = f"{race.left} blocks left for {len(race.racing)} sizes"
-            on_progress(Progress(stage="search", done=index + 1, total=total, unit="windows", detail=detail))
+        detail = f"{race.left} blocks left for {len(race.racing)} sizes"
+        watch.tell("search", done=index + 1, total=total, unit="windows", detail=detail)
     if race.windows == 0:
         raise Stopped("Stopped before the first window was measured; there is nothing to keep.")
     return race.result(windows.info, total)

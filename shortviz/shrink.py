@@ -3,7 +3,6 @@
 Greedy as in SLEB (arXiv 2402.09025), but every step measures the model as the repairs so far have left it.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,8 +16,9 @@ from shortviz.greedy import single_layer_losses
 from shortviz.handle import ModelHandle
 from shortviz.logits import open_head
 from shortviz.losses import check_windows
+from shortviz.progress import NO_WATCH, Progress, Watch
 from shortviz.pruning import prune
-from shortviz.records import Floats, OnProgress, Progress, PrunePlan, TokenSet, WindowSet
+from shortviz.records import Floats, PrunePlan, TokenSet, WindowSet
 from shortviz.repair import Repaired, repair
 from shortviz.shrink_records import ShrinkStep, load_shrink, save_shrink, shrink_facts
 from shortviz.sums import mean_and_stderr
@@ -52,8 +52,7 @@ def shrink(
     method: str = "seam_refit",
     batch_size: int = 8,
     checkpoint: Path | None = None,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> Shrunk:
     """Return the model shrunk to `to_layers` layers, one at a time, each cut repaired before the next is chosen.
 
@@ -83,10 +82,9 @@ def shrink(
         )
 
     def tell(share: float, detail: str) -> None:
-        if on_progress is not None:
-            at = len(done.steps) + share
-            told = Progress(stage="shrink", done=at, total=total, unit="layers", detail=detail, snapshot=partial)
-            on_progress(told)
+        at = len(done.steps) + share
+        told = Progress(stage="shrink", done=at, total=total, unit="layers", detail=detail, snapshot=partial)
+        watch(told)
 
     job = _Job(
         base=base,
@@ -96,7 +94,7 @@ def shrink(
         method=method,
         batch_size=batch_size,
         tell=tell,
-        stop=stop,
+        watch=watch,
     )
 
     def keep() -> None:
@@ -164,7 +162,7 @@ class _Job:
     batch_size: int
     tell: Callable[[float, str], None]
     """Told how much of the step is done, and what."""
-    stop: threading.Event | None
+    watch: Watch
 
 
 def _step(job: _Job, handle: ModelHandle, *, first: bool) -> tuple[ModelHandle, ShrinkStep] | None:
@@ -245,8 +243,7 @@ def _repaired(job: _Job, cut: ModelHandle, layer: int) -> Repaired | None:
         method=job.method,
         blocks=(block,),
         batch_size=job.batch_size,
-        on_progress=tell,
-        stop=job.stop,
+        watch=Watch(tell, job.stop),
     )
 
 

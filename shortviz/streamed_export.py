@@ -5,7 +5,6 @@ fresh process, stock transformers. Where it does not, its files are streamed and
 removed layers bypassed. Quantised weights cannot be run here; their proof is that every kept byte is the original's.
 """
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,15 +25,15 @@ from shortviz.checkpoint_folder import (
     write_error,
 )
 from shortviz.checkpoint_source import CheckpointSource, open_source
-from shortviz.errors import Stopped
 from shortviz.export import SHARD_BYTES, TEXT_FILES_BYTES, save_tokenizer, stock_twin, write_card
 from shortviz.handle import ModelHandle
 from shortviz.kept_tensors import KeptTensors, kept_tensors
 from shortviz.model_card import CardFacts
 from shortviz.placement import DTYPES
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.pruning import empty_model, pruned_info
 from shortviz.quantised_config import prune_quantization
-from shortviz.records import Evaluation, ExportReport, ModelRef, OnProgress, Progress, PrunePlan, TextInfo
+from shortviz.records import Evaluation, ExportReport, ModelRef, PrunePlan, TextInfo
 from shortviz.safetensors_copy import shard_layout, write_index, write_shard
 from shortviz.shards import Entry
 from shortviz.streamed_proof import Proved, prove_bytes, prove_logits
@@ -48,8 +47,7 @@ def export_streamed(
     text: TextInfo | None = None,
     evaluation: Evaluation | None = None,
     shard_bytes: int = SHARD_BYTES,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> ExportReport:
     """Return the report of a pruned checkpoint, copied tensor by tensor from the files of `ref`.
 
@@ -61,7 +59,7 @@ def export_streamed(
     """
     started = time.perf_counter()
     target = check_target(Path(folder))
-    with open_source(ref, on_progress=on_progress, stop=stop) as source:
+    with open_source(ref, watch=watch) as source:
         plan = plan_for(source.info.num_layers)
         pruned = _pruned(source, plan)
         kept = kept_tensors(source.model, source.name, source.entries, plan, quantised=source.quantised is not None)
@@ -75,12 +73,12 @@ def export_streamed(
                 # The configs first: save_pretrained would take our weight files for leftovers of an earlier save.
                 notes = kept.notes + _write_configs(source, pruned, checkpoint, plan, kept.path)
                 layout = shard_layout(kept.tensors, shard_bytes)
-                _write_weights(layout, checkpoint, on_progress, stop)
+                _write_weights(layout, checkpoint, watch)
                 write_index(checkpoint, layout, pruned.info.parameters)
                 # Hashing takes longer than copying; it goes on while the copy is proved.
                 hashes = {name: hasher.submit(sha256, checkpoint / name) for name in layout}
                 save_tokenizer(pruned, checkpoint)
-                proved = _prove(source, pruned, kept, checkpoint, room, on_progress, stop)
+                proved = _prove(source, pruned, kept, checkpoint, room, watch)
                 facts = CardFacts(
                     name=target.name,
                     base=source.info,
@@ -94,7 +92,7 @@ def export_streamed(
                 files = write_card(checkpoint, facts, {name: found.result() for name, found in hashes.items()})
             except (OSError, SafetensorError) as error:
                 raise write_error(error, target, needed) from error
-            _check_stop(stop)
+            _check_stop(watch)
             move_into_place(checkpoint, target)
     return ExportReport(
         folder=str(target),
@@ -131,40 +129,27 @@ def _write_configs(
     return notes
 
 
-def _write_weights(
-    layout: Mapping[str, Mapping[str, Entry]],
-    checkpoint: Path,
-    on_progress: OnProgress | None,
-    stop: threading.Event | None,
-) -> None:
+def _write_weights(layout: Mapping[str, Mapping[str, Entry]], checkpoint: Path, watch: Watch) -> None:
     total = sum(entry.num_bytes for tensors in layout.values() for entry in tensors.values())
     done = 0
 
     def written(count: int) -> None:
         nonlocal done
-        _check_stop(stop)
+        _check_stop(watch)
         done += count
-        if on_progress is not None:
-            on_progress(Progress(stage="write", done=done, total=total, unit="bytes"))
+        watch.tell("write", done=done, total=total, unit="bytes")
 
     for name, tensors in layout.items():
         write_shard(checkpoint / name, tensors, written)
 
 
 def _prove(
-    source: CheckpointSource,
-    pruned: ModelHandle,
-    kept: KeptTensors,
-    checkpoint: Path,
-    room: Path,
-    on_progress: OnProgress | None,
-    stop: threading.Event | None,
+    source: CheckpointSource, pruned: ModelHandle, kept: KeptTensors, checkpoint: Path, room: Path, watch: Watch
 ) -> Proved:
     if source.opened is None:
-        return prove_bytes(kept.tensors, checkpoint, stop)
-    return prove_logits(source.opened, pruned, checkpoint, room, on_progress=on_progress, stop=stop)
+        return prove_bytes(kept.tensors, checkpoint, watch)
+    return prove_logits(source.opened, pruned, checkpoint, room, watch=watch)
 
 
-def _check_stop(stop: threading.Event | None) -> None:
-    if stop is not None and stop.is_set():
-        raise Stopped("The export was stopped; nothing was left behind.")
+def _check_stop(watch: Watch) -> None:
+    watch.check("The export was stopped; nothing was left behind.")

@@ -1,7 +1,6 @@
 """The head of a streamed model: logits from the state at boundary L, a few tokens at a time where that is exact."""
 
 from dataclasses import dataclass
-from threading import Event
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from shortviz.errors import NumericsError
 from shortviz.handle import ModelHandle
 from shortviz.layer_calls import finish
 from shortviz.logits import CHECKED_TOKENS, CHUNK_BYTES, LogitHead, apply_head, reach_head, same_logits
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.streamed_model import StreamedModel
 
 
@@ -23,7 +23,7 @@ class FinalState(LogitHead):
     """At boundary L, (1, tokens, hidden)."""
     layer_seconds: float = 0.0
 
-    def states(self, tokens: Tensor, stop: Event | None = None) -> tuple[Tensor, float]:
+    def states(self, tokens: Tensor, watch: Watch = NO_WATCH) -> tuple[Tensor, float]:
         """Return what the logits are made from, (tokens, hidden), and the seconds of the layers."""
         ids = tokens.to(self.final.device)[None]
         end: Any = head_input if self.split else whole_logits

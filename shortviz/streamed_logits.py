@@ -1,23 +1,19 @@
 """The logits of a model that is never whole in memory, with layers left out if asked: what a proof compares with."""
 
-import threading
 from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from shortviz.errors import NumericsError, Stopped
+from shortviz.errors import NumericsError
 from shortviz.layer_calls import finish
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.streamed_model import StreamedModel
 
 
 @torch.inference_mode()
 def streamed_logits(
-    model: StreamedModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    removed: Collection[int] = (),
-    stop: threading.Event | None = None,
+    model: StreamedModel, prompts: Sequence[Sequence[int]], *, removed: Collection[int] = (), watch: Watch = NO_WATCH
 ) -> list[Tensor]:
     """Return the logits after each token of each prompt, (tokens, vocabulary), in the model's dtype.
 
@@ -31,8 +27,7 @@ def streamed_logits(
     model.drop_beside()
     kept = [index for index in range(model.info.num_layers) if index not in removed]
     for index, layer in model.layers_in_turn(kept, aligned=True):
-        if stop is not None and stop.is_set():
-            raise Stopped("The export was stopped; nothing was left behind.")
+        watch.check("The export was stopped; nothing was left behind.")
         states = [calls[index].run(layer, state) for state, (_, calls) in zip(states, entered, strict=True)]
     model.load_beside(head=True, aligned=True)
     found = []

@@ -4,7 +4,6 @@ A cut model's residual stream is the uncut one's up to its first removed layer. 
 the layers that the cut keeps while they are in memory for the uncut model anyway.
 """
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,14 +13,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from shortviz.errors import NumericsError, ResourceError, Stopped
+from shortviz.errors import NumericsError, ResourceError
 from shortviz.handle import ModelHandle
 from shortviz.layer_calls import CallBook
 from shortviz.logits import synchronise
 from shortviz.losses import check_windows, evaluation_of
 from shortviz.placement import free_memory
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.ranks import Ranks
-from shortviz.records import Evaluation, OnProgress, Progress, PrunePlan, Tokens, WindowSet
+from shortviz.records import Evaluation, PrunePlan, Tokens, WindowSet
 from shortviz.replay import LayerCall
 from shortviz.state_store import widest
 from shortviz.streamed_cut import cut_facts
@@ -39,8 +39,7 @@ def evaluate_streamed(
     plans: Sequence[PrunePlan],
     *,
     ranks: Ranks | None = None,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> list[Evaluation]:
     """Return what `evaluate` returns for each plan, with the uncut model as its base; each weight is read once.
 
@@ -60,8 +59,8 @@ def evaluate_streamed(
         rows = [torch.tensor(tokens, device=model.placement.device)[None] for tokens in given]
         model.load_beside()
         cuts = [replace(whole, plan=plan, info=cut_facts(model, plan, rows[0])) for plan in plans]
-        streams = _run_layers(model, rows, plans, on_progress, stop)
-        scores, changes = _scored(model, given, whole, cuts, streams, stop)
+        streams = _run_layers(model, rows, plans, watch)
+        scores, changes = _scored(model, given, whole, cuts, streams, watch)
     if ranks is not None:
         every = ranks.all(([s[: len(mine)] for s in scores], [c[: len(mine)] for c in changes]))
         scores = [_in_turn([theirs[i] for theirs, _ in every]) for i in range(len(scores))]
@@ -90,16 +89,11 @@ class _Stream:
     """Of each window, in layers."""
 
     def go_through(
-        self,
-        index: int,
-        layer: torch.nn.Module,
-        calls: Sequence[Sequence[LayerCall]],
-        stop: threading.Event | None,
+        self, index: int, layer: torch.nn.Module, calls: Sequence[Sequence[LayerCall]], watch: Watch
     ) -> None:
         """Run the layer on all windows; raises Stopped between them."""
         for window, call in enumerate(calls):
-            if stop is not None and stop.is_set():
-                raise Stopped(f"Stopped in layer {index} of {len(call)}; there is no result yet.")
+            watch.check(f"Stopped in layer {index} of {len(call)}; there is no result yet.")
             began = time.perf_counter()
             self.states[window] = call[index].run(layer, self.states[window])
             synchronise(self.states[window])
@@ -107,11 +101,7 @@ class _Stream:
 
 
 def _run_layers(
-    model: StreamedModel,
-    rows: Sequence[Tensor],
-    plans: Sequence[PrunePlan],
-    on_progress: OnProgress | None,
-    stop: threading.Event | None,
+    model: StreamedModel, rows: Sequence[Tensor], plans: Sequence[PrunePlan], watch: Watch
 ) -> list[_Stream]:
     """Return the streams at boundary L, the uncut model's first."""
     base = _Stream(removed=frozenset(), seconds=[0.0] * len(rows))
@@ -129,10 +119,9 @@ def _run_layers(
                 cut.states, cut.seconds = [s.clone() for s in base.states], list(base.seconds)
         for stream in (base, *cuts):
             if stream.states and index not in stream.removed:
-                stream.go_through(index, layer, calls, stop)
+                stream.go_through(index, layer, calls, watch)
                 _check_finite(model, stream, index)
-        if on_progress is not None:
-            on_progress(Progress(stage="stream", done=index + 1, total=count, unit="layers"))
+        watch.tell("stream", done=index + 1, total=count, unit="layers")
     return [base, *cuts]
 
 
@@ -142,7 +131,7 @@ def _scored(
     whole: ModelHandle,
     cuts: Sequence[ModelHandle],
     streams: Sequence[_Stream],
-    stop: threading.Event | None,
+    watch: Watch,
 ) -> tuple[list[list[WindowScore]], list[list[WindowChange]]]:
     """Return the score of each stream, the uncut model's first, and the change of each cut, on every window."""
     model.load_beside(head=True)
@@ -151,10 +140,10 @@ def _scored(
     changes: list[list[WindowChange]] = [[] for _ in cuts]
     for window, tokens in enumerate(windows):
         ends = [replace(head, final=s.states[window], layer_seconds=s.seconds[window]) for s in streams]
-        base = score_base(ends[0], tokens, stop)
+        base = score_base(ends[0], tokens, watch)
         own[0].append(base.score)
         for cut, end in enumerate(ends[1:]):
-            score, change = compare_window(end, tokens, base, stop)
+            score, change = compare_window(end, tokens, base, watch)
             own[cut + 1].append(score)
             changes[cut].append(change)
     model.drop_beside()

@@ -4,7 +4,6 @@ The weights go through transformers' own loader (renamings, merged experts, dtyp
 holds bit for bit what `from_pretrained` would have put into it.
 """
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ from shortviz.ledger import Treatment
 from shortviz.model_files import ModelFiles, find_files, read_config
 from shortviz.model_info import model_info, weight_size
 from shortviz.placement import Placement, choose_placement
-from shortviz.records import SPREAD, ModelInfo, ModelRef, OnProgress, PrunePlan
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records import SPREAD, ModelInfo, ModelRef, PrunePlan
 from shortviz.replay import LayerCall
 from shortviz.shards import Entry, read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
@@ -128,9 +128,7 @@ class StreamedModel:
 
 
 @contextmanager
-def open_streamed(
-    ref: ModelRef, *, on_progress: OnProgress | None = None, stop: threading.Event | None = None
-) -> Iterator[StreamedModel]:
+def open_streamed(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[StreamedModel]:
     """Yield the model, downloaded if need be, with nothing of its layers in memory.
 
     Raises what `load` raises, and ModelError where the family cannot be run layer by layer (the reason is named).
@@ -140,7 +138,7 @@ def open_streamed(
         raise ModelError(f"A streamed model runs on one device; give --device {placement.device} for {SPREAD}.")
     files = settle_gguf(find_files(ref))
     expected = estimate_files(files, placement)
-    folder = loading.fetch(files, expected, on_progress, stop)
+    folder = loading.fetch(files, expected, watch)
     config = parse_config(files.name, read_config(ModelFiles(name=files.name, folder=folder)))
     with loading.quiet_transformers():
         with torch.device(

@@ -1,6 +1,5 @@
 """Proving a checkpoint that was written file to file: by a fresh process, by streaming it, or byte by byte."""
 
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,11 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from shortviz.errors import ExportError, Stopped
+from shortviz.errors import ExportError
 from shortviz.handle import ModelHandle
 from shortviz.placement import free_memory
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.proving import fresh_process, proof_prompts, prove_checkpoint
-from shortviz.records import ModelRef, OnProgress, Progress
+from shortviz.records import ModelRef
 from shortviz.shards import Entry, read_shards, same_bytes
 from shortviz.streamed_logits import streamed_logits
 from shortviz.streamed_model import StreamedModel, open_streamed
@@ -30,36 +30,28 @@ class Proved:
 
 
 def prove_logits(
-    source: StreamedModel,
-    pruned: ModelHandle,
-    checkpoint: Path,
-    room: Path,
-    *,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    source: StreamedModel, pruned: ModelHandle, checkpoint: Path, room: Path, *, watch: Watch = NO_WATCH
 ) -> Proved:
     """Return the proof that a written folder computes what the original does with the removed layers bypassed.
 
     In a fresh process where the short model fits in memory; else its files are streamed, and generation is not run.
     Raises ExportError with the difference.
     """
-    tell = on_progress or (lambda progress: None)
+    tell = watch or (lambda progress: None)
     assert pruned.plan is not None
     prompts = proof_prompts(pruned)
-    tell(Progress(stage="stream original", done=0, total=1, unit="steps", detail=f"{len(prompts)} prompts"))
-    expected = streamed_logits(source, prompts, removed=pruned.plan.removed, stop=stop)
-    tell(Progress(stage="stream original", done=1, total=1, unit="steps"))
+    watch.tell("stream original", done=0, total=1, unit="steps", detail=f"{len(prompts)} prompts")
+    expected = streamed_logits(source, prompts, removed=pruned.plan.removed, watch=watch)
+    watch.tell("stream original", done=1, total=1, unit="steps")
     if pruned.info.bytes * 1.2 <= free_memory(torch.device("cpu")):
         with fresh_process(room) as child:
-            proof = prove_checkpoint(
-                child, pruned, checkpoint, room, expected=expected, on_progress=on_progress, stop=stop
-            )
+            proof = prove_checkpoint(child, pruned, checkpoint, room, expected=expected, watch=watch)
         facts = asdict(proof) | {"generation_equal": True}
         return Proved(kind="fresh process", max_logit_diff=proof.max_logit_diff, generation_equal=True, facts=facts)
-    tell(Progress(stage="stream copy", done=0, total=1, unit="steps"))
+    watch.tell("stream copy", done=0, total=1, unit="steps")
     ref = ModelRef(id=str(checkpoint), dtype=pruned.info.dtype, device="cpu")
-    with open_streamed(ref, stop=stop) as written:
-        found = streamed_logits(written, prompts, stop=stop)
+    with open_streamed(ref, watch=watch) as written:
+        found = streamed_logits(written, prompts, watch=watch)
     pairs = list(zip(expected, found, strict=True))
     unequal = [(a, b) for a, b in pairs if not torch.equal(a, b)]
     difference = max((float((a.double() - b.double()).abs().max()) for a, b in unequal), default=0.0)
@@ -68,21 +60,20 @@ def prove_logits(
             "The written checkpoint computes other logits than the original with the layers bypassed "
             f"(largest difference {difference:.3g}); nothing was exported."
         )
-    tell(Progress(stage="stream copy", done=1, total=1, unit="steps"))
+    watch.tell("stream copy", done=1, total=1, unit="steps")
     lengths = [len(prompt) for prompt in prompts]
     facts = {"kind": "streamed", "max_logit_diff": difference, "prompt_lengths": lengths, "generation_equal": None}
     return Proved(kind="streamed", max_logit_diff=difference, facts=facts)
 
 
-def prove_bytes(tensors: Mapping[str, Entry], checkpoint: Path, stop: threading.Event | None = None) -> Proved:
+def prove_bytes(tensors: Mapping[str, Entry], checkpoint: Path, watch: Watch = NO_WATCH) -> Proved:
     """Return the proof that every tensor of a written folder has the bytes it was copied from; raises ExportError."""
     written = read_shards(checkpoint, checkpoint.name)
     if written.keys() != tensors.keys():
         odd = sorted(written.keys() ^ tensors.keys())[0]
         raise ExportError(f"The written checkpoint differs from what was to be written ({odd}); nothing was exported.")
     for name, entry in tensors.items():
-        if stop is not None and stop.is_set():
-            raise Stopped("The export was stopped; nothing was left behind.")
+        watch.check("The export was stopped; nothing was left behind.")
         if not same_bytes(entry, written[name]):
             raise ExportError(f"The bytes of {name} were not written as they are; nothing was exported.")
     return Proved(kind="bytes", facts={"kind": "bytes", "tensors": len(tensors), "generation_equal": None})

@@ -6,7 +6,6 @@ are those of `measure_distances`, by the same code on the same states.
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +23,10 @@ from shortviz.errors import ModelError, ShortvizError, Stopped
 from shortviz.fused_batches import FusedRunner, groups_of
 from shortviz.gram import NORMS, sequence_scores
 from shortviz.layer_calls import CallBook
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.rank_sums import added_up
 from shortviz.ranks import Ranks
-from shortviz.records import BlockDistances, Floats, OnProgress, Progress, Tokens, TokenSet
+from shortviz.records import BlockDistances, Floats, Tokens, TokenSet
 from shortviz.replay import LayerCall
 from shortviz.row_scores import RowScores
 from shortviz.state_plan import planned_states
@@ -50,8 +50,7 @@ def measure_streamed(
     memory_bytes: int | None = None,
     checkpoint: Path | None = None,
     ranks: Ranks | None = None,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
+    watch: Watch = NO_WATCH,
 ) -> BlockDistances:
     """Return every criterion for every block, as `measure_distances` does; each weight is read once.
 
@@ -85,7 +84,7 @@ def measure_streamed(
         file=file,
         processes=1 if ranks is None else ranks.local_size,
     ) as plan:
-        sweep = _Sweep(model, plan, checkpoint, _key(model, tokens, batch_size, plan.per_row), on_progress, stop)
+        sweep = _Sweep(model, plan, checkpoint, _key(model, tokens, batch_size, plan.per_row), watch)
         with memory_limit(model, plan.num_bytes if plan.file is None else 0, _SMALLER), torch.inference_mode():
             sweep.run(batches)
             sums, rows = _compared(sweep, chosen, sample)
@@ -109,16 +108,8 @@ class _Group:
 class _Sweep:
     """One pass of all batches through all layers."""
 
-    def __init__(
-        self,
-        model: StreamedModel,
-        plan: StatePlan,
-        checkpoint: Path | None,
-        key: str,
-        on_progress: OnProgress | None,
-        stop: threading.Event | None,
-    ) -> None:
-        self.model, self.on_progress, self.stop = model, on_progress, stop
+    def __init__(self, model: StreamedModel, plan: StatePlan, checkpoint: Path | None, key: str, watch: Watch) -> None:
+        self.model, self.watch = model, watch
         self._checkpoint, self._key, self._began = checkpoint, key, time.monotonic()
         arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
         goes_on = arrays is not None and arrays["boot"] == _boot() and plan.is_there
@@ -175,10 +166,9 @@ class _Sweep:
             for batch, hidden in zip(group.batches, found, strict=True):
                 self._check_kept_whole(index, hidden)
                 self.store.write(index + 1, batch, hidden)
-            if self.on_progress is not None:
-                done = round(index + group.batches.stop / count, 2)
-                total = self.model.info.num_layers
-                self.on_progress(Progress(stage="stream", done=done, total=total, unit="layers"))
+            done = round(index + group.batches.stop / count, 2)
+            total = self.model.info.num_layers
+            self.tell("stream", done=done, total=total, unit="layers")
 
     def _save(self, layers: int) -> None:
         if self._checkpoint is not None:
@@ -196,7 +186,7 @@ class _Sweep:
             )
 
     def _check_stop(self, index: int) -> None:
-        if self.stop is not None and self.stop.is_set():
+        if self.watch.stopped:
             then = "the same command goes on there" if self._checkpoint is not None else "with --out it could go on"
             raise Stopped(f"Stopped in layer {index} of {self.model.info.num_layers}; {then}.")
 
@@ -212,8 +202,7 @@ def _compared(
         None, [c.name for c in fast], store.plan.num_boundaries * (store.plan.num_boundaries - 1) // 2
     )
     for index, shape in enumerate(store.plan.shapes):
-        if sweep.stop is not None and sweep.stop.is_set():
-            raise Stopped("Stopped while the boundaries were compared; the same command does that again.")
+        sweep.watch.check("Stopped while the boundaries were compared; the same command does that again.")
         states = store.of_batch(index, device)
         picked = None if per_row is None else [sampled_positions(length, per_row) for length in shape.lengths]
         scores = sequence_scores(states, shape.lengths, shape.width, fast, picked)
@@ -221,9 +210,8 @@ def _compared(
         rows.add(scores)
         if sample is not None:
             sample.add(states, shape.lengths, shape.width)
-        if sweep.on_progress is not None:
-            total = sum(len(shape.lengths) for shape in store.plan.shapes)
-            sweep.on_progress(Progress(stage="compare", done=sums[NORMS[0]].count, total=total, unit="rows"))
+        total = sum(len(shape.lengths) for shape in store.plan.shapes)
+        sweep.tell("compare", done=sums[NORMS[0]].count, total=total, unit="rows")
     return sums, rows
 
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import reprlib
 import string
-import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shortviz.errors import Stopped, TextError
+from shortviz.errors import TextError
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.records import TaskRow, TaskRows, TaskSpec
 from shortviz.text_datasets import DEFAULT_ROWS, dataset_columns
 from shortviz.text_sources import check_file, csv_columns, json_objects, missing_column, parquet_columns
@@ -26,7 +26,7 @@ OPTIONS = "--question, --choices and --label"
 """What a person chooses columns with; named in errors."""
 
 
-def read_task(spec: TaskSpec, *, stop: threading.Event | None = None) -> TaskRows:
+def read_task(spec: TaskSpec, *, watch: Watch = NO_WATCH) -> TaskRows:
     """Return at most `spec.limit` questions (640 of a data set where it is None), in order.
 
     A label is, in this order: the label that {"text": [...], "label": [...]} gives a choice; an integer, or a text of
@@ -43,8 +43,7 @@ def read_task(spec: TaskSpec, *, stop: threading.Event | None = None) -> TaskRow
     rows = []
     with closing(values):  # and with it the file, whatever is still held by an error's traceback
         for where, row in islice(values, spec.limit or (DEFAULT_ROWS if spec.kind == "dataset" else None)):
-            if stop is not None and stop.is_set():
-                raise Stopped("Reading the questions was stopped; nothing was chosen.")
+            watch.check("Reading the questions was stopped; nothing was chosen.")
             rows.append(_row(spec, where, dict(zip(columns, row, strict=True))))
     fingerprint = _fingerprint(rows, spec.delimiter)
     return TaskRows(rows=tuple(rows), source=source, fingerprint=fingerprint, delimiter=spec.delimiter)

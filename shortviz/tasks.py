@@ -1,7 +1,6 @@
 """Task accuracy: which choice of a multiple-choice question a model finds most likely, scored as lm_eval does."""
 
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,8 @@ import numpy as np
 
 from shortviz.errors import Stopped
 from shortviz.handle import ModelHandle
-from shortviz.records import OnProgress, Progress, TaskPrediction, TaskRow, TaskRows, TaskScore
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records import TaskPrediction, TaskRow, TaskRows, TaskScore
 from shortviz.task_forward import open_scorer
 from shortviz.task_records import MOST_PAIRED
 from shortviz.task_rows import read_task
@@ -29,14 +29,7 @@ With the demo model's tokenizer this order takes 18,000 tokens for 256 ARC quest
 """
 
 
-def score_tasks(
-    handle: ModelHandle,
-    rows: TaskRows,
-    *,
-    batch_size: int = 16,
-    on_progress: OnProgress | None = None,
-    stop: threading.Event | None = None,
-) -> TaskScore:
+def score_tasks(handle: ModelHandle, rows: TaskRows, *, batch_size: int = 16, watch: Watch = NO_WATCH) -> TaskScore:
     """Return how many questions the model gets right, by log-likelihood and by log-likelihood per character.
 
     A choice's log-likelihood (nats) is the sum over its tokens after context and delimiter, tokenised as lm_eval does.
@@ -57,29 +50,24 @@ def score_tasks(
     def partial() -> TaskScore:
         return _score(handle, rows, questions, found, shares, time.perf_counter() - started)
 
-    if stop is None or not stop.is_set():
+    if watch is None or not watch.stopped:
         scorer = open_scorer(handle, questions)
         shares = scorer.shares
         for batch in _batches(questions, batch_size):
-            if stop is not None and stop.is_set():
+            if watch.stopped:
                 break
             scores = scorer.log_likelihoods(batch)
             found += [_prediction(q.index, rows.rows[q.index], lls) for q, lls in zip(batch, scores, strict=True)]
-            if on_progress is not None:
-                on_progress(
-                    Progress(stage="tasks", done=len(found), total=len(questions), unit="questions", snapshot=partial)
-                )
+            watch.tell("tasks", done=len(found), total=len(questions), unit="questions", snapshot=partial)
     if not found:
         raise Stopped("Stopped before the first questions were scored; there is no result yet.")
     return partial()
 
 
-def whole_score(
-    handle: ModelHandle, questions: TaskRows, *, on_progress: OnProgress | None = None, stop: threading.Event
-) -> TaskScore | None:
+def whole_score(handle: ModelHandle, questions: TaskRows, *, watch: Watch = NO_WATCH, watch: Watch) -> TaskScore | None:
     """Return the accuracy where every question was answered; None after a stop, which then loses nothing else."""
     try:
-        found = score_tasks(handle, questions, on_progress=on_progress, stop=stop)
+        found = score_tasks(handle, questions, watch=watch)
     except Stopped:
         return None
     return found if found.complete else None

@@ -1,7 +1,6 @@
 """One model on one window: its NLL, and what a cut changed there, with the logits of a few tokens at a time."""
 
 import math
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,9 +8,10 @@ import torch
 from torch import Tensor
 
 from shortviz.capture import residual_boundaries
-from shortviz.errors import NumericsError, Stopped
+from shortviz.errors import NumericsError
 from shortviz.handle import ModelHandle
 from shortviz.logits import LogitHead
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.records import Tokens
 
 
@@ -64,17 +64,16 @@ class _Chunk:
 
 
 @torch.inference_mode()
-def _chunks(head: LogitHead, tokens: Tokens, stop: threading.Event | None) -> Iterator[_Chunk]:
+def _chunks(head: LogitHead, tokens: Tokens, watch: Watch) -> Iterator[_Chunk]:
     """Run a window and yield its scored tokens, a few at a time; the first chunk has the decoder's seconds too.
 
     Raises Stopped once `stop` is set.
     """
     ids = torch.tensor(tokens)
-    states, seconds = head.states(ids, stop)
+    states, seconds = head.states(ids, watch)
     targets = ids[1:]
     for at in range(0, len(targets), head.chunk):
-        if stop is not None and stop.is_set():
-            raise Stopped("Stopped within a window.")
+        watch.check("Stopped within a window.")
         where = slice(at, min(at + head.chunk, len(targets)))
         logits, took = head.timed_logits(states[where])
         log_z = logits.logsumexp(-1)
@@ -92,16 +91,16 @@ def _score_of(chunks: Sequence[tuple[float, int, float]]) -> WindowScore:
     return WindowScore(nll=sum(c[0] for c in chunks) / tokens, tokens=tokens, seconds=sum(c[2] for c in chunks))
 
 
-def score_window(head: LogitHead, tokens: Tokens, stop: threading.Event | None = None) -> WindowScore:
+def score_window(head: LogitHead, tokens: Tokens, watch: Watch = NO_WATCH) -> WindowScore:
     """Return a model's score on one window, shape (tokens,); Stopped is raised within it once `stop` is set."""
-    return _score_of([(float(c.nll.sum()), len(c.nll), c.seconds) for c in _chunks(head, tokens, stop)])
+    return _score_of([(float(c.nll.sum()), len(c.nll), c.seconds) for c in _chunks(head, tokens, watch)])
 
 
 @torch.inference_mode()
-def score_base(head: LogitHead, tokens: Tokens, stop: threading.Event | None = None) -> BaseWindow:
+def score_base(head: LogitHead, tokens: Tokens, watch: Watch = NO_WATCH) -> BaseWindow:
     """Return the uncut model on one window, with what comparisons need; Stopped is raised as in `score_window`."""
     sums, kept = [], []
-    for c in _chunks(head, tokens, stop):
+    for c in _chunks(head, tokens, watch):
         sums.append((float(c.nll.sum()), len(c.nll), c.seconds))
         kept.append((c.states.cpu(), c.log_z.cpu(), c.logits.argmax(-1).cpu()))
     states, log_z, top1 = (torch.cat(part) for part in zip(*kept, strict=True))
@@ -110,11 +109,11 @@ def score_base(head: LogitHead, tokens: Tokens, stop: threading.Event | None = N
 
 @torch.inference_mode()
 def compare_window(
-    head: LogitHead, tokens: Tokens, base: BaseWindow, stop: threading.Event | None = None
+    head: LogitHead, tokens: Tokens, base: BaseWindow, watch: Watch = NO_WATCH
 ) -> tuple[WindowScore, WindowChange]:
     """Return a cut model's score on one window and what changed from the uncut model; Stopped as in `score_window`."""
     sums, kl, same = [], 0.0, 0
-    for c in _chunks(head, tokens, stop):
+    for c in _chunks(head, tokens, watch):
         sums.append((float(c.nll.sum()), len(c.nll), c.seconds))
         same += int((c.logits.argmax(-1).cpu() == base.top1[c.where]).sum())
         before = base.head.logits(base.states[c.where]).to(c.logits.device)

@@ -7,15 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from shortviz import policy
-from shortviz.job_state import JobControl
 from shortviz.prediction_records import Prediction, Work
-from shortviz.records import (
-    ModelEstimate,
-    ModelInfo,
-    ModelRef,
-    Progress,
-    TextSpec,
-)
+from shortviz.progress import Watch
+from shortviz.records import ModelEstimate, ModelInfo, ModelRef, TextSpec
 from shortviz.runs import new_run
 from shortviz.settings import settings
 from shortviz.ui.inspect_actions import APP_WINDOWS, prepare
@@ -34,7 +28,7 @@ GPU_BATCH: Final = 8
 def start_estimate(bench: Bench, ref: ModelRef) -> str:
     """Work out what loading would cost; the result is a ModelEstimate."""
 
-    def work(control: JobControl) -> ModelEstimate:
+    def work(watch: Watch) -> ModelEstimate:
         import_engine()
         from shortviz.loading import estimate
 
@@ -53,14 +47,14 @@ def start_predict(bench: Bench, ref: ModelRef, calibration: TextSpec, evaluation
         window=APP_WINDOWS.window,
     )
 
-    def run(control: JobControl) -> Prediction:
+    def run(watch: Watch) -> Prediction:
         import_engine()
         from shortviz.loading import estimate
         from shortviz.prediction import predict
 
         if settings().is_hosted:
             policy.check_estimate(settings(), estimate(ref))
-        return predict(ref, work, stop=control.stop)
+        return predict(ref, work, watch=watch)
 
     context = JobContext(kind="predict", ref=ref, calibration=calibration, evaluation=evaluation)
     return bench.submit(context, f"Seconds of {ref.id}", run)
@@ -69,8 +63,8 @@ def start_predict(bench: Bench, ref: ModelRef, calibration: TextSpec, evaluation
 def start_load(bench: Bench, ref: ModelRef, spec: TextSpec) -> str:
     """Load the model, and have it ready for clicks that are scored on `spec`; the result is its ModelInfo."""
 
-    def work(control: JobControl) -> ModelInfo:
-        handle = bench.models.load(ref, control)
+    def work(watch: Watch) -> ModelInfo:
+        handle = bench.models.load(ref, watch)
         prepare(bench, ref, spec, handle)
         return handle.info
 
@@ -80,22 +74,22 @@ def start_load(bench: Bench, ref: ModelRef, spec: TextSpec) -> str:
 def start_measure(bench: Bench, ref: ModelRef, spec: TextSpec, key: str) -> str:
     """Measure the distance map into run `key`; partial BlockDistances stream out, the result is the key."""
 
-    def work(control: JobControl) -> str:
-        measure_run(bench, ref, spec, key, control)
+    def work(watch: Watch) -> str:
+        measure_run(bench, ref, spec, key, watch)
         return key
 
     context = JobContext(kind="measure", ref=ref, run_key=key, calibration=spec)
     return bench.submit(context, f"Distances of {ref.id}", work)
 
 
-def measure_run(bench: Bench, ref: ModelRef, spec: TextSpec, key: str, control: JobControl) -> None:
+def measure_run(bench: Bench, ref: ModelRef, spec: TextSpec, key: str, watch: Watch) -> None:
     """Measure the distances on a text into run `key`; for background jobs only (torch is imported here)."""
-    handle = bench.models.load(ref, control)
+    handle = bench.models.load(ref, watch)
     from shortviz.checkpoint import discard_checkpoint
     from shortviz.distances import measure_distances
     from shortviz.texts import tokenize
 
-    control.on_progress(Progress(stage="read text", done=0, total=1, unit="steps"))
+    watch.tell("read text", done=0, total=1, unit="steps")
     tokens = tokenize(spec, handle.tokenizer)
     checkpoint = bench.runs.path(key) / f"measure-{tokens.info.fingerprint[:12]}.npz"
     distances = measure_distances(
@@ -103,8 +97,7 @@ def measure_run(bench: Bench, ref: ModelRef, spec: TextSpec, key: str, control: 
         tokens,
         batch_size=CPU_BATCH if handle.info.device == "cpu" else GPU_BATCH,
         checkpoint=checkpoint,
-        on_progress=control.on_progress,
-        stop=control.stop,
+        watch=watch,
     )
     bench.runs.update(
         key, lambda old: replace(old or new_run(handle.info, tokens.info), text=tokens.info, distances=distances)

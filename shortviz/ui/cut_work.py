@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shortviz.heal_settings import HealSettings
-from shortviz.job_state import JobControl
 from shortviz.ledger import treated_name
 from shortviz.ledger_steps import add_step, start_ledger
-from shortviz.records import Evaluation, Progress, PrunePlan, Run
+from shortviz.progress import Progress, Watch
+from shortviz.records import Evaluation, PrunePlan, Run
 from shortviz.runs import new_run, with_evaluation, with_ledger
 from shortviz.settings import settings
 from shortviz.ui import actions, inspect_actions, kept_models, task_actions
@@ -31,31 +31,31 @@ REPAIR_BATCH: Final = 4 * actions.CPU_BATCH
 class Writer:
     """Continuations of one prompt, kept on the bench as they are done."""
 
-    def __init__(self, bench: Bench, context: JobContext, control: JobControl) -> None:
-        self.bench, self.context, self.control = bench, context, control
+    def __init__(self, bench: Bench, context: JobContext, watch: Watch) -> None:
+        self.bench, self.context, self.watch = bench, context, watch
 
     def write(self, name: str, model: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]) -> str:
         """Return a model's continuation, from memory where it is known; "" without a prompt or after a stop."""
         prompt = self.context.prompt
         key = text_key(self.context.ref, removed, methods, prompt)
         known = self.bench.continuations.get(key)
-        if known is not None or not prompt.strip() or self.control.stop.is_set():
+        if known is not None or not prompt.strip() or self.watch.stopped:
             return known or ""
         from shortviz.generation import continue_text
 
         most = min(inspect_actions.NEW_TOKENS, settings().max_new_tokens)
-        self.control.on_progress(Progress(stage=f"write, {name}", done=0, total=1, unit="steps"))
-        text = continue_text(model, prompt, max_new_tokens=most, stop=self.control.stop)
-        return text if self.control.stop.is_set() else self.bench.continuations.put(key, text)
+        self.watch.tell(f"write, {name}", done=0, total=1, unit="steps")
+        text = continue_text(model, prompt, max_new_tokens=most, watch=self.watch)
+        return text if self.watch.stopped else self.bench.continuations.put(key, text)
 
 
 class CutWork:
     """One cut and its ledger as it grows; what is known already is taken from the bench."""
 
-    def __init__(self, bench: Bench, context: JobContext, control: JobControl, known: Run | None) -> None:
-        self.bench, self.context, self.control, self.known = bench, context, control, known
+    def __init__(self, bench: Bench, context: JobContext, watch: Watch, known: Run | None) -> None:
+        self.bench, self.context, self.watch, self.known = bench, context, watch, known
         self.shown = Treating()
-        self.base = bench.models.load(context.ref, control)
+        self.base = bench.models.load(context.ref, watch)
         from shortviz.pruning import prune
 
         plan = PrunePlan(num_layers=self.base.info.num_layers, removed=context.removed)
@@ -63,7 +63,7 @@ class CutWork:
         assert context.evaluation is not None
         self.spec = context.evaluation
         self.windows = inspect_actions.windows_of(bench, context.ref, self.spec, self.base)
-        self.texts = Writer(bench, context, control)
+        self.texts = Writer(bench, context, watch)
         self.length = (context.recipe or HealSettings()).length
         """Tokens of a held-out window."""
         self._texts: tuple[TokenSet, WindowSet] | None = None
@@ -113,7 +113,7 @@ class CutWork:
 
         done = repair(
             cut, self.base, self._repair_tokens(), method=method, batch_size=REPAIR_BATCH,
-            on_progress=self.control.on_progress, stop=self.control.stop,
+            watch=self.watch
         )  # fmt: skip
         if done.applied:
             return done.handle
@@ -134,11 +134,11 @@ class CutWork:
                     self.shown = replace(self.shown, history=progress.snapshot())
                 return self.shown
 
-            self.control.on_progress(replace(progress, snapshot=snapshot))
+            self.watch.on_progress(replace(progress, snapshot=snapshot))
 
         healed = heal(
             begin, tokens, recipe, base=self.base, heldout=heldout, checkpoint=checkpoint,
-            on_progress=on_progress, stop=self.control.stop,
+            watch=Watch(on_progress, self.watch.stop)
         )  # fmt: skip
         self.shown = replace(self.shown, history=healed.history, note=healed.history.note)
         if healed.applied:
@@ -166,15 +166,14 @@ class CutWork:
 
     def _accuracy(self, model: "ModelHandle", name: str) -> "TaskScore | None":
         """Return how many of the chosen questions a model gets right; None without questions, or after a stop."""
-        spec, stop = self.context.task, self.control.stop
-        if spec is None or stop.is_set():
+        spec, stop = self.context.task, self.watch.stop
+        if spec is None or watch.stopped:
             return None
         return task_actions.model_score(
             self.bench, self.context.ref, self.bench.runs.get(self.context.run_key or "") or self.known, model, spec,
-            on_progress=lambda step: self.control.on_progress(
+            watch=Watch(lambda step: self.watch.on_progress(
                 replace(step, detail=name, snapshot=lambda: self.shown)
-            ),
-            stop=stop,
+            ), stop)
         )  # fmt: skip
 
     def _score(self, model: "ModelHandle", name: str) -> Evaluation:
@@ -183,15 +182,14 @@ class CutWork:
         from shortviz.losses import evaluate
 
         def on_progress(progress: Progress) -> None:
-            self.control.on_progress(replace(progress, detail=name, snapshot=lambda: self.shown))
+            self.watch.on_progress(replace(progress, detail=name, snapshot=lambda: self.shown))
 
         found = evaluate(
             model,
             self.windows,
             base=self.base,
             base_scores=inspect_actions.base_scores(self.bench, self.context.ref, self.base),
-            on_progress=on_progress,
-            stop=None if self.control.stop.is_set() else self.control.stop,
+            watch=Watch(on_progress, None if self.watch.stopped else self.watch.stop),
         )
         if not found.complete:
             raise Stopped("Stopped before every window was scored; there is nothing to compare yet.")
@@ -235,7 +233,7 @@ class CutWork:
         spec = self.context.training
         assert spec is not None
         if self._texts is None:
-            self.control.on_progress(Progress(stage="read text", done=0, total=1, unit="steps"))
+            self.watch.tell("read text", done=0, total=1, unit="steps")
             tokens = tokenize(spec, self.base.tokenizer)
             self._texts = split_heldout(tokens, window=self.length)
         return self._texts

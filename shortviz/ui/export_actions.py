@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from shortviz import policy
 from shortviz.errors import ExportError
-from shortviz.job_state import JobControl
 from shortviz.planning import layers_text
-from shortviz.records import Evaluation, ExportReport, ModelRef, Progress, PrunePlan, TextSpec
+from shortviz.progress import Watch
+from shortviz.records import Evaluation, ExportReport, ModelRef, PrunePlan, TextSpec
 from shortviz.settings import settings
 from shortviz.ui import kept_models
 from shortviz.ui.resources import Bench, JobContext
@@ -31,8 +31,8 @@ def start_export(
     `methods` name the treatments after the cut of the model that is meant; it must still be in memory.
     """
 
-    def work(control: JobControl) -> ExportReport:
-        handle = bench.models.load(ref, control)
+    def work(watch: Watch) -> ExportReport:
+        handle = bench.models.load(ref, watch)
         policy.check_export(settings(), handle.info.id, handle.info.parameters)
         from shortviz.export import export_checkpoint, zip_checkpoint
 
@@ -43,15 +43,14 @@ def start_export(
             base_info=handle.info,
             text=run.text if run is not None else None,
             evaluation=_evaluation(bench, ref, removed, methods, key, spec),
-            on_progress=control.on_progress,
-            stop=control.stop,
+            watch=watch,
         )
         _forget_downloads(folder)
         if not archive:
             return report
         target = folder.with_name(f"{folder.name}.zip")
         try:
-            zip_checkpoint(folder, target, on_progress=control.on_progress, stop=control.stop)
+            zip_checkpoint(folder, target, watch=watch)
         finally:
             shutil.rmtree(folder)
         return replace(report, folder=str(target))
@@ -66,21 +65,21 @@ def start_adapter(
 ) -> str:  # fmt: skip
     """Write what a healed model learned, alone, from what is kept beside run `key`; the result is where it is."""
 
-    def work(control: JobControl) -> str:
-        handle = bench.models.load(ref, control)
+    def work(watch: Watch) -> str:
+        handle = bench.models.load(ref, watch)
         policy.check_export(settings(), handle.info.id, handle.info.parameters)
         from shortviz.export import zip_checkpoint
         from shortviz.heal_adapter import export_adapter
 
         found = kept_models.adapter(bench, key, handle, removed, methods)
-        control.on_progress(Progress(stage="write", done=0, total=1, unit="steps"))
+        watch.tell("write", done=0, total=1, unit="steps")
         export_adapter(found, folder, base=handle)
         _forget_downloads(folder)
         if not archive:
             return str(folder)
         target = folder.with_name(f"{folder.name}.zip")
         try:
-            zip_checkpoint(folder, target, on_progress=control.on_progress, stop=control.stop)
+            zip_checkpoint(folder, target, watch=watch)
         finally:
             shutil.rmtree(folder)
         return str(target)

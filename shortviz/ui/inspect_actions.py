@@ -7,8 +7,8 @@ cut model alone.
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from shortviz.job_state import JobControl
-from shortviz.records import Block, Evaluation, ModelRef, Progress, PrunePlan, TextSpec, WindowSpec
+from shortviz.progress import Progress, Watch
+from shortviz.records import Block, Evaluation, ModelRef, PrunePlan, TextSpec, WindowSpec
 from shortviz.settings import settings
 from shortviz.ui.measured import from_map
 from shortviz.ui.resources import Bench, JobContext
@@ -53,9 +53,9 @@ def first_look(windows: "WindowSet") -> "WindowSet":
 def prepare(bench: Bench, ref: ModelRef, spec: TextSpec, handle: "ModelHandle") -> None:
     """Have the uncut model's share of the first look worked out, before anybody clicks."""
 
-    def work(control: JobControl) -> None:
+    def work(watch: Watch) -> None:
         look = first_look(windows_of(bench, ref, spec, handle))
-        base_scores(bench, ref, handle).window(look.tokens[0], control.stop)
+        base_scores(bench, ref, handle).window(look.tokens[0], watch.stop)
 
     # Where it cannot start, because too many jobs wait, whoever clicks does without it.
     bench.submit(JobContext(kind="prepare", ref=ref, evaluation=spec), f"Prepare {ref.id}", work, lane="inspect")
@@ -66,12 +66,12 @@ def start_inspect(
 ) -> str:
     """Measure what removing a block does: loss by windows, then both continuations; Inspection records stream out."""
 
-    def work(control: JobControl) -> Inspection:
-        handle = bench.models.load(ref, control)
+    def work(watch: Watch) -> Inspection:
+        handle = bench.models.load(ref, watch)
         from shortviz.pruning import prune
 
         pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
-        found = _Found(bench, ref, block, spec, prompt, key, control)
+        found = _Found(bench, ref, block, spec, prompt, key, watch)
         if text_first:
             found.write(handle, pruned)
         found.score(handle, pruned, key)
@@ -87,20 +87,13 @@ class _Found:
     """One block's inspection as it grows; every step that is known already is taken from the bench."""
 
     def __init__(
-        self,
-        bench: Bench,
-        ref: ModelRef,
-        block: Block,
-        spec: TextSpec,
-        prompt: str,
-        key: str | None,
-        control: JobControl,
+        self, bench: Bench, ref: ModelRef, block: Block, spec: TextSpec, prompt: str, key: str | None, watch: Watch
     ) -> None:
-        self.bench, self.ref, self.block, self.spec, self.control = bench, ref, block, spec, control
+        self.bench, self.ref, self.block, self.spec, self.watch = bench, ref, block, spec, watch
         self.inspection = Inspection(prompt=prompt, evaluation=measured(bench, ref, spec, block))
 
     def score(self, handle: "ModelHandle", pruned: "ModelHandle", key: str | None) -> None:
-        if (self.inspection.evaluation and self.inspection.evaluation.complete) or self.control.stop.is_set():
+        if (self.inspection.evaluation and self.inspection.evaluation.complete) or self.watch.stopped:
             return
         from shortviz.losses import evaluate
 
@@ -112,7 +105,7 @@ class _Found:
             return
 
         if self.inspection.evaluation is None:
-            look = evaluate(pruned, first_look(windows), base=handle, base_scores=scores, stop=self.control.stop)
+            look = evaluate(pruned, first_look(windows), base=handle, base_scores=scores, watch=self.watch)
             self._keep(replace(look, complete=False))
             self._show()
 
@@ -121,14 +114,7 @@ class _Found:
             if progress.done == WINDOWS_BEFORE_TEXT:  # between two windows: the model is free
                 self.write(handle, pruned)
 
-        done = evaluate(
-            pruned,
-            windows,
-            base=handle,
-            base_scores=scores,
-            on_progress=on_progress,
-            stop=self.control.stop,
-        )
+        done = evaluate(pruned, windows, base=handle, base_scores=scores, watch=Watch(on_progress, self.watch.stop))
         self._keep(done)
         if done.complete and key is not None:
             self.bench.runs.add_evaluation(key, done)
@@ -138,12 +124,12 @@ class _Found:
         if not prompt.strip():
             return
         for name, model, removed in (("uncut", handle, ()), ("cut", pruned, self.block.layers)):
-            if self.control.stop.is_set():
+            if self.watch.stopped:
                 return
             text = self.bench.continuations.get((self.ref, removed, prompt))
             if text is None:
                 text = self._continue(name, model, prompt)
-                if not self.control.stop.is_set():
+                if not self.watch.stopped:
                     self.bench.continuations.put((self.ref, removed, prompt), text)
             self._show_text(name, text, NEW_TOKENS)
 
@@ -157,11 +143,7 @@ class _Found:
             self._show_text(name, "".join(written), len(written))
 
         return continue_text(
-            model,
-            prompt,
-            max_new_tokens=min(NEW_TOKENS, settings().max_new_tokens),
-            on_text=on_text,
-            stop=self.control.stop,
+            model, prompt, max_new_tokens=min(NEW_TOKENS, settings().max_new_tokens), on_text=on_text, watch=self.watch
         )
 
     def _show_text(self, name: str, text: str, tokens: int) -> None:
@@ -169,15 +151,11 @@ class _Found:
             replace(self.inspection, uncut=text) if name == "uncut" else replace(self.inspection, cut=text)
         )
         shown = self.inspection
-        self.control.on_progress(
-            Progress(stage=f"write, {name}", done=tokens, total=NEW_TOKENS, unit="tokens", snapshot=lambda: shown)
-        )
+        self.watch.tell(f"write, {name}", done=tokens, total=NEW_TOKENS, unit="tokens", snapshot=lambda: shown)
 
     def _show(self) -> None:
         shown = self.inspection
-        self.control.on_progress(
-            Progress(stage="evaluate", done=0, total=APP_WINDOWS.windows, unit="windows", snapshot=lambda: shown)
-        )
+        self.watch.tell("evaluate", done=0, total=APP_WINDOWS.windows, unit="windows", snapshot=lambda: shown)
 
     def _evaluating(self, progress: Progress) -> None:
         def snapshot() -> Inspection:
@@ -185,7 +163,7 @@ class _Found:
                 self._keep(progress.snapshot())
             return self.inspection
 
-        self.control.on_progress(replace(progress, snapshot=snapshot))
+        self.watch.on_progress(replace(progress, snapshot=snapshot))
 
     def _keep(self, done: Evaluation) -> None:
         """Keep the evaluation that rests on most text."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from shortviz.job_state import JobControl
+from shortviz.progress import Watch
 from shortviz.records import ModelRef, Run, TextSpec
 from shortviz.runs import new_run
 from shortviz.ui import inspect_actions
@@ -15,20 +15,13 @@ def start_losses(bench: Bench, ref: ModelRef, spec: TextSpec, key: str, known: R
     `known` is the run that is shown: its distances are kept beside the losses.
     """
 
-    def work(control: JobControl) -> str:
-        handle = bench.models.load(ref, control)
+    def work(watch: Watch) -> str:
+        handle = bench.models.load(ref, watch)
         from shortviz.loss_map import measure_losses
 
         windows = inspect_actions.windows_of(bench, ref, spec, handle)
         checkpoint = bench.runs.path(key) / f"losses-{windows.info.fingerprint[:12]}.npz"
-        losses = measure_losses(
-            handle,
-            windows,
-            priority=bench.wanted_rows,
-            checkpoint=checkpoint,
-            on_progress=control.on_progress,
-            stop=control.stop,
-        )
+        losses = measure_losses(handle, windows, priority=bench.wanted_rows, checkpoint=checkpoint, watch=watch)
         bench.runs.update(key, lambda old: replace(old or known or new_run(handle.info, windows.info), losses=losses))
         if losses.complete:
             checkpoint.unlink(missing_ok=True)

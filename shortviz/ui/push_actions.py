@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shortviz.job_state import JobControl
+from shortviz.progress import Watch
 from shortviz.records import ModelRef
 from shortviz.ui.resources import Bench, JobContext
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 def start_push(bench: Bench, ref: ModelRef, folder: Path, to: "Destination") -> str:
     """Push the folder to the hub; the result is a PushReport."""
 
-    def work(control: JobControl) -> "PushReport":
+    def work(watch: Watch) -> "PushReport":
         from shortviz.hub_push import push_folder
 
-        return push_folder(folder, to, on_progress=control.on_progress, stop=control.stop)
+        return push_folder(folder, to, watch=watch)
 
     context = JobContext(kind="push", ref=ref, folder=str(folder), target=to.repo_id)
     return bench.submit(context, f"Push to {to.repo_id}", work)

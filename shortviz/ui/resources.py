@@ -11,9 +11,10 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from shortviz import policy
 from shortviz.errors import ShortvizError
 from shortviz.heal_settings import HealSettings
-from shortviz.job_state import JobControl, JobState, Lane
+from shortviz.job_state import JobState, Lane
 from shortviz.jobs import JobRegistry
 from shortviz.memory import free_bytes
+from shortviz.progress import Watch
 from shortviz.records import Block, Evaluation, ModelRef, TaskRows, TaskScore, TaskSpec, TextSpec
 from shortviz.settings import settings
 from shortviz.ui import state as s
@@ -86,7 +87,7 @@ class Bench:
     """By job: the sessions that may see it, where the app is hosted."""
     _submitting: Any = field(default_factory=threading.RLock)
 
-    def submit(self, context: JobContext, title: str, work: Callable[[JobControl], Any], *, lane: Lane = "long") -> str:
+    def submit(self, context: JobContext, title: str, work: Callable[[Watch], Any], *, lane: Lane = "long") -> str:
         """Return the id of a new job; the same work that is waiting or running already is not started twice.
 
         A job that may not or cannot start is one that has failed, with the reason for people.
@@ -162,18 +163,18 @@ def _is_own(job: JobState) -> bool:
     return not settings().is_hosted or job.owner == _session()
 
 
-def _timed(work: Callable[[JobControl], Any]) -> Callable[[JobControl], Any]:
+def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
     """Return work that is asked to stop once its time is up, where the app is hosted."""
     rules = settings()
     if not rules.is_hosted:
         return work
 
-    def timed(control: JobControl) -> Any:
-        alarm = threading.Timer(rules.max_job_seconds, control.stop.set)
+    def timed(watch: Watch) -> Any:
+        alarm = threading.Timer(rules.max_job_seconds, watch.stop.set)
         alarm.daemon = True
         alarm.start()
         try:
-            return work(control)
+            return work(watch)
         finally:
             alarm.cancel()
 

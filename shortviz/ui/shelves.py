@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from shortviz import policy, run_library
 from shortviz.errors import RunError
-from shortviz.job_state import JobControl
-from shortviz.records import Evaluation, ModelRef, Progress, Run, TextSpec
+from shortviz.progress import Watch
+from shortviz.records import Evaluation, ModelRef, Run, TextSpec
 from shortviz.runs import (
     EXAMPLES,
     FILE,
@@ -110,19 +110,19 @@ class ModelShelf:
         """Return the model where it is loaded; starts nothing."""
         return self._handles.get(ref)
 
-    def load(self, ref: ModelRef, control: JobControl) -> "ModelHandle":
+    def load(self, ref: ModelRef, watch: Watch) -> "ModelHandle":
         """Return the model, loading it where needed; for background jobs only (torch is imported here)."""
         with self._loading:
             found = self._handles.get(ref)
             if found is not None:
                 return found
-            control.on_progress(Progress(stage="start", done=0, total=1, unit="steps", detail="starting the engine"))
+            watch.tell("start", done=0, total=1, unit="steps", detail="starting the engine")
             import_engine()
             from shortviz.loading import estimate, load
 
             if settings().is_hosted:
                 policy.check_estimate(settings(), estimate(ref))
-            return self._handles.put(ref, load(ref, on_progress=control.on_progress, stop=control.stop))
+            return self._handles.put(ref, load(ref, watch=watch))
 
     def clear(self) -> None:
         """Let go of all models and give a GPU's memory back."""

@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shortviz.errors import ResourceError
-from shortviz.job_state import JobControl
 from shortviz.ledger import Ledger, LedgerStep
 from shortviz.ledger_steps import with_task_score
 from shortviz.planning import layers_text
-from shortviz.records import ModelRef, OnProgress, Progress, PrunePlan, Run, TaskScore, TaskSpec
+from shortviz.progress import OnProgress, Progress, Watch
+from shortviz.records import ModelRef, PrunePlan, Run, TaskScore, TaskSpec
 from shortviz.runs import with_ledger
 from shortviz.ui import kept_models, task_actions
 from shortviz.ui.resources import Bench, JobContext
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def start_bring_back(bench: Bench, ref: ModelRef, removed: tuple[int, ...], step: LedgerStep, key: str) -> str:
     """Put a treated model into memory again from what is kept beside run `key`: nothing is repaired or trained."""
 
-    def work(control: JobControl) -> None:
-        handle = bench.models.load(ref, control)
+    def work(watch: Watch) -> None:
+        handle = bench.models.load(ref, watch)
         found = kept_models.bring_back(bench, key, handle, removed, step)
         problem = kept_models.put_in_memory(bench, ref, removed, handle, found)
         if problem:
@@ -39,20 +39,20 @@ def start_questions(
     The scores go into run `key`, made from `known` where it is new; the result is how many steps were scored.
     """
 
-    def work(control: JobControl) -> int:
-        handle = bench.models.load(ref, control)
+    def work(watch: Watch) -> int:
+        handle = bench.models.load(ref, watch)
         from shortviz.pruning import prune
 
         cut = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=ledger.removed))
         done = 0
         for number, step in enumerate(ledger.steps):
             model = _model(bench, ref, handle, cut, ledger, step, kept_in)
-            if model is None or control.stop.is_set():
+            if model is None or watch.stopped:
                 continue
             words = f"model {number + 1} of {len(ledger.steps)}, {step.label}"
             score = task_actions.model_score(
                 bench, ref, bench.runs.get(key) or known, model, spec,
-                on_progress=_told(control, words), stop=control.stop,
+                watch=Watch(_told(watch, words), watch.stop)
             )  # fmt: skip
             if score is None:
                 break
@@ -64,9 +64,9 @@ def start_questions(
     return bench.submit(context, f"Questions for the cut of layers {layers_text(ledger.removed)}", work)
 
 
-def _told(control: JobControl, words: str) -> OnProgress:
+def _told(watch: Watch, words: str) -> OnProgress:
     def on_progress(progress: Progress) -> None:
-        control.on_progress(replace(progress, detail=words, snapshot=None))
+        watch.on_progress(replace(progress, detail=words, snapshot=None))
 
     return on_progress
 

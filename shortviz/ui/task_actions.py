@@ -1,6 +1,5 @@
 """Task accuracy and greedy removal as jobs; torch is imported in the background thread."""
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from shortviz.curve import further
 from shortviz.errors import ShortvizError
-from shortviz.job_state import JobControl
-from shortviz.records import ModelRef, OnProgress, Progress, Run, TaskRows, TaskScore, TaskSpec, TextSpec, WindowSpec
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records import ModelRef, Run, TaskRows, TaskScore, TaskSpec, TextSpec, WindowSpec
 from shortviz.runs import EXAMPLES, with_task
 from shortviz.settings import settings
 from shortviz.task_records import MOST_PAIRED
@@ -19,13 +18,13 @@ if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
 
 
-def rows_of(bench: Bench, spec: TaskSpec, stop: threading.Event | None = None) -> TaskRows:
+def rows_of(bench: Bench, spec: TaskSpec, watch: Watch = NO_WATCH) -> TaskRows:
     """Return the questions, read once as long as their file stays as it is; raises TextError for a bad one."""
     from shortviz.task_rows import read_task
 
     file = Path(spec.value).expanduser()
     stamp = file.stat().st_mtime_ns if spec.kind == "file" and file.is_file() else 0
-    return bench.questions.get((spec, stamp)) or bench.questions.put((spec, stamp), read_task(spec, stop=stop))
+    return bench.questions.get((spec, stamp)) or bench.questions.put((spec, stamp), read_task(spec, watch=watch))
 
 
 def fetched_rows(bench: Bench, spec: TaskSpec) -> TaskRows | None:
@@ -36,9 +35,9 @@ def fetched_rows(bench: Bench, spec: TaskSpec) -> TaskRows | None:
 def start_fetching(bench: Bench, ref: ModelRef, spec: TaskSpec) -> str:
     """Fetch the questions of a data set, to be scored with this model; the result is their number."""
 
-    def work(control: JobControl) -> int:
-        control.on_progress(Progress(stage="fetch the questions", done=0, total=1, unit="steps"))
-        return len(rows_of(bench, spec, stop=control.stop).rows)
+    def work(watch: Watch) -> int:
+        watch.tell("fetch the questions", done=0, total=1, unit="steps")
+        return len(rows_of(bench, spec, watch=watch).rows)
 
     context = JobContext(kind="questions", ref=ref, task=spec)
     return bench.submit(context, f"Questions of {spec.value}", work, lane="inspect")
@@ -54,7 +53,7 @@ def known_score(
 
 def model_score(
     bench: Bench, ref: ModelRef, run: Run | None, model: "ModelHandle", spec: TaskSpec, *,
-    on_progress: OnProgress, stop: threading.Event,
+    watch: Watch
 ) -> TaskScore | None:  # fmt: skip
     """Return how many questions a model gets right; of untreated ones a score that is known. None after a stop.
 
@@ -63,12 +62,12 @@ def model_score(
     """
     from shortviz.tasks import whole_score
 
-    rows = rows_of(bench, spec, stop=stop)
+    rows = rows_of(bench, spec, watch=watch)
     removed = model.plan.removed if model.plan is not None else ()
     known = known_score(bench, ref, run, removed, rows) if not model.treatments else None
     if known is not None and (known.right or known.questions > MOST_PAIRED):
         return known
-    found = whole_score(model, rows, on_progress=on_progress, stop=stop)
+    found = whole_score(model, rows, watch=watch)
     if found is not None and not model.treatments:
         bench.tasks.put((ref, removed, rows.fingerprint), found)
     return found
@@ -77,10 +76,10 @@ def model_score(
 def start_tasks(bench: Bench, ref: ModelRef, spec: TaskSpec, plans: Sequence[tuple[int, ...]], key: str | None) -> str:
     """Score the questions with each cut that has no score yet, into run `key`; the result is how many were scored."""
 
-    def work(control: JobControl) -> int:
-        control.on_progress(Progress(stage="read questions", done=0, total=1, unit="steps"))
-        rows = rows_of(bench, spec, stop=control.stop)
-        handle = bench.models.load(ref, control)
+    def work(watch: Watch) -> int:
+        watch.tell("read questions", done=0, total=1, unit="steps")
+        rows = rows_of(bench, spec, watch=watch)
+        handle = bench.models.load(ref, watch)
         from shortviz.curve_scoring import score_plans
 
         run = bench.runs.get(key) if key is not None else None
@@ -92,7 +91,7 @@ def start_tasks(bench: Bench, ref: ModelRef, spec: TaskSpec, plans: Sequence[tup
 
         if not left:
             return 0
-        found = score_plans(handle, rows, left, on_score=keep, on_progress=control.on_progress, stop=control.stop)
+        found = score_plans(handle, rows, left, on_score=keep, watch=watch)
         return len(found)
 
     context = JobContext(kind="tasks", ref=ref, run_key=key, task=spec, plans=tuple(plans))
@@ -102,11 +101,11 @@ def start_tasks(bench: Bench, ref: ModelRef, spec: TaskSpec, plans: Sequence[tup
 def start_greedy(bench: Bench, ref: ModelRef, spec: TextSpec, layers: int, key: str) -> str:
     """Remove so many layers one by one, on the windows of the run's measured map; the result is the run's key."""
 
-    def work(control: JobControl) -> str:
+    def work(watch: Watch) -> str:
         run = bench.runs.get(key)
         if run is None or run.losses is None:
             raise ShortvizError("Greedy removal is drawn beside the measured map; measure the losses first.")
-        handle = bench.models.load(ref, control)
+        handle = bench.models.load(ref, watch)
         from shortviz.greedy import greedy_removal
         from shortviz.texts import make_windows
 
@@ -118,7 +117,7 @@ def start_greedy(bench: Bench, ref: ModelRef, spec: TextSpec, layers: int, key: 
                 f"The map was measured on {text.source}, but the evaluation text is now {windows.info.source}; choose "
                 "that text again, or measure the map anew."
             )
-        found = greedy_removal(handle, windows, max_removed=layers, on_progress=control.on_progress, stop=control.stop)
+        found = greedy_removal(handle, windows, max_removed=layers, watch=watch)
         _add(bench, key, lambda old: replace(old, greedy=further(old.greedy, found)))
         return key
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from shortviz.job_state import JobControl
-from shortviz.records import ModelRef, Progress, TextSpec
+from shortviz.progress import Progress, Watch
+from shortviz.records import ModelRef, TextSpec
 from shortviz.ui import actions
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.shelves import run_key
@@ -13,15 +13,15 @@ from shortviz.ui.shelves import run_key
 def start_texts(bench: Bench, ref: ModelRef, specs: Sequence[TextSpec]) -> str:
     """Measure the distances on each text that has not been measured; the result is the keys of the runs."""
 
-    def work(control: JobControl) -> tuple[str, ...]:
+    def work(watch: Watch) -> tuple[str, ...]:
         keys: list[str] = []
         for number, spec in enumerate(specs, start=1):
-            if control.stop.is_set():
+            if watch.stopped:
                 break
             key = run_key(ref, spec)
             known = bench.runs.get(key)
             if known is None or known.distances is None or known.distances.samples < known.text.rows:
-                actions.measure_run(bench, ref, spec, key, _numbered(control, spec, f"text {number} of {len(specs)}"))
+                actions.measure_run(bench, ref, spec, key, _numbered(watch, spec, f"text {number} of {len(specs)}"))
             keys.append(key)
         return tuple(keys)
 
@@ -29,8 +29,8 @@ def start_texts(bench: Bench, ref: ModelRef, specs: Sequence[TextSpec]) -> str:
     return bench.submit(context, f"Distances of {ref.id} on {len(specs)} texts", work)
 
 
-def _numbered(control: JobControl, spec: TextSpec, words: str) -> JobControl:
+def _numbered(watch: Watch, spec: TextSpec, words: str) -> Watch:
     def on_progress(progress: Progress) -> None:
-        control.on_progress(replace(progress, detail=f"{words}, {spec.value[:40]}", snapshot=None))
+        watch.on_progress(replace(progress, detail=f"{words}, {spec.value[:40]}", snapshot=None))
 
-    return replace(control, on_progress=on_progress)
+    return replace(watch, on_progress=on_progress)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from shortviz.heal_settings import HealSettings
-from shortviz.job_state import JobControl
 from shortviz.planning import layers_text
-from shortviz.records import ModelRef, Progress, PrunePlan, Run, TaskSpec, TextSpec, WindowSpec
+from shortviz.progress import Progress, Watch
+from shortviz.records import ModelRef, PrunePlan, Run, TaskSpec, TextSpec, WindowSpec
 from shortviz.ui.cut_work import REPAIR_BATCH, CutWork, Writer
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.treating import Treating
@@ -31,8 +31,8 @@ def start_repair(
     `known` is the run that is shown: what it holds is kept where run `key` is made anew.
     """
 
-    def work(control: JobControl) -> Treating:
-        cut = CutWork(bench, context, control, known)
+    def work(watch: Watch) -> Treating:
+        cut = CutWork(bench, context, watch, known)
         cut.open_ledger()
         repaired = cut.repair(cut.pruned, method)
         if repaired is not None:
@@ -55,8 +55,8 @@ def start_heal(
     A stop keeps the best weights so far, scores them, and leaves a checkpoint from which the same training goes on.
     """
 
-    def work(control: JobControl) -> Treating:
-        cut = CutWork(bench, context, control, known)
+    def work(watch: Watch) -> Treating:
+        cut = CutWork(bench, context, watch, known)
         cut.open_ledger()
         begin = cut.pruned
         if repair_first:
@@ -84,8 +84,8 @@ def start_shrink(
     no part. A stop keeps what is done, and scores it.
     """
 
-    def work(control: JobControl) -> Treating:
-        handle = bench.models.load(ref, control)
+    def work(watch: Watch) -> Treating:
+        handle = bench.models.load(ref, watch)
         from shortviz.fit_text import fit_rows
         from shortviz.shrink import shrink
         from shortviz.texts import make_windows
@@ -95,7 +95,7 @@ def start_shrink(
                 steps = progress.snapshot().steps if progress.snapshot is not None else ()
                 return Treating(removed=steps[-1].removed if steps else ())
 
-            control.on_progress(replace(progress, snapshot=snapshot))
+            watch.on_progress(replace(progress, snapshot=snapshot))
 
         windows, tokens = (
             make_windows(training, SHRINK_WINDOWS, handle.tokenizer),
@@ -105,9 +105,9 @@ def start_shrink(
         checkpoint = bench.runs.path(key) / f"shrink-{facts[:12]}.safetensors"  # from which a killed server goes on
         shrunk = shrink(
             handle, windows, tokens, to_layers,
-            method=method, batch_size=REPAIR_BATCH, checkpoint=checkpoint, on_progress=on_progress, stop=control.stop,
+            method=method, batch_size=REPAIR_BATCH, checkpoint=checkpoint, watch=Watch(on_progress, watch.stop)
         )  # fmt: skip
-        cut = CutWork(bench, replace(context, removed=shrunk.steps[-1].removed), control, known)
+        cut = CutWork(bench, replace(context, removed=shrunk.steps[-1].removed), watch, known)
         cut.open_ledger()
         cut.shown = replace(cut.shown, note=shrunk.note)
         if shrunk.handle.treatments:
@@ -126,11 +126,11 @@ def start_shrink(
 def start_texts(bench: Bench, ref: ModelRef, removed: tuple[int, ...], ledger: "Ledger | None", prompt: str) -> str:
     """Let every model of a ledger that is in memory continue the prompt, the uncut and the cut one always."""
 
-    def work(control: JobControl) -> None:
-        handle = bench.models.load(ref, control)
+    def work(watch: Watch) -> None:
+        handle = bench.models.load(ref, watch)
         from shortviz.pruning import prune
 
-        writer = Writer(bench, context, control)
+        writer = Writer(bench, context, watch)
         writer.write("uncut", handle, (), ())
         writer.write("cut", prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=removed)), removed, ())
         for step in ledger.steps if ledger is not None else ():

@@ -1,0 +1,64 @@
+"""Watch: the one object by which a long function tells how far it is, and hears that it should stop."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shortviz.errors import Stopped
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a long function stands; told to its `Watch` at least once a batch."""
+
+    stage: str
+    """A word for people: `download`, `load`, `measure`, `evaluate`, `write`, `prove`, ..."""
+    done: float
+    total: float
+    unit: str
+    """What is counted: `rows`, `windows`, `bytes`, `steps`."""
+    detail: str = ""
+    snapshot: Callable[[], Any] | None = None
+    """Builds the partial record (BlockDistances, Evaluation) on demand; call it from the callback only."""
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who waits for a long function: `on_progress` is called with every Progress, and setting `stop` ends the work.
+
+    A function that has something to keep when it hears the stop returns that; any other raises Stopped.
+    """
+
+    on_progress: OnProgress | None = None
+    stop: threading.Event | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.stop is not None and self.stop.is_set()
+
+    def check(self, sentence: str) -> None:
+        """Raise Stopped where a stop was asked for; the sentence says what was stopped, and what is left of it."""
+        if self.stopped:
+            raise Stopped(sentence)
+
+    def tell(
+        self, stage: str, *, done: float, total: float, unit: str, detail: str = "",
+        snapshot: Callable[[], Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Report where the work stands; the fields are those of Progress."""
+        if self.on_progress is not None:
+            self.on_progress(Progress(stage=stage, done=done, total=total, unit=unit, detail=detail, snapshot=snapshot))
+
+    def mapped(self, change: Callable[[Progress], Progress]) -> "Watch":
+        """Return the watch of a part of the work, whose progress is told as the whole's: `change` makes it so."""
+        tell = self.on_progress
+        return Watch(None if tell is None else lambda progress: tell(change(progress)), self.stop)
+
+
+NO_WATCH: Final = Watch()
+"""Hears nothing and never stops."""
