@@ -70,7 +70,7 @@ class Timer:
     watch: Watch = NO_WATCH
 
     def check(self) -> None:
-        """Raise Stopped once `stop` is set."""
+        """Raise Stopped once `watch.stop` is set."""
         self.watch.check("Stopped while this machine was timed; there is no prediction yet.")
 
     def shortest(self, work: Callable[[], object], like: Tensor) -> float:

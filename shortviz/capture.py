@@ -71,16 +71,15 @@ def residual_boundaries(handle: ModelHandle, keep: Callable[[int, Tensor], None]
 
 @contextmanager
 def stoppable(handle: ModelHandle, watch: Watch) -> Iterator[None]:
-    """Raise Stopped out of a forward pass before its next layer, once `stop` is set; hold `handle.lock` around it.
+    """Raise Stopped out of a forward pass before its next layer, once asked to stop; hold `handle.lock` around it.
 
     A window of a slow model takes seconds, and whoever asked for another one should not wait for them.
     """
 
     def look(_module: nn.Module, _inputs: Any) -> None:
-        assert watch is not None
         watch.check("Stopped within a forward pass.")
 
     with ExitStack() as hooks:
-        for layer in layer_stack(handle.model).layers if watch is not None else ():
+        for layer in layer_stack(handle.model).layers if watch.stop is not None else ():
             hooks.callback(layer.register_forward_pre_hook(look).remove)
         yield

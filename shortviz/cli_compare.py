@@ -11,7 +11,7 @@ from shortviz.cli_claim import claimed
 from shortviz.cli_options import JsonOption, LoadOptions, ModelArgument, TextOptions, with_options
 from shortviz.cli_session import INTERRUPTED, load_model, print_result, working
 from shortviz.errors import ShortvizError, TextError
-from shortviz.progress import OnProgress, Watch
+from shortviz.progress import Watch
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
@@ -79,8 +79,8 @@ def sensitivity(
         for tokens, name in zip(sets, folder_names(specs), strict=True):
             if watch.stopped:
                 break
-            shown = _named(watch, name)
-            found[str(out / name)] = _measure(handle, tokens, out / name, batch_size, watch=Watch(shown, watch))
+            named = watch.labelled(stage=f"measure {name}")
+            found[str(out / name)] = _measure(handle, tokens, out / name, batch_size, watch=named)
     if len(found) > 1:
         print_result((comparison_json if as_json else comparison_text)(found, criterion))
     if watch.stopped:
@@ -123,7 +123,3 @@ def _measure(handle: "ModelHandle", tokens: "TokenSet", folder: Path, batch_size
     if distances.samples == len(tokens.rows):
         discard_checkpoint(checkpoint)
     return run
-
-
-def _named(watch: Watch, name: str) -> "OnProgress":
-    return lambda progress: watch(replace(progress, stage=f"measure {name}"))

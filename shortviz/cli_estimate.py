@@ -26,7 +26,7 @@ def estimate(
     at_least(1, rows=rows, windows=windows, heal_steps=heal_steps)
     at_least(2, max_length=max_length, window=window)
     work = Work(rows=rows, row_tokens=max_length, window=window, windows=windows, heal_steps=heal_steps)
-    with working() as (_, stop):
+    with working() as watch:
         from shortviz.prediction import predict, prediction_json
 
         found = predict(load.ref(model), work, watch=watch)

@@ -35,8 +35,7 @@ class HealWork:
         check_run(out, base.info.id)
         if settings.quantize == "4bit":  # told before the cut is scored and repaired
             check_quantiser(base.model.device)
-        self.base, self.training, self.settings, self.out = base, training, settings, out
-        self.watch = watch
+        self.base, self.training, self.settings, self.out, self.watch = base, training, settings, out, watch
         tokens = tokenize(training, base.tokenizer)
         self.tokens, self.heldout = split_heldout(tokens, window=settings.length)
         self.kept: LedgerWork | None = None

@@ -1,6 +1,5 @@
 """What `repair`, `shrink` and `heal` share: the ledger of a cut as it grows, kept in a run, and the export."""
 
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,8 +26,7 @@ class LedgerWork:
     def __init__(self, base: "ModelHandle", windows: "WindowSet", questions: "TaskRows | None", watch: Watch) -> None:
         from shortviz.losses import BaseScores
 
-        self.base, self.windows, self.questions = base, windows, questions
-        self.watch = watch
+        self.base, self.windows, self.questions, self.watch = base, windows, questions, watch
         self.base_scores = BaseScores(base)
         self.ledger: Ledger
         self.newest: Evaluation
@@ -38,7 +36,7 @@ class LedgerWork:
         """Score the uncut and the cut model."""
         from shortviz.ledger_steps import start_ledger
 
-        self.newest = self._evaluate(cut, self.stop)
+        self.newest = self._evaluate(cut, self.watch)
         self.ledger = start_ledger(self.newest, uncut_task=self._score(self.base), cut_task=self._score(cut))
 
     def add(self, handle: "ModelHandle", *, whatever_stop: bool = False) -> None:
@@ -46,7 +44,7 @@ class LedgerWork:
         from shortviz.ledger import treated_name
         from shortviz.ledger_steps import add_step
 
-        self.newest = self._evaluate(handle, threading.Event() if whatever_stop else self.stop)
+        self.newest = self._evaluate(handle, Watch(self.watch.on_progress) if whatever_stop else self.watch)
         self.ledger = add_step(
             self.ledger,
             treated_name(handle.treatments),
@@ -58,7 +56,7 @@ class LedgerWork:
     def _evaluate(self, handle: "ModelHandle", watch: Watch) -> "Evaluation":
         from shortviz.losses import evaluate
 
-        return evaluate(handle, self.windows, base=self.base, base_scores=self.base_scores, watch=Watch(self.watch))
+        return evaluate(handle, self.windows, base=self.base, base_scores=self.base_scores, watch=watch)
 
     def _score(self, handle: "ModelHandle") -> "TaskScore | None":
         """Return the accuracy where every question was answered; None after a stop, which loses nothing else."""

@@ -65,7 +65,7 @@ def measured_map(
     with working(shared=True) as watch, joined() as ranks:
         if search and ranks is not None:
             raise ShortvizError("--search runs in one process; start it without a launcher.")
-        ref, on_progress = share(ranks, ref, watch)
+        ref, watch = share(ranks, ref, watch)
         handle = load_model(ref, watch, fits=_fits(max_n))
         window_set = texts.make_windows(spec, windows, handle.tokenizer)
         if ranks is not None:

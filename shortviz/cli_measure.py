@@ -65,7 +65,7 @@ def measure(
     own = [known.resolve(name) for name in chosen]
     spec = readable(text.spec(texts.DEFAULT_CALIBRATION))
     with working(shared=True) as watch, joined() as ranks:
-        ref, on_progress = share(ranks, load.ref(model), watch)
+        ref, watch = share(ranks, load.ref(model), watch)
         streamed = tokens_per_row is not None or streams(ref, stream)
         streamed = streamed if ranks is None else any(ranks.all(streamed))
         with (_streamed if streamed else _loaded)(ref, watch) as opened:
@@ -75,7 +75,7 @@ def measure(
             run = runs.new_run(opened.info, tokens.info)
             checkpoint = None if out is None else out / ("stream.npz" if streamed else "checkpoint.npz")
             common: dict[str, Any] = {"criteria": own, "batch_size": text.batch_size, "checkpoint": checkpoint}
-            common |= {"ranks": ranks, "on_progress": on_progress, "stop": watch}
+            common |= {"ranks": ranks, "watch": watch}
             writes = out is not None and (ranks is None or ranks.writes)
             with claimed(run, out) if out is not None and writes else nullcontext(run) as run:
                 if streamed:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shortviz.errors import ModelError
-from shortviz.progress import OnProgress, Watch
+from shortviz.progress import Watch
 from shortviz.records import SPREAD
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def share(ranks: "Ranks | None", ref: "ModelRef", watch: Watch) -> tuple["ModelRef", "OnProgress"]:
-    """Return (what this process loads, its progress), once the model's files are here and are the same for all.
+def share(ranks: "Ranks | None", ref: "ModelRef", watch: Watch) -> tuple["ModelRef", Watch]:
+    """Return (what this process loads, its watch), once the model's files are here and are the same for all.
 
     Raises ShortvizError where another process has other files.
     """
@@ -30,13 +30,13 @@ def share(ranks: "Ranks | None", ref: "ModelRef", watch: Watch) -> tuple["ModelR
     from shortviz.loading import prepare
     from shortviz.shards import fingerprint, read_shards
 
-    shown = watch if ranks.writes else _silent
+    watch = watch if ranks.writes else Watch(stop=watch.stop)
     if ranks.local_rank == 0:  # the download, or the de-quantised copy, is made once a machine
-        prepare(ref, watch=Watch(shown, watch))
+        prepare(ref, watch=watch)
     ranks.wait()
     folder = prepare(ref)
     ranks.agree({"model files": fingerprint(read_shards(folder, ref.id).values(), folder / "config.json")})
-    return replace(ref, device=_own_device(ref.device, ranks.local_rank)), shown
+    return replace(ref, device=_own_device(ref.device, ranks.local_rank)), watch
 
 
 def _own_device(asked: str, local_rank: int) -> str:
@@ -46,7 +46,3 @@ def _own_device(asked: str, local_rank: int) -> str:
     if asked not in ("auto", "cuda") or not torch.cuda.is_available():
         return asked
     return f"cuda:{local_rank % torch.cuda.device_count()}"
-
-
-def _silent(_progress: object) -> None:
-    """Show nothing."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from shortviz.errors import ShortvizError, Stopped, is_out_of_memory
-from shortviz.progress import OnProgress, Watch
+from shortviz.progress import Watch
 
 if TYPE_CHECKING:
     from shortviz.cli_options import Removal
@@ -83,8 +83,8 @@ def refuse_launcher() -> None:
 
 
 @contextmanager
-def working(*, shared: bool = False) -> Iterator[tuple["OnProgress", threading.Event]]:
-    """Yield (watch) for long work: progress on stderr, nothing of others' on stdout, Ctrl-C sets `stop`.
+def working(*, shared: bool = False) -> Iterator[Watch]:
+    """Yield the watch of long work: progress on stderr, nothing of others' on stdout, Ctrl-C asks for the stop.
 
     A second Ctrl-C raises KeyboardInterrupt at once. Raises ShortvizError where a launcher started several processes,
     unless the work is `shared` among them: each would do all of it, and write it to one place.
@@ -96,7 +96,7 @@ def working(*, shared: bool = False) -> Iterator[tuple["OnProgress", threading.E
     stop = threading.Event()
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        if watch.stopped:
+        if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
         print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
@@ -105,7 +105,7 @@ def working(*, shared: bool = False) -> Iterator[tuple["OnProgress", threading.E
     before = signal.signal(signal.SIGINT, interrupt) if in_main else None
     try:
         with redirect_stdout(sys.stderr), progress() as on_progress:
-            yield watch
+            yield Watch(on_progress, stop)
     finally:
         if in_main:
             signal.signal(signal.SIGINT, before)

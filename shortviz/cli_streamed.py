@@ -53,7 +53,7 @@ def streamed_evaluations(
 
     spec, windows = readable(text.spec(texts.DEFAULT_EVALUATION)), text.window_spec()
     with joined() as ranks:
-        ref, on_progress = share(ranks, ref, watch)
+        ref, watch = share(ranks, ref, watch)
         found = estimate(ref)
         if ranks is None or ranks.writes:
             print(estimate_line(found), file=sys.stderr)

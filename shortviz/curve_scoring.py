@@ -20,7 +20,7 @@ def score_plans(
     batch_size: int = 16,
     watch: Watch = NO_WATCH,
 ) -> tuple[TaskScore, ...]:
-    """Return the accuracy of each cut (the layers removed; none for the uncut model), as far as it got before `stop`.
+    """Return the accuracy of each cut (the layers removed; none for the uncut model), as far as it got before a stop.
 
     `on_score` is called after each cut whose questions were all answered. A cut that was stopped half-way is left out.
     Raises what `prune` and `score_tasks` raise; Stopped before the first cut is done.
@@ -29,16 +29,16 @@ def score_plans(
     total = len(plans) * len(rows.rows)
     for number, removed in enumerate(plans):
 
-        def shown(progress: Progress, number: int = number) -> None:
+        def of_all(progress: Progress, number: int = number) -> Progress:
             done = number * len(rows.rows) + progress.done
             detail = f"model {number + 1} of {len(plans)}"
-            watch(replace(progress, done=done, total=total, detail=detail, snapshot=lambda: tuple(found)))
+            return replace(progress, done=done, total=total, detail=detail, snapshot=lambda: tuple(found))
 
         if watch.stopped:
             break
         cut = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=removed)) if removed else handle
         try:
-            score = score_tasks(cut, rows, batch_size=batch_size, watch=Watch(shown, watch))
+            score = score_tasks(cut, rows, batch_size=batch_size, watch=watch.mapped(of_all))
         except Stopped:
             break
         if not score.complete:

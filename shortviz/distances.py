@@ -48,7 +48,7 @@ def measure_distances(
     """Return every criterion for every block (start, n), averaged over the rows of `tokens`, with standard errors.
 
     Rows are the samples: a criterion of all tokens is averaged within a row first. The LM head is not run. With a
-    `checkpoint` path, a run that was killed goes on from there, with bit-equal sums. When `stop` is set, the rows
+    `checkpoint` path, a run that was killed goes on from there, with bit-equal sums. When `watch.stop` is set, the rows
     measured so far are returned. Of several processes (`ranks`) each does its share and keeps its own checkpoint; the
     sums of all are in the record, the fitted criteria in that of rank 0.
     Raises Stopped when stopped before the first batch, TextError where a row does not fit the model, NumericsError at

@@ -4,7 +4,6 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from shortviz.errors import Stopped
 from shortviz.progress import Watch
 
 
@@ -14,7 +13,6 @@ class _Counter:
 
     total: int
     watch: Watch
-    watch: Watch
     done: int = 0
     lock: Any = field(default_factory=threading.Lock)
 
@@ -23,9 +21,8 @@ class _Counter:
         with self.lock:
             self.done += num_bytes
             now = min(self.done, self.total)
-        self.tell("download", done=now, total=self.total, unit="bytes")
-        if self.watch.stopped:
-            raise Stopped("The download was stopped; what has arrived is kept.")
+        self.watch.tell("download", done=now, total=self.total, unit="bytes")
+        self.watch.check("The download was stopped; what has arrived is kept.")
 
 
 class _Bar:

@@ -32,7 +32,7 @@ from shortviz.generation_defaults import savable
 from shortviz.handle import ModelHandle
 from shortviz.model_card import CardFacts, model_card, shortviz_json
 from shortviz.progress import NO_WATCH, Watch
-from shortviz.proving import fresh_process, proof_prompts, prove_checkpoint
+from shortviz.proving import EXPORT_STOPPED, fresh_process, proof_prompts, prove_checkpoint
 from shortviz.recipes import loading_python, mergekit_yaml, prune_json, reproduce_command, reproduce_python
 from shortviz.records import Evaluation, ExportReport, ModelInfo, PrunePlan, TextInfo
 from shortviz.spreading import refuse_spread
@@ -109,7 +109,7 @@ def export_checkpoint(
             files = write_card(checkpoint, facts)
         except (OSError, SafetensorError) as error:
             raise write_error(error, target, needed) from error
-        _check_stop(watch)
+        watch.check(EXPORT_STOPPED)
         move_into_place(checkpoint, target)
     return ExportReport(
         folder=str(target),
@@ -143,7 +143,7 @@ def write_checkpoint(
     with ThreadPoolExecutor(max_workers=1) as writer, _no_progress_bars():
         work = writer.submit(twin.save_pretrained, folder, max_shard_size=shard_bytes)
         try:
-            _watch(work, folder, total, watch)
+            _wait_for(work, folder, total, watch)
             work.result()
             save_tokenizer(pruned, folder)
         except BaseException:
@@ -162,10 +162,10 @@ def save_tokenizer(pruned: ModelHandle, folder: Path) -> None:
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _watch(work: Future[Any], folder: Path, total: int, watch: Watch) -> None:
+def _wait_for(work: Future[Any], folder: Path, total: int, watch: Watch) -> None:
     """Report how much is written until the writer is done; callbacks stay on the calling thread."""
     while True:
-        _check_stop(watch)
+        watch.check(EXPORT_STOPPED)
         written = folder_bytes(folder) if folder.is_dir() else 0
         watch.tell("write", done=min(written, total), total=total, unit="bytes")
         if wait([work], timeout=_POLL_SECONDS).done:
@@ -206,10 +206,6 @@ def write_card(checkpoint: Path, facts: CardFacts, known: Mapping[str, str] | No
     for path in (p for p in checkpoint.rglob("*") if p.is_file()):  # a folder must stay one that can be entered
         path.chmod(mode)  # safetensors makes its files readable by their owner alone, whatever the umask says
     return dict(sorted((files | {RECORD: hashlib.sha256(record.encode()).hexdigest()}).items()))
-
-
-def _check_stop(watch: Watch) -> None:
-    watch.check("The export was stopped; nothing was left behind.")
 
 
 @contextmanager

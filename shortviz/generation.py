@@ -24,14 +24,14 @@ class _Streamer(TextStreamer):  # type: ignore[misc]  # transformers comes witho
             self._on_text(text)
 
 
-class _StopWhenSet(StoppingCriteria):  # type: ignore[misc]  # transformers comes without types
+class _StopWhenAsked(StoppingCriteria):  # type: ignore[misc]  # transformers comes without types
     """Ends the generation when a person asks for it."""
 
     def __init__(self, watch: Watch) -> None:
-        self._stop = watch
+        self._watch = watch
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self._stop.is_set(), dtype=torch.bool, device=input_ids.device)
+        return torch.full((len(input_ids),), self._watch.stopped, dtype=torch.bool, device=input_ids.device)
 
 
 def continue_text(
@@ -46,7 +46,7 @@ def continue_text(
     """Return what the model writes after a prompt: its most likely token at each step, by its own `generate`.
 
     The prompt is taken as it is, without a chat template, and is not part of the result. `on_text` gets each new piece
-    of text (whole words) as it is made; joined, the pieces are the result. When `stop` is set the text so far is
+    of text (whole words) as it is made; joined, the pieces are the result. After a stop the text so far is
     returned. Near the end of the model's context fewer than `max_new_tokens` are written.
 
     Raises TextError for an empty prompt and for one that fills the context.
@@ -68,7 +68,7 @@ def continue_text(
         use_cache=use_cache,
         pad_token_id=_pad_token(handle),
     )
-    criteria = StoppingCriteriaList([] if watch is None else [_StopWhenSet(watch)])
+    criteria = StoppingCriteriaList([_StopWhenAsked(watch)])
     streamer = None if on_text is None else _Streamer(handle.tokenizer, on_text)
     with handle.lock, torch.inference_mode():
         written = handle.model.generate(

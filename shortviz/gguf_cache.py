@@ -29,6 +29,7 @@ _NO_MEMORY = ("MemoryError", "not enough memory", "Cannot allocate memory")
 _ERROR_LINE = re.compile(r"[A-Za-z_.]+(Error|Exception): ")
 """Begins the message of a traceback, which can be many lines long."""
 _POLL_SECONDS = 0.1
+_STOPPED = "De-quantising was stopped; nothing was left behind."
 _PROGRAM_BYTES = 450_000_000
 """Of memory, for Python with torch and transformers."""
 
@@ -97,7 +98,7 @@ def make_copy(gguf: Path, folder: Path, header: GgufHeader, watch: Watch) -> Pat
     Raises:
         ModelError: Where transformers cannot read the file.
         ResourceError: Where the disk or the memory is too small, or the cache folder cannot be written to.
-        Stopped: Where `stop` was set; nothing is left behind.
+        Stopped: Where `watch.stop` was set; nothing is left behind.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
 
 def _acquire(lock: FileLock, folder: Path, watch: Watch) -> None:
     while True:
-        _check_stop(watch)
+        watch.check(_STOPPED)
         try:
             lock.acquire(timeout=_POLL_SECONDS)
         except Timeout:
@@ -167,7 +168,7 @@ def _run(gguf: Path, into: Path, room: Path, watch: Watch) -> None:
         )
         try:
             while not _ended(child):
-                _check_stop(watch)
+                watch.check(_STOPPED)
                 step = len(said.read_text().split()) - 1
                 _report(watch, max(step, 0), _STEPS[step] if step >= 0 else "starting")
         finally:
@@ -209,10 +210,6 @@ def _unwritable(folder: Path, error: OSError) -> ResourceError:
         f"The cache folder {folder.parent} cannot be written to ({error.strerror}); "
         "set SHORTVIZ_CACHE_DIR to another folder."
     )
-
-
-def _check_stop(watch: Watch) -> None:
-    watch.check("De-quantising was stopped; nothing was left behind.")
 
 
 def _report(watch: Watch, step: int, detail: str) -> None:

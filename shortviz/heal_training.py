@@ -245,7 +245,7 @@ class Training:
             )
 
     def _tell(self, watch: Watch) -> None:
-        if watch is None or not self.team.is_main:
+        if not self.team.is_main:
             return
         history = self.history()
         last = history.points[-1]

@@ -94,7 +94,7 @@ def safetensors_parameters(model: HubModel, names: tuple[str, ...]) -> int:
 def download(model: HubModel, names: tuple[str, ...], watch: Watch) -> Path:
     """Download these files and return the folder they lie in; what is in the hub's cache is not fetched again.
 
-    Progress is counted in bytes; `stop` is looked at with every chunk, and a stopped download can be resumed.
+    Progress is counted in bytes; `watch.stop` is looked at with every chunk, and a stopped download can be resumed.
     """
     total = missing_bytes(model, names)
     counted = counting_bar(total, watch)

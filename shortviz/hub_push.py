@@ -25,6 +25,7 @@ from shortviz.words import size
 RECORD = "shortviz.json"
 _REPOSITORY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*(?<![.-])")
 _NOT_A_TOKEN = re.compile(r"[^\x21-\x7e]")
+_STOPPED = "The push was stopped; the repository is as it was, and what has arrived is not sent again."
 _MALFORMED = (LookupError, TypeError, AttributeError, ValueError)
 """What the hub's client raises over an answer without the parts it needs, or one that is not JSON."""
 
@@ -63,7 +64,7 @@ def push_folder(folder: Path, to: Destination, *, watch: Watch = NO_WATCH) -> Pu
     Raises:
         ExportError: the folder is not a proved checkpoint, the name or token is refused, or the repository is taken.
         ResourceError: the hub does not answer, or not now.
-        Stopped: `stop` was set.
+        Stopped: a stop was asked for.
     """
     started = time.perf_counter()
     target = check_destination(to)
@@ -75,11 +76,11 @@ def push_folder(folder: Path, to: Destination, *, watch: Watch = NO_WATCH) -> Pu
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
         total, done = sum((folder / name).stat().st_size for name in names), 0
         for operation in operations:
-            _check_stop(watch)
+            watch.check(_STOPPED)
             _report(watch, done, total, operation.path_in_repo)
             api.preupload_lfs_files(repo_id, [operation])
             done += operation.upload_info.size
-        _check_stop(watch)
+        watch.check(_STOPPED)
         _report(watch, done, total, "the commit")
         commit = api.create_commit(repo_id, operations, commit_message="Pruned with shortviz, proved equal on reload")
     _report(watch, total, total, "")
@@ -234,10 +235,6 @@ def _masked(text: str, token: str) -> str:
 
 def _report(watch: Watch, done: int, total: int, detail: str) -> None:
     watch.tell("upload", done=done, total=total, unit="bytes", detail=detail)
-
-
-def _check_stop(watch: Watch) -> None:
-    watch.check("The push was stopped; the repository is as it was, and what has arrived is not sent again.")
 
 
 def push_text(report: PushReport) -> str:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shortviz.progress import Progress, Watch
+from shortviz.progress import Progress
 
 Lane = Literal["long", "inspect"]
 JobStatus = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -70,14 +70,6 @@ class JobState:
     def fraction(self) -> float:
         """Share of this stage that is done, 0..1."""
         return min(max(self.done / self.total, 0.0), 1.0) if self.total > 0 else 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Watch:
-    """What a job's work is handed; pass both on to the core functions."""
-
-    watch: Watch
-    watch: Watch
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

@@ -25,7 +25,7 @@ LANES: tuple[Lane, ...] = ("long", "inspect")
 _SNAPSHOT_SECONDS = 0.5
 _EXIT_SECONDS = 5.0
 _MOST_ENDED = 500
-__all__ = ["LANES", "Watch", "JobRegistry", "JobState"]
+__all__ = ["LANES", "JobRegistry", "JobState"]
 _log = logging.getLogger(__name__)
 
 
@@ -220,7 +220,7 @@ class JobRegistry:
 
     def _run(self, job: _Job, work: Work) -> None:
         """Run the work; whatever it raises ends this job only."""
-        watch = Watch(on_progress=lambda progress: self._note(job, progress), stop=job.stop)
+        watch = Watch(lambda progress: self._note(job, progress), job.stop)
         outcome: tuple[JobStatus, dict[str, Any]]
         try:
             result = work(watch)

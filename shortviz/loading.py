@@ -28,6 +28,7 @@ from shortviz.weight_files import read_gguf_header
 
 OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
 """Constants that old versions of transformers saved among the weights; models compute them now."""
+_STOPPED = "Loading was stopped."
 
 
 def estimate(ref: ModelRef) -> ModelEstimate:
@@ -44,22 +45,22 @@ def estimate(ref: ModelRef) -> ModelEstimate:
 def load(ref: ModelRef, *, watch: Watch = NO_WATCH) -> ModelHandle:
     """Return the loaded model, in eval mode and without gradients, with its tokenizer.
 
-    Progress has the stages `download` (bytes), `de-quantise` (steps) and `load` (bytes). `stop` is looked at between
+    Progress has the stages `download` (bytes), `de-quantise` (steps) and `load` (bytes). A stop is heard between
     files and stages.
 
     Raises:
         ModelError: Where there is no such model, it is of a kind that is refused, or its files are broken.
         NumericsError: Where a weight is NaN or infinite.
         ResourceError: Where memory or disk is too small, or the hub does not answer.
-        Stopped: Where `stop` was set.
+        Stopped: Where a stop was asked for.
     """
     placement = choose_placement(ref)
     files = settle_gguf(find_files(ref))
     expected = estimate_files(files, placement)
     refuse_too_large(expected)
-    check_stop(watch)
+    watch.check(_STOPPED)
     folder = fetch(files, expected, watch)
-    check_stop(watch)
+    watch.check(_STOPPED)
     total = expected.memory_bytes
     _report(watch, 0, total, "reading the weights")
     tokenizer = read_tokenizer(files.name, folder)
@@ -68,7 +69,7 @@ def load(ref: ModelRef, *, watch: Watch = NO_WATCH) -> ModelHandle:
         _refuse_untied(files.name, model)
         refuse_not_finite(model)
     refuse_larger_vocabulary(files.name, tokenizer, model)
-    check_stop(watch)
+    watch.check(_STOPPED)
     info = model_info(model, id=files.name, revision=files.revision, reason=expected.reason)
     _report(watch, total, total, "")
     return ModelHandle(model=model, tokenizer=tokenizer, info=info, ref=ref)
@@ -221,11 +222,6 @@ def quiet_transformers() -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line[:300].rstrip(".")
-
-
-def check_stop(watch: Watch) -> None:
-    """Raise Stopped where `stop` is set."""
-    watch.check("Loading was stopped.")
 
 
 def _report(watch: Watch, done: float, total: float, detail: str) -> None:

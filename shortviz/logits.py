@@ -39,7 +39,7 @@ class LogitHead:
         """Return what the logits are made from, (tokens, hidden), and the seconds it took.
 
         Without `split` these are the logits themselves, (tokens, vocabulary), in the model's dtype. Raises Stopped at
-        the next layer once `stop` is set.
+        the next layer once `watch.stop` is set.
         """
         started = time.perf_counter()
         with self.handle.lock, stoppable(self.handle, watch):

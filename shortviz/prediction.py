@@ -37,7 +37,7 @@ def predict(ref: ModelRef, work: Work | None = None, *, watch: Watch = NO_WATCH)
     """Return what work on the model would take; its config is read, and its weights are not.
 
     One layer of each kind is made of random numbers and timed: the figures are for a machine as busy as now. Raises
-    what `estimate` raises, ModelError for a GGUF file that was never loaded, and Stopped once `stop` is set.
+    what `estimate` raises, ModelError for a GGUF file that was never loaded, and Stopped once `watch.stop` is set.
     """
     work, began = work or Work(), time.perf_counter()
     placement = choose_placement(ref)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from shortviz.errors import Stopped
@@ -51,13 +51,20 @@ class Watch:
         snapshot: Callable[[], Any] | None = None,
     ) -> None:  # fmt: skip
         """Report where the work stands; the fields are those of Progress."""
+        self.report(Progress(stage=stage, done=done, total=total, unit=unit, detail=detail, snapshot=snapshot))
+
+    def report(self, progress: Progress) -> None:
+        """Pass a Progress on."""
         if self.on_progress is not None:
-            self.on_progress(Progress(stage=stage, done=done, total=total, unit=unit, detail=detail, snapshot=snapshot))
+            self.on_progress(progress)
 
     def mapped(self, change: Callable[[Progress], Progress]) -> "Watch":
         """Return the watch of a part of the work, whose progress is told as the whole's: `change` makes it so."""
-        tell = self.on_progress
-        return Watch(None if tell is None else lambda progress: tell(change(progress)), self.stop)
+        return Watch(lambda progress: self.report(change(progress)), self.stop)
+
+    def labelled(self, **fields: Any) -> "Watch":
+        """Return the watch of a part of the work, these fields of whose progress say what part it is."""
+        return self.mapped(lambda progress: replace(progress, **fields))
 
 
 NO_WATCH: Final = Watch()

@@ -27,6 +27,7 @@ LENGTHS = (1, 7, 33)
 """Tokens of the random prompts; one token alone takes its own matrix kernels."""
 NEW_TOKENS = 12
 _SEED = 20240326
+EXPORT_STOPPED = "The export was stopped; nothing was left behind."
 _MEMORY_ERRORS = ("MemoryError", "OutOfMemoryError", "AcceleratorError")
 
 
@@ -76,7 +77,7 @@ class FreshProcess:
         except OSError:
             raise self._death() from None
         while True:
-            watch.check("The export was stopped; nothing was left behind.")
+            watch.check(EXPORT_STOPPED)
             try:
                 line = self._answers.get(timeout=0.1)
             except queue.Empty:
@@ -149,7 +150,7 @@ def reference_logits(
     """
     found = []
     for prompt in prompts:
-        watch.check("The export was stopped; nothing was left behind.")
+        watch.check(EXPORT_STOPPED)
         with pruned.lock, torch.no_grad():
             found.append(proof.next_logits(pruned.model, prompt))
         if torch.isnan(found[-1]).any():
@@ -173,7 +174,6 @@ def prove_checkpoint(
     It loads without missing or spare weights, its tokenizer reads a sentence alike, its logits are equal bit for bit in
     the same dtype, and it generates the same text with a cache as without. Raises ExportError with the difference.
     """
-    tell = watch or (lambda progress: None)
     prompts = proof_prompts(pruned)
     if expected is None:
         expected = reference_logits(pruned, prompts, watch)

@@ -16,7 +16,7 @@ from shortviz.records import Floats, Tokens
 from shortviz.repair_pool import choose
 from shortviz.seam_fit import Fitted, Site, fit, gather
 from shortviz.seam_moments import Moments
-from shortviz.seam_streams import Stream, advance, check_stop, open_stream
+from shortviz.seam_streams import STOPPED, Stream, advance, open_stream
 from shortviz.token_batches import batches_by_length
 
 Tell = Callable[[int, str], None]
@@ -121,7 +121,7 @@ class Draft:
 
         def told(rows: int) -> None:
             nonlocal left
-            check_stop(self.stop)
+            self.watch.check(STOPPED)
             left -= rows
             self.tell(rows, detail)
 
@@ -147,7 +147,7 @@ class Draft:
         """Return the moments of a site on the rows to fit on and on those held out."""
         number, layer = self.numbers[site.layer], self.layers[site.layer]
         return [
-            gather(layer, site, streams, number, self.stop, lambda rows: self.tell(rows, f"layer {number}"))
+            gather(layer, site, streams, number, self.watch, lambda rows: self.tell(rows, f"layer {number}"))
             for streams in (self.fit_on, self.held_out)
         ]
 
@@ -189,7 +189,7 @@ class Draft:
 
     def judge(self) -> Floats:
         """Return the NLL of each held-out row as the draft is now."""
-        check_stop(self.stop)
+        self.watch.check(STOPPED)
         return self.end_loss.nll(self.layers, self.numbers, self.held_out, self.place)
 
 
@@ -219,7 +219,7 @@ def open_draft(
 
     def opened(part: Sequence[Tokens], end: int) -> Iterable[Stream]:
         for batch in batches_by_length(part, batch_size):
-            check_stop(watch)
+            watch.check(STOPPED)
             yield open_stream(base, batch, wanted, start, end)
             tell(len(batch), "the uncut model")
 

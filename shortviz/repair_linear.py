@@ -14,7 +14,7 @@ from shortviz.repair_draft import Draft, Outcome
 from shortviz.repair_work import Work
 from shortviz.seam_fit import RIDGES
 from shortviz.seam_moments import Moments
-from shortviz.seam_streams import Stream, check_stop
+from shortviz.seam_streams import STOPPED, Stream
 
 
 class Replaced(nn.Module):
@@ -99,7 +99,7 @@ def _moments(draft: Draft, streams: list[Stream], block: Block, layer: nn.Module
     boundary, state = block.start + block.n, streams[0].state
     moments = Moments.zeros((state.shape[-1],), state.shape[-1], bias=True, device=state.device)
     for stream in streams:
-        check_stop(draft.stop)
+        draft.watch.check(STOPPED)
         here = stream.state
         if layer is not None:
             here = stream.calls[draft.numbers[-1]].run(layer, here.clone())

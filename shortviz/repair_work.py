@@ -26,7 +26,6 @@ class Work:
     tokens: TokenSet
     batch_size: int
     watch: Watch
-    watch: Watch
 
     @property
     def fitted(self) -> list[Tokens]:
@@ -63,12 +62,12 @@ class Work:
         def tell(rows: int, detail: str) -> None:
             nonlocal done
             done += rows
-            self.tell("repair", done=done, total=total, unit="rows", detail=detail)
+            self.watch.tell("repair", done=done, total=total, unit="rows", detail=detail)
 
         def judged(rows: int, of: int) -> None:
             """Tell what is done once every row has gone through: the end loss of the held-out rows."""
             detail = "the loss on held-out rows, with what was fitted"
-            self.tell("judge", done=rows, total=of, unit="rows", detail=detail)
+            self.watch.tell("judge", done=rows, total=of, unit="rows", detail=detail)
 
         draft = open_draft(
             self.cut,

@@ -12,7 +12,7 @@ from shortviz.neurons import Neurons
 from shortviz.progress import Watch
 from shortviz.residual_writers import Writer, linear_weight, scale_features
 from shortviz.seam_moments import Moments
-from shortviz.seam_streams import Stream, Visit, check_stop, visit
+from shortviz.seam_streams import STOPPED, Stream, Visit, visit
 
 Reads = Literal["inputs", "outputs"]
 """`inputs`: a new weight from what the module reads; `outputs`: a linear map behind what it gives, folded in."""
@@ -73,7 +73,7 @@ def gather(
     hidden, device = streams[0].state.shape[-1], streams[0].state.device
     moments = Moments.scale_zeros(hidden, device=device) if site.writer.scale else None
     for stream in streams:
-        check_stop(watch)
+        watch.check(STOPPED)
         seen = visit(layer, site.modules, stream, stream.calls[number])
         reached = stream.targets[site.boundary][stream.real]
         wanted = (reached.double() - seen.output.double()) / site.writer.gain

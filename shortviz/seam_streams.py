@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from shortviz.architectures import layer_stack
 from shortviz.capture import hidden_argument, hooked_layers
 from shortviz.handle import ModelHandle
-from shortviz.progress import Watch
 from shortviz.records import Tokens
 from shortviz.replay import LayerCall
 from shortviz.token_batches import padded_right
+
+STOPPED = "Stopped before the repair was finished; the cut model is as it was."
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -120,8 +121,3 @@ def advance(layers: nn.ModuleList, numbers: Sequence[int], streams: Sequence[Str
     for stream in streams:
         for index in range(first, last):
             stream.state = stream.calls[numbers[index]].run(layers[index], stream.state)
-
-
-def check_stop(watch: Watch) -> None:
-    """Raise Stopped where a stop was asked for."""
-    watch.check("Stopped before the repair was finished; the cut model is as it was.")

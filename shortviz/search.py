@@ -14,7 +14,7 @@ def search_best_starts(
 ) -> SearchResult:
     """Return the best start for each n = 1 .. max_n (L-1 if None), and the starts statistically tied with it.
 
-    Successive elimination, window by window, as `Race` has it. When `stop` is set, what there is is returned.
+    Successive elimination, window by window, as `Race` has it. When `watch.stop` is set, what there is is returned.
     Raises PlanError for a max_n outside 1 .. L-1, Stopped before the first window, TextError and NumericsError as
     `evaluate` does.
     """

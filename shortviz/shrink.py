@@ -83,8 +83,7 @@ def shrink(
 
     def tell(share: float, detail: str) -> None:
         at = len(done.steps) + share
-        told = Progress(stage="shrink", done=at, total=total, unit="layers", detail=detail, snapshot=partial)
-        watch(told)
+        watch.tell("shrink", done=at, total=total, unit="layers", detail=detail, snapshot=partial)
 
     job = _Job(
         base=base,
@@ -173,7 +172,7 @@ def _step(job: _Job, handle: ModelHandle, *, first: bool) -> tuple[ModelHandle, 
     """
     began = time.perf_counter()
     measured = single_layer_losses(
-        handle, job.windows, job.stop, lambda share: job.tell(_MEASURING * share, "measuring layers")
+        handle, job.windows, job.watch, lambda share: job.tell(_MEASURING * share, "measuring layers")
     )
     if measured is None:
         raise Stopped("Stopped while the layers were measured.")
@@ -243,7 +242,7 @@ def _repaired(job: _Job, cut: ModelHandle, layer: int) -> Repaired | None:
         method=job.method,
         blocks=(block,),
         batch_size=job.batch_size,
-        watch=Watch(tell, job.stop),
+        watch=Watch(tell, job.watch.stop),
     )
 
 

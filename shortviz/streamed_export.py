@@ -31,6 +31,7 @@ from shortviz.kept_tensors import KeptTensors, kept_tensors
 from shortviz.model_card import CardFacts
 from shortviz.placement import DTYPES
 from shortviz.progress import NO_WATCH, Watch
+from shortviz.proving import EXPORT_STOPPED
 from shortviz.pruning import empty_model, pruned_info
 from shortviz.quantised_config import prune_quantization
 from shortviz.records import Evaluation, ExportReport, ModelRef, PrunePlan, TextInfo
@@ -92,7 +93,7 @@ def export_streamed(
                 files = write_card(checkpoint, facts, {name: found.result() for name, found in hashes.items()})
             except (OSError, SafetensorError) as error:
                 raise write_error(error, target, needed) from error
-            _check_stop(watch)
+            watch.check(EXPORT_STOPPED)
             move_into_place(checkpoint, target)
     return ExportReport(
         folder=str(target),
@@ -135,7 +136,7 @@ def _write_weights(layout: Mapping[str, Mapping[str, Entry]], checkpoint: Path, 
 
     def written(count: int) -> None:
         nonlocal done
-        _check_stop(watch)
+        watch.check(EXPORT_STOPPED)
         done += count
         watch.tell("write", done=done, total=total, unit="bytes")
 
@@ -149,7 +150,3 @@ def _prove(
     if source.opened is None:
         return prove_bytes(kept.tensors, checkpoint, watch)
     return prove_logits(source.opened, pruned, checkpoint, room, watch=watch)
-
-
-def _check_stop(watch: Watch) -> None:
-    watch.check("The export was stopped; nothing was left behind.")

@@ -8,6 +8,7 @@ from torch import Tensor
 from shortviz.errors import NumericsError
 from shortviz.layer_calls import finish
 from shortviz.progress import NO_WATCH, Watch
+from shortviz.proving import EXPORT_STOPPED
 from shortviz.streamed_model import StreamedModel
 
 
@@ -27,7 +28,7 @@ def streamed_logits(
     model.drop_beside()
     kept = [index for index in range(model.info.num_layers) if index not in removed]
     for index, layer in model.layers_in_turn(kept, aligned=True):
-        watch.check("The export was stopped; nothing was left behind.")
+        watch.check(EXPORT_STOPPED)
         states = [calls[index].run(layer, state) for state, (_, calls) in zip(states, entered, strict=True)]
     model.load_beside(head=True, aligned=True)
     found = []

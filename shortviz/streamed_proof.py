@@ -11,7 +11,7 @@ from shortviz.errors import ExportError
 from shortviz.handle import ModelHandle
 from shortviz.placement import free_memory
 from shortviz.progress import NO_WATCH, Watch
-from shortviz.proving import fresh_process, proof_prompts, prove_checkpoint
+from shortviz.proving import EXPORT_STOPPED, fresh_process, proof_prompts, prove_checkpoint
 from shortviz.records import ModelRef
 from shortviz.shards import Entry, read_shards, same_bytes
 from shortviz.streamed_logits import streamed_logits
@@ -37,7 +37,6 @@ def prove_logits(
     In a fresh process where the short model fits in memory; else its files are streamed, and generation is not run.
     Raises ExportError with the difference.
     """
-    tell = watch or (lambda progress: None)
     assert pruned.plan is not None
     prompts = proof_prompts(pruned)
     watch.tell("stream original", done=0, total=1, unit="steps", detail=f"{len(prompts)} prompts")
@@ -73,7 +72,7 @@ def prove_bytes(tensors: Mapping[str, Entry], checkpoint: Path, watch: Watch = N
         odd = sorted(written.keys() ^ tensors.keys())[0]
         raise ExportError(f"The written checkpoint differs from what was to be written ({odd}); nothing was exported.")
     for name, entry in tensors.items():
-        watch.check("The export was stopped; nothing was left behind.")
+        watch.check(EXPORT_STOPPED)
         if not same_bytes(entry, written[name]):
             raise ExportError(f"The bytes of {name} were not written as they are; nothing was exported.")
     return Proved(kind="bytes", facts={"kind": "bytes", "tensors": len(tensors), "generation_equal": None})

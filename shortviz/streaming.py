@@ -19,7 +19,7 @@ from shortviz import criteria as known
 from shortviz.checkpoint import discard_checkpoint, load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
 from shortviz.distance_record import distances_record, empty_sums, settling_of
-from shortviz.errors import ModelError, ShortvizError, Stopped
+from shortviz.errors import ModelError, ShortvizError
 from shortviz.fused_batches import FusedRunner, groups_of
 from shortviz.gram import NORMS, sequence_scores
 from shortviz.layer_calls import CallBook
@@ -168,7 +168,7 @@ class _Sweep:
                 self.store.write(index + 1, batch, hidden)
             done = round(index + group.batches.stop / count, 2)
             total = self.model.info.num_layers
-            self.tell("stream", done=done, total=total, unit="layers")
+            self.watch.tell("stream", done=done, total=total, unit="layers")
 
     def _save(self, layers: int) -> None:
         if self._checkpoint is not None:
@@ -186,9 +186,8 @@ class _Sweep:
             )
 
     def _check_stop(self, index: int) -> None:
-        if self.watch.stopped:
-            then = "the same command goes on there" if self._checkpoint is not None else "with --out it could go on"
-            raise Stopped(f"Stopped in layer {index} of {self.model.info.num_layers}; {then}.")
+        then = "the same command goes on there" if self._checkpoint is not None else "with --out it could go on"
+        self.watch.check(f"Stopped in layer {index} of {self.model.info.num_layers}; {then}.")
 
 
 def _compared(
@@ -211,7 +210,7 @@ def _compared(
         if sample is not None:
             sample.add(states, shape.lengths, shape.width)
         total = sum(len(shape.lengths) for shape in store.plan.shapes)
-        sweep.tell("compare", done=sums[NORMS[0]].count, total=total, unit="rows")
+        sweep.watch.tell("compare", done=sums[NORMS[0]].count, total=total, unit="rows")
     return sums, rows
 
 

@@ -36,7 +36,7 @@ def read_task(spec: TaskSpec, *, watch: Watch = NO_WATCH) -> TaskRows:
     Raises:
         TextError: the source cannot be read, has no such column, or a row is no question (the row is named).
         ResourceError: a data set cannot be reached.
-        Stopped: `stop` was set; it is looked at before each row.
+        Stopped: `watch.stop` was set; it is looked at before each row.
     """
     columns = _columns(spec)
     source, values = _read(spec, columns)

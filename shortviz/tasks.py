@@ -50,7 +50,7 @@ def score_tasks(handle: ModelHandle, rows: TaskRows, *, batch_size: int = 16, wa
     def partial() -> TaskScore:
         return _score(handle, rows, questions, found, shares, time.perf_counter() - started)
 
-    if watch is None or not watch.stopped:
+    if not watch.stopped:
         scorer = open_scorer(handle, questions)
         shares = scorer.shares
         for batch in _batches(questions, batch_size):
@@ -64,7 +64,7 @@ def score_tasks(handle: ModelHandle, rows: TaskRows, *, batch_size: int = 16, wa
     return partial()
 
 
-def whole_score(handle: ModelHandle, questions: TaskRows, *, watch: Watch = NO_WATCH, watch: Watch) -> TaskScore | None:
+def whole_score(handle: ModelHandle, questions: TaskRows, *, watch: Watch) -> TaskScore | None:
     """Return the accuracy where every question was answered; None after a stop, which then loses nothing else."""
     try:
         found = score_tasks(handle, questions, watch=watch)

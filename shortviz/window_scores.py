@@ -67,7 +67,7 @@ class _Chunk:
 def _chunks(head: LogitHead, tokens: Tokens, watch: Watch) -> Iterator[_Chunk]:
     """Run a window and yield its scored tokens, a few at a time; the first chunk has the decoder's seconds too.
 
-    Raises Stopped once `stop` is set.
+    Raises Stopped once `watch.stop` is set.
     """
     ids = torch.tensor(tokens)
     states, seconds = head.states(ids, watch)
@@ -92,7 +92,7 @@ def _score_of(chunks: Sequence[tuple[float, int, float]]) -> WindowScore:
 
 
 def score_window(head: LogitHead, tokens: Tokens, watch: Watch = NO_WATCH) -> WindowScore:
-    """Return a model's score on one window, shape (tokens,); Stopped is raised within it once `stop` is set."""
+    """Return a model's score on one window, shape (tokens,); Stopped is raised within it once `watch.stop` is set."""
     return _score_of([(float(c.nll.sum()), len(c.nll), c.seconds) for c in _chunks(head, tokens, watch)])
 
 

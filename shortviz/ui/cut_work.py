@@ -111,10 +111,7 @@ class CutWork:
         """Return the repaired model, or None where the repair did not help; the reason is then shown."""
         from shortviz.repair import repair
 
-        done = repair(
-            cut, self.base, self._repair_tokens(), method=method, batch_size=REPAIR_BATCH,
-            watch=self.watch
-        )  # fmt: skip
+        done = repair(cut, self.base, self._repair_tokens(), method=method, batch_size=REPAIR_BATCH, watch=self.watch)
         if done.applied:
             return done.handle
         why = done.treatment.note or "it did not help."
@@ -128,17 +125,17 @@ class CutWork:
         tokens, heldout = self._split()
         checkpoint = self._checkpoint(begin, recipe, tokens)
 
-        def on_progress(progress: Progress) -> None:
+        def as_treating(progress: Progress) -> Progress:
             def snapshot() -> Treating:
                 if progress.snapshot is not None:
                     self.shown = replace(self.shown, history=progress.snapshot())
                 return self.shown
 
-            self.watch.on_progress(replace(progress, snapshot=snapshot))
+            return replace(progress, snapshot=snapshot)
 
         healed = heal(
             begin, tokens, recipe, base=self.base, heldout=heldout, checkpoint=checkpoint,
-            watch=Watch(on_progress, self.watch.stop)
+            watch=self.watch.mapped(as_treating),
         )  # fmt: skip
         self.shown = replace(self.shown, history=healed.history, note=healed.history.note)
         if healed.applied:
@@ -166,14 +163,12 @@ class CutWork:
 
     def _accuracy(self, model: "ModelHandle", name: str) -> "TaskScore | None":
         """Return how many of the chosen questions a model gets right; None without questions, or after a stop."""
-        spec, stop = self.context.task, self.watch.stop
-        if spec is None or watch.stopped:
+        spec = self.context.task
+        if spec is None or self.watch.stopped:
             return None
         return task_actions.model_score(
             self.bench, self.context.ref, self.bench.runs.get(self.context.run_key or "") or self.known, model, spec,
-            watch=Watch(lambda step: self.watch.on_progress(
-                replace(step, detail=name, snapshot=lambda: self.shown)
-            ), stop)
+            watch=self.watch.labelled(detail=name, snapshot=lambda: self.shown),
         )  # fmt: skip
 
     def _score(self, model: "ModelHandle", name: str) -> Evaluation:
@@ -181,15 +176,13 @@ class CutWork:
         from shortviz.errors import Stopped
         from shortviz.losses import evaluate
 
-        def on_progress(progress: Progress) -> None:
-            self.watch.on_progress(replace(progress, detail=name, snapshot=lambda: self.shown))
-
+        heard = Watch(self.watch.on_progress) if self.watch.stopped else self.watch
         found = evaluate(
             model,
             self.windows,
             base=self.base,
             base_scores=inspect_actions.base_scores(self.bench, self.context.ref, self.base),
-            watch=Watch(on_progress, None if self.watch.stopped else self.watch.stop),
+            watch=heard.labelled(detail=name, snapshot=lambda: self.shown),
         )
         if not found.complete:
             raise Stopped("Stopped before every window was scored; there is nothing to compare yet.")

@@ -55,7 +55,7 @@ def prepare(bench: Bench, ref: ModelRef, spec: TextSpec, handle: "ModelHandle") 
 
     def work(watch: Watch) -> None:
         look = first_look(windows_of(bench, ref, spec, handle))
-        base_scores(bench, ref, handle).window(look.tokens[0], watch.stop)
+        base_scores(bench, ref, handle).window(look.tokens[0], watch)
 
     # Where it cannot start, because too many jobs wait, whoever clicks does without it.
     bench.submit(JobContext(kind="prepare", ref=ref, evaluation=spec), f"Prepare {ref.id}", work, lane="inspect")
@@ -109,12 +109,12 @@ class _Found:
             self._keep(replace(look, complete=False))
             self._show()
 
-        def on_progress(progress: Progress) -> None:
+        def then_write(progress: Progress) -> None:
             self._evaluating(progress)
             if progress.done == WINDOWS_BEFORE_TEXT:  # between two windows: the model is free
                 self.write(handle, pruned)
 
-        done = evaluate(pruned, windows, base=handle, base_scores=scores, watch=Watch(on_progress, self.watch.stop))
+        done = evaluate(pruned, windows, base=handle, base_scores=scores, watch=Watch(then_write, self.watch.stop))
         self._keep(done)
         if done.complete and key is not None:
             self.bench.runs.add_evaluation(key, done)
@@ -163,7 +163,7 @@ class _Found:
                 self._keep(progress.snapshot())
             return self.inspection
 
-        self.watch.on_progress(replace(progress, snapshot=snapshot))
+        self.watch.report(replace(progress, snapshot=snapshot))
 
     def _keep(self, done: Evaluation) -> None:
         """Keep the evaluation that rests on most text."""

@@ -170,6 +170,7 @@ def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
         return work
 
     def timed(watch: Watch) -> Any:
+        assert watch.stop is not None, "a job can be stopped"
         alarm = threading.Timer(rules.max_job_seconds, watch.stop.set)
         alarm.daemon = True
         alarm.start()

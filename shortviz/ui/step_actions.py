@@ -1,13 +1,12 @@
 """Jobs on the models of a ledger that is there: bring one back from beside its run, ask all of them questions."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shortviz.errors import ResourceError
 from shortviz.ledger import Ledger, LedgerStep
 from shortviz.ledger_steps import with_task_score
 from shortviz.planning import layers_text
-from shortviz.progress import OnProgress, Progress, Watch
+from shortviz.progress import Watch
 from shortviz.records import ModelRef, PrunePlan, Run, TaskScore, TaskSpec
 from shortviz.runs import with_ledger
 from shortviz.ui import kept_models, task_actions
@@ -52,7 +51,7 @@ def start_questions(
             words = f"model {number + 1} of {len(ledger.steps)}, {step.label}"
             score = task_actions.model_score(
                 bench, ref, bench.runs.get(key) or known, model, spec,
-                watch=Watch(_told(watch, words), watch.stop)
+                watch=watch.labelled(detail=words, snapshot=None),
             )  # fmt: skip
             if score is None:
                 break
@@ -62,13 +61,6 @@ def start_questions(
 
     context = JobContext(kind="ask", ref=ref, run_key=key, removed=ledger.removed, task=spec)
     return bench.submit(context, f"Questions for the cut of layers {layers_text(ledger.removed)}", work)
-
-
-def _told(watch: Watch, words: str) -> OnProgress:
-    def on_progress(progress: Progress) -> None:
-        watch.on_progress(replace(progress, detail=words, snapshot=None))
-
-    return on_progress
 
 
 def _keep(bench: Bench, key: str, known: Run | None, ledger: Ledger, step: LedgerStep, score: TaskScore) -> None:

@@ -52,9 +52,8 @@ def known_score(
 
 
 def model_score(
-    bench: Bench, ref: ModelRef, run: Run | None, model: "ModelHandle", spec: TaskSpec, *,
-    watch: Watch
-) -> TaskScore | None:  # fmt: skip
+    bench: Bench, ref: ModelRef, run: Run | None, model: "ModelHandle", spec: TaskSpec, *, watch: Watch
+) -> TaskScore | None:
     """Return how many questions a model gets right; of untreated ones a score that is known. None after a stop.
 
     For background jobs: it runs the model. A known score without its answers is measured anew: no error of a difference

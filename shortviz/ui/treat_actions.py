@@ -90,12 +90,12 @@ def start_shrink(
         from shortviz.shrink import shrink
         from shortviz.texts import make_windows
 
-        def on_progress(progress: Progress) -> None:
+        def as_treating(progress: Progress) -> Progress:
             def snapshot() -> Treating:
                 steps = progress.snapshot().steps if progress.snapshot is not None else ()
                 return Treating(removed=steps[-1].removed if steps else ())
 
-            watch.on_progress(replace(progress, snapshot=snapshot))
+            return replace(progress, snapshot=snapshot)
 
         windows, tokens = (
             make_windows(training, SHRINK_WINDOWS, handle.tokenizer),
@@ -105,7 +105,7 @@ def start_shrink(
         checkpoint = bench.runs.path(key) / f"shrink-{facts[:12]}.safetensors"  # from which a killed server goes on
         shrunk = shrink(
             handle, windows, tokens, to_layers,
-            method=method, batch_size=REPAIR_BATCH, checkpoint=checkpoint, watch=Watch(on_progress, watch.stop)
+            method=method, batch_size=REPAIR_BATCH, checkpoint=checkpoint, watch=watch.mapped(as_treating),
         )  # fmt: skip
         cut = CutWork(bench, replace(context, removed=shrunk.steps[-1].removed), watch, known)
         cut.open_ledger()
