@@ -27,7 +27,8 @@ from shortviz.criteria import info
 from shortviz.distances import measure_distances
 from shortviz.handle import ModelHandle
 from shortviz.model_info import model_info
-from shortviz.records import ModelRef, Progress, TextInfo, TokenSet
+from shortviz.progress import Progress, Watch
+from shortviz.records import ModelRef, TextInfo, TokenSet
 from shortviz.runs import versions
 from tests.families import tiny_tokenizer
 
@@ -114,7 +115,7 @@ def one_round(handle: ModelHandle, tokens: TokenSet, args: argparse.Namespace) -
         bare += wait() - began
 
     began = wait()
-    measure_distances(handle, tokens, criteria=names, batch_size=args.batch_size, on_progress=beside)
+    measure_distances(handle, tokens, criteria=names, batch_size=args.batch_size, watch=Watch(beside))
     return bare, wait() - began - bare
 
 

@@ -25,8 +25,9 @@ from shortviz.block_losses import open_engine
 from shortviz.handle import ModelHandle
 from shortviz.loading import load
 from shortviz.loss_map import measure_losses
+from shortviz.progress import Progress, Watch
 from shortviz.pruning import prune
-from shortviz.records import Block, ModelRef, Progress, PrunePlan, TextSpec, WindowSet, WindowSpec
+from shortviz.records import Block, ModelRef, PrunePlan, TextSpec, WindowSet, WindowSpec
 from shortviz.texts import make_windows
 
 
@@ -77,7 +78,7 @@ def compare(handle: ModelHandle, windows: WindowSet) -> dict[str, float | int | 
 
     handle.model(input_ids=tokens[:1])
     ours.start()
-    losses = measure_losses(handle, windows, coarse_tokens=0, on_progress=take_turns)
+    losses = measure_losses(handle, windows, coarse_tokens=0, watch=Watch(take_turns))
     ours.stop()
     cells = np.isfinite(losses.nll.mean)
     return {

@@ -24,7 +24,8 @@ from shortviz import TextSpec, criteria
 from shortviz.architectures import layer_stack
 from shortviz.distances import measure_distances
 from shortviz.loading import load
-from shortviz.records import ModelRef, Progress, TokenSet
+from shortviz.progress import Progress, Watch
+from shortviz.records import ModelRef, TokenSet
 from shortviz.runs import versions
 from shortviz.texts import DEFAULT_CALIBRATION, tokenize
 from shortviz.token_batches import batches_by_length
@@ -88,7 +89,7 @@ def main() -> None:
             seconds["bare"].append(bare(batches[len(seconds["bare"])]))
             clock[0] = time.perf_counter()
 
-        measure_distances(handle, tokens, criteria=chosen, batch_size=options.batch_size, on_progress=after_batch)
+        measure_distances(handle, tokens, criteria=chosen, batch_size=options.batch_size, watch=Watch(after_batch))
         return seconds
 
     bare(batches[0])  # warm: first calls pay for thread pools and kernels

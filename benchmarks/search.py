@@ -24,8 +24,9 @@ from loss_map import Clock, naive_nll
 from shortviz.block_losses import open_engine
 from shortviz.handle import ModelHandle
 from shortviz.loading import load
+from shortviz.progress import Progress, Watch
 from shortviz.race import Race, SearchResult
-from shortviz.records import Block, ModelRef, Progress, TextSpec, WindowSet, WindowSpec
+from shortviz.records import Block, ModelRef, TextSpec, WindowSet, WindowSpec
 from shortviz.runs import versions
 from shortviz.search import search_best_starts
 from shortviz.texts import make_windows
@@ -115,7 +116,7 @@ def timed_search(handle: ModelHandle, windows: WindowSet, max_n: int, per_window
         ours.start()
 
     ours.start()
-    search_best_starts(handle, windows, max_n=max_n, on_progress=take_turns)
+    search_best_starts(handle, windows, max_n=max_n, watch=Watch(take_turns))
     ours.stop()
     scale = naive_work(layers, max_n, len(tokens), head) / sampled[0]
     return {

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.generated_checkpoint import VOCABULARY, write_checkpoint  # noqa: E402
 from benchmarks.watched import resident, run_watched  # noqa: E402
+from shortviz.progress import Watch
 
 LIMIT = 5 * 2**29
 
@@ -162,7 +163,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
 
         room = Path(tempfile.mkdtemp(dir=args.model.parent))
         began = time.perf_counter()
-        report = export_streamed(ModelRef(id=str(args.model)), lambda _: plan, room / "out", on_progress=note)
+        report = export_streamed(ModelRef(id=str(args.model)), lambda _: plan, room / "out", watch=Watch(note))
         whole.append(time.perf_counter() - began)
         writes.append(times["stream original"] - times["write"])
         began = time.perf_counter()

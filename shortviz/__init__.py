@@ -21,6 +21,7 @@ _HOME = {
     "ShortTransformer": "short_transformer",
     "ShortvizError": "errors",
     "TextSpec": "records",
+    "Watch": "progress",
     "WindowSpec": "records",
     "best_blocks": "planning",
     "estimate": "loading",

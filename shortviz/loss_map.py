@@ -44,7 +44,7 @@ def measure_losses(
     the whole map is there early; then window after window, each replacing or refining what is there. Rows (values of
     n) in `priority` come first; the list is read again before each step, so that it may change meanwhile, and does not
     change the results. Partial records come by `Progress.snapshot`. With a `checkpoint` path a killed run goes on from
-    there with bit-equal sums. When `watch.stop` is set, what there is is returned. Of several processes (`ranks`) each takes
+    there with bit-equal sums. After a stop, what there is is returned. Of several processes (`ranks`) each takes
     every size-th window and keeps its own checkpoint; all return the sums of all.
 
     Memory above the model: L+1 boundaries of one window, and the states of a group of rows, twice: GROUP_TOKENS

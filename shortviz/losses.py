@@ -52,7 +52,7 @@ class BaseScores:
             return self._head
 
     def window(self, tokens: Tokens, watch: Watch = NO_WATCH) -> BaseWindow:
-        """Return the uncut model on one window, from memory where it is known; raises Stopped once `watch.stop` is set."""
+        """Return the uncut model on one window, from memory where it is known; raises Stopped where asked to."""
         key = hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest()
         with self._lock:
             if key not in self._windows:

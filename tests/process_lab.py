@@ -28,6 +28,7 @@ from shortviz.distances import measure_distances  # noqa: E402
 from shortviz.errors import ShortvizError  # noqa: E402
 from shortviz.loading import load  # noqa: E402
 from shortviz.loss_map import measure_losses  # noqa: E402
+from shortviz.progress import Watch
 from shortviz.ranks import Ranks, joined  # noqa: E402
 from shortviz.record_json import settling_json  # noqa: E402
 from shortviz.records import (  # noqa: E402
@@ -123,7 +124,7 @@ def streaming_killed() -> None:
     def run(on_progress: Callable[[Any], None], out: Path) -> Callable[[], None]:
         def work() -> None:
             with open_streamed(MODEL) as model:
-                found = measure_streamed(model, tokens(), batch_size=2, checkpoint=path, on_progress=on_progress)
+                found = measure_streamed(model, tokens(), batch_size=2, checkpoint=path, watch=Watch(on_progress))
             np.savez(out, **arrays(found))
 
         return work
@@ -208,7 +209,7 @@ def one_dies() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         try:
-            measure_distances(load(MODEL), tokens(), batch_size=2, checkpoint=path, ranks=ranks, on_progress=kill)
+            measure_distances(load(MODEL), tokens(), batch_size=2, checkpoint=path, ranks=ranks, watch=Watch(kill))
         except ShortvizError as error:
             (HERE / "lost.txt").write_text(str(error))
             raise
@@ -221,7 +222,7 @@ def one_dies() -> None:
             batch_size=2,
             checkpoint=path,
             ranks=ranks,
-            on_progress=lambda progress: seen.append(progress.done),
+            watch=Watch(lambda progress: seen.append(progress.done)),
         )
         (HERE / f"again{ranks.rank}.json").write_text(json.dumps(seen))
         if ranks.writes:

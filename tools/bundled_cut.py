@@ -7,8 +7,9 @@ from shortviz.handle import ModelHandle
 from shortviz.heal_data import split_heldout
 from shortviz.heal_settings import PRESETS
 from shortviz.healing import heal
+from shortviz.progress import Progress, Watch
 from shortviz.pruning import prune
-from shortviz.records import Block, Progress, PrunePlan, TextSpec
+from shortviz.records import Block, PrunePlan, TextSpec
 from shortviz.repair import repair
 from shortviz.texts import tokenize
 
@@ -30,11 +31,11 @@ def treated(
     cut = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, BLOCK))
     models = [("cut", cut)]
     tokens = tokenize(spec, handle.tokenizer)
-    repaired = repair(cut, handle, tokens, on_progress=tell)
+    repaired = repair(cut, handle, tokens, watch=Watch(tell))
     if repaired.applied:
         models.append(("repaired", repaired.handle))
     settings = PRESETS[preset] if rank is None else replace(PRESETS[preset], rank=rank)
     more = tokenize(replace(spec, limit=TRAINING_ROWS), handle.tokenizer)
     train, heldout = split_heldout(more, window=min(256, settings.length))
-    healed = heal(models[-1][1], train, settings, base=handle, heldout=heldout, on_progress=tell)
+    healed = heal(models[-1][1], train, settings, base=handle, heldout=heldout, watch=Watch(tell))
     return [*models, ("healed", healed.handle)]

@@ -25,6 +25,7 @@ from shortviz.loading import load
 from shortviz.loss_map import measure_losses
 from shortviz.losses import BaseScores, evaluate
 from shortviz.planning import best_blocks
+from shortviz.progress import Watch
 from shortviz.pruning import prune
 from shortviz.records import ModelRef, PrunePlan, Run, TextSpec, WindowSet, WindowSpec
 from shortviz.runs import EXAMPLES, FILE, example_run, new_run, save_run, with_evaluation, with_ledger
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--heal", default="quick", help="healing preset of the ledger")
     parser.add_argument("--ledger-only", action="store_true", help="keep all that is there but the ledger")
     options = parser.parse_args()
-    handle = load(ModelRef(id="demo"), on_progress=tell)
+    handle = load(ModelRef(id="demo"), watch=Watch(tell))
     for key in options.run or TEXTS:
         calibration, evaluation, name = TEXTS[key]
         scratch = Path(str(resources.files("shortviz"))) / "example_run" / f"scratch-{key}"
@@ -77,8 +78,8 @@ def main() -> None:
 def measure(handle: ModelHandle, calibration: TextSpec, windows: WindowSet, scratch: Path, name: str) -> Run:
     """Return a run with distances and the measured map; killed, it goes on from its checkpoints."""
     tokens = tokenize(calibration, handle.tokenizer)
-    distances = measure_distances(handle, tokens, checkpoint=scratch / "distances.npz", on_progress=tell)
-    losses = measure_losses(handle, windows, coarse_tokens=0, checkpoint=scratch / "losses.npz", on_progress=tell)
+    distances = measure_distances(handle, tokens, checkpoint=scratch / "distances.npz", watch=Watch(tell))
+    losses = measure_losses(handle, windows, coarse_tokens=0, checkpoint=scratch / "losses.npz", watch=Watch(tell))
     return replace(new_run(handle.info, tokens.info, name=name), distances=distances, losses=losses)
 
 
@@ -90,7 +91,7 @@ def evaluated(run: Run, handle: ModelHandle, windows: WindowSet) -> Run:
     best = best_blocks(run.distances, "angular_last")
     for block in (*(best[n - 1] for n in SIZES), BLOCK):
         pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
-        run = with_evaluation(run, evaluate(pruned, windows, base=handle, base_scores=cache, on_progress=tell))
+        run = with_evaluation(run, evaluate(pruned, windows, base=handle, base_scores=cache, watch=Watch(tell)))
         print(f"\n{block}: NLL {run.evaluations[-1].nll_increase:+.3f}", file=sys.stderr)
     return run
 
@@ -99,11 +100,11 @@ def ledger(handle: ModelHandle, windows: WindowSet, spec: TextSpec, *, preset: s
     """Return the ledger of the bundled cut: repaired and healed on the calibration text, scored on the other."""
     cache = BaseScores(handle)
     (_, cut), *rest = treated(handle, spec, preset=preset, rank=rank)
-    scored = evaluate(cut, windows, base=handle, base_scores=cache, on_progress=tell)
+    scored = evaluate(cut, windows, base=handle, base_scores=cache, watch=Watch(tell))
     texts = {"uncut_text": continue_text(handle, PROMPT), "cut_text": continue_text(cut, PROMPT)}
     found = start_ledger(scored, prompt=PROMPT, **texts)
     for step, model in rest:
-        score = evaluate(model, windows, base=handle, base_scores=cache, on_progress=tell)
+        score = evaluate(model, windows, base=handle, base_scores=cache, watch=Watch(tell))
         found = add_step(
             found, treated_name(model.treatments), score, model.treatments, continuation=continue_text(model, PROMPT)
         )

@@ -151,7 +151,7 @@ def test_a_fault_of_ours_shows_its_traceback_only_in_an_expander(app: Start, too
     from shortviz.records import ModelRef
     from shortviz.ui.resources import JobContext
 
-    def work(control: object) -> None:
+    def work(watch: object) -> None:
         raise RuntimeError("loose <b>screw</b>")
 
     ref = ModelRef(id=str(tiny_folder))

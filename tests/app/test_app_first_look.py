@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from shortviz.job_state import JobControl
-from shortviz.records import Block, Progress
+from shortviz.progress import Progress, Watch
+from shortviz.records import Block
 from shortviz.ui import inspect_actions, warm
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
@@ -32,7 +32,7 @@ def steps(measured: App, tools: Bench, monkeypatch: pytest.MonkeyPatch) -> list[
         assert progress.snapshot is not None
         seen.append(progress.snapshot())
 
-    works[0](JobControl(on_progress=note, stop=threading.Event()))
+    works[0](Watch(on_progress=note, stop=threading.Event()))
     return seen
 
 

@@ -137,7 +137,7 @@ def test_a_job_that_may_not_start_has_failed_with_the_reason(tools: Bench, tiny_
         actions.start_measure(tools, ref, TextSpec(kind="file", value="/etc/passwd"), "key"),
         export_actions.start_export(tools, ref, (0,), Path("/tmp/x"), key=None, spec=spec, archive=False),
         inspect_actions.start_inspect(tools, ref, Block(start=0, n=1), spec, prompt="x" * 10_000, key=None),
-        tools.submit(JobContext(kind="brand new", ref=ModelRef(id="x")), "New", lambda control: None),
+        tools.submit(JobContext(kind="brand new", ref=ModelRef(id="x")), "New", lambda watch: None),
     ]
     for job_id in refused:
         job = tools.jobs.state(job_id)
@@ -164,7 +164,7 @@ def test_size_and_time_are_judged_inside_the_job(
     assert job.state == "failed", "a layer of a model that may not be loaded is not made and timed either"
     assert "million parameters" in job.error
     context = JobContext(kind="slow", ref=ModelRef(id="demo"))
-    job = tools.jobs.wait(tools.submit(context, "Slow", lambda control: control.stop.wait(60)), 30)
+    job = tools.jobs.wait(tools.submit(context, "Slow", lambda watch: watch.stop.wait(60)), 30)
     assert job is not None
     assert job.state == "cancelled"
 

@@ -144,8 +144,8 @@ def test_the_same_measurement_is_not_started_twice(measured: App, tools: Bench) 
     from shortviz.ui.resources import JobContext
 
     context = JobContext(kind="measure", ref=ModelRef(id="x"), block=Block(start=0, n=1))
-    first = tools.submit(context, "one", lambda control: control.stop.wait(60))
-    assert tools.submit(context, "two", lambda control: None) == first
+    first = tools.submit(context, "one", lambda watch: watch.stop.wait(60))
+    assert tools.submit(context, "two", lambda watch: None) == first
     tools.jobs.cancel(first)
     tools.jobs.wait(first)
 

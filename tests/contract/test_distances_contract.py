@@ -13,6 +13,7 @@ from shortviz.criteria.linear_replacement import RIDGE
 from shortviz.distances import measure_distances
 from shortviz.errors import NumericsError, RunError, ShortvizError, Stopped, TextError
 from shortviz.handle import ModelHandle
+from shortviz.progress import Watch
 from shortviz.records import Block, TextInfo, TokenSet
 from tests import reference
 from tests.families import FAMILIES, build_tiny, handle_of, tiny_config, tiny_handle
@@ -146,7 +147,7 @@ def test_an_exception_in_the_callback_leaves_no_hook_and_frees_the_lock():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_distances(handle, token_set(), on_progress=fail)
+        measure_distances(handle, token_set(), watch=Watch(fail))
     assert hooks_on(handle) == 0
     assert measure_distances(handle, token_set()).samples == len(LENGTHS)
 
@@ -159,7 +160,7 @@ def test_partial_results_stream_out_and_stop_keeps_what_there_is():
         if progress.done >= 2:
             stop.set()
 
-    kept = measure_distances(handle, token_set(), batch_size=1, on_progress=watch, stop=stop)
+    kept = measure_distances(handle, token_set(), batch_size=1, watch=Watch(watch, stop))
     assert seen == [(1, 5, "rows", 1), (2, 5, "rows", 2)]
     assert kept.samples == 2
 
@@ -168,7 +169,7 @@ def test_stopped_before_the_first_batch_says_so():
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped, match="before the first batch"):
-        measure_distances(tiny_handle("llama"), token_set(), stop=stop)
+        measure_distances(tiny_handle("llama"), token_set(), watch=Watch(stop=stop))
 
 
 def test_a_stopped_measurement_resumes_bit_equal_from_its_checkpoint(tmp_path):
@@ -186,12 +187,12 @@ def test_a_stopped_measurement_resumes_bit_equal_from_its_checkpoint(tmp_path):
 
     before, module.CHECKPOINT_SECONDS = module.CHECKPOINT_SECONDS, 0.0
     try:
-        measure_distances(handle, half, batch_size=4, checkpoint=path, on_progress=watch, stop=stop)
+        measure_distances(handle, half, batch_size=4, checkpoint=path, watch=Watch(watch, stop))
     finally:
         module.CHECKPOINT_SECONDS = before
     rows = []
     resumed = measure_distances(
-        handle, tokens, batch_size=4, checkpoint=path, on_progress=lambda p: rows.append(p.done)
+        handle, tokens, batch_size=4, checkpoint=path, watch=Watch(lambda p: rows.append(p.done))
     )
     assert rows[0] == 24, "the resumed pass starts after the 20 rows of the checkpoint"
     for name, grid in whole.criteria.items():

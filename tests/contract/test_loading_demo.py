@@ -21,9 +21,10 @@ ROOT = Path(__file__).parents[2]
 LOAD = """
 import json
 from shortviz.loading import load
+from shortviz.progress import Watch
 from shortviz.records import ModelRef
 stages = set()
-handle = load(ModelRef(id="demo"), on_progress=lambda progress: stages.add(progress.stage))
+handle = load(ModelRef(id="demo"), watch=Watch(lambda progress: stages.add(progress.stage)))
 print(json.dumps({"stages": sorted(stages), "id": handle.info.id, "folder": handle.model.name_or_path}))
 """
 

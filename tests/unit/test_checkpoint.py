@@ -18,6 +18,7 @@ sys.path.insert(0, {root!r})
 import numpy as np
 from pathlib import Path
 import shortviz.distances as d
+from shortviz.progress import Watch
 from tests.contract.test_distances_contract import token_set
 from tests.families import shared_handle
 d.CHECKPOINT_SECONDS = 0.0
@@ -26,7 +27,7 @@ def told(progress):
     if {pause}:
         sys.stdin.readline()
 tokens = token_set(tuple(range(2, 42)))
-found = d.measure_distances(shared_handle("llama"), tokens, batch_size=4, checkpoint=Path({path!r}), on_progress=told)
+found = d.measure_distances(shared_handle("llama"), tokens, batch_size=4, checkpoint=Path({path!r}), watch=Watch(told))
 """
 
 

@@ -15,6 +15,7 @@ import pytest
 from shortviz import cli_heal_work
 from shortviz.loading import load
 from shortviz.losses import evaluate
+from shortviz.progress import Watch
 from shortviz.records import ModelRef, TextSpec, WindowSpec
 from shortviz.runs import load_run, run_json
 from shortviz.texts import make_windows
@@ -34,13 +35,13 @@ def press_ctrl_c_at_step_3(patch: pytest.MonkeyPatch) -> None:
 
     own = healing.heal
 
-    def interrupted(*arguments, on_progress, **options):
+    def interrupted(*arguments, watch, **options):
         def press(progress):
-            on_progress(progress)
+            watch.report(progress)
             if progress.done == 3:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        return own(*arguments, on_progress=press, **options)
+        return own(*arguments, watch=Watch(press, watch.stop), **options)
 
     patch.setattr(healing, "heal", interrupted)
 

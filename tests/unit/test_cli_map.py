@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shortviz import greedy, loss_map
+from shortviz.progress import Watch
 from shortviz.runs import load_run, save_run
 from tests.families import NUM_LAYERS
 from tests.unit.test_cli import last_line
@@ -90,12 +91,12 @@ def test_the_curve_has_a_column_for_each_strategy_and_reuses_the_map(shortviz, c
 def test_a_curve_cut_short_says_so_and_goes_on_from_its_checkpoint(shortviz, checkpoint, tmp_path, monkeypatch):
     run, measure = tmp_path / "run", loss_map.measure_losses
 
-    def cut_short(handle, windows, *, on_progress, stop, **options):
+    def cut_short(handle, windows, *, watch, **options):
         def stop_at_once(progress):
-            on_progress(progress)
-            stop.set()
+            watch.report(progress)
+            watch.stop.set()
 
-        return measure(handle, windows, on_progress=stop_at_once, stop=stop, **options)
+        return measure(handle, windows, watch=Watch(stop_at_once, watch.stop), **options)
 
     monkeypatch.setattr(loss_map, "CHECKPOINT_SECONDS", -1.0)
     with monkeypatch.context() as patch:
@@ -168,8 +169,8 @@ def test_a_shorter_greedy_removal_does_not_take_the_place_of_a_longer_one(shortv
     run, measure = tmp_path / "run", greedy.greedy_removal
     assert shortviz("curve", checkpoint, *TEXT, "--greedy", "2", "--out", str(run))[0] == 0
 
-    def cut_short(handle, windows, *, stop, **options):
-        stop.set()
+    def cut_short(handle, windows, *, watch, **options):
+        watch.stop.set()
         return replace(measure(handle, windows, max_removed=1), complete=False)
 
     monkeypatch.setattr(greedy, "greedy_removal", cut_short)

@@ -9,7 +9,8 @@ import pytest
 
 from shortviz.cli_output import PlainProgress, best_table, distances_text, evaluation_text, progress, run_text, table
 from shortviz.model_card import _measured
-from shortviz.records import Grid, Progress
+from shortviz.progress import Progress
+from shortviz.records import Grid
 from shortviz.words import nth, percent
 from tests.records_fixture import fixture_distances, fixture_model, fixture_run
 

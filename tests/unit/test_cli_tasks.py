@@ -107,10 +107,10 @@ def test_a_curve_stopped_among_its_models_keeps_those_that_are_done(
     run, score_tasks = tmp_path / "run", curve_scoring.score_tasks
     done = []
 
-    def stop_after_one(handle, rows, *, stop, **options):
-        found = score_tasks(handle, rows, stop=stop, **options)
+    def stop_after_one(handle, rows, *, watch, **options):
+        found = score_tasks(handle, rows, watch=watch, **options)
         done.append(found)
-        stop.set()
+        watch.stop.set()
         return found
 
     monkeypatch.setattr(curve_scoring, "score_tasks", stop_after_one)

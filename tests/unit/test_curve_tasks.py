@@ -15,6 +15,7 @@ from shortviz.curve_tasks import accuracy_lines, default_sizes, plans_to_score, 
 from shortviz.errors import PlanError, Stopped
 from shortviz.greedy import greedy_removal
 from shortviz.loss_charts import accuracy_alt, accuracy_figure
+from shortviz.progress import Watch
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan, TaskRow, TaskRows, TaskScore, WindowSet
 from shortviz.runs import parse_run, run_json, with_task
@@ -84,12 +85,12 @@ def test_scores_of_cuts_equal_those_of_pruned_models_and_a_stop_keeps_the_whole_
         if len(kept) == 2:
             stop.set()
 
-    found = score_plans(handle, rows(), plans, on_score=keep, stop=stop)
+    found = score_plans(handle, rows(), plans, on_score=keep, watch=Watch(stop=stop))
     assert [one.removed for one in found] == [(), (1, 2)]
     cut = score_tasks(prune(handle, PrunePlan(num_layers=NUM_LAYERS, removed=(1, 2))), rows())
     assert [p.log_likelihoods for p in found[1].predictions] == [p.log_likelihoods for p in cut.predictions]
     with pytest.raises(Stopped, match="no result yet"):
-        score_plans(handle, rows(), plans, stop=stop)
+        score_plans(handle, rows(), plans, watch=Watch(stop=stop))
 
 
 def test_a_run_keeps_accuracies_and_greedy_removal_and_older_runs_open() -> None:
@@ -131,7 +132,7 @@ def test_greedy_removal_checks_replay_once_and_gives_what_single_checks_give(mon
     monkeypatch.setattr(block_losses, "_agrees", lambda *a: checks.append(1) or agrees(*a))
     seen: list[int] = []
     found = greedy_removal(
-        handle, windows(), max_removed=3, on_progress=lambda p: seen.append(len(p.snapshot().line.points))
+        handle, windows(), max_removed=3, watch=Watch(lambda p: seen.append(len(p.snapshot().line.points)))
     )
     assert len(checks) == 1
     assert seen == [2, 3, 4]

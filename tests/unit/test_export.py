@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shortviz.errors import ExportError, NumericsError
 from shortviz.export import export_checkpoint, prune_json
 from shortviz.handle import ModelHandle
+from shortviz.progress import Progress, Watch
 from shortviz.pruning import prune
 from shortviz.recipes import EXPORT_STAGES
-from shortviz.records import ExportReport, Progress, PrunePlan, TextInfo
+from shortviz.records import ExportReport, PrunePlan, TextInfo
 from tests.families import build_tiny, handle_of, tiny_handle, tiny_tokens
 
 PLAN = PrunePlan(num_layers=6, removed=(1, 4, 5))
@@ -36,7 +37,7 @@ def exported(
     folder = tmp_path_factory.mktemp("export") / "new" / "short llama"
     told: list[Progress] = []
     pruned = prune(handle, PLAN)
-    report = export_checkpoint(pruned, folder, base_info=handle.info, text=TEXT, on_progress=told.append)
+    report = export_checkpoint(pruned, folder, base_info=handle.info, text=TEXT, watch=Watch(told.append))
     return folder, report, told
 
 

@@ -22,7 +22,7 @@ from shortviz.checkpoint_folder import (
 from shortviz.errors import ExportError, ResourceError, Stopped
 from shortviz.export import export_checkpoint
 from shortviz.handle import ModelHandle
-from shortviz.records import Progress
+from shortviz.progress import Progress, Watch
 from tests.conftest import ROOT
 from tests.families import shared_handle
 
@@ -44,7 +44,7 @@ def test_a_stop_at_any_stage_leaves_nothing(handle: ModelHandle, tmp_path: Path,
             stop.set()
 
     with pytest.raises(Stopped, match="export was stopped; nothing was left behind"):
-        export_checkpoint(handle, tmp_path / "out", base_info=handle.info, on_progress=stop_there, stop=stop)
+        export_checkpoint(handle, tmp_path / "out", base_info=handle.info, watch=Watch(stop_there, stop))
     assert list(tmp_path.iterdir()) == []
     assert threading.active_count() == threads
 
@@ -54,7 +54,7 @@ def test_an_interrupt_leaves_nothing(handle: ModelHandle, tmp_path: Path) -> Non
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_checkpoint(handle, tmp_path / "a" / "b" / "out", base_info=handle.info, on_progress=interrupt)
+        export_checkpoint(handle, tmp_path / "a" / "b" / "out", base_info=handle.info, watch=Watch(interrupt))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,7 +83,7 @@ def test_a_disk_that_fills_up_during_the_export_leaves_nothing(
                 fill_up(other)
 
     with pytest.raises(ResourceError, match="disk .*full.*nothing was left behind"):
-        export_checkpoint(handle, disk / "out", base_info=handle.info, on_progress=fill)
+        export_checkpoint(handle, disk / "out", base_info=handle.info, watch=Watch(fill))
     assert [path.name for path in disk.iterdir()] == ["other"]
 
 
@@ -146,7 +146,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_zip_holds_the_folder_uncompressed_and_tells_its_progress(folder: Path, tmp_path: Path) -> None:
     told: list[Progress] = []
-    target = zip_checkpoint(folder, tmp_path / "out.zip", on_progress=told.append)
+    target = zip_checkpoint(folder, tmp_path / "out.zip", watch=Watch(told.append))
     with zipfile.ZipFile(target) as packed:
         assert packed.testzip() is None
         members = packed.infolist()
@@ -164,7 +164,7 @@ def test_a_zip_holds_the_folder_uncompressed_and_tells_its_progress(folder: Path
 def test_a_stopped_zip_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     stop = threading.Event()
     with pytest.raises(Stopped, match="zip file was stopped; nothing was left behind"):
-        zip_checkpoint(folder, tmp_path / "out.zip", on_progress=lambda progress: stop.set(), stop=stop)
+        zip_checkpoint(folder, tmp_path / "out.zip", watch=Watch(lambda progress: stop.set(), stop))
     assert [path.name for path in tmp_path.iterdir()] == ["short model"]
 
 
@@ -220,7 +220,7 @@ def test_the_next_export_removes_what_a_killed_one_left(
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        export_checkpoint(handle, tmp_path / "other", base_info=handle.info, stop=stop)
+        export_checkpoint(handle, tmp_path / "other", base_info=handle.info, watch=Watch(stop=stop))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ import torch
 
 from shortviz.errors import TextError
 from shortviz.generation import continue_text
+from shortviz.progress import Watch
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan
 from tests.families import CONTEXT_LENGTH, shared_handle, tiny_handle
@@ -48,7 +49,7 @@ def test_a_stop_ends_the_text_early() -> None:
     stop = threading.Event()
     stop.set()
     handle = shared_handle("llama")
-    short = continue_text(handle, PROMPT, max_new_tokens=24, stop=stop)
+    short = continue_text(handle, PROMPT, max_new_tokens=24, watch=Watch(stop=stop))
     assert short == by_hand("llama", 1)
 
 

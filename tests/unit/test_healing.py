@@ -13,6 +13,7 @@ from shortviz.errors import RunError
 from shortviz.handle import ModelHandle
 from shortviz.healing import heal
 from shortviz.losses import evaluate
+from shortviz.progress import Watch
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan, TokenSet, WindowSet
 from tests.families import build_tiny, handle_of, shared_handle
@@ -127,6 +128,7 @@ def test_a_training_killed_at_once_goes_on_to_the_losses_of_an_uninterrupted_one
 import os, signal
 from pathlib import Path
 from shortviz.healing import heal
+from shortviz.progress import Watch
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan
 from tests.families import shared_handle
@@ -139,7 +141,7 @@ def kill(progress):
 base = shared_handle("llama")
 cut = prune(base, PrunePlan(num_layers=6, removed=(2, 3)))
 tokens, heldout = small_text(base)
-heal(cut, tokens, small_recipe(), base=base, heldout=heldout, checkpoint=Path({str(path)!r}), on_progress=kill)
+heal(cut, tokens, small_recipe(), base=base, heldout=heldout, checkpoint=Path({str(path)!r}), watch=Watch(kill))
 """
     done = subprocess.run([sys.executable, "-c", child], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
@@ -151,7 +153,7 @@ heal(cut, tokens, small_recipe(), base=base, heldout=heldout, checkpoint=Path({s
         base=base,
         heldout=text[1],
         checkpoint=path,
-        on_progress=lambda progress: steps.append(progress.done),
+        watch=Watch(lambda progress: steps.append(progress.done)),
     )
     assert steps == [5, 6, 7, 8], "steps 1-4 came from the checkpoint"
     assert losses_of(gone_on.history) == pytest.approx(losses_of(whole.history), abs=1e-6)

@@ -15,6 +15,7 @@ from shortviz.handle import ModelHandle
 from shortviz.healing import heal
 from shortviz.ledger import Treatment
 from shortviz.losses import evaluate
+from shortviz.progress import Watch
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan, TokenSet, WindowSet
 from tests.families import shared_handle
@@ -43,7 +44,7 @@ def test_a_stopped_training_keeps_the_best_so_far(base, cut, text):
         if progress.done == 5:
             stop.set()
 
-    healed = heal(cut, text[0], small_recipe(), base=base, heldout=text[1], on_progress=stop_at_five, stop=stop)
+    healed = heal(cut, text[0], small_recipe(), base=base, heldout=text[1], watch=Watch(stop_at_five, stop))
     assert "Stopped after 5 of 8 steps" in healed.history.note
     assert [point.step for point in healed.history.measured] == [0, 2, 4, 5], "the last step is measured too"
     assert evaluate(healed.handle, text[1]).score.nll == pytest.approx(healed.history.best_nll, abs=1e-5)
@@ -53,7 +54,7 @@ def test_a_training_stopped_before_its_first_step_has_nothing_to_keep(base, cut,
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped, match="before the first step"):
-        heal(cut, text[0], small_recipe(), base=base, heldout=text[1], stop=stop)
+        heal(cut, text[0], small_recipe(), base=base, heldout=text[1], watch=Watch(stop=stop))
 
 
 def test_progress_carries_the_curve_so_far(base, cut, text):
@@ -64,7 +65,7 @@ def test_progress_carries_the_curve_so_far(base, cut, text):
         small_recipe(steps=3),
         base=base,
         heldout=text[1],
-        on_progress=lambda p: seen.append((p.stage, p.done, p.total, p.unit, p.snapshot())),
+        watch=Watch(lambda p: seen.append((p.stage, p.done, p.total, p.unit, p.snapshot()))),
     )
     assert [entry[:4] for entry in seen] == [("heal", done, 3, "steps") for done in range(4)]
     assert [point.step for point in seen[-1][4].points] == [0, 1, 2, 3]
@@ -227,7 +228,7 @@ def test_a_stop_just_after_the_training_ran_away_keeps_the_best_so_far(cut, text
     begun = heal(cut, text[0], calm, heldout=text[1]).handle
     monkeypatch.setattr(heal_training, "DIVERGED_NATS", 0.2)  # a model so small cannot be far worse than chance
     wild = small_recipe(objective="next_token", learning_rate=10.0, alpha=4000, warmup_steps=0, eval_every=8)
-    healed = heal(begun, text[0], wild, heldout=text[1], on_progress=stop_at_three, stop=stop)
+    healed = heal(begun, text[0], wild, heldout=text[1], watch=Watch(stop_at_three, stop))
     assert healed.history.measured[-1].heldout_nll > healed.history.start_nll + 0.2
     assert healed.history.note == "Stopped after 3 of 8 steps; those of step 0 are kept."
 

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from shortviz.errors import ExportError, ResourceError, ShortvizError, Stopped
 from shortviz.hub_push import Destination, check_proved, push_folder
-from shortviz.records import Progress
+from shortviz.progress import Progress, Watch
 from tests.hub_upload_server import UploadHub, upload_server
 
 # huggingface_hub 2.4.0 hands a file to httpx2 as `data`, which httpx2 2.16 wants called `content`.
@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_proved_folder_arrives_whole_in_one_commit(hub: UploadHub, proved: Path) -> None:
     seen: list[Progress] = []
-    report = push_folder(proved, to(hub), on_progress=seen.append)
+    report = push_folder(proved, to(hub), watch=Watch(seen.append))
     arrived = dict(hub.repositories["me/short"])
     arrived.pop(".gitattributes")
     assert arrived == contents(proved)
@@ -171,7 +171,7 @@ def test_a_hub_that_is_not_there_is_said_to_be(proved: Path) -> None:
 def test_a_stop_leaves_the_repository_as_it_was(hub: UploadHub, proved: Path) -> None:
     stop = threading.Event()
     with pytest.raises(Stopped):
-        push_folder(proved, to(hub), on_progress=lambda p: stop.set(), stop=stop)
+        push_folder(proved, to(hub), watch=Watch(lambda p: stop.set(), stop))
     assert set(hub.repositories["me/short"]) == {".gitattributes"}
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from shortviz.errors import ModelError, ShortvizError, Stopped
-from shortviz.jobs import JobControl, JobRegistry
-from shortviz.records import Progress
+from shortviz.jobs import JobRegistry
+from shortviz.progress import Progress, Watch
 
 PATIENCE = 20.0
 
@@ -33,7 +33,7 @@ class Gate:
         self.go = threading.Event()
         self.result = result
 
-    def __call__(self, control: JobControl) -> Any:
+    def __call__(self, watch: Watch) -> Any:
         self.begun.set()
         assert self.go.wait(PATIENCE)
         return self.result
@@ -56,7 +56,7 @@ def progress(done: float, total: float = 100, stage: str = "measure", snapshot: 
 
 
 def test_a_job_runs_and_keeps_what_it_returned(registry: JobRegistry) -> None:
-    job = registry.submit("load", "Load demo", lambda control: 42, owner="me")
+    job = registry.submit("load", "Load demo", lambda watch: 42, owner="me")
     ended = registry.wait(job, PATIENCE)
     assert ended is not None
     assert (ended.state, ended.result, ended.record, ended.live) == ("done", 42, 42, False)
@@ -83,7 +83,7 @@ def test_the_inspect_lane_does_not_wait_for_the_long_one(registry: JobRegistry) 
     gate = Gate()
     long = registry.submit("measure", "long", gate)
     assert gate.begun.wait(PATIENCE)
-    short = registry.submit("evaluate", "short", lambda control: "quick", lane="inspect")
+    short = registry.submit("evaluate", "short", lambda watch: "quick", lane="inspect")
     assert registry.wait(short, PATIENCE).result == "quick"
     assert registry.state(long).state == "running"
     gate.go.set()
@@ -94,10 +94,10 @@ def test_a_full_queue_refuses_in_words(clock: HandClock) -> None:
     gate = Gate()
     registry.submit("measure", "running", gate)
     assert gate.begun.wait(PATIENCE)
-    registry.submit("measure", "a", lambda control: None)
-    registry.submit("measure", "b", lambda control: None)
+    registry.submit("measure", "a", lambda watch: None)
+    registry.submit("measure", "b", lambda watch: None)
     with pytest.raises(ShortvizError) as refused:
-        registry.submit("measure", "Measure demo", lambda control: None)
+        registry.submit("measure", "Measure demo", lambda watch: None)
     assert str(refused.value) == (
         "The job 'Measure demo' cannot start: 2 jobs are waiting already; wait for one to finish or cancel one."
     )
@@ -111,8 +111,8 @@ def test_a_waiting_job_that_is_cancelled_never_runs(registry: JobRegistry) -> No
     gate = Gate()
     registry.submit("measure", "running", gate)
     assert gate.begun.wait(PATIENCE)
-    dropped = registry.submit("measure", "dropped", lambda control: ran.append("dropped"))
-    kept = registry.submit("measure", "kept", lambda control: ran.append("kept"))
+    dropped = registry.submit("measure", "dropped", lambda watch: ran.append("dropped"))
+    kept = registry.submit("measure", "kept", lambda watch: ran.append("kept"))
     registry.cancel(dropped)
     assert registry.state(dropped).state == "cancelled"
     assert registry.state(kept).position == 1
@@ -124,9 +124,9 @@ def test_a_waiting_job_that_is_cancelled_never_runs(registry: JobRegistry) -> No
 def test_a_running_job_that_is_cancelled_keeps_the_record_it_returns(registry: JobRegistry) -> None:
     begun = threading.Event()
 
-    def work(control: JobControl) -> str:
+    def work(watch: Watch) -> str:
         begun.set()
-        assert control.stop.wait(PATIENCE)
+        assert watch.stop.wait(PATIENCE)
         return "half a map"
 
     job = registry.submit("measure", "Measure", work)
@@ -149,10 +149,10 @@ def test_cancel_shows_at_once_while_the_work_comes_to_its_next_check(registry: J
 def test_stopped_keeps_the_last_partial_record(registry: JobRegistry) -> None:
     begun = threading.Event()
 
-    def work(control: JobControl) -> None:
-        control.on_progress(progress(10, snapshot=lambda: "10 rows"))
+    def work(watch: Watch) -> None:
+        watch.on_progress(progress(10, snapshot=lambda: "10 rows"))
         begun.set()
-        assert control.stop.wait(PATIENCE)
+        assert watch.stop.wait(PATIENCE)
         raise Stopped("Stopped.")
 
     job = registry.submit("measure", "Measure", work)
@@ -163,7 +163,7 @@ def test_stopped_keeps_the_last_partial_record(registry: JobRegistry) -> None:
 
 
 def test_an_error_for_people_is_shown_as_it_is(registry: JobRegistry) -> None:
-    def work(control: JobControl) -> None:
+    def work(watch: Watch) -> None:
         raise ModelError("There is no model 'x'; check the name.")
 
     ended = registry.wait(registry.submit("load", "Load x", work), PATIENCE)
@@ -173,7 +173,7 @@ def test_an_error_for_people_is_shown_as_it_is(registry: JobRegistry) -> None:
 
 
 def test_our_own_fault_carries_its_traceback(registry: JobRegistry, caplog: pytest.LogCaptureFixture) -> None:
-    def work(control: JobControl) -> None:
+    def work(watch: Watch) -> None:
         raise KeyError("layer_types")
 
     ended = registry.wait(registry.submit("load", "Load x", work), PATIENCE)
@@ -187,7 +187,7 @@ def test_our_own_fault_carries_its_traceback(registry: JobRegistry, caplog: pyte
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")])
 def test_running_out_of_memory_is_said_in_words(registry: JobRegistry, error: Exception) -> None:
-    def work(control: JobControl) -> None:
+    def work(watch: Watch) -> None:
         raise error
 
     ended = registry.wait(registry.submit("load", "Load big", work), PATIENCE)
@@ -197,22 +197,22 @@ def test_running_out_of_memory_is_said_in_words(registry: JobRegistry, error: Ex
 
 @pytest.mark.parametrize("fault", [SystemExit(3), KeyboardInterrupt(), RuntimeError("boom")])
 def test_the_lane_outlives_whatever_a_job_raises(registry: JobRegistry, fault: BaseException) -> None:
-    def work(control: JobControl) -> None:
+    def work(watch: Watch) -> None:
         raise fault
 
     assert registry.wait(registry.submit("load", "bad", work), PATIENCE).error_is_ours
-    assert registry.wait(registry.submit("load", "good", lambda control: 1), PATIENCE).result == 1
+    assert registry.wait(registry.submit("load", "good", lambda watch: 1), PATIENCE).result == 1
 
 
 def test_snapshots_are_taken_at_most_twice_a_second_and_always_at_the_end(clock: HandClock) -> None:
     registry = JobRegistry(clock=clock)
     taken: list[int] = []
 
-    def work(control: JobControl) -> None:
+    def work(watch: Watch) -> None:
         for k in range(101):  # ten reports a second for ten seconds
-            control.on_progress(progress(k, total=101, snapshot=lambda k=k: taken.append(k) or k))
+            watch.on_progress(progress(k, total=101, snapshot=lambda k=k: taken.append(k) or k))
             clock.now += 0.1
-        control.on_progress(progress(101, total=101, snapshot=lambda: taken.append(101) or 101))
+        watch.on_progress(progress(101, total=101, snapshot=lambda: taken.append(101) or 101))
 
     ended = registry.wait(registry.submit("measure", "Measure", work), PATIENCE)
     assert taken[0] == 0
@@ -225,11 +225,11 @@ def test_snapshots_are_taken_at_most_twice_a_second_and_always_at_the_end(clock:
 def test_the_snapshot_of_a_stopping_job_is_taken_whatever_the_throttle_says(registry: JobRegistry) -> None:
     begun = threading.Event()
 
-    def work(control: JobControl) -> None:
-        control.on_progress(progress(1, snapshot=lambda: "old"))
+    def work(watch: Watch) -> None:
+        watch.on_progress(progress(1, snapshot=lambda: "old"))
         begun.set()
-        assert control.stop.wait(PATIENCE)
-        control.on_progress(progress(2, snapshot=lambda: "new"))
+        assert watch.stop.wait(PATIENCE)
+        watch.on_progress(progress(2, snapshot=lambda: "new"))
         raise Stopped("Stopped.")
 
     job = registry.submit("measure", "Measure", work)
@@ -242,9 +242,9 @@ def test_progress_without_a_total_is_throttled_too(clock: HandClock) -> None:
     registry = JobRegistry(clock=clock)
     taken: list[int] = []
 
-    def work(control: JobControl) -> None:
+    def work(watch: Watch) -> None:
         for k in range(10):
-            control.on_progress(progress(k, total=0, snapshot=lambda k=k: taken.append(k)))
+            watch.on_progress(progress(k, total=0, snapshot=lambda k=k: taken.append(k)))
 
     ended = registry.wait(registry.submit("load", "Load", work), PATIENCE)
     assert taken == [0]
@@ -258,13 +258,13 @@ def test_rate_and_time_left_follow_the_recent_pace(clock: HandClock) -> None:
     job_id: list[str] = []
     named = threading.Event()
 
-    def work(control: JobControl) -> None:
+    def work(watch: Watch) -> None:
         assert named.wait(PATIENCE)
         done = 300.0  # resumed: what was there before says nothing about the pace
         for seconds, rows in [(0, 0)] + [(1, 10)] * 3 + [(1, 40)] * 20:
             clock.now += seconds
             done += rows
-            control.on_progress(progress(done, total=2000))
+            watch.on_progress(progress(done, total=2000))
             state = registry.state(job_id[0])
             seen.append((state.rate, state.eta_seconds))
 
@@ -285,10 +285,10 @@ def test_the_rate_starts_anew_with_each_stage(clock: HandClock) -> None:
     ids: list[str] = []
     named = threading.Event()
 
-    def work(control: JobControl) -> None:
+    def work(watch: Watch) -> None:
         assert named.wait(PATIENCE)
         for stage, done in [("load", 0), ("load", 50), ("measure", 0), ("measure", 5)]:
-            control.on_progress(progress(done, stage=stage))
+            watch.on_progress(progress(done, stage=stage))
             rates.append(registry.state(ids[0]).rate)
             clock.now += 1
 
@@ -314,7 +314,7 @@ def test_a_state_is_a_frozen_copy_with_a_growing_version(registry: JobRegistry) 
 
 def test_finished_jobs_are_forgotten_by_age_and_live_ones_never(clock: HandClock) -> None:
     registry = JobRegistry(keep_seconds=60, clock=clock)
-    old = registry.submit("load", "old", lambda control: 1)
+    old = registry.submit("load", "old", lambda watch: 1)
     registry.wait(old, PATIENCE)
     clock.now += 50
     gate = Gate()
@@ -328,7 +328,7 @@ def test_finished_jobs_are_forgotten_by_age_and_live_ones_never(clock: HandClock
     gate.go.set()
     registry.wait(live, PATIENCE)
     clock.now += 61
-    registry.submit("load", "new", lambda control: 1)
+    registry.submit("load", "new", lambda watch: 1)
     assert registry.state(live) is None
     registry.close()
 
@@ -337,7 +337,7 @@ def test_unknown_jobs_are_none_and_cancelling_an_ended_one_changes_nothing(regis
     assert registry.state("nothing") is None
     assert registry.wait("nothing", PATIENCE) is None
     registry.cancel("nothing")
-    job = registry.submit("load", "Load", lambda control: 1)
+    job = registry.submit("load", "Load", lambda watch: 1)
     ended = registry.wait(job, PATIENCE)
     registry.cancel(job)
     assert registry.state(job) == ended
@@ -347,18 +347,18 @@ def test_closing_stops_everything_and_refuses_more(clock: HandClock) -> None:
     registry = JobRegistry(clock=clock)
     begun = threading.Event()
 
-    def work(control: JobControl) -> None:
+    def work(watch: Watch) -> None:
         begun.set()
-        assert control.stop.wait(PATIENCE)
+        assert watch.stop.wait(PATIENCE)
 
     running = registry.submit("measure", "running", work)
     assert begun.wait(PATIENCE)
-    waiting = registry.submit("measure", "waiting", lambda control: 1)
+    waiting = registry.submit("measure", "waiting", lambda watch: 1)
     registry.close()
     assert registry.state(waiting).state == "cancelled"
     assert registry.wait(running, PATIENCE).state == "cancelled"
     with pytest.raises(ShortvizError, match="shutting down"):
-        registry.submit("measure", "late", lambda control: 1)
+        registry.submit("measure", "late", lambda watch: 1)
 
 
 def test_many_threads_may_submit_and_read_at_once(registry: JobRegistry) -> None:
@@ -368,7 +368,7 @@ def test_many_threads_may_submit_and_read_at_once(registry: JobRegistry) -> None
 
     def visitor() -> None:
         start.wait(PATIENCE)
-        mine = registry.submit("evaluate", "x", lambda control: counted.append(1), lane="inspect")
+        mine = registry.submit("evaluate", "x", lambda watch: counted.append(1), lane="inspect")
         jobs.append(mine)
         for _ in range(50):
             assert registry.state(mine) is not None
@@ -389,9 +389,9 @@ def test_a_process_that_ends_lets_its_running_job_come_to_its_next_check() -> No
 import threading
 from shortviz.jobs import JobRegistry
 begun = threading.Event()
-def work(control):
+def work(watch):
     begun.set()
-    control.stop.wait(20)
+    watch.stop.wait(20)
     print("came to its check", flush=True)
 registry = JobRegistry()
 registry.submit("measure", "Measure", work)

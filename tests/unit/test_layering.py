@@ -16,6 +16,7 @@ WITHOUT_TORCH = ["shortviz"] + [
     f"shortviz.{name}"
     for name in (
         "records",
+        "progress",
         "errors",
         "settings",
         "planning",

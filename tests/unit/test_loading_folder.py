@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from shortviz.errors import ModelError, NumericsError, ResourceError, Stopped
 from shortviz.loading import estimate, load
-from shortviz.records import ModelRef, Progress
+from shortviz.progress import Progress, Watch
+from shortviz.records import ModelRef
 from tests.families import build_tiny, tiny_config, tiny_tokenizer
 
 
@@ -52,7 +53,7 @@ def refusal(folder: Path) -> str:
 
 def test_a_folder_loads_in_eval_mode_without_gradients_and_with_its_tokenizer(checkpoint: Path) -> None:
     seen: list[Progress] = []
-    handle = load(ModelRef(id=str(checkpoint)), on_progress=seen.append)
+    handle = load(ModelRef(id=str(checkpoint)), watch=Watch(seen.append))
     original = build_tiny("llama")
     state = handle.model.state_dict()
     assert all(torch.equal(state[name], weight) for name, weight in original.state_dict().items())
@@ -114,7 +115,7 @@ def test_stop_before_loading_raises_stopped(checkpoint: Path) -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        load(ModelRef(id=str(checkpoint)), stop=stop)
+        load(ModelRef(id=str(checkpoint)), watch=Watch(stop=stop))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 from shortviz import gguf_cache
 from shortviz.errors import ModelError, ResourceError, Stopped
 from shortviz.loading import estimate, load
+from shortviz.progress import Watch
 from shortviz.records import ModelRef
 from shortviz.settings import settings
 from shortviz.weight_files import read_gguf_header
@@ -171,7 +172,7 @@ def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
         assert [made.result() for made in [pool.submit(make), pool.submit(make)]] == [folder, folder]
     assert "waiting for another process that de-quantises the same file" in details
     assert "de-quantising the weights" in details
-    handle = load(ModelRef(id=str(path)), on_progress=lambda p: stages.append(p.stage))
+    handle = load(ModelRef(id=str(path)), watch=Watch(lambda p: stages.append(p.stage)))
     assert set(stages) == {"load"}
     assert handle.tokenizer("ab c").input_ids == [260, *tiny_tokenizer()(" c").input_ids]
     assert handle.tokenizer.chat_template.startswith("{% for message")
@@ -181,7 +182,7 @@ def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
     assert all(torch.equal(state[name], weights[name]) for name in weights)
 
     stages.clear()
-    again = load(ModelRef(id=str(path.parent)), on_progress=lambda p: stages.append(p.stage))  # its only GGUF file
+    again = load(ModelRef(id=str(path.parent)), watch=Watch(lambda p: stages.append(p.stage)))  # its only GGUF file
     assert set(stages) == {"load"}
     assert again.info.parameters == handle.info.parameters
 
@@ -194,7 +195,7 @@ def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
     (folder / "model.safetensors").write_bytes(b"broken")
     stop = threading.Event()
     with pytest.raises(Stopped, match="nothing was left behind"):
-        load(ModelRef(id=str(path)), on_progress=lambda p: stop.set() if p.stage == "de-quantise" else None, stop=stop)
+        load(ModelRef(id=str(path)), watch=Watch(lambda p: stop.set() if p.stage == "de-quantise" else None, stop))
     assert not gguf_cache.is_whole(folder)
     assert not list(folder.parent.glob("*.partial-*"))
 

@@ -48,14 +48,14 @@ def size(ref):
 
 def watched():
     seen = []
-    load(ModelRef(id="org/tiny"), on_progress=seen.append)
+    load(ModelRef(id="org/tiny"), watch=Watch(seen.append))
     bytes_done = [p.done for p in seen if p.stage == "download"]
     return {"last": bytes_done[-1], "total": seen[0].total, "rising": bytes_done == sorted(bytes_done),
             "units": sorted({p.unit for p in seen})}
 
 def stopped():
     stop = threading.Event()
-    load(ModelRef(id="org/stopped"), on_progress=lambda p: stop.set() if p.stage == "download" else None, stop=stop)
+    load(ModelRef(id="org/stopped"), watch=Watch(lambda p: stop.set() if p.stage == "download" else None, stop))
 
 def names():
     root = Path(constants.HF_HUB_CACHE)

@@ -8,8 +8,9 @@ import torch
 
 from shortviz.errors import NumericsError, Stopped, TextError
 from shortviz.losses import BaseScores, evaluate
+from shortviz.progress import Progress, Watch
 from shortviz.pruning import prune
-from shortviz.records import Evaluation, Progress, PrunePlan, TextInfo, WindowSet
+from shortviz.records import Evaluation, PrunePlan, TextInfo, WindowSet
 from shortviz.sums import mean_and_stderr
 from tests.families import build_tiny, handle_of, shared_handle, tiny_handle, tiny_tokens
 
@@ -147,7 +148,7 @@ def test_partial_results_come_after_each_window() -> None:
         assert progress.snapshot is not None
         partial.append(progress.snapshot())
 
-    result = evaluate(prune(handle, PLAN), window_set(3), base=handle, on_progress=keep)
+    result = evaluate(prune(handle, PLAN), window_set(3), base=handle, watch=Watch(keep))
     assert [p.score.windows for p in partial] == [1, 2, 3]
     assert [p.complete for p in partial] == [False, False, True]
     assert [p.base.windows for p in partial] == [1, 2, 3]
@@ -156,7 +157,7 @@ def test_partial_results_come_after_each_window() -> None:
 
 def test_a_stop_keeps_the_windows_scored_so_far() -> None:
     handle, stop = shared_handle("llama"), threading.Event()
-    result = evaluate(handle, window_set(), on_progress=lambda p: stop.set() if p.done == 2 else None, stop=stop)
+    result = evaluate(handle, window_set(), watch=Watch(lambda p: stop.set() if p.done == 2 else None, stop))
     assert result.score.windows == 2
     assert not result.complete
     assert result.score.tokens == 2 * 23
@@ -166,7 +167,7 @@ def test_a_stop_before_the_first_window_has_no_result() -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped, match="before the first window"):
-        evaluate(shared_handle("llama"), window_set(), stop=stop)
+        evaluate(shared_handle("llama"), window_set(), watch=Watch(stop=stop))
 
 
 def test_a_window_beyond_the_context_is_refused() -> None:
@@ -237,7 +238,7 @@ def test_a_stop_is_heard_within_a_window() -> None:
         cache.window(tokens)
     for layer in pruned.model.model.layers:
         layer.register_forward_hook(stop_in_the_second_window)
-    result = evaluate(pruned, windows, base=handle, base_scores=cache, stop=stop)
+    result = evaluate(pruned, windows, base=handle, base_scores=cache, watch=Watch(stop=stop))
     assert len(layers) == 6
     assert (result.score.windows, result.complete) == (1, False)
     assert not any(layer._forward_pre_hooks for layer in pruned.model.model.layers)
@@ -248,5 +249,5 @@ def test_a_stop_within_the_first_window_leaves_nothing_of_it() -> None:
     cache = BaseScores(handle)
     handle.model.model.layers[1].register_forward_hook(lambda *_: stop.set())
     with pytest.raises(Stopped, match="no result yet"):
-        evaluate(prune(handle, PLAN), window_set(2), base=handle, base_scores=cache, stop=stop)
+        evaluate(prune(handle, PLAN), window_set(2), base=handle, base_scores=cache, watch=Watch(stop=stop))
     assert cache.windows == 0

@@ -10,8 +10,9 @@ from shortviz.errors import NumericsError, RunError, Stopped, TextError
 from shortviz.logits import open_head
 from shortviz.loss_map import measure_losses
 from shortviz.losses import evaluate
+from shortviz.progress import Progress, Watch
 from shortviz.pruning import prune
-from shortviz.records import Block, BlockLosses, Progress, PrunePlan, TextInfo, WindowSet
+from shortviz.records import Block, BlockLosses, PrunePlan, TextInfo, WindowSet
 from shortviz.replay import find_tail
 from shortviz.window_scores import compare_window
 from tests.families import NUM_LAYERS, build_tiny, handle_of, shared_handle, tiny_handle, tiny_tokens
@@ -52,7 +53,7 @@ def test_the_whole_map_is_there_coarse_before_the_first_window_is_done(small_gro
         partial.append(progress.snapshot())
 
     windows = window_set()
-    result = measure_losses(shared_handle("llama"), windows, coarse_tokens=16, on_progress=keep)
+    result = measure_losses(shared_handle("llama"), windows, coarse_tokens=16, watch=Watch(keep))
     assert len(partial) == 4 * 5
     first_look = partial[4]
     cells = np.isfinite(result.nll.mean)
@@ -80,8 +81,7 @@ def test_a_partial_window_refines_some_rows_and_keeps_the_first_look_of_the_othe
         shared_handle("llama"),
         window_set(),
         coarse_tokens=16,
-        stop=stop,
-        on_progress=lambda p: stop.set() if p.done == BLOCKS + 6 else None,
+        watch=Watch(lambda p: stop.set() if p.done == BLOCKS + 6 else None, stop),
     )
     assert (result.windows[0, :6] == 1).all()
     assert (result.windows[1:] == 0).all()
@@ -96,7 +96,7 @@ def test_a_stop_before_the_first_rows_has_no_result() -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped, match="before the first rows of the map"):
-        measure_losses(shared_handle("llama"), window_set(), stop=stop)
+        measure_losses(shared_handle("llama"), window_set(), watch=Watch(stop=stop))
 
 
 def test_rows_in_view_come_first_and_change_no_number(small_groups: None) -> None:
@@ -107,7 +107,7 @@ def test_rows_in_view_come_first_and_change_no_number(small_groups: None) -> Non
         order.append(tuple(int(n) + 1 for n in np.flatnonzero(progress.snapshot().windows.any(1))))
 
     handle, windows = shared_handle("llama"), window_set(1)
-    wanted = measure_losses(handle, windows, coarse_tokens=0, priority=[4, 2], on_progress=keep)
+    wanted = measure_losses(handle, windows, coarse_tokens=0, priority=[4, 2], watch=Watch(keep))
     assert order[:3] == [(4,), (2, 4), (1, 2, 4)]
     assert_same(wanted, measure_losses(handle, windows, coarse_tokens=0))
 
@@ -136,10 +136,10 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_bit_equal(
             raise Killed
 
     with pytest.raises(Killed):
-        measure_losses(handle, windows, coarse_tokens=16, checkpoint=path, on_progress=kill)
+        measure_losses(handle, windows, coarse_tokens=16, checkpoint=path, watch=Watch(kill))
     resumed: list[int] = []
     result = measure_losses(
-        handle, windows, coarse_tokens=16, checkpoint=path, on_progress=lambda p: resumed.append(int(p.done))
+        handle, windows, coarse_tokens=16, checkpoint=path, watch=Watch(lambda p: resumed.append(int(p.done)))
     )
     assert len(seen) + len(resumed) == 20
     assert_same(result, whole)
@@ -239,5 +239,5 @@ def test_no_hook_is_left_when_the_work_is_interrupted() -> None:
 
     handle = tiny_handle("llama")
     with pytest.raises(Killed):
-        measure_losses(handle, window_set(1), on_progress=kill)
+        measure_losses(handle, window_set(1), watch=Watch(kill))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in handle.model.modules())

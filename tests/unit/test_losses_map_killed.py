@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shortviz.loss_map import measure_losses
+from shortviz.progress import Watch
 from tests.families import shared_handle
 from tests.unit.test_losses_map import assert_same, window_set
 
@@ -18,13 +19,14 @@ import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 import shortviz.loss_map as m
+from shortviz.progress import Watch
 from tests.families import shared_handle
 from tests.unit.test_losses_map import window_set
 m.CHECKPOINT_SECONDS, m.GROUP_TOKENS = 0.0, 1
 def told(progress):
     print(int(progress.done), flush=True)
     sys.stdin.readline()
-m.measure_losses(shared_handle("llama"), window_set(), coarse_tokens=16, checkpoint=Path({path!r}), on_progress=told)
+m.measure_losses(shared_handle("llama"), window_set(), coarse_tokens=16, checkpoint=Path({path!r}), watch=Watch(told))
 """
 
 
@@ -49,7 +51,7 @@ def test_a_map_killed_with_signal_9_goes_on_with_bit_equal_sums(
     resumed: list[int] = []
     handle, windows = shared_handle("llama"), window_set()
     result = measure_losses(
-        handle, windows, coarse_tokens=16, checkpoint=path, on_progress=lambda p: resumed.append(int(p.done))
+        handle, windows, coarse_tokens=16, checkpoint=path, watch=Watch(lambda p: resumed.append(int(p.done)))
     )
     assert resumed[0] > done, "nothing that was done is done again"
     assert len(resumed) in (12, 13), "but for the group that was under way"

@@ -17,6 +17,7 @@ from shortviz.calibration import Speeds, Timer
 from shortviz.errors import ModelError, ResourceError, Stopped
 from shortviz.prediction import predict
 from shortviz.prediction_records import Work
+from shortviz.progress import Watch
 from shortviz.records import ModelRef
 from shortviz.timed_shapes import Shape, Shapes, timed_shapes
 from shortviz.token_sample import SAMPLE_TOKENS
@@ -74,7 +75,7 @@ def test_a_prediction_is_stopped_between_two_timings(checkpoint: str, monkeypatc
 
     monkeypatch.setattr(Timer, "shortest", stopping)
     with pytest.raises(Stopped, match="there is no prediction yet"):
-        predict(ModelRef(id=checkpoint), stop=stop)
+        predict(ModelRef(id=checkpoint), watch=Watch(stop=stop))
     assert len(timed) == 2, "nothing is timed after the stop"
 
 

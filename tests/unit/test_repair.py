@@ -14,6 +14,7 @@ from shortviz.errors import ExportError, ModelError, NumericsError, PlanError, S
 from shortviz.export import export_checkpoint
 from shortviz.handle import ModelHandle
 from shortviz.new_weights import own_copy, put_weights, take_back
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.pruning import prune
 from shortviz.records import Block, PrunePlan, TokenSet
 from shortviz.repair import METHODS, Repaired, repair
@@ -191,7 +192,7 @@ def test_a_stop_ends_the_repair_and_leaves_no_hook(llama: ModelHandle, text: Tok
             stop.set()
 
     with pytest.raises(Stopped, match="the cut model is as it was"):
-        repair(cut_of(llama, 2), llama, text, batch_size=2, on_progress=stop_soon, stop=stop)
+        repair(cut_of(llama, 2), llama, text, batch_size=2, watch=Watch(stop_soon, stop))
 
     assert len(seen) == 3
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in llama.model.modules())
@@ -199,7 +200,7 @@ def test_a_stop_ends_the_repair_and_leaves_no_hook(llama: ModelHandle, text: Tok
 
 def test_progress_ends_at_its_total(llama: ModelHandle, text: TokenSet) -> None:
     seen = []
-    repair(cut_of(llama, 2), llama, text, batch_size=4, on_progress=seen.append)
+    repair(cut_of(llama, 2), llama, text, batch_size=4, watch=Watch(seen.append))
 
     fitted = [p for p in seen if p.stage == "repair"]
     assert sorted(p.done for p in fitted) == [p.done for p in fitted]
@@ -328,7 +329,7 @@ def test_the_number_of_tokens_asked_for_is_enough(length: int, unknowns: int) ->
         plan = PrunePlan(num_layers=6, removed=(2,))
         return Work(
             cut=shared_handle("llama"), base=shared_handle("llama"), plan=plan, method="m", blocks=(), tokens=tokens,
-            batch_size=1, on_progress=None, stop=None,
+            batch_size=1, watch=NO_WATCH,
         )  # fmt: skip
 
     for rows in range(2, unknowns // length):

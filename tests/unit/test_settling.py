@@ -8,6 +8,7 @@ import pytest
 
 from shortviz import row_scores
 from shortviz.distances import measure_distances
+from shortviz.progress import Watch
 from shortviz.row_scores import RowScores
 from shortviz.runs import parse_run, run_json
 from shortviz.settling import ranges, row_counts, settle, settling_words
@@ -83,7 +84,7 @@ def test_a_measurement_tells_it_and_a_killed_one_tells_the_same(tmp_path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shortviz.distances.CHECKPOINT_SECONDS", -1.0)
         with pytest.raises(Killed):
-            measure_distances(handle, tokens, on_progress=kill, **options)
+            measure_distances(handle, tokens, watch=Watch(kill), **options)
     again = measure_distances(handle, tokens, **options)
     assert again.settling["angular_last"].needed == whole.settling["angular_last"].needed
     np.testing.assert_array_equal(again.settling["angular_last"].agree, whole.settling["angular_last"].agree)

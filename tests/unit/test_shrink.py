@@ -9,7 +9,8 @@ from shortviz.errors import NumericsError, PlanError, Stopped
 from shortviz.greedy import single_layer_losses
 from shortviz.handle import ModelHandle
 from shortviz.losses import evaluate
-from shortviz.records import Progress, TextInfo, TokenSet, WindowSet
+from shortviz.progress import Progress, Watch
+from shortviz.records import TextInfo, TokenSet, WindowSet
 from shortviz.shrink import Shrunk, shrink
 from tests.families import shared_handle
 from tests.repair_fixture import written_by
@@ -58,7 +59,7 @@ def test_a_stop_keeps_the_steps_that_are_done(llama: ModelHandle, windows: Windo
             snapshots.append(progress.snapshot())
             stop.set()
 
-    shrunk = shrink(llama, windows, text, 2, on_progress=after_one, stop=stop)
+    shrunk = shrink(llama, windows, text, 2, watch=Watch(after_one, stop))
 
     assert not shrunk.complete
     assert len(shrunk.steps) == 1
@@ -73,7 +74,7 @@ def test_a_stop_before_the_first_step_and_a_wrong_number_are_told(
     stop.set()
 
     with pytest.raises(Stopped, match="before the first layer was removed"):
-        shrink(llama, windows, text, 3, stop=stop)
+        shrink(llama, windows, text, 3, watch=Watch(stop=stop))
     with pytest.raises(PlanError, match="The model has 6 layers and is to have 0; give 1 to 5"):
         shrink(llama, windows, text, 0)
 

@@ -14,6 +14,7 @@ from shortviz.errors import ExportError, ModelError, PlanError, ResourceError, S
 from shortviz.export import write_checkpoint
 from shortviz.kept_tensors import kept_tensors
 from shortviz.loading import load
+from shortviz.progress import Watch
 from shortviz.pruning import prune
 from shortviz.quantised_config import prune_quantization
 from shortviz.records import ModelRef, PrunePlan
@@ -181,7 +182,7 @@ def test_a_file_that_is_cut_short_while_it_is_copied_ends_the_copy_with_its_name
 def test_a_stop_and_a_full_disk_leave_nothing_behind(saved, tmp_path, monkeypatch):
     stop = threading.Event()
     with pytest.raises(Stopped):
-        export(saved, tmp_path / "a" / "out", on_progress=lambda _: stop.set(), stop=stop)
+        export(saved, tmp_path / "a" / "out", watch=Watch(lambda _: stop.set(), stop))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shortviz.checkpoint_folder.shutil.disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(ResourceError, match=r"needs .* MB and the disk of .* has 1\.0 KB free"):

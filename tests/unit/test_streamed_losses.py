@@ -14,6 +14,7 @@ from shortviz import streamed_cut, streamed_losses
 from shortviz.errors import ModelError, NumericsError, PlanError, ResourceError, Stopped
 from shortviz.loading import load
 from shortviz.losses import evaluate
+from shortviz.progress import Watch
 from shortviz.pruning import prune
 from shortviz.records import Block, ModelRef, PrunePlan, TextInfo, WindowSet
 from shortviz.replay import LayerCall
@@ -70,7 +71,7 @@ def test_a_stop_is_heard_between_layers(folder):
     stop = threading.Event()
     with open_streamed(ModelRef(id=str(folder))) as model, pytest.raises(Stopped, match="Stopped in layer 3 of 6"):
         evaluate_streamed(
-            model, windows(), plans((1, 1)), stop=stop, on_progress=lambda p: stop.set() if p.done == 3 else None
+            model, windows(), plans((1, 1)), watch=Watch(lambda p: stop.set() if p.done == 3 else None, stop)
         )
 
 
@@ -87,7 +88,7 @@ def test_a_stop_is_heard_between_the_windows_of_a_layer(folder, monkeypatch):
     with open_streamed(ModelRef(id=str(folder))) as model:
         monkeypatch.setattr(LayerCall, "run", note)
         with pytest.raises(Stopped, match="Stopped in layer 1 of 6"):
-            evaluate_streamed(model, windows(), plans((1, 1)), stop=stop)
+            evaluate_streamed(model, windows(), plans((1, 1)), watch=Watch(stop=stop))
     assert len(ran) == 4
 
 

@@ -21,6 +21,7 @@ from shortviz.layer_calls import check_independent
 from shortviz.loading import load
 from shortviz.prediction import predict
 from shortviz.prediction_records import Work
+from shortviz.progress import Watch
 from shortviz.records import ModelRef
 from shortviz.settings import settings
 from shortviz.state_plan import planned_states
@@ -162,7 +163,7 @@ def test_a_disk_too_small_for_the_states_is_told_before_a_layer_is_run_and_holds
     disk = small_disk(64 * 1024)
     began = []
     with pytest.raises(ResourceError, match=r"The states between layers need .* KB, and the disk of .*disk has"):
-        streamed(saved, checkpoint=disk / "s.npz", on_progress=began.append)
+        streamed(saved, checkpoint=disk / "s.npz", watch=Watch(began.append))
     assert not began
     assert not list(disk.iterdir())
 
@@ -225,11 +226,11 @@ def test_a_stopped_pass_goes_on_with_the_layer_it_was_in_and_other_text_is_refus
             stop.set()
 
     with pytest.raises(Stopped, match="Stopped in layer 3 of 6; the same command goes on there"):
-        streamed(saved, checkpoint=path, on_progress=watch, stop=stop)
+        streamed(saved, checkpoint=path, watch=Watch(watch, stop))
     with pytest.raises(RunError, match="belongs to another measurement"):
         streamed(saved, checkpoint=path, tokens_per_row=3)
     seen = []
-    resumed = streamed(saved, checkpoint=path, on_progress=lambda p: seen.append((p.stage, p.done)))
+    resumed = streamed(saved, checkpoint=path, watch=Watch(lambda p: seen.append((p.stage, p.done))))
     assert seen[0] == ("stream", 3.33), "layer 3 of the three batches again, from its beginning"
     assert_equal(resumed, expected)
 
@@ -237,11 +238,11 @@ def test_a_stopped_pass_goes_on_with_the_layer_it_was_in_and_other_text_is_refus
 def test_states_that_were_cut_short_since_the_stop_are_made_again(saved, tmp_path):
     expected, stop, path = streamed(saved), threading.Event(), tmp_path / "s.npz"
     with pytest.raises(Stopped):
-        streamed(saved, checkpoint=path, on_progress=lambda p: stop.set() if p.done > 3.2 else None, stop=stop)
+        streamed(saved, checkpoint=path, watch=Watch(lambda p: stop.set() if p.done > 3.2 else None, stop))
     states = tmp_path / "s.states"
     states.write_bytes(states.read_bytes()[:-4096])
     seen = []
-    resumed = streamed(saved, checkpoint=path, on_progress=lambda p: seen.append(p.done))
+    resumed = streamed(saved, checkpoint=path, watch=Watch(lambda p: seen.append(p.done)))
     assert seen[0] < 1, "from the first layer"
     assert_equal(resumed, expected)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from shortviz.errors import NumericsError, Stopped, TextError
-from shortviz.records import Progress, TaskRow, TaskRows, TaskScore
+from shortviz.progress import Progress, Watch
+from shortviz.records import TaskRow, TaskRows, TaskScore
 from shortviz.task_tokens import task_tokens
 from shortviz.tasks import score_tasks, share_and_stderr, task_score_json
 from tests.families import build_tiny, handle_of, shared_handle, tiny_config
@@ -106,7 +107,7 @@ def test_progress_counts_questions_and_gives_partial_scores() -> None:
         assert progress.snapshot is not None
         partial.append(progress.snapshot())
 
-    score = score_tasks(shared_handle("llama"), MANY, batch_size=8, on_progress=keep)
+    score = score_tasks(shared_handle("llama"), MANY, batch_size=8, watch=Watch(keep))
     assert [p.done for p in seen] == sorted({p.done for p in seen})
     assert (seen[-1].done, seen[-1].total, seen[-1].unit) == (31, 31, "questions")
     assert [p.questions for p in partial] == [p.done for p in seen]
@@ -116,12 +117,12 @@ def test_progress_counts_questions_and_gives_partial_scores() -> None:
 
 def test_a_stop_keeps_what_was_scored() -> None:
     stop = threading.Event()
-    score = score_tasks(shared_handle("llama"), MANY, batch_size=8, on_progress=lambda _: stop.set(), stop=stop)
+    score = score_tasks(shared_handle("llama"), MANY, batch_size=8, watch=Watch(lambda _: stop.set(), stop))
     assert 0 < score.questions < 31
     assert not score.complete
     assert len(score.predictions) == score.questions
     with pytest.raises(Stopped, match=r"^Stopped before the first questions were scored; there is no result yet\.$"):
-        score_tasks(shared_handle("llama"), MANY, stop=stop)
+        score_tasks(shared_handle("llama"), MANY, watch=Watch(stop=stop))
 
 
 def test_short_prefixes_are_not_shared_and_no_sharing_is_needed() -> None:
