@@ -27,6 +27,7 @@ from shortviz.cli_estimate import prediction_text
 from shortviz.loading import estimate, load
 from shortviz.prediction import predict
 from shortviz.prediction_records import Work
+from shortviz.progress import Watch
 from shortviz.records import ModelRef
 
 def tell(name, work):
