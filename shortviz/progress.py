@@ -68,4 +68,4 @@ class Watch:
 
 
 NO_WATCH: Final = Watch()
-"""Hears nothing and never stops."""
+"""Nobody waits: nothing is told anybody, and no stop comes."""

@@ -24,7 +24,7 @@ def search_best_starts(
     total = len(windows.tokens)
     for index, tokens in enumerate(windows.tokens):
         wanted = race.wanted()
-        if not wanted or (watch.stopped):
+        if not wanted or watch.stopped:
             break
         opened = engine.open(tokens)
         measured = opened.losses(wanted, watch)

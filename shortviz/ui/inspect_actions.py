@@ -105,7 +105,8 @@ class _Found:
             return
 
         if self.inspection.evaluation is None:
-            look = evaluate(pruned, first_look(windows), base=handle, base_scores=scores, watch=self.watch)
+            hears = Watch(stop=self.watch.stop)  # what is told are inspections, and the look alone is none
+            look = evaluate(pruned, first_look(windows), base=handle, base_scores=scores, watch=hears)
             self._keep(replace(look, complete=False))
             self._show()
 
