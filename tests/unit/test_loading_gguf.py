@@ -44,12 +44,13 @@ import resource, sys
 from pathlib import Path
 from shortviz import gguf_cache
 from shortviz.errors import ResourceError
+from shortviz.progress import NO_WATCH
 from shortviz.weight_files import read_gguf_header
 
 path = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes in one file, here and in children
 try:
-    gguf_cache.make_copy(path, gguf_cache.copy_folder(path), read_gguf_header(path), None, None)
+    gguf_cache.make_copy(path, gguf_cache.copy_folder(path), read_gguf_header(path), NO_WATCH)
 except ResourceError as error:
     print(error)
 """
@@ -166,7 +167,7 @@ def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
     folder = gguf_cache.copy_folder(path)
 
     def make() -> Path:
-        return gguf_cache.make_copy(path, folder, read_gguf_header(path), lambda p: details.append(p.detail), None)
+        return gguf_cache.make_copy(path, folder, read_gguf_header(path), Watch(lambda p: details.append(p.detail)))
 
     with ThreadPoolExecutor() as pool:  # two at once: one works, the other waits for it
         assert [made.result() for made in [pool.submit(make), pool.submit(make)]] == [folder, folder]
