@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--limit", action="store_true")
     parser.add_argument("--folder", type=Path, default=None, help="where the temporary folder is made")
-    parser.add_argument("--part", choices=("make", "stream", "offload", "export", "estimate"), default=None)
+    parser.add_argument("--part", choices=("make", "stream", "offload", "export"), default=None)
     parser.add_argument("--model", type=Path, default=None)
     args = parser.parse_args()
     if args.part is not None:
@@ -53,7 +53,7 @@ def main() -> None:
             found[name] = min(rounds, key=lambda one: one["seconds"])
             found[name]["all_seconds"] = [one["seconds"] for one in rounds]
             found[name]["peak_bytes"] = max(one["peak_bytes"] for one in rounds)
-        report(args, found | {part: run_part(part, args) for part in ("export", "estimate")})
+        report(args, found | {"export": run_part("export", args)})
 
 
 def run_part(part: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -181,19 +181,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def estimated(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what `shortviz estimate` predicts for the streamed measurement."""
-    from shortviz.prediction import predict
-    from shortviz.prediction_records import Work
-    from shortviz.records import ModelRef
-
-    began = time.perf_counter()
-    work = Work(rows=args.batches, row_tokens=args.tokens, batch_size=1)
-    found = predict(ModelRef(id=str(args.model)), work)
-    return {"streamed_seconds": found.streamed_seconds, "seconds": time.perf_counter() - began}
-
-
-PARTS = {"make": make, "stream": stream, "offload": offload, "export": export, "estimate": estimated}
+PARTS = {"make": make, "stream": stream, "offload": offload, "export": export}
 
 
 def read_bytes() -> int:
@@ -222,8 +210,6 @@ def report(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
         f"{exported['copying_resident_bytes'] / 2**30:.2f} GiB; the rest is the streamed proof.",
         f"cp -r of the same bytes {copy:.2f} s; the export writes at {copy / write:.0%} of its speed; with hashes and "
         f"the streamed proof {min(exported['whole_seconds']):.1f} s, logits differ by {exported['max_logit_diff']:g}",
-        f"predicted {found['estimate']['streamed_seconds']:.1f} s for the streamed measurement: "
-        f"{found['estimate']['streamed_seconds'] / streamed['seconds']:.2f} of what it took",
     ]
     print("\n".join(lines))
     machine = {"machine": platform.processor() or platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS")}

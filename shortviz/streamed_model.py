@@ -12,22 +12,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shortviz import loading
-from shortviz.architectures import LayerStack, layer_stack
+from shortviz.architectures import LayerStack, layer_stack, text_config
 from shortviz.errors import ModelError, ResourceError, is_out_of_memory
 from shortviz.layer_calls import CHECKED_TOKENS, check_independent, record_calls, returns_tuple, run_on_meta
 from shortviz.ledger import Treatment
 from shortviz.model_files import ModelFiles, find_files, read_config
-from shortviz.model_info import model_info, weight_size
+from shortviz.model_info import context_length, model_info, weight_size
 from shortviz.placement import Placement, choose_placement
 from shortviz.progress import NO_WATCH, Watch
-from shortviz.records import SPREAD, ModelInfo, ModelRef, PrunePlan
+from shortviz.records import SPREAD, ModelEstimate, ModelInfo, ModelRef, PrunePlan
 from shortviz.replay import LayerCall
 from shortviz.shards import Entry, read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
-from shortviz.streamed_parts import BESIDE, HEAD, Parts, name_of
+from shortviz.state_store import widest
+from shortviz.streamed_parts import BESIDE, HEAD, Parts, compute_buffers, name_of
 from shortviz.words import size
 
 
@@ -112,19 +113,15 @@ class StreamedModel:
     @property
     def working_bytes(self) -> int:
         """Memory that weights take at most at one time: what stands outside the layers, or two layers."""
-        return max(self._outside_bytes, 2 * max(self.info.layer_bytes))
+        return _working_bytes(self.stack)
 
     @property
     def ending_bytes(self) -> int:
         """Memory of the weights that make logits: what stands outside the layers, and a head that is not tied to it."""
         head = self.model.get_output_embeddings()
         if not isinstance(head, nn.Module) or f"{name_of(self.model, head)}.weight" in self.model.all_tied_weights_keys:
-            return self._outside_bytes
-        return self._outside_bytes + weight_size(head)[1]
-
-    @property
-    def _outside_bytes(self) -> int:
-        return sum(weight_size(module)[1] for module in beside(self.stack))
+            return _outside_bytes(self.stack)
+        return _outside_bytes(self.stack) + weight_size(head)[1]
 
 
 @contextmanager
@@ -141,12 +138,7 @@ def open_streamed(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[Streame
     folder = loading.fetch(files, expected, watch)
     config = parse_config(files.name, read_config(ModelFiles(name=files.name, folder=folder)))
     with loading.quiet_transformers():
-        with torch.device(
-            "meta"
-        ):  # the thread's own; the default dtype is set for all threads, as from_pretrained does
-            model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype)
-        model.eval().requires_grad_(False)
-        stack = layer_stack(model)
+        model, stack = _build_on_meta(config, placement.dtype)
         tokenizer = loading.read_tokenizer(files.name, folder)
         loading.refuse_larger_vocabulary(files.name, tokenizer, model)
         entries = read_shards(folder, files.name)
@@ -180,6 +172,74 @@ def open_streamed(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[Streame
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamingEstimate:
+    """What a model takes of memory and disk, whole and streamed, before it is loaded."""
+
+    size: ModelEstimate
+    rows: int
+    row_tokens: int
+    """Tokens of a row, within the model's context."""
+    streamed_memory_bytes: int
+    """Weights of two layers, or the embeddings, whichever is more; the states come on top."""
+    states_bytes: int
+    """States of all rows at all boundaries, in memory or in a file, while streaming."""
+    disk_bytes: int
+    """Of an export of the uncut model in the loaded dtype; a cut takes less."""
+
+
+def estimate_streaming(ref: ModelRef, *, rows: int, row_tokens: int) -> StreamingEstimate:
+    """Return what the model takes, measured on rows of so many tokens; its config is read, and its weights are not.
+
+    Raises what `estimate` raises, and ModelError for a GGUF file that was never loaded.
+    """
+    placement = choose_placement(ref)
+    files = settle_gguf(find_files(ref))
+    size = estimate_files(files, placement)
+    if files.gguf is not None:
+        raise ModelError(
+            f"{files.name} is a GGUF file that was not loaded before; load it once, then its layers can be estimated."
+        )
+    config = parse_config(files.name, read_config(files))
+    text = text_config(config)
+    row_tokens = min(row_tokens, context_length(text) or row_tokens)
+    with loading.quiet_transformers():
+        model, stack = _build_on_meta(config, placement.dtype)
+        num_bytes = weight_size(model)[1]  # while tied weights are one
+        states = _state_dtype(model, stack, placement.dtype)
+    return StreamingEstimate(
+        size=size,
+        rows=rows,
+        row_tokens=row_tokens,
+        streamed_memory_bytes=_working_bytes(stack),
+        states_bytes=(len(stack.layers) + 1) * rows * row_tokens * int(text.hidden_size) * states.itemsize,
+        disk_bytes=num_bytes,
+    )
+
+
+def _build_on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, LayerStack]:
+    with torch.device("meta"):  # the thread's own; the default dtype is set for all threads, as from_pretrained does
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.eval().requires_grad_(False)
+    return model, layer_stack(model)
+
+
+def _state_dtype(model: PreTrainedModel, stack: LayerStack, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the residual stream where it is widest; `dtype` where the model cannot be streamed."""
+    cpu = torch.device("cpu")
+    for module in beside(stack):  # decoders read their masks and positions, which meta does not hold
+        module.to_empty(device=cpu)
+        for weight in module.parameters():
+            weight._is_hf_initialized = True  # type: ignore[attr-defined]  # else transformers fills all that memory
+        compute_buffers(model, stack, module, cpu)
+    tokens = torch.zeros(2, CHECKED_TOKENS, dtype=torch.long)
+    try:
+        with torch.inference_mode():
+            return widest(run_on_meta(stack, tokens, in_tuple=returns_tuple(stack, tokens)).dtypes)
+    except ModelError:
+        return dtype
+
+
 @contextmanager
 def memory_limit(model: StreamedModel, state_bytes: int, then: str) -> Iterator[None]:
     """Turn running out of memory inside into a ResourceError that tells what was expected, and `then` what to do."""
@@ -203,6 +263,14 @@ def _to_meta(module: nn.Module) -> None:
 def config_vocabulary(model: PreTrainedModel) -> int:
     """Return the rows of the embedding."""
     return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _outside_bytes(stack: LayerStack) -> int:
+    return sum(weight_size(module)[1] for module in beside(stack))
+
+
+def _working_bytes(stack: LayerStack) -> int:
+    return max(_outside_bytes(stack), 2 * max(weight_size(layer)[1] for layer in stack.layers))
 
 
 def beside(stack: LayerStack) -> list[nn.Module]:

@@ -6,13 +6,15 @@ The work runs in a background thread that may not call streamlit. Everything tha
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from shortviz import policy
-from shortviz.prediction_records import Prediction, Work
 from shortviz.progress import Watch
-from shortviz.records import ModelEstimate, ModelInfo, ModelRef, TextSpec
+from shortviz.records import (
+    ModelEstimate,
+    ModelInfo,
+    ModelRef,
+    TextSpec,
+)
 from shortviz.runs import new_run
-from shortviz.settings import settings
-from shortviz.ui.inspect_actions import APP_WINDOWS, prepare
+from shortviz.ui.inspect_actions import prepare
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.shelves import import_engine
 
@@ -35,29 +37,6 @@ def start_estimate(bench: Bench, ref: ModelRef) -> str:
         return estimate(ref)
 
     return bench.submit(JobContext(kind="estimate", ref=ref), f"Size of {ref.id}", work, lane="inspect")
-
-
-def start_predict(bench: Bench, ref: ModelRef, calibration: TextSpec, evaluation: TextSpec) -> str:
-    """Predict memory, disk and seconds of the work on these texts; the result is a Prediction."""
-    work = Work(
-        rows=calibration.limit or Work().rows,
-        row_tokens=calibration.max_length,
-        batch_size=CPU_BATCH,
-        windows=APP_WINDOWS.windows,
-        window=APP_WINDOWS.window,
-    )
-
-    def run(watch: Watch) -> Prediction:
-        import_engine()
-        from shortviz.loading import estimate
-        from shortviz.prediction import predict
-
-        if settings().is_hosted:
-            policy.check_estimate(settings(), estimate(ref))
-        return predict(ref, work, watch=watch)
-
-    context = JobContext(kind="predict", ref=ref, calibration=calibration, evaluation=evaluation)
-    return bench.submit(context, f"Seconds of {ref.id}", run)
 
 
 def start_load(bench: Bench, ref: ModelRef, spec: TextSpec) -> str:

@@ -5,7 +5,7 @@ import streamlit as st
 from shortviz.job_state import JobState
 from shortviz.records import ModelEstimate, ModelRef
 from shortviz.settings import settings
-from shortviz.ui import actions, notes, prediction_view, text_picker, visit
+from shortviz.ui import actions, notes, text_picker, visit
 from shortviz.ui import state as s
 from shortviz.ui.address import DTYPES
 from shortviz.ui.following import follow
@@ -34,7 +34,6 @@ def draw() -> None:
         ref = _model_inputs(state)
         if ref is not None:
             _estimate(tools, state, ref)
-            prediction_view.draw(tools, state, ref)
     with right:
         text_picker.draw(tools, state)
 

@@ -1,16 +1,11 @@
 """The whole path on a tiny model: load, measure, choose, read, export; in real threads, awaited by their events."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from shortviz.calibration import Timer
 from shortviz.records import Block, ModelRef
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
-from shortviz.words import duration
 from tests.app.conftest import App
 
 Start = Callable[..., App]
@@ -23,54 +18,6 @@ def test_the_estimate_comes_before_the_button_that_loads(app: Start, tools: Benc
     page.finish("estimate")
     assert {m.label: m.value for m in page.at.metric}["Layers"] == "6"
     assert not page.at.button(key="load_button").disabled
-
-
-def test_seconds_and_memory_are_predicted_before_anything_is_started(
-    app: Start, tools: Bench, tiny_folder: Path
-) -> None:
-    page = app(model=str(tiny_folder)).page("model")
-    page.click("predict_button")
-    done = page.finish("predict")
-    assert done.state == "done", done.error
-    shown = {m.label: m.value for m in page.at.metric}
-    for label in ("Load", "Distances", "Streamed", "Losses", "Repair", "Heal"):
-        assert shown[label].split()[-1] in ("s", "min"), label
-    assert shown["Distances"] == duration(done.result.measure_seconds)
-    assert "Streamed from its files the model takes" in page.words
-    assert "is free" in page.words
-    assert tools.models.get(ModelRef(id=str(tiny_folder))) is None, "nothing was loaded"
-    page.at.selectbox(key="dtype").set_value("bfloat16")
-    page.run()
-    assert "Streamed from its files" not in page.words, "the figures were for another precision"
-
-
-def test_a_prediction_can_be_stopped(
-    app: Start, tools: Bench, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_work, may_go_on = threading.Event(), threading.Event()
-    real = Timer.check
-
-    def held(self: Timer) -> None:
-        at_work.set()
-        assert may_go_on.wait(60)
-        real(self)
-
-    monkeypatch.setattr(Timer, "check", held)
-    page = app(model=str(tiny_folder)).page("model")
-    page.click("predict_button")
-    assert at_work.wait(60)
-    page.run()
-    page.click("stop_predict")
-    may_go_on.set()
-    assert page.finish("predict").state == "cancelled"
-    assert not page.at.button(key="predict_button").disabled, "it can be asked for again"
-
-
-def test_a_prediction_that_cannot_be_made_says_why(app: Start, tools: Bench, tmp_path: Path) -> None:
-    page = app(model=str(tmp_path / "nowhere")).page("model")
-    page.click("predict_button")
-    assert page.finish("predict").state == "failed"
-    assert any("nowhere" in error for error in page.errors)
 
 
 def test_a_loaded_model_stands_in_the_status_line_of_every_page(loaded: App) -> None:

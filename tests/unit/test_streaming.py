@@ -19,14 +19,12 @@ from shortviz.distances import measure_distances
 from shortviz.errors import ModelError, NumericsError, ResourceError, RunError, ShortvizError, Stopped
 from shortviz.layer_calls import check_independent
 from shortviz.loading import load
-from shortviz.prediction import predict
-from shortviz.prediction_records import Work
 from shortviz.progress import Watch
 from shortviz.records import ModelRef
 from shortviz.settings import settings
 from shortviz.state_plan import planned_states
 from shortviz.state_store import batch_shapes
-from shortviz.streamed_model import open_streamed
+from shortviz.streamed_model import estimate_streaming, open_streamed
 from shortviz.streaming import measure_streamed
 from tests.checkpoint_files import mix_up
 from tests.contract.test_streaming_families import rows
@@ -344,6 +342,30 @@ def test_a_decoder_that_does_not_fill_a_cache_layer_by_layer_is_refused_in_words
     ref = ModelRef(id=str(tmp_path))
     with pytest.raises(ModelError, match="xLSTMModel cannot be streamed: its layers do not fill"), open_streamed(ref):
         pass
-    assert (
-        predict(ref, Work(rows=2, row_tokens=8, windows=1, window=8, heal_steps=1, heal_tokens=8)).measure_seconds > 0
-    )
+    assert estimate_streaming(ref, rows=2, row_tokens=8).states_bytes == 5 * 2 * 8 * 32 * 4
+
+
+def test_the_estimate_prints_memory_and_disk_and_one_json_object(shortviz, checkpoint):
+    code, out, _ = shortviz("estimate", checkpoint, "--rows", "4", "--max-length", "16")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["memory", "disk"]
+    assert "(4 rows of 16 tokens)" in out
+    code, out, _ = shortviz("estimate", checkpoint, "--json")
+    found = json.loads(out)
+    assert found["work"] == {"rows": 64, "row_tokens": 256}
+    assert found["states_bytes"] == 7 * 64 * 256 * 32 * 4
+    assert found["streamed_memory_bytes"] < found["size_memory_bytes"] == found["disk_bytes"]
+
+
+def test_a_gguf_file_that_was_never_loaded_is_told_so(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="GGUF"):
+        estimate_streaming(ModelRef(id=str(tmp_path / "m.gguf")), rows=1, row_tokens=2)
+
+
+def test_rows_beyond_a_short_context_are_estimated_up_to_it(tmp_path):
+    model = build_tiny("gpt2")
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    context = model.config.n_positions
+    assert estimate_streaming(ModelRef(id=str(tmp_path)), rows=2, row_tokens=2 * context).row_tokens == context
