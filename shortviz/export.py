@@ -28,7 +28,7 @@ from shortviz.checkpoint_folder import (
     write_error,
     zip_checkpoint,
 )
-from shortviz.errors import ExportError, Stopped
+from shortviz.errors import Stopped
 from shortviz.generation_defaults import savable
 from shortviz.handle import ModelHandle
 from shortviz.model_card import CardFacts, model_card, shortviz_json
@@ -85,11 +85,6 @@ def export_checkpoint(
     remove_leftovers(target.parent)
     check_space(target, needed)
     plan = pruned.plan or PrunePlan(num_layers=base_info.num_layers, removed=())
-    if any(treatment.method == "linear_replacement" for treatment in pruned.treatments):
-        raise ExportError(
-            "A linear layer stands in place of the removed layers, and no stock model has a place for it; repair the "
-            "cut by linear_fold or seam_refit, which put it into a weight that is there."
-        )
     with filled_beside(target) as room:
         checkpoint = room / "checkpoint"
         try:

@@ -15,7 +15,6 @@ from shortviz.handle import ModelHandle
 from shortviz.ledger import Setting, Treatment
 from shortviz.records import Block, OnProgress, PrunePlan, TokenSet
 from shortviz.repair_draft import Draft, Outcome
-from shortviz.repair_linear import replace_linear
 from shortviz.repair_refit import refit
 from shortviz.repair_scale import rescale
 from shortviz.repair_work import Work
@@ -26,7 +25,6 @@ _RECIPES: Mapping[str, Callable[[Work], tuple[Draft, list[Outcome]]]] = {
     "seam_refit": refit,
     "linear_fold": refit,
     "scale": rescale,
-    "linear_replacement": replace_linear,
 }
 METHODS = tuple(_RECIPES)
 
@@ -65,8 +63,7 @@ def repair(
     those that write less (ours, see `repair_pool`); and keeps what is best on the held-out rows. `linear_fold` puts the
     best linear map of what that layer gives behind it (after ReplaceMe, arXiv 2505.02819, but shrinking towards the
     identity and not to 0). Where a norm follows the MLP only its scale is linear, and both refit that. `scale` is one
-    number (see `repair_scale`). `linear_replacement` keeps an explicit linear layer in the block's place, which can be
-    measured but not exported.
+    number (see `repair_scale`).
 
     `blocks` are those of the plan whose seams are to be repaired; all if None.
 
@@ -112,11 +109,6 @@ def _checked_plan(cut: ModelHandle, base: ModelHandle, method: str) -> PrunePlan
     plan = cut.plan
     if plan is None or not plan.removed:
         raise PlanError("No layer is missing from this model, so there is nothing to repair; cut it first.")
-    if any(treatment.method == "linear_replacement" for treatment in cut.treatments):
-        raise PlanError(
-            "A linear layer stands in place of the removed layers, which no repair knows how to go on from; repair the "
-            "cut model itself."
-        )
     if base.info.id != cut.info.id or base.info.hidden_size != cut.info.hidden_size:
         raise ModelError(f"The cut model was cut from {cut.info.id}, not from {base.info.id}; give that one.")
     if base.info.num_layers != plan.num_layers:

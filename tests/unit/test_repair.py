@@ -3,15 +3,13 @@
 import re
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from shortviz.architectures import layer_stack
-from shortviz.errors import ExportError, ModelError, NumericsError, PlanError, Stopped, TextError
-from shortviz.export import export_checkpoint
+from shortviz.errors import ModelError, NumericsError, PlanError, Stopped, TextError
 from shortviz.handle import ModelHandle
 from shortviz.new_weights import own_copy, put_weights, take_back
 from shortviz.pruning import prune
@@ -280,26 +278,6 @@ def test_what_a_norms_scale_does_is_known_in_bfloat16_as_well_as_in_float32() ->
     expected = entered.double() * entered.double().square().mean(-1, keepdim=True).rsqrt()
 
     torch.testing.assert_close(scale_features(norm, entered).double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_linear_replacement_stands_between_the_layers_and_is_not_exported(
-    llama: ModelHandle, text: TokenSet, tmp_path: Path
-) -> None:
-    for removed in ((2, 3), (4, 5), (0,)):
-        cut = cut_of(llama, *removed)
-        repaired = repair(cut, llama, text, method="linear_replacement")
-        if repaired.applied:
-            break
-    assert repaired.applied
-
-    held_out = list(text.rows[7::8])
-    assert repaired.treatment.settings["held_out_nll_repaired"] == pytest.approx(
-        nll(repaired.handle, held_out), abs=1e-5
-    )
-    ids = torch.tensor(text.rows[0])[None]
-    assert repaired.handle.model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=256).shape[1] > 24
-    with pytest.raises(ExportError, match="no stock model has a place for it; repair the cut by linear_fold"):
-        export_checkpoint(repaired.handle, tmp_path / "out", base_info=llama.info)
 
 
 @pytest.mark.parametrize(
