@@ -17,7 +17,6 @@ def score_plans(
     plans: Sequence[tuple[int, ...]],
     *,
     on_score: Callable[[TaskScore], None] | None = None,
-    batch_size: int = 16,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
 ) -> tuple[TaskScore, ...]:
@@ -40,7 +39,7 @@ def score_plans(
             break
         cut = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=removed)) if removed else handle
         try:
-            score = score_tasks(cut, rows, batch_size=batch_size, on_progress=shown, stop=stop)
+            score = score_tasks(cut, rows, on_progress=shown, stop=stop)
         except Stopped:
             break
         if not score.complete:

@@ -53,12 +53,12 @@ class Race:
     """The starts of each n = 1 .. max_n that may still be the best; blocks that the config cannot express take no part.
 
     Window by window all of them are measured; then a start is dropped once it is worse than the leader of its row by
-    more than `z` standard errors of their paired differences (the same windows stand behind both). The variance of a
+    more than `Z` standard errors of their paired differences (the same windows stand behind both). The variance of a
     difference is taken as the larger of its own and the row's median: with two windows its own alone would be a
     lottery. A row with one start left is done.
     """
 
-    def __init__(self, model: ModelInfo, max_n: int | None = None, *, z: float = Z) -> None:
+    def __init__(self, model: ModelInfo, max_n: int | None = None) -> None:
         """Let all legal blocks start; raises PlanError for a max_n outside 1 .. L-1."""
         layers = model.num_layers
         limit = layers - 1 if max_n is None else max_n
@@ -67,7 +67,6 @@ class Race:
         self.racing = {n: [b for b in row if model.illegal_reason(b) is None] for n, row in rows.items()}
         self.samples: dict[Block, list[float]] = {block: [] for row in self.racing.values() for block in row}
         self.windows = 0
-        self.z = z
 
     def wanted(self) -> list[Block]:
         """Return the blocks to measure on the next window; none when every row is decided."""
@@ -104,7 +103,7 @@ class Race:
         differences = values - values[int(values.mean(1).argmin())]
         own = differences.var(1, ddof=1)
         typical = np.median(own[own > 0]) if (own > 0).any() else 0.0
-        margin = self.z * np.sqrt(np.maximum(own, typical) / values.shape[1])
+        margin = Z * np.sqrt(np.maximum(own, typical) / values.shape[1])
         return [block for block, ahead in zip(finite, differences.mean(1) <= margin, strict=True) if ahead]
 
     def _best(self, row: Sequence[Block]) -> RowBest:

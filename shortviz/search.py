@@ -6,7 +6,7 @@ from shortviz.block_losses import open_engine
 from shortviz.errors import Stopped
 from shortviz.handle import ModelHandle
 from shortviz.losses import check_windows
-from shortviz.race import Race, SearchResult, Z
+from shortviz.race import Race, SearchResult
 from shortviz.records import OnProgress, Progress, WindowSet
 
 
@@ -15,7 +15,6 @@ def search_best_starts(
     windows: WindowSet,
     *,
     max_n: int | None = None,
-    z: float = Z,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
 ) -> SearchResult:
@@ -25,7 +24,7 @@ def search_best_starts(
     Raises PlanError for a max_n outside 1 .. L-1, Stopped before the first window, TextError and NumericsError as
     `evaluate` does.
     """
-    race = Race(handle.info, max_n, z=z)
+    race = Race(handle.info, max_n)
     check_windows(handle, windows)
     engine = open_engine(handle, windows.tokens[0])
     total = len(windows.tokens)

@@ -23,9 +23,7 @@ def row_counts(rows: int) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def settle(
-    scores: Floats, num_layers: int, illegal: Sequence[tuple[int, int]] = (), *, orders: int = ORDERS
-) -> Settling | None:
+def settle(scores: Floats, num_layers: int, illegal: Sequence[tuple[int, int]] = ()) -> Settling | None:
     """Return when the choice for each n settles, from one score per row of text and pair, shape (rows, pairs).
 
     Pairs are those of `np.triu_indices(L+1, 1)`; `illegal` are (start, n) that are never chosen. None with fewer than
@@ -40,7 +38,7 @@ def settle(
     best = np.stack(
         [
             _best_starts(np.add.reduceat(scores[draw.permutation(rows)], edges), num_layers, illegal)
-            for _ in range(orders)
+            for _ in range(ORDERS)
         ]
     )
     final = _best_starts(scores.sum(0, keepdims=True), num_layers, illegal)[0]
@@ -52,7 +50,7 @@ def settle(
     needed = np.quantile(first, 0.95, axis=0, method="inverted_cdf")
     return Settling(
         rows=rows,
-        orders=orders,
+        orders=ORDERS,
         counts=counts,
         agree=same.mean(0),
         needed=tuple(int(count) for count in needed),

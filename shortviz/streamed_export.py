@@ -34,7 +34,7 @@ from shortviz.model_card import CardFacts
 from shortviz.placement import DTYPES
 from shortviz.pruning import empty_model, pruned_info
 from shortviz.quantised_config import prune_quantization
-from shortviz.records import Evaluation, ExportReport, ModelRef, OnProgress, Progress, PrunePlan, TextInfo
+from shortviz.records import ExportReport, ModelRef, OnProgress, Progress, PrunePlan
 from shortviz.safetensors_copy import shard_layout, write_index, write_shard
 from shortviz.shards import Entry
 from shortviz.streamed_proof import Proved, prove_bytes, prove_logits
@@ -45,8 +45,6 @@ def export_streamed(
     plan_for: Callable[[int], PrunePlan],
     folder: Path,
     *,
-    text: TextInfo | None = None,
-    evaluation: Evaluation | None = None,
     shard_bytes: int = SHARD_BYTES,
     on_progress: OnProgress | None = None,
     stop: threading.Event | None = None,
@@ -86,8 +84,8 @@ def export_streamed(
                     base=source.info,
                     pruned=pruned.info,
                     plan=plan,
-                    text=text,
-                    evaluation=evaluation,
+                    text=None,
+                    evaluation=None,
                     proof=dict(proved.facts),
                     notes=notes,
                 )
