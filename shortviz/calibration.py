@@ -23,7 +23,7 @@ from shortviz.placement import Placement
 from shortviz.prediction_records import Work
 from shortviz.replay import LayerCall
 from shortviz.state_store import widest
-from shortviz.streamed_model import beside
+from shortviz.streamed_model import non_layer_modules
 from shortviz.streamed_parts import compute_buffers
 from shortviz.tiled_head import ROWS, TILE
 from shortviz.timed_shapes import Shape, Shapes
@@ -137,7 +137,7 @@ def _calls(
     The dtype is that of the residual stream. What this takes of memory is given back.
     """
     embedding, device = model.get_input_embeddings(), placement.device
-    for module in beside(stack):
+    for module in non_layer_modules(stack):
         if module is not embedding:
             _fill(stack, model, module, device)
     embedding.to_empty(device=device)
@@ -153,7 +153,7 @@ def _calls(
         dtype = placement.dtype
     on_meta = time.perf_counter() - began
     calls = {shape: record_calls(stack, tokens, in_tuple=in_tuple)[1] for shape, tokens in ids.items()}
-    for module in beside(stack):
+    for module in non_layer_modules(stack):
         module.to("meta")
     return calls, on_meta, dtype
 

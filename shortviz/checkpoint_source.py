@@ -68,7 +68,7 @@ def open_source(
         yield _quantised_source(files, folder, ref, config, entries, quantised)
         return
     with open_streamed(ref, on_progress=on_progress, stop=stop) as opened:
-        opened.drop_beside()
+        opened.drop_non_layer_modules()
         yield CheckpointSource(
             name=files.name,
             folder=folder,

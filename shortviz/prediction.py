@@ -25,7 +25,7 @@ from shortviz.repair_work import HELD_OUT_EVERY
 from shortviz.seam_fit import RIDGES
 from shortviz.shards import read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
-from shortviz.streamed_model import beside
+from shortviz.streamed_model import non_layer_modules
 from shortviz.timed_shapes import timed_shapes, within_context
 from shortviz.weight_reader import WeightReader
 from shortviz.words import size as human
@@ -60,7 +60,7 @@ def predict(ref: ModelRef, work: Work | None = None, *, stop: threading.Event | 
 
 def _check_memory(name: str, stack: LayerStack) -> None:
     """Raise ResourceError where not even one layer, with its gradient's states, or the embeddings can be made."""
-    needed = max(weight_size(module)[1] for module in (*stack.layers, *beside(stack))) * 1.2
+    needed = max(weight_size(module)[1] for module in (*stack.layers, *non_layer_modules(stack))) * 1.2
     free = free_memory(torch.device("cpu"))
     if needed > free:
         raise ResourceError(
@@ -131,7 +131,7 @@ def _predicted(
     tokens = work.rows * work.row_tokens
     stored = sum(weight_size(layer)[1] for layer in stack.layers)
     largest = max(weight_size(layer)[1] for layer in stack.layers)
-    outside = sum(weight_size(module)[1] for module in beside(stack))
+    outside = sum(weight_size(module)[1] for module in non_layer_modules(stack))
     compared = tokens * speeds.gram + speeds.fits
     # The next layer is read while one computes, if there is a core left for that.
     beside_it = torch.get_num_threads() < (os.cpu_count() or 1)

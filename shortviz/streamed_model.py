@@ -27,7 +27,7 @@ from shortviz.records import SPREAD, ModelInfo, ModelRef, OnProgress, PrunePlan
 from shortviz.replay import LayerCall
 from shortviz.shards import Entry, read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
-from shortviz.streamed_parts import BESIDE, HEAD, Parts, name_of
+from shortviz.streamed_parts import HEAD, NON_LAYER, Parts, name_of
 from shortviz.words import size
 
 
@@ -35,7 +35,7 @@ from shortviz.words import size
 class StreamedModel:
     """A causal language model on meta, with its files; use `open_streamed`.
 
-    What stands outside the layers of its decoder is in memory until `drop_beside`.
+    What stands outside the layers of its decoder is in memory until `drop_non_layer_modules`.
     """
 
     model: PreTrainedModel
@@ -89,22 +89,22 @@ class StreamedModel:
         """Free the layer's weights."""
         _to_meta(self.stack.layers[index])
 
-    def load_beside(self, *, head: bool = False, aligned: bool = False) -> None:
+    def load_non_layer_modules(self, *, head: bool = False, aligned: bool = False) -> None:
         """Fill what stands outside the layers of the decoder, the embeddings first of all; and the head if asked.
 
         What is there already stays, but for `aligned` (see `layers_in_turn`).
         """
         if aligned:
-            self.drop_beside()
-        if any(weight.is_meta for module in beside(self.stack) for weight in module.parameters()):
-            self.parts.fill(BESIDE, beside(self.stack), aligned=aligned)
+            self.drop_non_layer_modules()
+        if any(weight.is_meta for module in non_layer_modules(self.stack) for weight in module.parameters()):
+            self.parts.fill(NON_LAYER, non_layer_modules(self.stack), aligned=aligned)
         output = self.model.get_output_embeddings()
         if head and isinstance(output, nn.Module) and any(weight.is_meta for weight in output.parameters()):
             self.parts.fill(HEAD, [output], aligned=aligned)
 
-    def drop_beside(self) -> None:
+    def drop_non_layer_modules(self) -> None:
         """Free what stands outside the layers."""
-        for module in [*beside(self.stack), self.model.get_output_embeddings()]:
+        for module in [*non_layer_modules(self.stack), self.model.get_output_embeddings()]:
             if isinstance(module, nn.Module):
                 _to_meta(module)
         self.parts.release()
@@ -124,7 +124,7 @@ class StreamedModel:
 
     @property
     def _outside_bytes(self) -> int:
-        return sum(weight_size(module)[1] for module in beside(self.stack))
+        return sum(weight_size(module)[1] for module in non_layer_modules(self.stack))
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def open_streamed(
         loading.refuse_larger_vocabulary(files.name, tokenizer, model)
         entries = read_shards(folder, files.name)
         parts = Parts(model, stack, entries, placement, files.name)
-        parts.fill(BESIDE, beside(stack))
+        parts.fill(NON_LAYER, non_layer_modules(stack))
         probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % config_vocabulary(model)
         with torch.inference_mode():
             in_tuple = returns_tuple(stack, probe)
@@ -207,7 +207,7 @@ def config_vocabulary(model: PreTrainedModel) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def beside(stack: LayerStack) -> list[nn.Module]:
+def non_layer_modules(stack: LayerStack) -> list[nn.Module]:
     """Return the modules of the decoder next to its layer list."""
     attribute = stack.path.rpartition(".")[2]
     return [module for name, module in stack.decoder.named_children() if name != attribute]

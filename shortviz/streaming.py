@@ -146,7 +146,7 @@ class _Sweep:
         A run that goes on has boundary 0 already, and needs the arguments only.
         """
         book, groups = CallBook(), []
-        self.model.load_beside()
+        self.model.load_non_layer_modules()
         for chosen in groups_of(self.store.plan.shapes, self.model.placement.dtype):
             calls = []
             for index in chosen:
@@ -160,7 +160,7 @@ class _Sweep:
                 _, made = self.model.calls(padded_right([row for index in chosen for row in batches[index]]))
                 together = book.add(made)
             groups.append(_Group(batches=chosen, calls=calls, together=together))
-        self.model.drop_beside()
+        self.model.drop_non_layer_modules()
         if self._done < 0:
             self._save(0)
         return groups
