@@ -139,10 +139,10 @@ def write_checkpoint(
 
     The model itself is not touched. Raises Stopped, OSError or SafetensorError, and then leaves no folder.
     """
-    twin, notes = stock_twin(pruned.model)
+    stock, notes = stock_copy(pruned.model)
     total = pruned.info.bytes
     with ThreadPoolExecutor(max_workers=1) as writer, _no_progress_bars():
-        work = writer.submit(twin.save_pretrained, folder, max_shard_size=shard_bytes)
+        work = writer.submit(stock.save_pretrained, folder, max_shard_size=shard_bytes)
         try:
             _watch(work, folder, total, on_progress, stop)
             work.result()
@@ -177,14 +177,14 @@ def _watch(
             return
 
 
-def stock_twin(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[str, ...]]:
+def stock_copy(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Return a shallow copy with its own configs, for save_pretrained writes to the configs of what it saves."""
-    twin = copy.copy(model)
-    twin.config = _stock_config(model.config)
+    stock = copy.copy(model)
+    stock.config = _stock_config(model.config)
     notes: tuple[str, ...] = ()
     if model.generation_config is not None:
-        twin.generation_config, notes = savable(model.generation_config)
-    return twin, notes
+        stock.generation_config, notes = savable(model.generation_config)
+    return stock, notes
 
 
 def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:

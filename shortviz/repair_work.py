@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from shortviz.errors import TextError
 from shortviz.handle import ModelHandle
 from shortviz.records import Block, OnProgress, Progress, PrunePlan, Tokens, TokenSet
-from shortviz.repair_draft import Draft, open_draft
+from shortviz.repair_draft import Candidate, open_candidate
 
 HELD_OUT_EVERY = 8
 """Every eighth row is left out of the fit: the ridge is chosen, and the repair judged, on those."""
@@ -56,8 +56,8 @@ class Work:
                 f"tokens are there to fit on; give at least {needed:,} tokens."
             )
 
-    def open_draft(self, *, wanted: Set[int], first: int, passes: int) -> Draft:
-        """Return the draft to work on; rows go through it `passes` times after the uncut model, for the progress."""
+    def open_candidate(self, *, wanted: Set[int], first: int, passes: int) -> Candidate:
+        """Return the candidate to fit; rows go through it `passes` times after the uncut model, for the progress."""
         total, done = len(self.tokens.rows) * (1 + passes), 0
 
         def tell(rows: int, detail: str) -> None:
@@ -72,7 +72,7 @@ class Work:
                 detail = "the loss on held-out rows, with what was fitted"
                 self.on_progress(Progress(stage="judge", done=rows, total=of, unit="rows", detail=detail))
 
-        draft = open_draft(
+        candidate = open_candidate(
             self.cut,
             self.base,
             (self.fitted, self.held_out),
@@ -82,5 +82,5 @@ class Work:
             stop=self.stop,
             tell=tell,
         )
-        draft.end_loss = replace(draft.end_loss, judged=judged)
-        return draft
+        candidate.end_loss = replace(candidate.end_loss, judged=judged)
+        return candidate

@@ -27,7 +27,7 @@ from shortviz.checkpoint_folder import (
 )
 from shortviz.checkpoint_source import CheckpointSource, open_source
 from shortviz.errors import Stopped
-from shortviz.export import SHARD_BYTES, TEXT_FILES_BYTES, save_tokenizer, stock_twin, write_card
+from shortviz.export import SHARD_BYTES, TEXT_FILES_BYTES, save_tokenizer, stock_copy, write_card
 from shortviz.handle import ModelHandle
 from shortviz.kept_tensors import KeptTensors, kept_tensors
 from shortviz.model_card import CardFacts
@@ -121,11 +121,11 @@ def _pruned(source: CheckpointSource, plan: PrunePlan) -> ModelHandle:
 def _write_configs(
     source: CheckpointSource, pruned: ModelHandle, checkpoint: Path, plan: PrunePlan, path: str
 ) -> tuple[str, ...]:
-    twin, notes = stock_twin(pruned.model)
+    stock, notes = stock_copy(pruned.model)
     if source.quantised is not None:
-        twin.config.quantization_config = prune_quantization(dict(source.quantised), plan, path)
+        stock.config.quantization_config = prune_quantization(dict(source.quantised), plan, path)
     with loading.quiet_transformers():
-        twin.save_pretrained(checkpoint, state_dict={})  # no weights: the configs alone
+        stock.save_pretrained(checkpoint, state_dict={})  # no weights: the configs alone
     return notes
 
 

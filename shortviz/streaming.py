@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from shortviz import criteria as known
 from shortviz.checkpoint import discard_checkpoint, load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
-from shortviz.distance_record import distances_record, empty_sums, settling_of
+from shortviz.distance_record import distances_record, empty_sums, rows_needed_of
 from shortviz.errors import ModelError, ShortvizError, Stopped
 from shortviz.fused_batches import FusedRunner, groups_of
 from shortviz.gram import NORMS, sequence_scores
@@ -92,7 +92,7 @@ def measure_streamed(
     if ranks is not None:
         sums, sample, rows = added_up(ranks, sums, sample, rows, [len(batch) for batch in every])
     record = distances_record(model.info, tokens, chosen, sums, sample, sweep.seconds)
-    return replace(record, settling=settling_of(model.info, rows), tokens_per_row=plan.per_row)
+    return replace(record, settling=rows_needed_of(model.info, rows), tokens_per_row=plan.per_row)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

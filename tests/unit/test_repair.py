@@ -11,7 +11,7 @@ import torch
 from shortviz.architectures import layer_stack
 from shortviz.errors import ModelError, NumericsError, PlanError, Stopped, TextError
 from shortviz.handle import ModelHandle
-from shortviz.new_weights import own_copy, put_weights, take_back
+from shortviz.new_weights import put_weights, restore_weights, shared_copy
 from shortviz.pruning import prune
 from shortviz.records import Block, PrunePlan, TokenSet
 from shortviz.repair import METHODS, Repaired, repair
@@ -172,7 +172,7 @@ def test_the_number_of_tokens_that_a_refusal_asks_for_is_enough(llama: ModelHand
 
 
 def test_nan_in_the_uncut_model_is_told(llama: ModelHandle, text: TokenSet) -> None:
-    base = own_copy(llama)
+    base = shared_copy(llama)
     weight = "model.layers.3.mlp.down_proj.weight"
     put_weights(base.model, {weight: torch.full_like(base.model.get_parameter(weight), float("nan"))})
 
@@ -227,12 +227,12 @@ def test_moments_solve_least_squares_with_a_free_constant() -> None:
 
 
 def test_weights_put_into_a_copy_leave_the_original_alone_and_can_be_taken_back(llama: ModelHandle) -> None:
-    copy, name = own_copy(llama), "model.layers.1.mlp.down_proj.weight"
+    copy, name = shared_copy(llama), "model.layers.1.mlp.down_proj.weight"
     kept = llama.model.get_parameter(name)
 
     old = put_weights(copy.model, {name: kept * 2})
     changed = copy.model.get_parameter(name)
-    take_back(copy.model, old)
+    restore_weights(copy.model, old)
 
     assert torch.equal(changed, kept * 2)
     assert copy.model.get_parameter(name).data_ptr() == kept.data_ptr()
@@ -260,7 +260,7 @@ def test_a_layer_whose_additions_are_divided_follows_a_divided_stream(family: st
     handle = shared_handle(family)
     recording = record(handle, torch.arange(12) + 1)
     for index in (1, 4):
-        layer, call = layer_stack(own_copy(handle).model).layers[index], recording.calls[index]
+        layer, call = layer_stack(shared_copy(handle).model).layers[index], recording.calls[index]
         x = 100 * recording.boundaries[index]  # so that the epsilon of a norm does not count
         names = adding_layers(Probe(layer=layer, call=call, entering=recording.boundaries[index]))
         expected = call.run(layer, 3 * x)
