@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shortviz import delta_weights
+from shortviz import own_weights
 from shortviz.checkpoint_folder import folder_bytes
 from shortviz.ledger import LedgerStep, Treatment
 from shortviz.new_weights import put_weights
@@ -37,13 +37,13 @@ def test_a_kill_while_a_model_is_written_leaves_the_one_before(tmp_path: Path, m
     base, weight = shared_handle("llama"), "model.layers.1.mlp.gate_proj.weight"
     bench, first, second = Bench(runs=RunShelf(tmp_path)), repaired(weight, 2.0), repaired(weight, 3.0)
     assert keep(bench, "run", base, first, None) == ""
-    whole = delta_weights.save_treated
+    whole = own_weights.save_treated
 
     def killed(*arguments) -> None:
         whole(*arguments)
         raise SystemExit
 
-    monkeypatch.setattr(delta_weights, "save_treated", killed)
+    monkeypatch.setattr(own_weights, "save_treated", killed)
     with pytest.raises(SystemExit):
         keep(bench, "run", base, second, None)
     found = bring_back(bench, "run", base, (2,), step(first))
