@@ -25,7 +25,7 @@ from shortviz.block_losses import open_engine
 from shortviz.handle import ModelHandle
 from shortviz.loading import load
 from shortviz.progress import Progress, Watch
-from shortviz.race import Race, SearchResult
+from shortviz.race import SearchResult, SuccessiveElimination
 from shortviz.records import Block, ModelRef, TextSpec, WindowSet, WindowSpec
 from shortviz.runs import versions
 from shortviz.search import search_best_starts
@@ -66,20 +66,22 @@ def naive_work(layers: int, max_n: int, windows: int, head: float) -> float:
     return windows * sum((layers - n + 1) * (layers - n + head) for n in range(1, max_n + 1))
 
 
-def race_on(table: np.ndarray, handle: ModelHandle, windows: WindowSet, z: float) -> tuple[SearchResult, float, float]:
+def eliminate(
+    table: np.ndarray, handle: ModelHandle, windows: WindowSet, z: float
+) -> tuple[SearchResult, float, float]:
     """Return what the elimination finds on measured losses, and its exact work: (result, layers, layers with heads)."""
     layers, head = handle.info.num_layers, head_layers(handle)
-    race, runs, heads = Race(handle.info, table.shape[1], z=z), 0.0, 0.0
+    elimination, runs, heads = SuccessiveElimination(handle.info, table.shape[1], z=z), 0.0, 0.0
     for window in table:
-        wanted = race.wanted()
+        wanted = elimination.wanted()
         if not wanted:
             break
         runs += 2 * layers + sum(
             layers - b.start - b.n for b in wanted
         )  # the uncut model is run twice: loss, boundaries
         heads += 2 + len(wanted)
-        race.add(wanted, np.array([window[b.n - 1, b.start] for b in wanted]))
-    return race.result(windows.info, len(table)), runs, runs + head * heads
+        elimination.add(wanted, np.array([window[b.n - 1, b.start] for b in wanted]))
+    return elimination.result(windows.info, len(table)), runs, runs + head * heads
 
 
 def agreement(table: np.ndarray, found: SearchResult) -> dict[str, int]:
@@ -151,7 +153,7 @@ def main() -> None:
     rules = []
     print("    z   same start  same or tied   layer runs     with heads   cells")
     for z in (4.0, 3.0, 2.5, 2.0):
-        found, runs, work = race_on(table, handle, windows, z)
+        found, runs, work = eliminate(table, handle, windows, z)
         one = {"z": z} | agreement(table, found)
         one |= {"ratio_layers": naive[0] / runs, "ratio_with_heads": naive[1] / work}
         one |= {"cells": found.cells_measured, "cells_exhaustive": found.cells_exhaustive}

@@ -12,8 +12,8 @@ from torch import Tensor
 from shortviz.errors import ModelError
 from shortviz.handle import ModelHandle
 from shortviz.model_card import hub_name
-from shortviz.new_weights import own_copy, put_weights
-from shortviz.own_weights import own_weights, weights_digest
+from shortviz.new_weights import put_weights, shared_copy
+from shortviz.own_weights import delta_weights, weights_digest
 from shortviz.planning import layers_text
 from shortviz.record_json import read_treatment
 from shortviz.records import PrunePlan
@@ -29,7 +29,7 @@ def repaired_weights(cut: ModelHandle, base: ModelHandle) -> dict[str, Tensor]:
     """
     if not cut.treatments or any(treatment.kind != "repair" for treatment in cut.treatments):
         return {}
-    return {name: weight.detach().cpu().contiguous() for name, weight in own_weights(cut, base).items()}
+    return {name: weight.detach().cpu().contiguous() for name, weight in delta_weights(cut, base).items()}
 
 
 def with_repairs(cut: ModelHandle, folder: Path, facts: Mapping[str, Any]) -> ModelHandle:
@@ -51,7 +51,7 @@ def with_repairs(cut: ModelHandle, folder: Path, facts: Mapping[str, Any]) -> Mo
         ) from error
     if any(name not in known or known[name].shape != weight.shape for name, weight in weights.items()):
         return cut
-    repaired = own_copy(cut)
+    repaired = shared_copy(cut)
     put_weights(repaired.model, weights)
     return replace(repaired, treatments=tuple(read_treatment(each) for each in facts["repairs"]))
 

@@ -66,7 +66,7 @@ def open_source(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[Checkpoin
         yield _quantised_source(files, folder, ref, config, entries, quantised)
         return
     with open_streamed(ref, watch=watch) as opened:
-        opened.drop_beside()
+        opened.drop_non_layer_modules()
         yield CheckpointSource(
             name=files.name,
             folder=folder,

@@ -110,8 +110,6 @@ def _check_repair(repair: str | None) -> None:
     from shortviz.repair import check_method
 
     check_method(repair)
-    if repair == "linear_replacement":
-        raise PlanError("A linear_replacement has no place in a stock model; choose linear_fold to heal after it.")
 
 
 def _json(healed: "Healed", ledger: "Ledger", report: "ExportReport | None") -> dict[str, Any]:

@@ -42,7 +42,7 @@ def estimate_line(estimate: ModelEstimate) -> str:
 
 def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
     """Return the best block of each n that can be exported, with its ties inside the error and the sink it removes."""
-    grid, settling = distances.criteria[criterion], distances.settling.get(criterion)
+    grid, rows_needed = distances.criteria[criterion], distances.settling.get(criterion)
     rows, possible = [], exportable(grid, model)
     for n in range(1, distances.num_layers):
         start = best_start(possible, n)
@@ -56,9 +56,9 @@ def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> s
         notes = "; ".join(part for part in (f"tied with start {shown}" if ties else "", sink) if part)
         layers = f"{start}" if n == 1 else f"{start}-{start + n - 1}"
         error = "-" if stderr != stderr else f"{stderr:.5f}"
-        needed = [] if settling is None else [settling.words(n)]
+        needed = [] if rows_needed is None else [rows_needed.words(n)]
         rows.append([str(n), layers, f"{mean:.5f}", error, *needed, notes])
-    return table(["n", "layers", "distance", "+-", *([] if settling is None else ["rows needed"]), ""], rows)
+    return table(["n", "layers", "distance", "+-", *([] if rows_needed is None else ["rows needed"]), ""], rows)
 
 
 def distances_text(distances: BlockDistances, model: ModelInfo) -> str:

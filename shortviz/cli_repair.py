@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "repair-checkpoint.safetensors"
 """In the run directory, while what was repaired is not yet written where it was wanted."""
-MethodOption = Annotated[str, typer.Option(help="seam_refit, linear_fold, scale; linear_replacement (not exportable).")]
+MethodOption = Annotated[str, typer.Option(help="seam_refit, linear_fold or scale.")]
 FitTokensOption = Annotated[int, typer.Option(help="Tokens of the text to fit on, in rows of --max-length (256).")]
 
 
@@ -75,10 +75,6 @@ def repair_command(
         from shortviz.repair import check_method, repair
 
         check_method(method)
-        if export is not None and method == "linear_replacement":
-            raise PlanError(
-                "A linear_replacement has no place in a stock model; leave --export away, or use linear_fold."
-            )
         texts = FitTexts(text, evaluation, fit_tokens)
         questions = read_task(asked) if asked is not None else None
         handle = load_model(load.ref(model, one_device="A repair"), watch, removes=chosen)

@@ -66,8 +66,10 @@ def shrink_command(
     asked = task.task()
     with working() as watch:
         from shortviz.pruning import prune
+        from shortviz.repair import check_method
         from shortviz.shrink import check_layers, shrink
 
+        check_method(method)
         texts = FitTexts(text, evaluation, fit_tokens)
         questions = read_task(asked) if asked is not None else None
         handle = load_model(

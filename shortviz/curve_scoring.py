@@ -17,7 +17,6 @@ def score_plans(
     plans: Sequence[tuple[int, ...]],
     *,
     on_score: Callable[[TaskScore], None] | None = None,
-    batch_size: int = 16,
     watch: Watch = NO_WATCH,
 ) -> tuple[TaskScore, ...]:
     """Return the accuracy of each cut (the layers removed; none for the uncut model), as far as it got before a stop.
@@ -38,7 +37,7 @@ def score_plans(
             break
         cut = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=removed)) if removed else handle
         try:
-            score = score_tasks(cut, rows, batch_size=batch_size, watch=watch.mapped(of_all))
+            score = score_tasks(cut, rows, watch=watch.mapped(of_all))
         except Stopped:
             break
         if not score.complete:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from shortviz.criteria import Criterion
 from shortviz.gram import NORMS
-from shortviz.records import BlockDistances, BoundaryNorms, ModelInfo, Settling, TokenSet
+from shortviz.records import BlockDistances, BoundaryNorms, ModelInfo, RowsNeeded, TokenSet
 from shortviz.row_scores import RowScores
-from shortviz.settling import settle
+from shortviz.settling import count_rows_needed
 from shortviz.sums import Sums
 from shortviz.token_sample import TokenSample
 
@@ -20,11 +20,11 @@ def empty_sums(criteria: Sequence[Criterion], num_boundaries: int) -> dict[str, 
     return sums | {name: Sums.zeros(num_boundaries) for name in (_FIRST, _REST)}
 
 
-def settling_of(info: ModelInfo, rows: RowScores) -> dict[str, Settling]:
+def rows_needed_of(info: ModelInfo, rows: RowScores) -> dict[str, RowsNeeded]:
     """Return how many rows each choice needs, for the criteria that score row by row."""
     illegal = [(start, n) for start, n, _ in info.illegal]
     scores = {name: rows.of(name) for name in rows.criteria}
-    found = {n: settle(s, info.num_layers, illegal) for n, s in scores.items() if s is not None}
+    found = {n: count_rows_needed(s, info.num_layers, illegal) for n, s in scores.items() if s is not None}
     return {name: one for name, one in found.items() if one is not None}
 
 

@@ -15,7 +15,7 @@ from shortviz import criteria as known
 from shortviz.capture import residual_boundaries
 from shortviz.checkpoint import load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
-from shortviz.distance_record import distances_record, empty_sums, settling_of
+from shortviz.distance_record import distances_record, empty_sums, rows_needed_of
 from shortviz.errors import ShortvizError, Stopped
 from shortviz.gram import NORMS, BoundaryStates, sequence_scores
 from shortviz.handle import ModelHandle
@@ -77,7 +77,7 @@ def measure_distances(
     def record(complete: bool = False) -> BlockDistances:
         seconds = seconds_before + time.monotonic() - began
         found = distances_record(handle.info, tokens, chosen, sums, sample if complete else None, seconds)
-        return replace(found, settling=settling_of(handle.info, rows)) if complete else found
+        return replace(found, settling=rows_needed_of(handle.info, rows)) if complete else found
 
     for index, ids in enumerate(sent_ahead(batches[done:], handle.model.device), start=done):
         if watch.stopped:

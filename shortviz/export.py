@@ -27,7 +27,6 @@ from shortviz.checkpoint_folder import (
     write_error,
     zip_checkpoint,
 )
-from shortviz.errors import ExportError
 from shortviz.generation_defaults import savable
 from shortviz.handle import ModelHandle
 from shortviz.model_card import CardFacts, model_card, shortviz_json
@@ -84,11 +83,6 @@ def export_checkpoint(
     remove_leftovers(target.parent)
     check_space(target, needed)
     plan = pruned.plan or PrunePlan(num_layers=base_info.num_layers, removed=())
-    if any(treatment.method == "linear_replacement" for treatment in pruned.treatments):
-        raise ExportError(
-            "A linear layer stands in place of the removed layers, and no stock model has a place for it; repair the "
-            "cut by linear_fold or seam_refit, which put it into a weight that is there."
-        )
     with filled_beside(target) as room:
         checkpoint = room / "checkpoint"
         try:
@@ -138,10 +132,10 @@ def write_checkpoint(
 
     The model itself is not touched. Raises Stopped, OSError or SafetensorError, and then leaves no folder.
     """
-    twin, notes = stock_twin(pruned.model)
+    stock, notes = stock_copy(pruned.model)
     total = pruned.info.bytes
     with ThreadPoolExecutor(max_workers=1) as writer, _no_progress_bars():
-        work = writer.submit(twin.save_pretrained, folder, max_shard_size=shard_bytes)
+        work = writer.submit(stock.save_pretrained, folder, max_shard_size=shard_bytes)
         try:
             _wait_for(work, folder, total, watch)
             work.result()
@@ -172,14 +166,14 @@ def _wait_for(work: Future[Any], folder: Path, total: int, watch: Watch) -> None
             return
 
 
-def stock_twin(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[str, ...]]:
+def stock_copy(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Return a shallow copy with its own configs, for save_pretrained writes to the configs of what it saves."""
-    twin = copy.copy(model)
-    twin.config = _stock_config(model.config)
+    stock = copy.copy(model)
+    stock.config = _stock_config(model.config)
     notes: tuple[str, ...] = ()
     if model.generation_config is not None:
-        twin.generation_config, notes = savable(model.generation_config)
-    return twin, notes
+        stock.generation_config, notes = savable(model.generation_config)
+    return stock, notes
 
 
 def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shortviz.record_json import number, read_score, read_settling, score_json, settling_json
+from shortviz.record_json import number, read_rows_needed, read_score, rows_needed_json, score_json
 from shortviz.records import BlockDistances, BlockLosses, BoundaryNorms, Floats, Grid, TextInfo
 
 
@@ -18,7 +18,7 @@ def distances_json(distances: BlockDistances) -> dict[str, Any]:
         "norms": {"first": _list(distances.norms.first), "rest": _list(distances.norms.rest)},
         "seconds": distances.seconds,
         "rows": distances.samples,
-        "settling": {name: settling_json(one) for name, one in distances.settling.items()},
+        "settling": {name: rows_needed_json(one) for name, one in distances.settling.items()},
     }
     if distances.tokens_per_row is not None:
         found["tokens_per_row"] = distances.tokens_per_row
@@ -36,7 +36,7 @@ def read_distances(found: Mapping[str, Any], num_layers: int, text: TextInfo) ->
         text=text,
         seconds=float(found["seconds"]),
         rows=int(found.get("rows", 0)),
-        settling={name: read_settling(one) for name, one in found.get("settling", {}).items()},
+        settling={name: read_rows_needed(one) for name, one in found.get("settling", {}).items()},
         tokens_per_row=found.get("tokens_per_row"),
     )
 

@@ -58,7 +58,7 @@ def batch_of(windows: Tokens, position: int, size: int, seed: int) -> Tokens:
 
 
 def split_heldout(
-    tokens: TokenSet, *, windows: int = HELD_OUT_WINDOWS, window: int = 512, separator: Sequence[int] = ()
+    tokens: TokenSet, *, windows: int = HELD_OUT_WINDOWS, window: int = 512
 ) -> tuple[TokenSet, WindowSet]:
     """Return (text to train on, windows of text held out): the last rows, as many as fill the windows.
 
@@ -72,12 +72,12 @@ def split_heldout(
     cut = len(tokens.rows)
     while cut > 1 and held < wanted:
         cut -= 1
-        held += len(tokens.rows[cut]) + len(separator)
+        held += len(tokens.rows[cut])
     count = min(windows, held // window)
     if cut < 1 or count < 1 or held > total // 2:
         return _split_tokens(tokens, windows, window, total)
     rest = part_of(tokens, tokens.rows[:cut])
-    packed = pack(part_of(tokens, tokens.rows[cut:]), window, separator)[:count]
+    packed = pack(part_of(tokens, tokens.rows[cut:]), window, ())[:count]
     return rest, _windows(tokens, packed)
 
 

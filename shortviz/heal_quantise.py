@@ -27,7 +27,7 @@ def check_quantiser(device: torch.device) -> None:
 def quantise_layers(model: PreTrainedModel) -> int:
     """Replace the linear layers inside the decoder layers by 4-bit ones, and return their number.
 
-    The model must own its modules (a twin does); the tensors it shares with others are read, not changed.
+    The model must own its modules (a shared-tensor copy does); the tensors it shares with others are read, not changed.
     """
     import bitsandbytes as bnb
 

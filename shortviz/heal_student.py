@@ -1,7 +1,7 @@
-"""The model that is trained: a twin of the cut one, on the same frozen tensors, with what is trained put into it.
+"""The model that is trained: a shared-tensor copy of the cut one, with what is trained put into it.
 
-Merging adapters into a model that shares weights changes the other one too. So the twin is thrown away, and what it
-learned is added up into new tensors for a second twin; the cut model and the uncut one are never touched.
+Merging adapters into a model that shares weights changes the other one too. So the copy is thrown away, and what it
+learned is added up into new tensors for a second copy; the cut model and the uncut one are never touched.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,17 +18,17 @@ from shortviz.handle import ModelHandle
 from shortviz.heal_packages import check_packages
 from shortviz.heal_settings import HealSettings
 from shortviz.heal_targets import Targets, find_targets, last_part
-from shortviz.new_weights import own_copy
+from shortviz.new_weights import shared_copy
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Student:
-    """A twin of a cut model, being trained."""
+    """A shared-tensor copy of a cut model, being trained."""
 
     handle: ModelHandle
     cut: ModelHandle
     trained: Mapping[str, nn.Parameter]
-    """What is trained, by its name in the twin."""
+    """What is trained, by its name in the copy."""
     adapter_config: Any = None
     """peft's LoraConfig; None for partial fine-tuning."""
     checkpoints: bool = False
@@ -113,15 +113,15 @@ def inject(cut: ModelHandle, config: Any, *, in_4bit: bool = False) -> Student:
     """Return a student with the adapters that peft's LoraConfig describes; their first weights are torch's to draw."""
     import peft
 
-    twin = own_copy(cut)
+    shared = shared_copy(cut)
     if in_4bit:
         from shortviz.heal_quantise import check_quantiser, quantise_layers
 
-        check_quantiser(twin.model.device)
-        quantise_layers(twin.model)
-    peft.inject_adapter_in_model(config, twin.model)
-    trained = {name: weight for name, weight in twin.model.named_parameters() if weight.requires_grad}
-    return Student(handle=twin, cut=cut, trained=trained, adapter_config=config)
+        check_quantiser(shared.model.device)
+        quantise_layers(shared.model)
+    peft.inject_adapter_in_model(config, shared.model)
+    trained = {name: weight for name, weight in shared.model.named_parameters() if weight.requires_grad}
+    return Student(handle=shared, cut=cut, trained=trained, adapter_config=config)
 
 
 def _check_adapted(model: PreTrainedModel, cut: ModelHandle, targets: Targets) -> None:
@@ -153,16 +153,16 @@ def adapted_weights(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
 
 def _partly_free(cut: ModelHandle, settings: HealSettings) -> Student:
     """Return a student with its own copies of the weights that are trained, in place of the shared ones."""
-    twin = own_copy(cut)
+    shared = shared_copy(cut)
     trained: dict[str, nn.Parameter] = {}
-    for name, weight in last_part(twin.model, settings.last_layers).items():
+    for name, weight in last_part(shared.model, settings.last_layers).items():
         trained[name] = nn.Parameter(weight.detach().clone(), requires_grad=True)
-    head = twin.model.get_output_embeddings()
-    embeddings = {id(weight) for weight in twin.model.get_input_embeddings().parameters()}
+    head = shared.model.get_output_embeddings()
+    embeddings = {id(weight) for weight in shared.model.get_input_embeddings().parameters()}
     tied = head is not None and any(id(weight) in embeddings for weight in head.parameters())
-    _put_by_all_names(twin.model, trained)
+    _put_by_all_names(shared.model, trained)
     note = "The head is tied to the input embeddings and was not trained." if tied else ""
-    return Student(handle=twin, cut=cut, trained=trained, note=note)
+    return Student(handle=shared, cut=cut, trained=trained, note=note)
 
 
 def _put_by_all_names(model: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
@@ -180,7 +180,7 @@ def _put_by_all_names(model: PreTrainedModel, weights: Mapping[str, nn.Parameter
 @torch.no_grad()
 def merge(student: Student) -> ModelHandle:
     """Return a new handle on the cut model with what was learned; only the changed weights are new tensors."""
-    healed = own_copy(student.cut)
+    healed = shared_copy(student.cut)
     own = dict(healed.model.named_parameters(remove_duplicate=False))
     new: dict[str, nn.Parameter] = {}
     if student.adapter_config is None:

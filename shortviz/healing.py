@@ -94,11 +94,6 @@ def heal(
 def _check(cut: ModelHandle, base: ModelHandle | None, settings: HealSettings, heldout: WindowSet) -> None:
     check_windows(cut, heldout)
     refuse_spread(cut, "Healing")
-    if any(treatment.method == "linear_replacement" for treatment in cut.treatments):
-        raise PlanError(
-            "A linear layer stands in place of the removed layers, and no stock model has a place for it; heal the cut "
-            "itself, or one repaired by another method."
-        )
     context = cut.info.context_length
     if context is not None and settings.length > context:
         raise TextError(

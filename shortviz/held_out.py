@@ -1,4 +1,4 @@
-"""The end loss of a draft on held-out rows, from where its streams stand: what decides whether a repair is kept."""
+"""The end loss of a candidate on held-out rows, from where its batches stand: what decides whether a repair is kept."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from shortviz.handle import ModelHandle
 from shortviz.logits import LogitHead, open_head
 from shortviz.records import Floats, Tokens
 from shortviz.replay import find_tail
-from shortviz.seam_streams import Stream
+from shortviz.seam_streams import PairedBatch
 from shortviz.window_scores import score_window
 
 _PROBE_TOKENS = 16
@@ -30,24 +30,22 @@ class EndLoss:
     """Told how many of how many rows were scored."""
 
     @torch.inference_mode()
-    def nll(self, layers: nn.ModuleList, numbers: Sequence[int], streams: Sequence[Stream], first: int) -> Floats:
+    def nll(self, layers: nn.ModuleList, numbers: Sequence[int], batches: Sequence[PairedBatch], first: int) -> Floats:
         """Return the NLL of each row, mean over its scored tokens, by the layers from `first` on; streams stay."""
-        found, total = [], sum(len(stream.ids) for stream in streams)
-        for stream in streams:
-            found.append(self._batch(layers, numbers, stream, first))
+        found, total = [], sum(len(batch.ids) for batch in batches)
+        for batch in batches:
+            found.append(self._batch(layers, numbers, batch, first))
             if self.judged is not None:
                 self.judged(sum(map(len, found)), total)
         return np.concatenate(found)
 
-    def _batch(self, layers: nn.ModuleList, numbers: Sequence[int], stream: Stream, first: int) -> Floats:
-        state = stream.state.clone()
+    def _batch(self, layers: nn.ModuleList, numbers: Sequence[int], batch: PairedBatch, first: int) -> Floats:
+        state = batch.state.clone()
         for index in range(first, len(layers)):
-            state = stream.calls[numbers[index]].run(layers[index], state)
+            state = batch.calls[numbers[index]].run(layers[index], state)
         for module in self.tail:
             state = module(state)
-        losses = [
-            self._row(s[:r], i[:r]) for s, i, r in zip(state, stream.ids, stream.real.sum(1).tolist(), strict=True)
-        ]
+        losses = [self._row(s[:r], i[:r]) for s, i, r in zip(state, batch.ids, batch.real.sum(1).tolist(), strict=True)]
         return np.array(losses)
 
     def _row(self, states: Tensor, ids: Tensor) -> float:
@@ -65,7 +63,7 @@ class EndLoss:
 
 
 def open_end_loss(cut: ModelHandle, row: Tokens) -> EndLoss:
-    """Return how to get the end loss of drafts of a cut model.
+    """Return how to get the end loss of candidates of a cut model.
 
     Raises ModelError where the family's final states or head cannot be told apart from the rest.
     """

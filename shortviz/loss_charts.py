@@ -132,16 +132,16 @@ def curve_figure(curve: RemovalCurve, *, perplexity: bool = False, top: float = 
     return figure
 
 
-def accuracy_figure(lines: Sequence[AccuracyLine], *, by_length: bool = False, dark: bool = False) -> go.Figure:
+def accuracy_figure(lines: Sequence[AccuracyLine], *, dark: bool = False) -> go.Figure:
     """Return accuracy in per cent against layers removed, a line for each strategy, with chance and majority.
 
-    Errors are binomial. `by_length` takes the accuracy by log-likelihood per character.
+    Errors are binomial.
     """
     figure = go.Figure()
     for index, line in enumerate(lines):
         scores = [score for _, score in line.points]
-        values = [100 * (s.accuracy_norm if by_length else s.accuracy) for s in scores]
-        errors = [100 * (s.accuracy_norm_stderr if by_length else s.accuracy_stderr) for s in scores]
+        values = [100 * s.accuracy for s in scores]
+        errors = [100 * s.accuracy_stderr for s in scores]
         words = [f"{_cut_words(s.removed)}, {s.questions} questions" for s in scores]
         figure.add_trace(_line(index, line.label, [n for n, _ in line.points], values, errors, words))
     score = lines[0].points[0][1]

@@ -1,7 +1,7 @@
 """A layer's neurons: the features that its last linear layer reads, one row of the linear layers before it each.
 
 A neuron that reads the stream through a norm can be moved to another layer: its rows go along, times the ratio of the
-two norms' weights, and its column of the last linear layer. Which modules these are is found by watching, not by
+two norms' weights, and its column of the last linear layer. Which modules these are is found by hooks, not by
 family, as writers are (`residual_writers`).
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shortviz.residual_writers import Writer, linear_weight
-from shortviz.watching import Probe, Seen
+from shortviz.watching import ModuleIO, Probe
 
 _TOLERANCE = 64
 """Units of the dtype's rounding."""
@@ -53,7 +53,7 @@ def find_neurons(probe: Probe, writer: Writer) -> Neurons | None:
 
     They are not for mamba mixers and mixtures of experts.
     """
-    seen = probe.watch()
+    seen = probe.module_io()
     if writer.scale or writer.name not in seen:
         return None
     order = list(seen)
@@ -73,14 +73,14 @@ def find_neurons(probe: Probe, writer: Writer) -> Neurons | None:
     return None
 
 
-def _reads(reader: Seen, normed: Tensor, outputs: int) -> bool:
+def _reads(reader: ModuleIO, normed: Tensor, outputs: int) -> bool:
     """Tell whether a module is a linear layer that reads just this, with so many outputs."""
     module, entered, left = reader
     linear = isinstance(module, nn.Linear | Conv1D) and left.shape[-1] == outputs
     return linear and entered.shape == normed.shape and torch.equal(entered, normed)
 
 
-def _follow(probe: Probe, neurons: Neurons, seen: Mapping[str, Seen]) -> bool:
+def _follow(probe: Probe, neurons: Neurons, seen: Mapping[str, ModuleIO]) -> bool:
     """Tell whether the writer's features change places as the rows do, and nothing else changes."""
     features, left = seen[neurons.outward][1], probe.run()
     order = torch.randperm(features.shape[-1], generator=torch.Generator().manual_seed(0)).to(features.device)

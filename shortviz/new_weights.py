@@ -11,7 +11,7 @@ from shortviz.pruning import prune
 from shortviz.records import PrunePlan
 
 
-def own_copy(handle: ModelHandle) -> ModelHandle:
+def shared_copy(handle: ModelHandle) -> ModelHandle:
     """Return a handle on a new model that shares every tensor; its modules are its own, so weights can be put in."""
     nothing = PrunePlan(num_layers=handle.info.num_layers, removed=())
     return replace(prune(handle, nothing), plan=handle.plan, info=handle.info)
@@ -30,7 +30,7 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn
     return old
 
 
-def take_back(model: nn.Module, old: Mapping[str, nn.Parameter]) -> None:
+def restore_weights(model: nn.Module, old: Mapping[str, nn.Parameter]) -> None:
     """Put the very tensors back that `put_weights` replaced."""
     for name, parameter in old.items():
         _set(model, name, parameter)

@@ -18,13 +18,13 @@ from shortviz.atomic import write_atomically
 from shortviz.checkpoint import model_facts
 from shortviz.errors import RunError
 from shortviz.handle import ModelHandle
-from shortviz.new_weights import own_copy, put_weights
+from shortviz.new_weights import put_weights, shared_copy
 from shortviz.pruning import prune
 from shortviz.record_json import read_treatment, treatment_json
 from shortviz.records import PrunePlan
 
 
-def own_weights(handle: ModelHandle, base: ModelHandle) -> dict[str, Tensor]:
+def delta_weights(handle: ModelHandle, base: ModelHandle) -> dict[str, Tensor]:
     """Return the weights of a treated model that are not the uncut model's very tensors, by name."""
     shared = {weight.data_ptr() for weight in base.model.parameters()}
     return {name: weight for name, weight in handle.model.named_parameters() if weight.data_ptr() not in shared}
@@ -35,7 +35,7 @@ def save_treated(path: Path, handle: ModelHandle, base: ModelHandle, facts: Mapp
 
     `facts` say what it is beside its model; they are given back. Raises ResourceError where the disk will not take it.
     """
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in own_weights(handle, base).items()}
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in delta_weights(handle, base).items()}
     metadata = {
         "model": _identity(base),
         "removed": [] if handle.plan is None else list(handle.plan.removed),
@@ -66,7 +66,7 @@ def load_treated(path: Path, base: ModelHandle) -> tuple[ModelHandle, dict[str, 
             f"{path} belongs to {model.get('id')} ({model.get('dtype')}), or to other weights than {base.info.id} "
             f"({base.info.dtype}) has; load that model, or delete the file to start again."
         )
-    handle = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed)) if removed else own_copy(base)
+    handle = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed)) if removed else shared_copy(base)
     put_weights(handle.model, tensors)
     return replace(handle, treatments=treatments), dict(facts)
 

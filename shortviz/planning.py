@@ -1,4 +1,4 @@
-"""Choosing what to remove: the best block of each size, the paper's simple strategy, scattered layers. No torch."""
+"""Choosing what to remove: the best block of each size, the paper's simple strategy. No torch."""
 
 import re
 from collections.abc import Sequence
@@ -51,17 +51,6 @@ def simple_plan(num_layers: int, n: int) -> PrunePlan:
     if not 1 <= n <= num_layers - 1:
         raise PlanError(f"n is {n}; the simple strategy removes 1 to {num_layers - 1} of {num_layers} layers.")
     return PrunePlan.of_blocks(num_layers, Block(start=num_layers - n - 1, n=n))
-
-
-def scattered_plan(distances: BlockDistances, criterion: str, n: int) -> PrunePlan:
-    """Return the n layers that score lowest one by one, wherever they stand (ShortGPT, arXiv 2403.03853).
-
-    Raises PlanError where n is not 1 .. L-1.
-    """
-    if not 1 <= n <= distances.num_layers - 1:
-        raise PlanError(f"n is {n}; remove 1 to {distances.num_layers - 1} of {distances.num_layers} layers.")
-    order = np.argsort(distances.criteria[criterion].row(1), kind="stable")
-    return PrunePlan(num_layers=distances.num_layers, removed=tuple(sorted(int(i) for i in order[:n])))
 
 
 def layers_text(layers: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Successive elimination: which starts of each n are still in the race for the best, and what was found. No torch."""
+"""Successive elimination: which starts of each n may still be the best, and what was found. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def check_max_n(num_layers: int, max_n: int) -> None:
         raise PlanError(f"The largest n to search is {max_n}; it must be 1 to {num_layers - 1}.")
 
 
-class Race:
+class SuccessiveElimination:
     """The starts of each n = 1 .. max_n that may still be the best; blocks that the config cannot express take no part.
 
     Window by window all of them are measured; then a start is dropped once it is worse than the leader of its row by
@@ -64,38 +64,38 @@ class Race:
         limit = layers - 1 if max_n is None else max_n
         check_max_n(layers, limit)
         rows = {n: [Block(start=s, n=n) for s in range(layers - n + 1)] for n in range(1, limit + 1)}
-        self.racing = {n: [b for b in row if model.illegal_reason(b) is None] for n, row in rows.items()}
-        self.samples: dict[Block, list[float]] = {block: [] for row in self.racing.values() for block in row}
+        self.remaining = {n: [b for b in row if model.illegal_reason(b) is None] for n, row in rows.items()}
+        self.samples: dict[Block, list[float]] = {block: [] for row in self.remaining.values() for block in row}
         self.windows = 0
         self.z = z
 
     def wanted(self) -> list[Block]:
         """Return the blocks to measure on the next window; none when every row is decided."""
         early = self.windows < CERTAIN_FROM
-        return [block for row in self.racing.values() if early or len(row) > 1 for block in row]
+        return [block for row in self.remaining.values() if early or len(row) > 1 for block in row]
 
     def add(self, blocks: Sequence[Block], increases: Floats) -> None:
         """Add one window's increases in NLL of the wanted blocks, and drop the starts that are certainly worse."""
         for block, increase in zip(blocks, increases, strict=True):
             self.samples[block].append(float(increase))
         self.windows += 1
-        self.racing = {n: self._still_racing(row) for n, row in self.racing.items()}
+        self.remaining = {n: self._not_eliminated(row) for n, row in self.remaining.items()}
 
     @property
     def left(self) -> int:
-        """Blocks still in the race."""
-        return sum(len(row) for row in self.racing.values())
+        """Blocks not eliminated yet."""
+        return sum(len(row) for row in self.remaining.values())
 
     def result(self, text: TextInfo, windows: int) -> SearchResult:
         """Return the leaders so far; `windows` is how many there are in all."""
         return SearchResult(
-            rows=tuple(self._best(row) for row in self.racing.values() if row),
+            rows=tuple(self._best(row) for row in self.remaining.values() if row),
             text=text,
             cells_measured=sum(len(values) for values in self.samples.values()),
             cells_exhaustive=len(self.samples) * windows,
         )
 
-    def _still_racing(self, row: Sequence[Block]) -> list[Block]:
+    def _not_eliminated(self, row: Sequence[Block]) -> list[Block]:
         """Return the blocks of a row that are not yet worse than its leader for certain; blocks that give NaN go."""
         finite = [block for block in row if np.isfinite(self.samples[block]).all()]
         if len(finite) < 2 or len(self.samples[finite[0]]) < CERTAIN_FROM:

@@ -10,9 +10,6 @@ from shortviz.records import Block, ExportReport, PrunePlan
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What the model named `demo` is on the hub."""
 
-EXPORT_STAGES = ("write", "reload", "prove logits", "prove generation")
-"""The stages that an export tells of, in order; each ends with a Progress whose `done` is its `total`."""
-
 
 def hub_id(model_id: str) -> str:
     """Return the name other tools know a model by: `demo` is a hub model, all other ids are their own name."""

@@ -10,7 +10,7 @@ import numpy as np
 from shortviz.curve import CurveLine, CurvePoint, GreedyRemoval
 from shortviz.ledger import Ledger, LedgerStep, Treatment
 from shortviz.ledger_steps import accuracy_change
-from shortviz.records import Evaluation, Score, Settling, TaskScore, TextInfo
+from shortviz.records import Evaluation, RowsNeeded, Score, TaskScore, TextInfo
 
 _NUMBERS = ("accuracy", "accuracy_stderr", "accuracy_norm", "accuracy_norm_stderr", "chance", "majority")
 
@@ -128,15 +128,15 @@ def read_task_score(found: Mapping[str, Any]) -> TaskScore:
     return TaskScore(**{**found, "removed": tuple(found["removed"])} | {name: number(found[name]) for name in _NUMBERS})
 
 
-def settling_json(found: Settling) -> dict[str, Any]:
+def rows_needed_json(found: RowsNeeded) -> dict[str, Any]:
     """Return how many rows a choice needs."""
     return asdict(found) | {"agree": found.agree.tolist()}
 
 
-def read_settling(found: Mapping[str, Any]) -> Settling:
-    """Return what `settling_json` wrote."""
+def read_rows_needed(found: Mapping[str, Any]) -> RowsNeeded:
+    """Return what `rows_needed_json` wrote."""
     tuples = {name: tuple(found[name]) for name in ("counts", "needed")}
-    return Settling(rows=found["rows"], orders=found["orders"], agree=np.array(found["agree"]), **tuples)
+    return RowsNeeded(rows=found["rows"], orders=found["orders"], agree=np.array(found["agree"]), **tuples)
 
 
 def number(value: float | None) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shortviz.model_records import SPREAD, ModelEstimate, ModelInfo, ModelRef
 from shortviz.plan_records import Block, PrunePlan
-from shortviz.settling_records import Settling
+from shortviz.settling_records import RowsNeeded
 from shortviz.task_records import TaskPrediction, TaskRow, TaskRows, TaskScore, TaskSpec
 from shortviz.text_records import Bos, TextInfo, TextSpec, Tokens, TokenSet, WindowSet, WindowSpec
 
@@ -40,9 +40,9 @@ __all__ = [
     "ModelInfo",
     "ModelRef",
     "PrunePlan",
+    "RowsNeeded",
     "Run",
     "Score",
-    "Settling",
     "TaskPrediction",
     "TaskRow",
     "TaskRows",
@@ -121,7 +121,7 @@ class BlockDistances:
     seconds: float = 0.0
     rows: int = 0
     """Sequences run; 0 where only the criteria's own counts are known."""
-    settling: Mapping[str, Settling] = field(default_factory=dict)
+    settling: Mapping[str, RowsNeeded] = field(default_factory=dict)
     """By criterion: how many rows the best start of each n needs; only of a finished or stopped measurement."""
     tokens_per_row: int | None = None
     """Evenly spaced tokens of a row that token means are taken over; None is all but the first."""

@@ -14,19 +14,17 @@ from shortviz.handle import ModelHandle
 from shortviz.ledger import Setting, Treatment
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records import Block, PrunePlan, TokenSet
-from shortviz.repair_draft import Draft, Outcome
-from shortviz.repair_linear import replace_linear
+from shortviz.repair_draft import Candidate, Trial
 from shortviz.repair_refit import refit
 from shortviz.repair_scale import rescale
 from shortviz.repair_work import Work
 from shortviz.spreading import refuse_spread
 from shortviz.token_batches import check_rows
 
-_RECIPES: Mapping[str, Callable[[Work], tuple[Draft, list[Outcome]]]] = {
+_RECIPES: Mapping[str, Callable[[Work], tuple[Candidate, list[Trial]]]] = {
     "seam_refit": refit,
     "linear_fold": refit,
     "scale": rescale,
-    "linear_replacement": replace_linear,
 }
 METHODS = tuple(_RECIPES)
 
@@ -64,12 +62,11 @@ def repair(
     those that write less (ours, see `repair_pool`); and keeps what is best on the held-out rows. `linear_fold` puts the
     best linear map of what that layer gives behind it (after ReplaceMe, arXiv 2505.02819, but shrinking towards the
     identity and not to 0). Where a norm follows the MLP only its scale is linear, and both refit that. `scale` is one
-    number (see `repair_scale`). `linear_replacement` keeps an explicit linear layer in the block's place, which can be
-    measured but not exported.
+    number (see `repair_scale`).
 
     `blocks` are those of the plan whose seams are to be repaired; all if None.
 
-    Memory besides the models: the residual stream of all rows, once for the draft and once a seam, and the moments
+    Memory besides the models: the residual stream of all rows, once for the candidate and once a seam, and the moments
     (see `seam_moments`).
 
     Raises PlanError where nothing is missing or no layer stands before the only seam, ModelError for a base of another
@@ -95,8 +92,8 @@ def repair(
         batch_size=batch_size,
         watch=watch,
     )
-    draft, outcomes = _RECIPES[method](work)
-    return _report(work, draft, outcomes, time.perf_counter() - began)
+    candidate, trials = _RECIPES[method](work)
+    return _report(work, candidate, trials, time.perf_counter() - began)
 
 
 def check_method(method: str) -> None:
@@ -110,11 +107,6 @@ def _checked_plan(cut: ModelHandle, base: ModelHandle, method: str) -> PrunePlan
     plan = cut.plan
     if plan is None or not plan.removed:
         raise PlanError("No layer is missing from this model, so there is nothing to repair; cut it first.")
-    if any(treatment.method == "linear_replacement" for treatment in cut.treatments):
-        raise PlanError(
-            "A linear layer stands in place of the removed layers, which no repair knows how to go on from; repair the "
-            "cut model itself."
-        )
     if base.info.id != cut.info.id or base.info.hidden_size != cut.info.hidden_size:
         raise ModelError(f"The cut model was cut from {cut.info.id}, not from {base.info.id}; give that one.")
     if base.info.num_layers != plan.num_layers:
@@ -125,15 +117,15 @@ def _checked_plan(cut: ModelHandle, base: ModelHandle, method: str) -> PrunePlan
     return plan
 
 
-def _report(work: Work, draft: Draft, outcomes: Sequence[Outcome], seconds: float) -> Repaired:
-    kept = [outcome for outcome in outcomes if outcome.applied]
+def _report(work: Work, candidate: Candidate, trials: Sequence[Trial], seconds: float) -> Repaired:
+    kept = [trial for trial in trials if trial.applied]
     settings: dict[str, Setting] = {
-        "weights": ", ".join(name for outcome in kept for name in outcome.weights),
-        "factor" if work.method == "scale" else "ridge": ", ".join(f"{outcome.found:.4g}" for outcome in outcomes),
-        "fit_tokens": outcomes[0].tokens,
-        "held_out_tokens": int(draft.weights.sum()),
-        "held_out_nll_cut": draft.mean(outcomes[0].before),
-        "held_out_nll_repaired": draft.mean(draft.nll),
+        "weights": ", ".join(name for trial in kept for name in trial.weights),
+        "factor" if work.method == "scale" else "ridge": ", ".join(f"{trial.found:.4g}" for trial in trials),
+        "fit_tokens": trials[0].tokens,
+        "held_out_tokens": int(candidate.weights.sum()),
+        "held_out_nll_cut": candidate.mean(trials[0].before),
+        "held_out_nll_repaired": candidate.mean(candidate.nll),
         "batch_size": work.batch_size,
     }
     treatment = Treatment(
@@ -142,27 +134,28 @@ def _report(work: Work, draft: Draft, outcomes: Sequence[Outcome], seconds: floa
         settings=settings,
         text=work.tokens.info,
         seconds=seconds,
-        note=_note(draft, outcomes),
+        note=_note(candidate, trials),
     )
     if not kept:
         return Repaired(handle=work.cut, treatment=treatment, applied=False)
-    handle = replace(draft.handle, treatments=(*work.cut.treatments, treatment))
+    handle = replace(candidate.handle, treatments=(*work.cut.treatments, treatment))
     return Repaired(handle=handle, treatment=treatment, applied=True)
 
 
-def _note(draft: Draft, outcomes: Sequence[Outcome]) -> str:
+def _note(candidate: Candidate, trials: Sequence[Trial]) -> str:
     """Return what was not applied and why, what there is to say of the rest, and the loss on held-out rows."""
     parts = []
-    for outcome in outcomes:
-        if not outcome.applied:
+    for trial in trials:
+        if not trial.applied:
             parts.append(
-                f"{outcome.subject} was left as it was: {outcome.how}, the loss on held-out rows would have gone from "
-                f"{draft.mean(outcome.before):.4f} to {draft.mean(outcome.after):.4f}."
+                f"{trial.subject} was left as it was: {trial.how}, the loss on held-out rows would have gone from "
+                f"{candidate.mean(trial.before):.4f} to {candidate.mean(trial.after):.4f}."
             )
-        elif outcome.remark:
-            parts.append(outcome.remark)
-    if any(outcome.applied for outcome in outcomes):
+        elif trial.remark:
+            parts.append(trial.remark)
+    if any(trial.applied for trial in trials):
         parts.append(
-            f"Loss on held-out rows {draft.mean(outcomes[0].before):.4f} before, {draft.mean(draft.nll):.4f} after."
+            f"Loss on held-out rows {candidate.mean(trials[0].before):.4f} before, "
+            f"{candidate.mean(candidate.nll):.4f} after."
         )
     return " ".join(parts)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shortviz.neurons import Neurons, as_read_by
-from shortviz.new_weights import put_weights, take_back
+from shortviz.new_weights import put_weights, restore_weights
 from shortviz.residual_writers import linear_weight
-from shortviz.seam_fit import Site
+from shortviz.seam_fit import FitTarget
 from shortviz.seam_moments import token_weights
-from shortviz.seam_streams import Stream, visit
+from shortviz.seam_streams import PairedBatch, probe_modules
 
 _SAME = 1e-12
 """Two neurons are one where their rows' products with a random vector differ by less, relative to the largest."""
@@ -26,8 +26,8 @@ _SAME = 1e-12
 def choose(
     layer: nn.Module,
     removed: Sequence[nn.Module],
-    site: Site,
-    streams: Sequence[Stream],
+    target: FitTarget,
+    batches: Sequence[PairedBatch],
     number: int,
     tell: Callable[[int], None],
 ) -> tuple[dict[str, Tensor], int] | None:
@@ -36,18 +36,18 @@ def choose(
     The layer is left as it was; of the removed layers' weights, one layer's at a time is held in float64. `tell` is
     told of the rows of every batch, and may raise to stop.
     """
-    assert site.neurons is not None
-    scores, donors = [_written(layer, site, streams, number, tell) * _column_squares(layer, site.neurons)], []
+    assert target.neurons is not None
+    scores, donors = [_written(layer, target, batches, number, tell) * _column_squares(layer, target.neurons)], []
     for donor in removed:
-        weights = as_read_by(layer, donor, site.neurons)
+        weights = as_read_by(layer, donor, target.neurons)
         if weights is None:
             continue
         old = put_weights(layer, weights)
         try:
-            found = _written(layer, site, streams, number, tell) * _column_squares(donor, site.neurons)
+            found = _written(layer, target, batches, number, tell) * _column_squares(donor, target.neurons)
         finally:
-            take_back(layer, old)
-        found[_known(layer, site.neurons, weights) | ~found.isfinite()] = -1.0  # float16 may overflow in this layer
+            restore_weights(layer, old)
+        found[_known(layer, target.neurons, weights) | ~found.isfinite()] = -1.0  # float16 may overflow in this layer
         donors.append(donor)
         scores.append(found)
     places = len(scores[0])
@@ -56,20 +56,20 @@ def choose(
     kept = torch.zeros(places, dtype=torch.bool, device=best.device)
     kept[best[best < places]] = True
     free, taken = (~kept).nonzero()[:, 0], best[best >= places].sort().values - places
-    return (_mixed(layer, donors, site.neurons, free, taken), len(taken)) if len(taken) else None
+    return (_mixed(layer, donors, target.neurons, free, taken), len(taken)) if len(taken) else None
 
 
 def _written(
-    layer: nn.Module, site: Site, streams: Sequence[Stream], number: int, tell: Callable[[int], None]
+    layer: nn.Module, target: FitTarget, batches: Sequence[PairedBatch], number: int, tell: Callable[[int], None]
 ) -> Tensor:
     """Return the sum over tokens of each feature's square, relative to the state that should be reached; float64."""
     total: Tensor | None = None
-    for stream in streams:
-        features = visit(layer, (site.writer.name,), stream, stream.calls[number]).entered[0].double()
-        weights = token_weights(stream.targets[site.boundary][stream.real].double())
+    for batch in batches:
+        features = probe_modules(layer, (target.writer.name,), batch, batch.calls[number]).entered[0].double()
+        weights = token_weights(batch.uncut_states[target.boundary][batch.real].double())
         found = (features * weights).square().sum(0)
         total = found if total is None else total + found
-        tell(len(stream.ids))
+        tell(len(batch.ids))
     assert total is not None
     return total
 

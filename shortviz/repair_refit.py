@@ -4,16 +4,16 @@ from shortviz.architectures import layer_stack
 from shortviz.errors import ModelError, PlanError
 from shortviz.neurons import find_neurons
 from shortviz.records import Block
-from shortviz.repair_draft import Draft, Outcome
+from shortviz.repair_draft import Candidate, Trial
 from shortviz.repair_work import Work
 from shortviz.residual_writers import find_writers, linear_weight
-from shortviz.seam_fit import Site
+from shortviz.seam_fit import FitTarget
 from shortviz.stream_scale import adding_layers
 from shortviz.watching import open_probe
 
 
-def refit(work: Work) -> tuple[Draft, list[Outcome]]:
-    """Return a draft with the layer before each seam refitted where that helps, and what each gave.
+def refit(work: Work) -> tuple[Candidate, list[Trial]]:
+    """Return a candidate with the layer before each seam refitted where that helps, and what each gave.
 
     Raises PlanError where no layer stands before any of the seams, ModelError where one has nothing to refit, TextError
     for too little text.
@@ -24,26 +24,28 @@ def refit(work: Work) -> tuple[Draft, list[Outcome]]:
             "The cut begins at layer 0, so no layer stands before the seam and there is nothing to refit; choose a "
             "block that starts at 1 or later, or heal the cut by training."
         )
-    sites = [_site(work, block) for block in blocks]
-    work.check_enough(max(_unknowns(work, site.alone) for site in sites))
+    targets = [_fit_target(work, block) for block in blocks]
+    work.check_enough(max(_unknowns(work, target.alone) for target in targets))
     tokens = sum(map(len, work.fitted))
-    sites = [site if tokens >= _unknowns(work, site) else site.alone for site in sites]
-    passes = sum(_passes(site, block) for site, block in zip(sites, blocks, strict=True))
-    draft = work.open_draft(wanted={site.boundary for site in sites}, first=sites[0].layer, passes=passes)
-    return draft, [draft.try_site(site) for site in sites]
+    targets = [target if tokens >= _unknowns(work, target) else target.alone for target in targets]
+    passes = sum(_passes(target, block) for target, block in zip(targets, blocks, strict=True))
+    candidate = work.open_candidate(
+        wanted={target.boundary for target in targets}, first=targets[0].layer, passes=passes
+    )
+    return candidate, [candidate.try_target(target) for target in targets]
 
 
-def _unknowns(work: Work, site: Site) -> int:
+def _unknowns(work: Work, target: FitTarget) -> int:
     """Return how many numbers are fitted for each channel."""
-    if site.writer.scale:
+    if target.writer.scale:
         return 1
-    if site.reads == "outputs":
+    if target.reads == "outputs":
         return work.cut.info.hidden_size
-    layer = layer_stack(work.cut.model).layers[site.layer]
-    return sum(linear_weight(layer.get_submodule(name)).shape[1] for name in site.modules)
+    layer = layer_stack(work.cut.model).layers[target.layer]
+    return sum(linear_weight(layer.get_submodule(name)).shape[1] for name in target.modules)
 
 
-def _site(work: Work, block: Block) -> Site:
+def _fit_target(work: Work, block: Block) -> FitTarget:
     layer = work.plan.kept.index(block.start - 1)
     with work.cut.lock:
         probe = open_probe(work.cut, layer)
@@ -55,9 +57,9 @@ def _site(work: Work, block: Block) -> Site:
             )
         writer, boundary = writers[0], block.start + block.n
         if work.method == "linear_fold":
-            return Site(layer=layer, boundary=boundary, writer=writer, reads="outputs")
+            return FitTarget(layer=layer, boundary=boundary, writer=writer, reads="outputs")
         others = tuple(name for name in adding_layers(probe) if name != writer.name)
-        return Site(
+        return FitTarget(
             layer=layer,
             boundary=boundary,
             writer=writer,
@@ -67,6 +69,6 @@ def _site(work: Work, block: Block) -> Site:
         )
 
 
-def _passes(site: Site, block: Block) -> int:
-    """Return how often all rows go through a site's layer: for its fits, and for the choice of neurons."""
-    return site.fits if site.neurons is None else 2 * site.fits + 1 + block.n
+def _passes(target: FitTarget, block: Block) -> int:
+    """Return how often all rows go through a target's layer: for its fits, and for the choice of neurons."""
+    return target.fits if target.neurons is None else 2 * target.fits + 1 + block.n

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shortviz.errors import ModelError, PlanError
 from shortviz.records import Block
-from shortviz.repair_draft import Draft, Outcome
+from shortviz.repair_draft import Candidate, Trial
 from shortviz.repair_work import Work
 from shortviz.stream_scale import adding_layers, divided_weights
 from shortviz.watching import open_probe, short_recording
@@ -18,8 +18,8 @@ from shortviz.watching import open_probe, short_recording
 _TOLERANCE = 1e-3
 
 
-def rescale(work: Work) -> tuple[Draft, list[Outcome]]:
-    """Return a draft with the layers behind each seam scaled where that helps, and what each gave.
+def rescale(work: Work) -> tuple[Candidate, list[Trial]]:
+    """Return a candidate with the layers behind each seam scaled where that helps, and what each gave.
 
     Raises PlanError where no layer stands behind any of the seams, ModelError where layers or final norm do not forget
     the size of the stream, TextError for too little text.
@@ -33,13 +33,13 @@ def rescale(work: Work) -> tuple[Draft, list[Outcome]]:
     work.check_enough(1)
     names = _adding_layers(work, work.plan.kept.index(blocks[0].start + blocks[0].n))
     wanted = {boundary for block in blocks for boundary in (block.start, block.start + block.n)}
-    draft = work.open_draft(wanted=wanted, first=0, passes=0)
-    _check_tail(work, draft)
-    return draft, [_try_block(work, draft, block, names) for block in blocks]
+    candidate = work.open_candidate(wanted=wanted, first=0, passes=0)
+    _check_tail(work, candidate)
+    return candidate, [_try_block(work, candidate, block, names) for block in blocks]
 
 
 def _adding_layers(work: Work, first: int) -> dict[int, tuple[str, ...]]:
-    """Return the adding layers of each layer from `first` on, in the draft's numbers."""
+    """Return the adding layers of each layer from `first` on, in the candidate's numbers."""
     found: dict[int, tuple[str, ...]] = {}
     with work.cut.lock:
         recording = short_recording(work.cut)
@@ -56,12 +56,12 @@ def _adding_layers(work: Work, first: int) -> dict[int, tuple[str, ...]]:
 
 
 @torch.inference_mode()
-def _check_tail(work: Work, draft: Draft) -> None:
-    state = draft.held_out[0].state
+def _check_tail(work: Work, candidate: Candidate) -> None:
+    state = candidate.held_out[0].state
     ends = []
     for size in (1.0, 2.0):
         end: Tensor = size * state
-        for module in draft.end_loss.tail:
+        for module in candidate.end_loss.tail:
             end = module(end)
         ends.append(end)
     tolerance = max(_TOLERANCE, torch.finfo(ends[0].dtype).eps)  # in half precision one rounding is more
@@ -72,32 +72,32 @@ def _check_tail(work: Work, draft: Draft) -> None:
         )
 
 
-def factor(draft: Draft, block: Block) -> float:
+def factor(candidate: Candidate, block: Block) -> float:
     """Return the mean over channels of how much larger the stream is behind the block than before it."""
     sums = [
-        torch.stack([s.targets[boundary][s.real].double().abs().sum(0) for s in draft.fit_on]).sum(0)
+        torch.stack([s.uncut_states[boundary][s.real].double().abs().sum(0) for s in candidate.fit_on]).sum(0)
         for boundary in (block.start, block.start + block.n)
     ]
     return float((sums[1] / sums[0].clamp_min(1e-300)).mean())
 
 
-def _try_block(work: Work, draft: Draft, block: Block, names: dict[int, tuple[str, ...]]) -> Outcome:
-    found = factor(draft, block)
+def _try_block(work: Work, candidate: Candidate, block: Block, names: dict[int, tuple[str, ...]]) -> Trial:
+    found = factor(candidate, block)
     first = work.plan.kept.index(block.start + block.n)
     weights = {
         f"{index}.{name}": weight
         for index in range(first, len(work.plan.kept))
-        for name, weight in divided_weights(draft.layers[index], names[index], found).items()
+        for name, weight in divided_weights(candidate.layers[index], names[index], found).items()
     }
-    before, after = draft.nll, draft.nll_with(weights)
-    applied = draft.keep_if_better(weights, after)
+    before, after = candidate.nll, candidate.nll_with(weights)
+    applied = candidate.keep_if_better(weights, after)
     kept = work.plan.kept
-    return Outcome(
+    return Trial(
         subject=f"All from layer {block.start + block.n} on",
         how=f"its additions divided by {found:.4f}",
         weights=tuple(f"{kept[int(i)]}.{rest}" for i, _, rest in (name.partition(".") for name in weights)),
         found=found,
-        tokens=sum(int(s.real.sum()) for s in draft.fit_on),
+        tokens=sum(int(s.real.sum()) for s in candidate.fit_on),
         before=before,
         after=after,
         applied=applied,

@@ -7,7 +7,7 @@ from shortviz.errors import TextError
 from shortviz.handle import ModelHandle
 from shortviz.progress import Watch
 from shortviz.records import Block, PrunePlan, Tokens, TokenSet
-from shortviz.repair_draft import Draft, open_draft
+from shortviz.repair_draft import Candidate, open_candidate
 
 HELD_OUT_EVERY = 8
 """Every eighth row is left out of the fit: the ridge is chosen, and the repair judged, on those."""
@@ -55,8 +55,8 @@ class Work:
                 f"tokens are there to fit on; give at least {needed:,} tokens."
             )
 
-    def open_draft(self, *, wanted: Set[int], first: int, passes: int) -> Draft:
-        """Return the draft to work on; rows go through it `passes` times after the uncut model, for the progress."""
+    def open_candidate(self, *, wanted: Set[int], first: int, passes: int) -> Candidate:
+        """Return the candidate to fit; rows go through it `passes` times after the uncut model, for the progress."""
         total, done = len(self.tokens.rows) * (1 + passes), 0
 
         def tell(rows: int, detail: str) -> None:
@@ -69,7 +69,7 @@ class Work:
             detail = "the loss on held-out rows, with what was fitted"
             self.watch.tell("judge", done=rows, total=of, unit="rows", detail=detail)
 
-        draft = open_draft(
+        candidate = open_candidate(
             self.cut,
             self.base,
             (self.fitted, self.held_out),
@@ -79,5 +79,5 @@ class Work:
             watch=self.watch,
             tell=tell,
         )
-        draft.end_loss = replace(draft.end_loss, judged=judged)
-        return draft
+        candidate.end_loss = replace(candidate.end_loss, judged=judged)
+        return candidate

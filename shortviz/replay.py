@@ -78,7 +78,7 @@ def record(handle: ModelHandle, tokens: Tensor) -> Recording:
 def find_tail(handle: ModelHandle, tokens: Tensor) -> tuple[nn.Module, ...] | None:
     """Return the modules between boundary L and the head, in order (mostly the final norm alone).
 
-    Found by watching which modules outside the layers turn the one into the other; None where something else happens.
+    Found by hooks that record which modules turn the one into the other; None where something else happens.
     """
     model, stack = handle.model, layer_stack(handle.model)
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
@@ -88,7 +88,7 @@ def find_tail(handle: ModelHandle, tokens: Tensor) -> tuple[nn.Module, ...] | No
             seen.append((module, args[0].clone(), output.clone()))
 
     with handle.lock, ExitStack() as hooks:
-        for module in _beside_the_layers(model, stack.path):
+        for module in _non_layer_modules(model, stack.path):
             hooks.callback(module.register_forward_hook(keep).remove)
         recording = record(handle, tokens)
     tail, current = [], recording.boundaries[-1]
@@ -100,7 +100,7 @@ def find_tail(handle: ModelHandle, tokens: Tensor) -> tuple[nn.Module, ...] | No
     return tuple(tail) if _equal(current.to(recording.head_states.dtype), recording.head_states) else None
 
 
-def _beside_the_layers(model: nn.Module, path: str) -> list[nn.Module]:
+def _non_layer_modules(model: nn.Module, path: str) -> list[nn.Module]:
     """Return the modules next to the layer list and to each module that holds it, the head left out."""
     head = model.get_output_embeddings()  # type: ignore[operator]  # nn.Module says Tensor | Module of any attribute
     parts, found = path.split("."), []

@@ -1,4 +1,4 @@
-"""Which modules of a layer write into the residual stream that leaves it: found by watching, not by family.
+"""Which modules of a layer write into the residual stream that leaves it: found by hooks, not by family.
 
 A writer is a module whose output the layer only adds: when its output moves by d, what leaves the layer moves by
 gain * d. In most families that is the MLP's last projection, with gain 1; granite and falcon_h1 scale it; in parallel
@@ -40,7 +40,7 @@ def find_writers(probe: Probe) -> tuple[Writer, ...]:
     Linear layers where there is one; otherwise norms behind the MLP; empty where the layer has neither.
     """
     size = probe.entering.numel()
-    seen = {name: found for name, found in probe.watch().items() if found[2].numel() == size}
+    seen = {name: found for name, found in probe.module_io().items() if found[2].numel() == size}
     for is_kind, scale in ((_is_linear, False), (_is_scale, True)):
         found = [
             Writer(name=name, gain=gain, inputs=args.shape[-1], scale=scale)

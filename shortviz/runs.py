@@ -3,7 +3,6 @@
 import json
 import platform
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata, resources
@@ -38,7 +37,6 @@ __all__ = [
     "evaluation_json",
     "example_run",
     "folder_name",
-    "list_runs",
     "load_run",
     "new_run",
     "parse_run",
@@ -162,17 +160,6 @@ def example_run(key: str = "example") -> Run:
 def has_example(key: str = "example") -> bool:
     """Return whether this installation carries the bundled run; a bare checkout may not."""
     return (resources.files("shortviz") / "example_run" / EXAMPLES[key]).is_file()
-
-
-def list_runs(folder: Path) -> Iterator[tuple[Path, Run]]:
-    """Yield (folder, run) of every readable run below a folder, newest first; others are passed over."""
-    if not folder.is_dir():
-        return
-    for target in sorted(folder.glob(f"*/{FILE}"), key=lambda p: p.stat().st_mtime, reverse=True):
-        try:
-            yield target.parent, load_run(target.parent)
-        except RunError:
-            continue
 
 
 def with_evaluation(run: Run, evaluation: Evaluation) -> Run:

@@ -1,4 +1,4 @@
-"""Fitting one module of a draft to the uncut model's boundary: moments, a ridge from held-out rows, new weights."""
+"""Fitting one module of a candidate to the uncut model's boundary: moments, a ridge from held-out rows, new weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from shortviz.neurons import Neurons
 from shortviz.progress import Watch
 from shortviz.residual_writers import Writer, linear_weight, scale_features
 from shortviz.seam_moments import Moments
-from shortviz.seam_streams import STOPPED, Stream, Visit, visit
+from shortviz.seam_streams import STOPPED, PairedBatch, ProbedModules, probe_modules
 
 Reads = Literal["inputs", "outputs"]
 """`inputs`: a new weight from what the module reads; `outputs`: a linear map behind what it gives, folded in."""
@@ -21,11 +21,11 @@ RIDGES = tuple(10.0 ** (step / 2) for step in range(-6, 5))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Site:
+class FitTarget:
     """One layer that is to be fitted, and the boundary of the uncut model that it should reach."""
 
     layer: int
-    """In the draft's numbers."""
+    """In the candidate's numbers."""
     boundary: int
     """In the uncut model's numbers."""
     writer: Writer
@@ -37,7 +37,7 @@ class Site:
     """Of the layer, where neurons of the removed layers may take their places."""
 
     @property
-    def alone(self) -> "Site":
+    def alone(self) -> "FitTarget":
         """The same without the others."""
         return replace(self, others=())
 
@@ -54,7 +54,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Fitted:
-    """What least squares found for one site."""
+    """What least squares found for one target."""
 
     weights: dict[str, Tensor]
     """New weights by name in the layer."""
@@ -66,49 +66,54 @@ class Fitted:
 
 
 def gather(
-    layer: nn.Module, site: Site, streams: Sequence[Stream], number: int, watch: Watch, on_batch: Callable[[int], None]
+    layer: nn.Module,
+    target: FitTarget,
+    batches: Sequence[PairedBatch],
+    number: int,
+    watch: Watch,
+    on_batch: Callable[[int], None],
 ) -> Moments:
-    """Return the moments of a site over the streams, which stand at its layer; `number` is its uncut number."""
-    module = layer.get_submodule(site.writer.name)
-    hidden, device = streams[0].state.shape[-1], streams[0].state.device
-    moments = Moments.scale_zeros(hidden, device=device) if site.writer.scale else None
-    for stream in streams:
+    """Return the moments of a target over the batches, which stand at its layer; `number` is its uncut number."""
+    module = layer.get_submodule(target.writer.name)
+    hidden, device = batches[0].state.shape[-1], batches[0].state.device
+    moments = Moments.scale_zeros(hidden, device=device) if target.writer.scale else None
+    for batch in batches:
         watch.check(STOPPED)
-        seen = visit(layer, site.modules, stream, stream.calls[number])
-        reached = stream.targets[site.boundary][stream.real]
-        wanted = (reached.double() - seen.output.double()) / site.writer.gain
-        features = _features(module, site, seen)
+        seen = probe_modules(layer, target.modules, batch, batch.calls[number])
+        reached = batch.uncut_states[target.boundary][batch.real]
+        wanted = (reached.double() - seen.output.double()) / target.writer.gain
+        features = _features(module, target, seen)
         if moments is None:
             groups = [f.shape[-1] for f in features]
             moments = Moments.zeros(groups, hidden, bias=module.bias is not None, device=device)
         moments.add(torch.cat(features, dim=1), wanted, reached)
-        on_batch(len(stream.ids))
+        on_batch(len(batch.ids))
     assert moments is not None
     return moments
 
 
 @torch.inference_mode()
-def _features(module: nn.Module, site: Site, seen: Visit) -> list[Tensor]:
-    if site.writer.scale:
+def _features(module: nn.Module, target: FitTarget, seen: ProbedModules) -> list[Tensor]:
+    if target.writer.scale:
         return [scale_features(module, seen.entered[-1])]
-    return seen.entered if site.reads == "inputs" else [seen.left]
+    return seen.entered if target.reads == "inputs" else [seen.left]
 
 
-def fit(layer: nn.Module, site: Site, fit_on: Moments, held_out: Moments) -> Fitted:
+def fit(layer: nn.Module, target: FitTarget, fit_on: Moments, held_out: Moments) -> Fitted:
     """Return the weights that least squares gives, with the ridge that misses least on held-out rows."""
     tried = [(held_out.missed(solution), ridge, solution) for ridge in RIDGES for solution in [fit_on.solve(ridge)]]
     missed, ridge, solution = min(tried, key=lambda found: found[0])
     weights: dict[str, Tensor] = {}
     at = 0
-    for name in site.others:
+    for name in target.others:
         module = layer.get_submodule(name)
         inputs = linear_weight(module).shape[1]
         changed = _refitted(module, solution[at : at + inputs])
         weights |= {f"{name}.{leaf}": weight for leaf, weight in changed.items()}
         at += inputs
-    module = layer.get_submodule(site.writer.name)
-    change = _scaled if site.writer.scale else _refitted if site.reads == "inputs" else _folded
-    weights |= {f"{site.writer.name}.{leaf}": weight for leaf, weight in change(module, solution[at:]).items()}
+    module = layer.get_submodule(target.writer.name)
+    change = _scaled if target.writer.scale else _refitted if target.reads == "inputs" else _folded
+    weights |= {f"{target.writer.name}.{leaf}": weight for leaf, weight in change(module, solution[at:]).items()}
     return Fitted(weights=weights, ridge=ridge, missed=missed, tokens=fit_on.tokens)
 
 

@@ -1,7 +1,7 @@
-"""Two models on the same text, side by side: the uncut one's boundaries, and a draft of the repaired one on its way.
+"""Two models on the same text, side by side: the uncut one's boundaries, and a candidate for the repaired one.
 
 The uncut model runs once over every batch. Its boundaries at the seams are kept, and how its layers were called; the
-draft's layers are then called in the same way, one after another, with whatever weights they have by then. That way
+candidate's layers are then called in the same way, one after another, with whatever weights they have by then. That way
 a seam further on sees what the repaired layers before it really give, and no layer runs twice.
 """
 
@@ -24,19 +24,19 @@ STOPPED = "Stopped before the repair was finished; the cut model is as it was."
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Stream:
+class PairedBatch:
     """One batch of rows in both models."""
 
     ids: Tensor
     """(rows, tokens), padded right."""
     real: Tensor
     """(rows, tokens): False where there is padding."""
-    targets: dict[int, Tensor]
+    uncut_states: dict[int, Tensor]
     """Boundaries of the uncut model, (rows, tokens, hidden) each."""
     calls: list[LayerCall]
     """How the uncut model calls its layers."""
     state: Tensor
-    """The draft's residual stream where it stands now, (rows, tokens, hidden)."""
+    """The candidate's residual stream where it stands now, (rows, tokens, hidden)."""
 
 
 class _ReachedError(Exception):
@@ -44,8 +44,8 @@ class _ReachedError(Exception):
 
 
 @torch.inference_mode()
-def open_stream(base: ModelHandle, rows: Sequence[Tokens], wanted: Set[int], start: int, end: int) -> Stream:
-    """Return a batch with the uncut model's wanted boundaries and its first `end` calls, the draft at boundary `start`.
+def open_paired_batch(base: ModelHandle, rows: Sequence[Tokens], wanted: Set[int], start: int, end: int) -> PairedBatch:
+    """Return a batch with the uncut model's wanted boundaries and first `end` calls, the candidate at boundary `start`.
 
     The uncut model runs up to boundary `end`.
     """
@@ -59,7 +59,7 @@ def open_stream(base: ModelHandle, rows: Sequence[Tokens], wanted: Set[int], sta
         device = base.model.device
         with suppress(_ReachedError):
             decoder(input_ids=ids.to(device), use_cache=False)
-    return Stream(ids=ids.to(device), real=real.to(device), targets=kept, calls=calls, state=kept[start])
+    return PairedBatch(ids=ids.to(device), real=real.to(device), uncut_states=kept, calls=calls, state=kept[start])
 
 
 @contextmanager
@@ -83,8 +83,8 @@ def _recording(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Visit:
-    """What some modules of a draft's layer saw of a batch, real tokens only."""
+class ProbedModules:
+    """What some modules of a candidate's layer read and gave on a batch, real tokens only."""
 
     entered: list[Tensor]
     """What each module read, (tokens, features)."""
@@ -95,8 +95,8 @@ class Visit:
 
 
 @torch.inference_mode()
-def visit(layer: nn.Module, modules: Sequence[str], stream: Stream, call: LayerCall) -> Visit:
-    """Run a draft's layer on the stream as it stands, and return what its modules saw; the stream stays."""
+def probe_modules(layer: nn.Module, modules: Sequence[str], batch: PairedBatch, call: LayerCall) -> ProbedModules:
+    """Run a candidate's layer on the batch as it stands, and return what its modules read and gave; the batch stays."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -108,16 +108,18 @@ def visit(layer: nn.Module, modules: Sequence[str], stream: Stream, call: LayerC
     with ExitStack() as hooks:
         for name in modules:
             hooks.callback(layer.get_submodule(name).register_forward_hook(keep(name)).remove)
-        output = call.run(layer, stream.state.clone())
-    shape = (*stream.real.shape, -1)
-    entered = [seen[name][0].view(shape)[stream.real] for name in modules]
-    left = seen[modules[-1]][1].view(shape)[stream.real]
-    return Visit(entered=entered, left=left, output=output[stream.real])
+        output = call.run(layer, batch.state.clone())
+    shape = (*batch.real.shape, -1)
+    entered = [seen[name][0].view(shape)[batch.real] for name in modules]
+    left = seen[modules[-1]][1].view(shape)[batch.real]
+    return ProbedModules(entered=entered, left=left, output=output[batch.real])
 
 
 @torch.inference_mode()
-def advance(layers: nn.ModuleList, numbers: Sequence[int], streams: Sequence[Stream], first: int, last: int) -> None:
-    """Take every stream through the draft's layers first .. last-1; `numbers` are the layers' uncut numbers."""
-    for stream in streams:
+def advance(
+    layers: nn.ModuleList, numbers: Sequence[int], batches: Sequence[PairedBatch], first: int, last: int
+) -> None:
+    """Take every batch through the candidate's layers first .. last-1; `numbers` are the layers' uncut numbers."""
+    for batch in batches:
         for index in range(first, last):
-            stream.state = stream.calls[numbers[index]].run(layers[index], stream.state)
+            batch.state = batch.calls[numbers[index]].run(layers[index], batch.state)

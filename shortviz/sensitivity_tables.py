@@ -11,7 +11,7 @@ from shortviz.errors import RunError
 from shortviz.planning import best_start
 from shortviz.records import BlockDistances, Grid, ModelInfo, Run
 from shortviz.sensitivity import check_comparable, grid_difference, shift_words, start_shifts
-from shortviz.settling import settling_words
+from shortviz.settling import rows_needed_words
 
 
 def comparison_text(runs: Mapping[str, Run], criterion: str | None = None) -> str:
@@ -38,7 +38,7 @@ def comparison_text(runs: Mapping[str, Run], criterion: str | None = None) -> st
             f"A to {letter}: {shift_words(start_shifts(measured[0].criteria[name], one.criteria[name], model))}"
         )
     for letter, one in zip(letters, measured, strict=True):
-        lines.append(f"{letter}: {_settling_line(one, name, model)}")
+        lines.append(f"{letter}: {_rows_needed_line(one, name, model)}")
     fingerprints = {one.text.fingerprint for one in measured}
     if len(fingerprints) < len(measured):
         lines.append("Note: some of the runs are of the same text.")
@@ -110,12 +110,12 @@ def _needed(one: BlockDistances, name: str, n: int) -> int | None:
     return found.needed[n - 1] if found is not None and found.enough(n) else None
 
 
-def _settling_line(one: BlockDistances, name: str, model: ModelInfo) -> str:
+def _rows_needed_line(one: BlockDistances, name: str, model: ModelInfo) -> str:
     found = one.settling.get(name)
     if found is None:
         return "how many rows a choice needs was not recorded."
     sizes = [n for n in range(1, model.num_layers) if best_start(one.criteria[name], n, model) is not None]
-    return settling_words(found, sizes)
+    return rows_needed_words(found, sizes)
 
 
 def _grid_json(grid: Grid) -> dict[str, list[list[float | None]]]:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from shortviz.records import Floats, Settling
+from shortviz.records import Floats, RowsNeeded
 
 ORDERS = 40
 """Random orders of the rows that are looked at."""
@@ -23,9 +23,7 @@ def row_counts(rows: int) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def settle(
-    scores: Floats, num_layers: int, illegal: Sequence[tuple[int, int]] = (), *, orders: int = ORDERS
-) -> Settling | None:
+def count_rows_needed(scores: Floats, num_layers: int, illegal: Sequence[tuple[int, int]] = ()) -> RowsNeeded | None:
     """Return when the choice for each n settles, from one score per row of text and pair, shape (rows, pairs).
 
     Pairs are those of `np.triu_indices(L+1, 1)`; `illegal` are (start, n) that are never chosen. None with fewer than
@@ -40,7 +38,7 @@ def settle(
     best = np.stack(
         [
             _best_starts(np.add.reduceat(scores[draw.permutation(rows)], edges), num_layers, illegal)
-            for _ in range(orders)
+            for _ in range(ORDERS)
         ]
     )
     final = _best_starts(scores.sum(0, keepdims=True), num_layers, illegal)[0]
@@ -50,9 +48,9 @@ def settle(
     stays = np.flip(np.logical_and.accumulate(np.flip(same, 1), 1), 1)
     first = np.array(counts)[stays.argmax(1)]  # (orders, L-1)
     needed = np.quantile(first, 0.95, axis=0, method="inverted_cdf")
-    return Settling(
+    return RowsNeeded(
         rows=rows,
-        orders=orders,
+        orders=ORDERS,
         counts=counts,
         agree=same.mean(0),
         needed=tuple(int(count) for count in needed),
@@ -70,7 +68,7 @@ def _best_starts(parts: Floats, num_layers: int, illegal: Sequence[tuple[int, in
     return best
 
 
-def settling_words(found: Settling, sizes: Sequence[int]) -> str:
+def rows_needed_words(found: RowsNeeded, sizes: Sequence[int]) -> str:
     """Return in a sentence for which n the rows were enough, and how many would have been."""
     known = [n for n in sizes if found.enough(n)]
     open_ = [n for n in sizes if not found.enough(n)]

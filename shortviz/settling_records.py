@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Settling:
+class RowsNeeded:
     """When the choice of a start stops changing, by one criterion, for each n = 1 .. L-1.
 
     The orders are drawn without replacement from the rows that were measured, so the last count always agrees with

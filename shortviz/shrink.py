@@ -19,7 +19,7 @@ from shortviz.losses import check_windows
 from shortviz.progress import NO_WATCH, Progress, Watch
 from shortviz.pruning import prune
 from shortviz.records import Floats, PrunePlan, TokenSet, WindowSet
-from shortviz.repair import Repaired, repair
+from shortviz.repair import Repaired, check_method, repair
 from shortviz.shrink_records import ShrinkStep, load_shrink, save_shrink, shrink_facts
 from shortviz.sums import mean_and_stderr
 from shortviz.text_options import scored_options
@@ -145,8 +145,7 @@ def check_layers(num_layers: int, to_layers: int) -> None:
 def _check(base: ModelHandle, windows: WindowSet, to_layers: int, method: str) -> None:
     now = base.info.num_layers
     check_layers(now, to_layers)
-    if method == "linear_replacement":
-        raise PlanError("After a linear_replacement no layer more can be cut; choose linear_fold, or another method.")
+    check_method(method)
     check_windows(base, windows)
 
 

@@ -10,7 +10,7 @@ from shortviz.errors import ModelError
 from shortviz.layer_calls import difference, record_calls
 from shortviz.pruning import empty_model, pruned_info
 from shortviz.records import ModelInfo, PrunePlan
-from shortviz.streamed_model import StreamedModel, beside
+from shortviz.streamed_model import StreamedModel, non_layer_modules
 from shortviz.streamed_parts import compute_buffers
 
 
@@ -26,7 +26,7 @@ def cut_facts(model: StreamedModel, plan: PrunePlan, tokens: Tensor) -> ModelInf
         info, stack = pruned_info(model.info, short, plan), layer_stack(short)
         # The empty model is in torch's default dtype, whatever the weights that it would share are in.
         info = replace(info, bytes=model.info.bytes - sum(model.info.layer_bytes[i] for i in plan.removed))
-        for mine, theirs in zip(beside(stack), beside(model.stack), strict=True):
+        for mine, theirs in zip(non_layer_modules(stack), non_layer_modules(model.stack), strict=True):
             mine.load_state_dict(theirs.state_dict(), assign=True)
             for weight in mine.parameters():
                 weight._is_hf_initialized = True  # type: ignore[attr-defined]  # shared: nobody may fill it anew

@@ -25,7 +25,7 @@ from shortviz.checkpoint_folder import (
     write_error,
 )
 from shortviz.checkpoint_source import CheckpointSource, open_source
-from shortviz.export import SHARD_BYTES, TEXT_FILES_BYTES, save_tokenizer, stock_twin, write_card
+from shortviz.export import SHARD_BYTES, TEXT_FILES_BYTES, save_tokenizer, stock_copy, write_card
 from shortviz.handle import ModelHandle
 from shortviz.kept_tensors import KeptTensors, kept_tensors
 from shortviz.model_card import CardFacts
@@ -34,7 +34,7 @@ from shortviz.progress import NO_WATCH, Watch
 from shortviz.proving import EXPORT_STOPPED
 from shortviz.pruning import empty_model, pruned_info
 from shortviz.quantised_config import prune_quantization
-from shortviz.records import Evaluation, ExportReport, ModelRef, PrunePlan, TextInfo
+from shortviz.records import ExportReport, ModelRef, PrunePlan
 from shortviz.safetensors_copy import shard_layout, write_index, write_shard
 from shortviz.shards import Entry
 from shortviz.streamed_proof import Proved, prove_bytes, prove_logits
@@ -45,8 +45,6 @@ def export_streamed(
     plan_for: Callable[[int], PrunePlan],
     folder: Path,
     *,
-    text: TextInfo | None = None,
-    evaluation: Evaluation | None = None,
     shard_bytes: int = SHARD_BYTES,
     watch: Watch = NO_WATCH,
 ) -> ExportReport:
@@ -85,8 +83,8 @@ def export_streamed(
                     base=source.info,
                     pruned=pruned.info,
                     plan=plan,
-                    text=text,
-                    evaluation=evaluation,
+                    text=None,
+                    evaluation=None,
                     proof=dict(proved.facts),
                     notes=notes,
                 )
@@ -122,11 +120,11 @@ def _pruned(source: CheckpointSource, plan: PrunePlan) -> ModelHandle:
 def _write_configs(
     source: CheckpointSource, pruned: ModelHandle, checkpoint: Path, plan: PrunePlan, path: str
 ) -> tuple[str, ...]:
-    twin, notes = stock_twin(pruned.model)
+    stock, notes = stock_copy(pruned.model)
     if source.quantised is not None:
-        twin.config.quantization_config = prune_quantization(dict(source.quantised), plan, path)
+        stock.config.quantization_config = prune_quantization(dict(source.quantised), plan, path)
     with loading.quiet_transformers():
-        twin.save_pretrained(checkpoint, state_dict={})  # no weights: the configs alone
+        stock.save_pretrained(checkpoint, state_dict={})  # no weights: the configs alone
     return notes
 
 

@@ -22,15 +22,15 @@ def streamed_logits(
     where a logit is NaN, Stopped when asked to stop.
     """
     ids = [torch.tensor([list(prompt)], device=model.placement.device) for prompt in prompts]
-    model.load_beside(aligned=True)
+    model.load_non_layer_modules(aligned=True)
     entered = [model.calls(tokens) for tokens in ids]
     states = [hidden.clone() for hidden, _ in entered]
-    model.drop_beside()
+    model.drop_non_layer_modules()
     kept = [index for index in range(model.info.num_layers) if index not in removed]
     for index, layer in model.layers_in_turn(kept, aligned=True):
         watch.check(EXPORT_STOPPED)
         states = [calls[index].run(layer, state) for state, (_, calls) in zip(states, entered, strict=True)]
-    model.load_beside(head=True, aligned=True)
+    model.load_non_layer_modules(head=True, aligned=True)
     found = []
     for tokens, state in zip(ids, states, strict=True):
         output = finish(model.model, model.stack, tokens, state, in_tuple=model.in_tuple)
@@ -39,5 +39,5 @@ def streamed_logits(
             raise NumericsError(
                 "The model's logits are NaN, so no checkpoint can be proved equal; choose other layers."
             )
-    model.drop_beside()
+    model.drop_non_layer_modules()
     return found

@@ -57,7 +57,7 @@ def evaluate_streamed(
     state_bytes = _check_memory(model, given.shape, len(plans), 1 if ranks is None else ranks.local_size)
     with memory_limit(model, state_bytes, "give fewer cuts or windows at a time"), torch.inference_mode():
         rows = [torch.tensor(tokens, device=model.placement.device)[None] for tokens in given]
-        model.load_beside()
+        model.load_non_layer_modules()
         cuts = [replace(whole, plan=plan, info=cut_facts(model, plan, rows[0])) for plan in plans]
         streams = _run_layers(model, rows, plans, watch)
         scores, changes = _scored(model, given, whole, cuts, streams, watch)
@@ -111,7 +111,7 @@ def _run_layers(
         hidden, made = model.calls(row)
         base.states.append(hidden.clone())
         calls.append(book.add(made))
-    model.drop_beside()
+    model.drop_non_layer_modules()
     count = model.info.num_layers
     for index, layer in model.layers_in_turn(range(count)):
         for cut in cuts:
@@ -134,7 +134,7 @@ def _scored(
     watch: Watch,
 ) -> tuple[list[list[WindowScore]], list[list[WindowChange]]]:
     """Return the score of each stream, the uncut model's first, and the change of each cut, on every window."""
-    model.load_beside(head=True)
+    model.load_non_layer_modules(head=True)
     head = open_streamed_head(model, whole, torch.tensor(windows[0]), streams[0].states[0])
     own: list[list[WindowScore]] = [[] for _ in streams]
     changes: list[list[WindowChange]] = [[] for _ in cuts]
@@ -146,7 +146,7 @@ def _scored(
             score, change = compare_window(end, tokens, base, watch)
             own[cut + 1].append(score)
             changes[cut].append(change)
-    model.drop_beside()
+    model.drop_non_layer_modules()
     return own, changes
 
 

@@ -28,7 +28,7 @@ from shortviz.replay import LayerCall
 from shortviz.shards import Entry, read_shards
 from shortviz.sizes import estimate_files, parse_config, settle_gguf
 from shortviz.state_store import widest
-from shortviz.streamed_parts import BESIDE, HEAD, Parts, compute_buffers, name_of
+from shortviz.streamed_parts import HEAD, NON_LAYER, Parts, compute_buffers, name_of
 from shortviz.words import size
 
 
@@ -36,7 +36,7 @@ from shortviz.words import size
 class StreamedModel:
     """A causal language model on meta, with its files; use `open_streamed`.
 
-    What stands outside the layers of its decoder is in memory until `drop_beside`.
+    What stands outside the layers of its decoder is in memory until `drop_non_layer_modules`.
     """
 
     model: PreTrainedModel
@@ -90,22 +90,22 @@ class StreamedModel:
         """Free the layer's weights."""
         _to_meta(self.stack.layers[index])
 
-    def load_beside(self, *, head: bool = False, aligned: bool = False) -> None:
+    def load_non_layer_modules(self, *, head: bool = False, aligned: bool = False) -> None:
         """Fill what stands outside the layers of the decoder, the embeddings first of all; and the head if asked.
 
         What is there already stays, but for `aligned` (see `layers_in_turn`).
         """
         if aligned:
-            self.drop_beside()
-        if any(weight.is_meta for module in beside(self.stack) for weight in module.parameters()):
-            self.parts.fill(BESIDE, beside(self.stack), aligned=aligned)
+            self.drop_non_layer_modules()
+        if any(weight.is_meta for module in non_layer_modules(self.stack) for weight in module.parameters()):
+            self.parts.fill(NON_LAYER, non_layer_modules(self.stack), aligned=aligned)
         output = self.model.get_output_embeddings()
         if head and isinstance(output, nn.Module) and any(weight.is_meta for weight in output.parameters()):
             self.parts.fill(HEAD, [output], aligned=aligned)
 
-    def drop_beside(self) -> None:
+    def drop_non_layer_modules(self) -> None:
         """Free what stands outside the layers."""
-        for module in [*beside(self.stack), self.model.get_output_embeddings()]:
+        for module in [*non_layer_modules(self.stack), self.model.get_output_embeddings()]:
             if isinstance(module, nn.Module):
                 _to_meta(module)
         self.parts.release()
@@ -143,7 +143,7 @@ def open_streamed(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[Streame
         loading.refuse_larger_vocabulary(files.name, tokenizer, model)
         entries = read_shards(folder, files.name)
         parts = Parts(model, stack, entries, placement, files.name)
-        parts.fill(BESIDE, beside(stack))
+        parts.fill(NON_LAYER, non_layer_modules(stack))
         probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % config_vocabulary(model)
         with torch.inference_mode():
             in_tuple = returns_tuple(stack, probe)
@@ -227,7 +227,7 @@ def _build_on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> tuple[PreTra
 def _state_dtype(model: PreTrainedModel, stack: LayerStack, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the residual stream where it is widest; `dtype` where the model cannot be streamed."""
     cpu = torch.device("cpu")
-    for module in beside(stack):  # decoders read their masks and positions, which meta does not hold
+    for module in non_layer_modules(stack):  # decoders read their masks and positions, which meta does not hold
         module.to_empty(device=cpu)
         for weight in module.parameters():
             weight._is_hf_initialized = True  # type: ignore[attr-defined]  # else transformers fills all that memory
@@ -266,14 +266,14 @@ def config_vocabulary(model: PreTrainedModel) -> int:
 
 
 def _outside_bytes(stack: LayerStack) -> int:
-    return sum(weight_size(module)[1] for module in beside(stack))
+    return sum(weight_size(module)[1] for module in non_layer_modules(stack))
 
 
 def _working_bytes(stack: LayerStack) -> int:
     return max(_outside_bytes(stack), 2 * max(weight_size(layer)[1] for layer in stack.layers))
 
 
-def beside(stack: LayerStack) -> list[nn.Module]:
+def non_layer_modules(stack: LayerStack) -> list[nn.Module]:
     """Return the modules of the decoder next to its layer list."""
     attribute = stack.path.rpartition(".")[2]
     return [module for name, module in stack.decoder.named_children() if name != attribute]

@@ -27,7 +27,7 @@ from shortviz.placement import Placement
 from shortviz.shards import Entry, twice_there
 from shortviz.weight_reader import ALIGNMENT, WeightReader
 
-BESIDE = ""
+NON_LAYER = ""
 """The part of the decoder outside its layers; other parts are called by their prefix, e.g. `model.layers.3.`."""
 HEAD = "head"
 """The part that makes logits, where it is not tied to the embeddings."""
@@ -65,7 +65,7 @@ class Parts:
         self._reader.suspicious = False
         weights = {key: self._reader.later(key, aligned=aligned) for key in self._groups[part]}
         info, _ = convert_and_load_state_dict_in_model(self._model, weights, self._config)
-        if part == BESIDE:
+        if part == NON_LAYER:
             self._model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         names = {key for key in info.missing_keys if self._is_of(key, part)}
         loading.refuse_disagreement(
@@ -107,7 +107,7 @@ def part_of(key: str, path: str) -> str | None:
     if found:
         return found.group()
     outer = path.rpartition(".")[0]
-    return BESIDE if key.startswith(f"{outer}.") or not outer else None
+    return NON_LAYER if key.startswith(f"{outer}.") or not outer else None
 
 
 def grouped(
@@ -115,7 +115,7 @@ def grouped(
 ) -> dict[str, list[str]]:
     """Return {part: names in the files of its tensors}; raises ModelError where a file holds what no part has."""
     renamed, count = model_names(model, entries, mapping), len(stack.layers)
-    parts = (BESIDE, HEAD, *(f"{stack.path}.{i}." for i in range(count)))
+    parts = (NON_LAYER, HEAD, *(f"{stack.path}.{i}." for i in range(count)))
     groups: dict[str, list[str]] = {part: [] for part in parts}
     head = name_of(model, model.get_output_embeddings())
     known = model.state_dict().keys()
@@ -128,9 +128,9 @@ def grouped(
     again = twice_there(model.all_tied_weights_keys, of_target, entries, name)
     for target, source in model.all_tied_weights_keys.items():
         for here, there in ((source, target), (target, source)):
-            if here not in of_target and there in of_target and part_of(here, stack.path) == BESIDE:
-                groups[BESIDE].append(of_target[there])
-    groups[HEAD] = [key for key in groups[HEAD] if key not in groups[BESIDE]]
+            if here not in of_target and there in of_target and part_of(here, stack.path) == NON_LAYER:
+                groups[NON_LAYER].append(of_target[there])
+    groups[HEAD] = [key for key in groups[HEAD] if key not in groups[NON_LAYER]]
     unexpected = {target for target in renamed.values() if target not in known}
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     unexpected = {key for key in unexpected if not any(pattern.search(key) for pattern in ignored)}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from shortviz import criteria as known
 from shortviz.checkpoint import discard_checkpoint, load_checkpoint, model_facts, save_checkpoint
 from shortviz.criteria import Criterion, Score
-from shortviz.distance_record import distances_record, empty_sums, settling_of
+from shortviz.distance_record import distances_record, empty_sums, rows_needed_of
 from shortviz.errors import ModelError, ShortvizError
 from shortviz.fused_batches import FusedRunner, groups_of
 from shortviz.gram import NORMS, sequence_scores
@@ -91,7 +91,7 @@ def measure_streamed(
     if ranks is not None:
         sums, sample, rows = added_up(ranks, sums, sample, rows, [len(batch) for batch in every])
     record = distances_record(model.info, tokens, chosen, sums, sample, sweep.seconds)
-    return replace(record, settling=settling_of(model.info, rows), tokens_per_row=plan.per_row)
+    return replace(record, settling=rows_needed_of(model.info, rows), tokens_per_row=plan.per_row)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -137,7 +137,7 @@ class _Sweep:
         A run that goes on has boundary 0 already, and needs the arguments only.
         """
         book, groups = CallBook(), []
-        self.model.load_beside()
+        self.model.load_non_layer_modules()
         for chosen in groups_of(self.store.plan.shapes, self.model.placement.dtype):
             calls = []
             for index in chosen:
@@ -151,7 +151,7 @@ class _Sweep:
                 _, made = self.model.calls(padded_right([row for index in chosen for row in batches[index]]))
                 together = book.add(made)
             groups.append(_Group(batches=chosen, calls=calls, together=together))
-        self.model.drop_beside()
+        self.model.drop_non_layer_modules()
         if self._done < 0:
             self._save(0)
         return groups

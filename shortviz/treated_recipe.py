@@ -16,6 +16,8 @@ _ALWAYS = ("steps", "warmup_steps", "length", "learning_rate")
 _NAMES = {"batch_size": "train-batch"}
 _BATCH = 8
 """The command line's own --batch-size."""
+_GONE = "linear_replacement"
+"""A repair of earlier versions, which ledgers on people's disks still name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +52,13 @@ def treated_recipe(
     rest = [*loading, "--adapter" if adapter else "--export", folder]
     if not treatments:
         return TreatedRecipe(command=shlex.join(cut))
+    cut_alone = TreatedRecipe(
+        command=shlex.join(cut),
+        notes=("The command repeats the cut; what was done after it stands above.",),
+        whole=False,
+    )
+    if any(treatment.method == _GONE for treatment in treatments):
+        return cut_alone
     kinds, last = [treatment.kind for treatment in treatments], treatments[-1]
     if all("chosen_options" in treatment.settings for treatment in treatments):
         parts = ["shortviz", "shrink", model_id, "--to-layers", str(len(plan.kept)), *_fit(last)]
@@ -65,11 +74,7 @@ def treated_recipe(
         first = ["--repair", treatments[0].method] if len(kinds) == 2 else []
         parts = ["shortviz", "heal", model_id, *removal, *first, *_training(last)]
         return TreatedRecipe(command=shlex.join([*parts, *rest]), notes=tuple([*_text_notes(last), *_ended(last)]))
-    return TreatedRecipe(
-        command=shlex.join(cut),
-        notes=("The command repeats the cut; what was done after it stands above.",),
-        whole=False,
-    )
+    return cut_alone
 
 
 def _parted(options: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,7 +1,7 @@
 """One layer on a short input, and what its modules read and give there, seen through hooks.
 
 In half precision a rounding of 0.4 % hides what is asked: whether an output moves exactly as a module's does. So a
-layer of a narrower model is watched as a float32 copy.
+layer of a narrower model is probed as a float32 copy.
 """
 
 import copy
@@ -18,8 +18,8 @@ from shortviz.handle import ModelHandle
 from shortviz.replay import LayerCall, Recording, record
 
 _TOKENS = 12
-Seen = tuple[nn.Module, Tensor, Tensor]
-"""A module, its first argument and what it gave."""
+ModuleIO = tuple[nn.Module, Tensor, Tensor]
+"""A module, its first argument and its output, as a hook records them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,9 +35,9 @@ class Probe:
         """Return what leaves the layer."""
         return self.call.run(self.layer, self.entering.clone())
 
-    def watch(self) -> dict[str, Seen]:
+    def module_io(self) -> dict[str, ModuleIO]:
         """Return name -> what was seen of each module without children that runs once, in the order of running."""
-        calls: dict[str, list[Seen]] = {}
+        calls: dict[str, list[ModuleIO]] = {}
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from shortviz.architectures import layer_stack
 from shortviz.handle import ModelHandle
-from shortviz.new_weights import own_copy, put_weights
+from shortviz.new_weights import put_weights, shared_copy
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan, TextInfo, TokenSet
 from shortviz.residual_writers import find_writers
@@ -39,10 +39,10 @@ def spoiled_cut(family: str) -> tuple[ModelHandle, ModelHandle, str]:
 
     The best repair is that weight as it was.
     """
-    base = own_copy(shared_handle(family))
+    base = shared_copy(shared_handle(family))
     layer = layer_stack(base.model).layers[REMOVED]
     put_weights(layer, {name: torch.zeros_like(weight) for name, weight in layer.named_parameters()})
-    cut = own_copy(prune(base, PrunePlan(num_layers=NUM_LAYERS, removed=(REMOVED,))))
+    cut = shared_copy(prune(base, PrunePlan(num_layers=NUM_LAYERS, removed=(REMOVED,))))
     before = REMOVED - 1
     writers = find_writers(open_probe(cut, before))
     if not writers:

@@ -25,7 +25,7 @@ from shortviz.ui.shown import look, settle_block
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LINKED_KINDS = ("builtin", "dataset")
 """Kinds of text that a link can name."""
-LONG_KINDS = ("load", "measure", "losses", "heal", "shrink", "export")
+LONG_KINDS = ("load", "measure", "losses", "heal", "shrink", "export", "adapter")
 
 DEVICE = re.compile(r"auto|spread|cpu|cuda(:\d{1,2})?")
 _MOST_CHARACTERS = 300

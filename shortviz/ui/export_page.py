@@ -88,7 +88,7 @@ def _choose(tools: Bench, shown: Shown, model: ModelInfo, ref: ModelRef) -> bool
         st.text_input(
             "Folder, new or empty", key=s.FOLDER, max_chars=1000, persist_state="session", help="Never written over."
         )
-    job = tools.state(s.job(state, "export"))
+    job = tools.state(s.newest_job(state, ("export", "adapter")))
     live = job is not None and job.live
     with st.container(horizontal=True):
         st.button(
@@ -167,7 +167,7 @@ def _export(
         job_id = export_actions.start_adapter(
             tools, ref, removed, folder, methods=methods, key=shown.key, archive=archive
         )
-        s.set_job(state, "export", job_id)
+        s.set_job(state, "adapter", job_id)
         return
     job_id = export_actions.start_export(
         tools, ref, removed, folder, methods=methods, key=shown.key, spec=s.evaluation(state), archive=archive
@@ -180,7 +180,7 @@ def _follow(tools: Bench, state: s.State, *, alone: bool) -> None:
 
     `alone` says that an adapter alone is chosen.
     """
-    job_id = s.job(state, "export")
+    job_id = s.newest_job(state, ("export", "adapter"))
 
     def export(job: JobState | None) -> None:
         context = tools.context(job_id or "")

@@ -77,7 +77,7 @@ def _curve(history: HealHistory) -> None:
     st.caption(f"{plain(alt)}{speed}")
 
 
-def texts(tools: Bench, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None) -> None:
+def continuations(tools: Bench, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None) -> None:
     """Draw the prompt and what the model of every step makes of it, side by side."""
     state = s.session()
     off = shown.handle is None
@@ -86,7 +86,7 @@ def texts(tools: Bench, shown: Shown, removed: tuple[int, ...], ledger: Ledger |
             "Prompt, continued by every model", key=s.PROMPT, max_chars=2000, persist_state="session", disabled=off
         )
         st.button(
-            "Run", icon=":material/play_arrow:", disabled=off, key="run_texts",
+            "Run", icon=":material/play_arrow:", disabled=off, key="run_continuations",
             help="Load a model first." if off else "Let every model that is in memory continue the prompt.",
             on_click=_write, args=(tools, shown, removed, ledger),
         )  # fmt: skip
@@ -94,6 +94,10 @@ def texts(tools: Bench, shown: Shown, removed: tuple[int, ...], ledger: Ledger |
 
     def written(now: JobState | None) -> None:
         notes.job_error(now)
+        if now is not None and now.live:
+            st.button(
+                "Stop", icon=":material/stop:", on_click=notes.cancel, args=(tools, now.id), key="stop_continuations"
+            )
         steps = ledger.steps if ledger is not None else ()
         for column, step in zip(st.columns(max(len(steps), 1), gap="small"), steps, strict=False):
             with column, st.container(height=132, border=True, gap=None):
@@ -103,14 +107,15 @@ def texts(tools: Bench, shown: Shown, removed: tuple[int, ...], ledger: Ledger |
                     or ("…" if now is not None and now.live else _missing(tools, shown, removed, step))
                 )
 
-    follow(tools, tools.state(s.job(state, "texts")), written, seconds=TICK_SECONDS)
+    follow(tools, tools.state(s.job(state, "continuations")), written, seconds=TICK_SECONDS)
 
 
 def _write(tools: Bench, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None) -> None:
     state = s.session()
     if shown.ref is not None:
         prompt = str(state.get(s.PROMPT, ""))
-        s.set_job(state, "texts", treat_actions.start_texts(tools, shown.ref, removed, ledger, prompt))
+        job_id = treat_actions.start_continuations(tools, shown.ref, removed, ledger, prompt)
+        s.set_job(state, "continuations", job_id)
 
 
 def _text(

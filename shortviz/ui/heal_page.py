@@ -51,7 +51,7 @@ def draw() -> None:
     _below(tools, shown, removed, live=job is not None and job.live)
     _actions(tools, shown, shown.model, removed, job)
     follow(tools, job, heal_live.job, seconds=heal_live.TICK_SECONDS)
-    heal_live.texts(tools, shown, removed, known_ledger(tools, shown, removed, s.evaluation(state)))
+    heal_live.continuations(tools, shown, removed, known_ledger(tools, shown, removed, s.evaluation(state)))
     advice_view.draw(shown)
 
 

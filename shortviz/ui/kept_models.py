@@ -47,9 +47,9 @@ def put_in_memory(
     bench: Bench, ref: ModelRef, removed: tuple[int, ...], base: "ModelHandle", model: "ModelHandle"
 ) -> str:
     """Put a treated model on the bench's shelf; return why not, in a sentence, where it is too large for that."""
-    from shortviz.own_weights import own_weights
+    from shortviz.own_weights import delta_weights
 
-    key, own = (ref, removed, methods_of(model)), sum(weight.nbytes for weight in own_weights(model, base).values())
+    key, own = (ref, removed, methods_of(model)), sum(weight.nbytes for weight in delta_weights(model, base).values())
     bench.treated.put(key, model, own)
     if bench.treated.get(key) is not None:
         return ""

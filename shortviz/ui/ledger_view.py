@@ -76,15 +76,6 @@ def accuracies(ledger: Ledger) -> str:
     )
 
 
-def notes(ledger: Ledger) -> None:
-    """Say what each treatment was made with, and what it said itself."""
-    for step in ledger.steps:
-        if step.treatments:
-            last = step.treatments[-1]
-            text = f" on {plain(last.text.source)}, {last.text.tokens:,} tokens" if last.text is not None else ""
-            st.caption(f"{plain(step.label)}{text}, {duration(last.seconds)}. {plain(last.note)}".rstrip())
-
-
 def step_words(step: LedgerStep) -> str:
     """Return a treated step in a line: perplexity, increase with its paired error, share won back, over how much."""
     found = step.evaluation

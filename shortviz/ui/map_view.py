@@ -160,9 +160,9 @@ def _table(distances: BlockDistances, criterion: str) -> None:
 
 def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> None:
     table = charts.best_table(distances, criterion, model)
-    settling = distances.settling.get(criterion)
-    if settling is not None:
-        table = table.assign(needed=[settling.words(int(n)) for n in table["n"]])
+    rows_needed = distances.settling.get(criterion)
+    if rows_needed is not None:
+        table = table.assign(needed=[rows_needed.words(int(n)) for n in table["n"]])
     blocks = [Block(start=int(start), n=int(n)) for start, n in zip(table["start"], table["n"], strict=True)]
     st.dataframe(
         table,

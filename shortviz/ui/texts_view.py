@@ -11,7 +11,7 @@ from shortviz.records import Block, BlockDistances, ModelInfo, Run, TextSpec
 from shortviz.runs import EXAMPLES
 from shortviz.sensitivity import StartShift, start_shifts
 from shortviz.settings import settings
-from shortviz.settling import settling_words
+from shortviz.settling import rows_needed_words
 from shortviz.texts import builtin_names
 from shortviz.ui import measured, notes, text_actions
 from shortviz.ui import state as s
@@ -163,7 +163,7 @@ def _chart(
     for name, distances in zip(names, (one, other), strict=True):
         found = distances.settling.get(criterion)
         if found is not None:
-            st.caption(plain(f"{name}: {settling_words(found, [shift.n for shift in shifts])}"))
+            st.caption(plain(f"{name}: {rows_needed_words(found, [shift.n for shift in shifts])}"))
 
 
 def _names(one: BlockDistances, other: BlockDistances) -> tuple[str, str]:

@@ -123,7 +123,9 @@ def start_shrink(
     return bench.submit(context, f"Shrinking to {to_layers} layers", work)
 
 
-def start_texts(bench: Bench, ref: ModelRef, removed: tuple[int, ...], ledger: "Ledger | None", prompt: str) -> str:
+def start_continuations(
+    bench: Bench, ref: ModelRef, removed: tuple[int, ...], ledger: "Ledger | None", prompt: str
+) -> str:
     """Let every model of a ledger that is in memory continue the prompt, the uncut and the cut one always."""
 
     def work(watch: Watch) -> None:
@@ -138,5 +140,5 @@ def start_texts(bench: Bench, ref: ModelRef, removed: tuple[int, ...], ledger: "
             if kept is not None:
                 writer.write(step.name, kept, removed, step.methods)
 
-    context = JobContext(kind="texts", ref=ref, removed=removed, prompt=prompt)
+    context = JobContext(kind="continuations", ref=ref, removed=removed, prompt=prompt)
     return bench.submit(context, "Continuations of the prompt", work, lane="inspect")

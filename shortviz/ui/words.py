@@ -15,12 +15,12 @@ def plain(text: str) -> str:
     return _MARKUP.sub(r"\\\1", " ".join(text.split()))
 
 
-def with_error(value: float, error: float, *, digits: int = 3) -> str:
-    """Return `0.148 ± 0.002`: as many decimals as the error allows; without an error, `digits` significant digits."""
+def with_error(value: float, error: float) -> str:
+    """Return `0.148 ± 0.002`: as many decimals as the error allows; without an error, 3 significant digits."""
     if not math.isfinite(value):
         return "not finite" if not math.isnan(value) else "–"
     if not math.isfinite(error) or error <= 0:
-        return f"{value:,.{decimals(value, digits)}f}"
+        return f"{value:,.{decimals(value)}f}"
     places = decimals(error, 2 if f"{error:e}"[0] == "1" else 1)
     return f"{value:,.{places}f} ± {error:,.{places}f}"
 

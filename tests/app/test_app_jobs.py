@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shortviz.records import Block, ModelRef
 from shortviz.ui import state as s
-from shortviz.ui.resources import Bench
+from shortviz.ui.resources import Bench, JobContext
 from tests.app.conftest import App
 
 Start = Callable[..., App]
@@ -88,8 +88,6 @@ def test_a_second_session_attaches_to_a_job_by_its_address(measured: App, tools:
 
 
 def test_the_same_measurement_is_not_started_twice(measured: App, tools: Bench) -> None:
-    from shortviz.ui.resources import JobContext
-
     context = JobContext(kind="measure", ref=ModelRef(id="x"), block=Block(start=0, n=1))
     first = tools.submit(context, "one", lambda watch: watch.stop.wait(60))
     assert tools.submit(context, "two", lambda watch: None) == first
@@ -123,3 +121,13 @@ def test_an_export_as_zip_leaves_one_file_to_download(measured: App, tools: Benc
     assert Path(done.result.folder).is_file()
     assert not Path(done.result.folder).with_suffix("").exists()
     assert "Download" in page.at.get("download_button")[0].label
+
+
+def test_an_adapter_that_is_being_written_is_followed_by_a_session_that_attaches_to_it(
+    loaded: App, app: Start, tools: Bench, tiny_folder: Path, tmp_path: Path
+) -> None:
+    context = JobContext(kind="adapter", ref=ModelRef(id=str(tiny_folder)), removed=(2, 3), folder=str(tmp_path))
+    job = tools.submit(context, "Adapter", lambda control: control.stop.wait(60))
+    app(job=job, start="2", n="2").page("export").click("cancel_export")
+    assert tools.jobs.wait(job, 60) is not None
+    assert not tools.jobs.state(job).live

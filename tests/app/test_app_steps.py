@@ -100,7 +100,7 @@ def test_every_step_is_asked_the_questions_and_a_healed_model_comes_back_after_a
     target = tmp_path / "adapter"
     page.at.text_input(key=s.FOLDER).set_value(str(target))
     page.run().click("export_button")
-    done = page.finish("export")
+    done = page.finish("adapter")
     assert (done.state, done.result) == ("done", str(target)), done.error
     from shortviz.pruning import prune
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 
+from shortviz.job_state import JobControl, Lane
 from shortviz.ui.resources import Bench
 from tests.app.conftest import App
 from tests.app.test_app_measured import view
@@ -39,3 +40,33 @@ def test_several_texts_are_measured_into_runs_of_their_own_and_compared(measured
     assert len(picker.options) == 2
     measured_again = page.click("measure_texts").finish("texts")
     assert measured_again.result == job.result, "texts that are known are not measured twice"
+
+
+def test_a_measurement_of_texts_and_continuations_each_keep_their_handle_and_their_stop(
+    measured: App, tools: Bench
+) -> None:
+    lanes: tuple[Lane, ...] = ("long", "inspect")
+    held = [tools.jobs.submit("held", "Keeps what comes after it waiting", _waits, lane=lane) for lane in lanes]
+    page = view(measured, "Texts")
+    page.at.multiselect(key="more_texts").set_value(["passages/code"])
+    page.run().click("measure_texts")
+    texts = page.state["jobs"]["texts"]
+    page.page("heal").click("run_continuations")
+    continuations = page.state["jobs"]["continuations"]
+    assert page.state["jobs"]["texts"] == texts
+    kinds = {"texts": texts, "continuations": continuations}
+    found = {kind: tools.state(job) for kind, job in kinds.items()}
+    assert {kind: (job.kind, job.live) for kind, job in found.items()} == {kind: (kind, True) for kind in kinds}
+
+    page = view(page.page("map"), "Texts").click("stop_texts")
+    assert tools.state(texts).state == "cancelled"
+    assert tools.state(continuations).live
+    page.page("heal").click("stop_continuations")
+    assert tools.state(continuations).state == "cancelled"
+    for job in held:
+        tools.jobs.cancel(job)
+        tools.jobs.wait(job, 60)
+
+
+def _waits(control: JobControl) -> None:
+    control.stop.wait(60)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shortviz.architectures import layer_stack
 from shortviz.neurons import as_read_by, find_neurons
-from shortviz.new_weights import own_copy, put_weights
+from shortviz.new_weights import put_weights, shared_copy
 from shortviz.replay import record
 from shortviz.residual_writers import find_writers
 from shortviz.watching import open_probe
@@ -44,7 +44,7 @@ def reading(norm: nn.Module, replaced: Tensor | None, kept: list[Tensor]) -> Ite
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_moved_neurons_give_the_features_of_their_own_layer(family: str) -> None:
-    handle = own_copy(shared_handle(family))
+    handle = shared_copy(shared_handle(family))
     layers = layer_stack(handle.model).layers
     probe = open_probe(handle, LAYER)
     writers = find_writers(probe)

@@ -11,8 +11,6 @@ from shortviz.repair import Repaired, repair
 from tests.families import FAMILIES, tiny_tokens
 from tests.repair_fixture import spoiled_cut, written_by
 
-EXPERTS = ("mixtral", "gpt_oss", "minimax", "qwen2_moe")
-"""Families whose MLP is a mixture of experts (qwen2_moe only in some layers)."""
 FITTED = [family for family in FAMILIES if family not in ("mixtral", "gpt_oss", "minimax")]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shortviz.charts import MapView, distance_map, norms_figure
+from shortviz.charts import MapView, distance_map
 from shortviz.errors import RunError
 from shortviz.map_cells import with_error
 from shortviz.records import Block, BlockDistances, Grid
@@ -244,11 +244,3 @@ def test_a_model_of_126_layers_draws_fast_with_many_illegal_blocks() -> None:
     began = time.process_time()
     distance_map(distances, "angular_last", model, MapView(selected=Block(start=3, n=4)))
     assert time.process_time() - began < 3  # a third of that on an idle machine
-
-
-def test_the_norms_are_drawn_at_every_boundary_and_the_sink_is_named() -> None:
-    figure = json.loads(norms_figure(fixture_norms(30), dark=True).to_json())
-    assert [len(trace["x"]) for trace in figure["data"]] == [31, 31]
-    assert figure["data"][0]["line"].get("dash") != figure["data"][1]["line"].get("dash")
-    assert figure["layout"]["annotations"][0]["text"] == "layer 10 writes the sink"
-    assert figure["layout"]["yaxis"]["type"] == "log"

@@ -3,7 +3,6 @@
 import math
 import sys
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from shortviz import heal_student, heal_training
 from shortviz.errors import NumericsError, PlanError, ResourceError, ShortvizError, Stopped, TextError
 from shortviz.handle import ModelHandle
 from shortviz.healing import heal
-from shortviz.ledger import Treatment
 from shortviz.losses import evaluate
 from shortviz.progress import Watch
 from shortviz.pruning import prune
@@ -231,9 +229,3 @@ def test_a_stop_just_after_the_training_ran_away_keeps_the_best_so_far(cut, text
     healed = heal(begun, text[0], wild, heldout=text[1], watch=Watch(stop_at_three, stop))
     assert healed.history.measured[-1].heldout_nll > healed.history.start_nll + 0.2
     assert healed.history.note == "Stopped after 3 of 8 steps; those of step 0 are kept."
-
-
-def test_a_cut_with_a_linear_layer_in_it_is_refused_by_what_it_is(base, cut, text):
-    linear = Treatment(kind="repair", method="linear_replacement")
-    with pytest.raises(PlanError, match="heal the cut itself, or one repaired by another method"):
-        heal(replace(cut, treatments=(linear,)), text[0], small_recipe(), base=base, heldout=text[1])

@@ -1,6 +1,5 @@
-"""How the app is served where strangers use it, and that the image is built by the Makefile's own commands."""
+"""How the app is served where strangers use it, and what a Space is made of."""
 
-import re
 import runpy
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from shortviz.hosting import HOSTED_OPTIONS, server_command, server_environment
 from shortviz.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
 def options_of(command: list[str]) -> dict[str, list[str]]:
@@ -52,37 +49,6 @@ def test_the_owners_token_is_never_used_for_a_visitor(monkeypatch: pytest.Monkey
     assert "HF_TOKEN" not in server_environment(Settings(hosted=True))
     assert server_environment(Settings(hosted=True))["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
     assert server_environment(Settings(hosted=False))["HF_TOKEN"] == "hf_owner"
-
-
-def test_the_image_is_set_up_by_targets_of_the_makefile_alone() -> None:
-    steps = re.findall(r"^(RUN|CMD) (.*)$", DOCKERFILE, flags=re.M)
-    system = ("apt-get update", "useradd ")
-    made = [body for kind, body in steps if kind == "RUN" and not body.startswith(system)]
-    assert made == ["make setup setup-hosted", "make demo"]
-    (start,) = [body for kind, body in steps if kind == "CMD" and body.startswith("[")]
-    assert yaml.safe_load(start) == ["make", "run", "HOST=0.0.0.0", "PORT=8501"]
-    targets = set(re.findall(r"^([\w-]+):", MAKEFILE, flags=re.M))
-    assert {"setup", "setup-hosted", "demo", "run"} <= targets
-    assert "-m shortviz app --host $(HOST) --port $(PORT)" in MAKEFILE
-
-
-def test_the_image_runs_as_user_1000_is_hosted_and_has_a_health_check() -> None:
-    lines = DOCKERFILE.splitlines()
-    user = lines.index("USER user")
-    assert "--uid 1000 user" in lines[user - 1]
-    assert not [line for line in lines[user:] if line.startswith("USER") and line != "USER user"]
-    assert "SHORTVIZ_HOSTED=1" in DOCKERFILE
-    assert "/_stcore/health" in DOCKERFILE
-    assert not re.search(r"(?i)token|secret|password", DOCKERFILE)
-    ignored = (ROOT / ".dockerignore").read_text().split()
-    assert {".git", ".venv"} <= set(ignored)
-
-
-def test_every_requirement_of_a_hosted_installation_is_exact() -> None:
-    lines = (ROOT / "requirements-hosted.txt").read_text().splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
-    assert "authlib" in pins[0]
-    assert all(re.fullmatch(r"[a-z0-9._-]+==[0-9][\w.]*", pin) for pin in pins)
 
 
 def test_a_space_is_the_tracked_files_with_front_matter_on_top(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from shortviz.pruning import prune
 from shortviz.records import Block, PrunePlan
 from shortviz.runs import load_run, run_json, save_run, with_ledger
 from shortviz.sums import paired_stderr
+from shortviz.treated_recipe import treated_recipe
 from tests.families import shared_handle
 from tests.ledger_fixture import HEAL, REPAIR, fixture_ledger, windows_nll, with_windows
 from tests.records_fixture import fixture_evaluation, fixture_model, fixture_run
@@ -148,3 +149,18 @@ def test_show_prints_the_ledger_with_errors_and_the_text_behind_it(shortviz, tmp
     code, out, _ = shortviz("show", str(tmp_path), "--json")
     assert [s["name"] for s in json.loads(out)["ledgers"][0]["steps"]] == ["uncut", "cut", "repaired", "healed"]
     assert "accuracy" not in ledger_text(fixture_ledger())
+
+
+def test_a_run_whose_ledger_names_a_repair_that_is_gone_still_opens_and_repeats_the_cut_alone(tmp_path) -> None:
+    gone = replace(REPAIR, method="linear_replacement")
+    short = fixture_ledger(healed=False)
+    uncut, cut, repaired = short.steps
+    old = replace(short, steps=(uncut, cut, replace(repaired, treatments=(gone,))))
+    save_run(with_ledger(fixture_run(30), old), tmp_path)
+    (opened,) = load_run(tmp_path).ledgers
+    assert opened == old
+    assert "repaired (linear replacement)" in ledger_text(opened)
+    plan = PrunePlan(num_layers=30, removed=old.removed)
+    recipe = treated_recipe("demo", plan, opened.steps[2].treatments, folder="out")
+    assert not recipe.whole
+    assert "linear_replacement" not in recipe.command

@@ -49,8 +49,8 @@ def test_the_uncut_model_alone_has_no_comparison() -> None:
 
 def test_a_model_compared_with_an_equal_one_changes_nothing() -> None:
     handle = shared_handle("llama")
-    twin = prune(handle, PrunePlan(num_layers=6, removed=()))
-    result = evaluate(twin, window_set(), base=handle)
+    same = prune(handle, PrunePlan(num_layers=6, removed=()))
+    result = evaluate(same, window_set(), base=handle)
     assert (result.nll_increase, result.kl, result.same_top1) == (0.0, 0.0, 1.0)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shortviz.errors import PlanError
-from shortviz.planning import best_blocks, best_start, parse_layers, scattered_plan, simple_plan, tied_starts
+from shortviz.planning import best_blocks, best_start, parse_layers, simple_plan, tied_starts
 from shortviz.records import Block, Grid, PrunePlan
 from tests.records_fixture import fixture_run
 
@@ -64,15 +64,6 @@ def test_the_simple_strategy_keeps_the_final_layer():
 def test_the_simple_strategy_refuses_sizes_it_cannot_have(n):
     with pytest.raises(PlanError, match=rf"n is {n}; the simple strategy removes 1 to 29 of 30"):
         simple_plan(30, n)
-
-
-def test_scattered_layers_are_those_with_the_lowest_single_scores():
-    run = fixture_run(num_layers=8)
-    singles = run.distances.criteria["block_influence"].row(1)
-    plan = scattered_plan(run.distances, "block_influence", 3)
-    assert set(plan.removed) == set(np.argsort(singles)[:3])
-    with pytest.raises(PlanError, match="remove 1 to 7 of 8"):
-        scattered_plan(run.distances, "block_influence", 8)
 
 
 @pytest.mark.parametrize(

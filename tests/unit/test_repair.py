@@ -3,17 +3,15 @@
 import re
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from shortviz.architectures import layer_stack
-from shortviz.errors import ExportError, ModelError, NumericsError, PlanError, Stopped, TextError
-from shortviz.export import export_checkpoint
+from shortviz.errors import ModelError, NumericsError, PlanError, Stopped, TextError
 from shortviz.handle import ModelHandle
-from shortviz.new_weights import own_copy, put_weights, take_back
+from shortviz.new_weights import put_weights, restore_weights, shared_copy
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.pruning import prune
 from shortviz.records import Block, PrunePlan, TokenSet
@@ -175,7 +173,7 @@ def test_the_number_of_tokens_that_a_refusal_asks_for_is_enough(llama: ModelHand
 
 
 def test_nan_in_the_uncut_model_is_told(llama: ModelHandle, text: TokenSet) -> None:
-    base = own_copy(llama)
+    base = shared_copy(llama)
     weight = "model.layers.3.mlp.down_proj.weight"
     put_weights(base.model, {weight: torch.full_like(base.model.get_parameter(weight), float("nan"))})
 
@@ -230,12 +228,12 @@ def test_moments_solve_least_squares_with_a_free_constant() -> None:
 
 
 def test_weights_put_into_a_copy_leave_the_original_alone_and_can_be_taken_back(llama: ModelHandle) -> None:
-    copy, name = own_copy(llama), "model.layers.1.mlp.down_proj.weight"
+    copy, name = shared_copy(llama), "model.layers.1.mlp.down_proj.weight"
     kept = llama.model.get_parameter(name)
 
     old = put_weights(copy.model, {name: kept * 2})
     changed = copy.model.get_parameter(name)
-    take_back(copy.model, old)
+    restore_weights(copy.model, old)
 
     assert torch.equal(changed, kept * 2)
     assert copy.model.get_parameter(name).data_ptr() == kept.data_ptr()
@@ -263,7 +261,7 @@ def test_a_layer_whose_additions_are_divided_follows_a_divided_stream(family: st
     handle = shared_handle(family)
     recording = record(handle, torch.arange(12) + 1)
     for index in (1, 4):
-        layer, call = layer_stack(own_copy(handle).model).layers[index], recording.calls[index]
+        layer, call = layer_stack(shared_copy(handle).model).layers[index], recording.calls[index]
         x = 100 * recording.boundaries[index]  # so that the epsilon of a norm does not count
         names = adding_layers(Probe(layer=layer, call=call, entering=recording.boundaries[index]))
         expected = call.run(layer, 3 * x)
@@ -281,26 +279,6 @@ def test_what_a_norms_scale_does_is_known_in_bfloat16_as_well_as_in_float32() ->
     expected = entered.double() * entered.double().square().mean(-1, keepdim=True).rsqrt()
 
     torch.testing.assert_close(scale_features(norm, entered).double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_linear_replacement_stands_between_the_layers_and_is_not_exported(
-    llama: ModelHandle, text: TokenSet, tmp_path: Path
-) -> None:
-    for removed in ((2, 3), (4, 5), (0,)):
-        cut = cut_of(llama, *removed)
-        repaired = repair(cut, llama, text, method="linear_replacement")
-        if repaired.applied:
-            break
-    assert repaired.applied
-
-    held_out = list(text.rows[7::8])
-    assert repaired.treatment.settings["held_out_nll_repaired"] == pytest.approx(
-        nll(repaired.handle, held_out), abs=1e-5
-    )
-    ids = torch.tensor(text.rows[0])[None]
-    assert repaired.handle.model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=256).shape[1] > 24
-    with pytest.raises(ExportError, match="no stock model has a place for it; repair the cut by linear_fold"):
-        export_checkpoint(repaired.handle, tmp_path / "out", base_info=llama.info)
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ import torch
 from shortviz.architectures import layer_stack
 from shortviz.handle import ModelHandle
 from shortviz.neurons import Neurons, as_read_by, find_neurons
-from shortviz.new_weights import own_copy, put_weights
+from shortviz.new_weights import put_weights, shared_copy
 from shortviz.own_weights import load_treated, save_treated
 from shortviz.pruning import prune
 from shortviz.records import PrunePlan
 from shortviz.repair import repair
 from shortviz.repair_pool import choose
 from shortviz.residual_writers import find_writers
-from shortviz.seam_fit import Site
-from shortviz.seam_streams import open_stream
+from shortviz.seam_fit import FitTarget
+from shortviz.seam_streams import open_paired_batch
 from shortviz.watching import open_probe
 from tests.families import NUM_LAYERS, shared_handle, tiny_tokens
 from tests.repair_fixture import written_by
@@ -30,7 +30,7 @@ def model_of_two_halves(family: str) -> ModelHandle:
 
     Without layer 2, layer 1 can do the work of both, if it takes over the live neurons of layer 2.
     """
-    base = own_copy(shared_handle(family))
+    base = shared_copy(shared_handle(family))
     layers = layer_stack(base.model).layers
     for index in (1, 2):
         columns = layers[index].mlp.down_proj.weight.clone()
@@ -76,18 +76,18 @@ def test_neurons_that_came_with_a_repair_before_are_not_taken_over_again() -> No
     cut, text = prune(base, PrunePlan(num_layers=NUM_LAYERS, removed=(2,))), written_by(base, rows=24)
     once = repair(cut, base, text)
     layer = layer_stack(once.handle.model).layers[1]
-    site = Site(
+    target = FitTarget(
         layer=1,
         boundary=3,
         writer=find_writers(open_probe(once.handle, 1))[0],
         reads="inputs",
         neurons=find_neurons(open_probe(once.handle, 1), find_writers(open_probe(once.handle, 1))[0]),
     )
-    streams = [open_stream(base, text.rows[:8], {3}, 1, 4)]
+    batches = [open_paired_batch(base, text.rows[:8], {3}, 1, 4)]
     removed, told = [layer_stack(base.model).layers[2]], []
 
-    again = choose(layer, removed, site, streams, 1, told.append)
-    first = choose(layer_stack(cut.model).layers[1], removed, site, streams, 1, told.append)
+    again = choose(layer, removed, target, batches, 1, told.append)
+    first = choose(layer_stack(cut.model).layers[1], removed, target, batches, 1, told.append)
 
     assert again is None
     assert first is not None
@@ -96,7 +96,7 @@ def test_neurons_that_came_with_a_repair_before_are_not_taken_over_again() -> No
 
 
 def test_a_norm_that_silences_a_channel_or_a_layer_of_another_kind_gives_no_neurons() -> None:
-    base = own_copy(shared_handle("llama"))
+    base = shared_copy(shared_handle("llama"))
     layers = layer_stack(base.model).layers
     neurons = find_neurons(open_probe(base, 1), find_writers(open_probe(base, 1))[0])
     assert neurons == Neurons(

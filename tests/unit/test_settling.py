@@ -11,7 +11,7 @@ from shortviz.distances import measure_distances
 from shortviz.progress import Watch
 from shortviz.row_scores import RowScores
 from shortviz.runs import parse_run, run_json
-from shortviz.settling import ranges, row_counts, settle, settling_words
+from shortviz.settling import count_rows_needed, ranges, row_counts, rows_needed_words
 from tests.contract.test_distances_contract import token_set
 from tests.families import NUM_LAYERS, tiny_handle
 from tests.records_fixture import fixture_run
@@ -28,18 +28,18 @@ def scores(rows: int, noise: float) -> np.ndarray:
 
 
 def test_a_choice_that_every_row_makes_is_settled_after_one_row() -> None:
-    found = settle(scores(16, 0.0), LAYERS)
+    found = count_rows_needed(scores(16, 0.0), LAYERS)
     assert found is not None
     assert found.needed == (1, 1, 1, 1)
     assert found.agree.shape == (len(found.counts), LAYERS - 1)
     assert (found.agree == 1).all()
-    assert settling_words(found, range(1, LAYERS)) == (
+    assert rows_needed_words(found, range(1, LAYERS)) == (
         "The best start no longer changes after 1 rows for n 1-4 (in 19 of 20 random orders of the 16 rows)."
     )
 
 
 def test_the_noisier_the_rows_the_more_of_them_a_choice_needs() -> None:
-    some, many = (settle(scores(64, noise), LAYERS) for noise in (1.0, 2.5))
+    some, many = (count_rows_needed(scores(64, noise), LAYERS) for noise in (1.0, 2.5))
     assert some is not None
     assert many is not None
     assert 1 < sum(some.needed) < sum(many.needed)
@@ -47,22 +47,24 @@ def test_the_noisier_the_rows_the_more_of_them_a_choice_needs() -> None:
 
 
 def test_pure_noise_is_never_called_settled() -> None:
-    found = settle(np.random.default_rng(0).standard_normal((32, PAIRS)), LAYERS)
+    found = count_rows_needed(np.random.default_rng(0).standard_normal((32, PAIRS)), LAYERS)
     assert found is not None
     assert not any(found.enough(n) for n in (1, 2, 3))
     assert found.words(1) == "> 16"
-    assert "not settled: n 1-" in settling_words(found, range(1, LAYERS)) or "too few" in settling_words(found, [1])
+    assert "not settled: n 1-" in rows_needed_words(found, range(1, LAYERS)) or "too few" in rows_needed_words(
+        found, [1]
+    )
 
 
 def test_a_block_that_cannot_be_exported_is_never_the_choice() -> None:
     noisy = scores(16, 0.0)
     noisy[::2, (START == 0) & (END == 2)] = -5.0  # every second row would choose (0, 2), which is illegal
-    assert settle(noisy, LAYERS, [(0, 2)]).needed[1] == 1
-    assert settle(noisy, LAYERS).needed[1] > 1
+    assert count_rows_needed(noisy, LAYERS, [(0, 2)]).needed[1] == 1
+    assert count_rows_needed(noisy, LAYERS).needed[1] > 1
 
 
 def test_three_rows_say_nothing_and_counts_grow_by_halves_and_doubles() -> None:
-    assert settle(scores(3, 1.0), LAYERS) is None
+    assert count_rows_needed(scores(3, 1.0), LAYERS) is None
     assert row_counts(20) == (1, 2, 3, 4, 6, 8, 12, 16, 20)
     assert ranges([1, 2, 3, 6, 8, 9]) == "1-3, 6, 8-9"
 
@@ -114,7 +116,7 @@ def test_memory_for_rows_is_bounded(monkeypatch) -> None:
 
 def test_a_run_keeps_it_and_runs_from_before_open_without() -> None:
     run = fixture_run(LAYERS)
-    found = settle(scores(16, 1.0), LAYERS)
+    found = count_rows_needed(scores(16, 1.0), LAYERS)
     run = replace(run, distances=replace(run.distances, settling={"angular_last": found}))
     content = run_json(run)
     back = parse_run(json.dumps(content), "here").distances.settling["angular_last"]

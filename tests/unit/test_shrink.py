@@ -124,8 +124,8 @@ def test_a_fault_after_the_first_step_keeps_it_and_is_told(
     assert (len(shrunk.steps), shrunk.complete, shrunk.note) == (1, False, "Layer 3 gives NaN.")
 
 
-def test_a_method_that_leaves_nothing_to_cut_is_refused_before_any_work(
+def test_a_repair_that_there_is_not_is_refused_before_any_work(
     llama: ModelHandle, windows: WindowSet, text: TokenSet
 ) -> None:
-    with pytest.raises(PlanError, match="no layer more can be cut"):
+    with pytest.raises(PlanError, match="no repair called 'linear_replacement'; choose seam_refit, linear_fold, scale"):
         shrink(llama, windows, text, 3, method="linear_replacement")
