@@ -127,7 +127,7 @@ def told(repos: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tu
         )
         assert child.stdin is not None
         assert child.stdout is not None
-        lines = [json.loads(child.stdout.readline()) for _ in range(23)]
+        lines = [json.loads(child.stdout.readline()) for _ in range(21)]
     rest, _ = child.communicate("the server is gone\n")
     assert child.returncode == 0
     lines += [json.loads(line) for line in rest.splitlines()]
