@@ -1,4 +1,4 @@
-"""Who may speak to a hosted server, decided before Streamlit hears anything. An ASGI middleware; imports neither.
+"""Who may speak to a hosted server, decided before Streamlit hears anything: an ASGI middleware.
 
 It also gives each browser a secret, in a cookie that no script can read: a visitor who reloads is known again by it,
 and sees the jobs that they started, which belong to a hash of it. A page inside another site's gets no such cookie.
@@ -11,60 +11,59 @@ metrics say to anybody how many sessions there are.
 import hashlib
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 VISITOR = "shortviz_visitor"
 """The cookie's name."""
 _SECRET = re.compile(r"[0-9a-f]{32}")
 _DAY = 86_400
 HIDDEN = ("/_stcore/metrics",)
-_NOT_THE_APP = b"This app is not served under that name."
 
 
-class Doorkeeper:
+class HostGuard:
     """Turns away sessions and uploads for other hosts, sessions of other pages, and what only the owner should read.
 
     Files are read under any name: probes of a container's port come by its address, and files hold nothing of anybody.
+    So starlette's TrustedHostMiddleware, which refuses those too, is not this.
     """
 
-    def __init__(self, app: App, hosts: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
         """Serve `app` under these host names; () is any name, and a page must then come from the host it speaks to."""
         self.app = app
         self.hosts = hosts
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
-        kind = scope["type"]
-        if kind not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        reads = kind == "http" and scope["method"] in ("GET", "HEAD")
-        if not (reads or self._host_is_ours(headers.get("host", ""))):
-            await _refuse(kind, 421, send)  # misdirected request
-        elif kind == "websocket" and not self._origin_is_ours(headers.get("origin"), headers.get("host", "")):
-            await _refuse(kind, 403, send)
-        elif kind == "http" and scope["path"].rstrip("/") in HIDDEN:
-            await _refuse(kind, 404, send)
-        elif reads and "text/html" in headers.get("accept", "") and not owner_of(_cookie(headers.get("cookie", ""))):
-            await self.app(scope, receive, _with_secret(send, _is_secure(scope, headers)))
-        else:
-            await self.app(scope, receive, send)
+        if scope["type"] in ("http", "websocket"):
+            asked = HTTPConnection(scope)
+            status = self._refusal(asked)
+            if status is not None:
+                await PlainTextResponse("This app is not served under that name.", status)(scope, receive, send)
+                return
+            if _reads(scope) and "text/html" in asked.headers.get("accept", "") and not _owner(asked):
+                send = _with_secret(send, asked)
+        await self.app(scope, receive, send)
 
-    def _host_is_ours(self, host: str) -> bool:
-        return not self.hosts or _name(f"//{host}") in self.hosts
+    def _refusal(self, asked: HTTPConnection) -> int | None:
+        """Return the HTTP status of what is refused; programs send no origin, browsers always do."""
+        host, origin = _name(f"//{asked.headers.get('host', '')}"), asked.headers.get("origin")
+        names = self.hosts or (host,)
+        if asked["type"] == "websocket":
+            return None if host in names and (origin is None or _name(origin) in names) else 403
+        if not (_reads(asked) or host in names):
+            return 421  # misdirected request
+        return 404 if asked["path"].rstrip("/") in HIDDEN else None
 
-    def _origin_is_ours(self, origin: str | None, host: str) -> bool:
-        """Return whether a page of this origin may open a session; programs send no origin, browsers always do."""
-        return origin is None or _name(origin) in (self.hosts or (_name(f"//{host}"),))
+
+def _reads(scope: Mapping[str, Any]) -> bool:
+    return scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
 
 
 def _name(url: str) -> str:
@@ -80,38 +79,21 @@ def owner_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()[:32] if _SECRET.fullmatch(secret) else ""
 
 
-def _cookie(header: str) -> str:
-    """Return the browser's secret from its Cookie header; "" where there is none."""
-    try:
-        found = SimpleCookie(header).get(VISITOR)
-    except CookieError:
-        return ""
-    return found.value if found is not None else ""
+def _owner(asked: HTTPConnection) -> str:
+    return owner_of(asked.cookies.get(VISITOR, ""))
 
 
-def _is_secure(scope: Message, headers: dict[str, str]) -> bool:
-    return scope.get("scheme") == "https" or headers.get("x-forwarded-proto", "") == "https"
-
-
-def _with_secret(send: Send, secure: bool) -> Send:
+def _with_secret(send: Send, asked: HTTPConnection) -> Send:
     """Return a `send` that gives the browser a new secret with the page; nobody between may keep that page."""
     cookie = f"{VISITOR}={secrets.token_hex(16)}; Path=/; Max-Age={_DAY}; HttpOnly; SameSite=Lax"
-    cookie += "; Secure" if secure else ""
+    if "https" in (asked.get("scheme"), asked.headers.get("x-forwarded-proto")):
+        cookie += "; Secure"
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            kept = [(name, value) for name, value in message.get("headers", []) if name.lower() != b"cache-control"]
-            kept += [(b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
-            message = {**message, "headers": kept}
+            headers = MutableHeaders(scope=message)
+            headers["cache-control"] = "no-store"
+            headers.append("set-cookie", cookie)
         await send(message)
 
     return sending
-
-
-async def _refuse(kind: str, status: int, send: Send) -> None:
-    if kind == "websocket":
-        await send({"type": "websocket.close", "code": 1008})  # before it was accepted: the client sees HTTP 403
-        return
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(_NOT_THE_APP)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": _NOT_THE_APP})

@@ -3,12 +3,12 @@
 import hashlib
 import statistics
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 
 from shortviz.errors import Stopped, TextError
 from shortviz.handle import ModelHandle
@@ -28,8 +28,7 @@ class BaseScores:
 
     def __init__(self, handle: ModelHandle, *, limit_bytes: int = 256 * 2**20) -> None:
         self.handle = handle
-        self.limit_bytes = limit_bytes
-        self._windows: OrderedDict[bytes, BaseWindow] = OrderedDict()
+        self._windows: LRUCache[bytes, BaseWindow] = LRUCache(limit_bytes, getsizeof=lambda w: w.states.nbytes)
         self._head: LogitHead | None = None
         self._lock = threading.RLock()
 
@@ -41,8 +40,7 @@ class BaseScores:
     @property
     def bytes(self) -> int:
         """Memory of the kept states."""
-        with self._lock:
-            return sum(w.states.numel() * w.states.element_size() for w in self._windows.values())
+        return int(self._windows.currsize)
 
     def head(self, tokens: Tokens) -> LogitHead:
         """Return how the uncut model's logits are made, checked once on the first few tokens."""
@@ -55,12 +53,12 @@ class BaseScores:
         """Return the uncut model on one window, from memory where it is known; raises Stopped where asked to."""
         key = hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest()
         with self._lock:
-            if key not in self._windows:
-                self._windows[key] = score_base(self.head(tokens), tokens, watch)
-                while len(self._windows) > 1 and self.bytes > self.limit_bytes:
-                    self._windows.popitem(last=False)
-            self._windows.move_to_end(key)
-            return self._windows[key]
+            found = self._windows.get(key)
+            if found is None:
+                found = score_base(self.head(tokens), tokens, watch)
+                if found.states.nbytes <= self._windows.maxsize:
+                    self._windows[key] = found
+            return found
 
 
 def evaluate(

@@ -1,12 +1,12 @@
 """What a hosted installation does for strangers, and where it says no. No torch, no streamlit.
 
 On one's own machine everything is allowed. Where the app is hosted, `check` walks through whatever a job is about,
-record by record and field by field, so that a new kind of job is covered without a line here: a model must be on the
-list, a text within its size, a number finite and within its cap, a folder inside the download folder.
+record by record and field by field: a model must be on the list, a text within its size, a number finite and within its
+limit, a folder inside the download folder. What has no limit in `limits` is refused, so a new field begins with one.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,17 @@ from shortviz.records import ModelEstimate, ModelRef, Run, TaskSpec, TextSpec
 from shortviz.settings import Settings
 from shortviz.words import one_line, size
 
-_FOLDER_FIELDS = ("folder", "out", "path", "checkpoint")
+FOLDER_FIELDS = ("folder", "out", "path", "checkpoint")
+_WORDS = (
+    *("kind", "id", "revision", "dtype", "device"),
+    *("key", "subset", "split", "bos", "question", "choices", "label", "prompt", "delimiter"),
+    *("run_key", "methods", "target", "method", "objective", "targets", "precision", "quantize"),
+)
+"""Fields that hold a name or a prompt."""
+_LAYERS = ("start", "n", "removed", "plans", "layers", "to_layers", "last_layers")
+"""Fields that hold a layer, or a number of layers."""
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_LARGEST = 1e9
+_MOST_LAYERS = 1_000
 _DEEPEST = 6
 _MOST_CHOICES = 26
 
@@ -29,21 +37,49 @@ def check(rules: Settings, *asked: Any) -> None:
     """Raise PolicyError where anything in these records crosses a limit of a hosted installation."""
     if not rules.is_hosted:
         return
+    most = limits(rules)
     for name, value in _walk("", asked, 0):
-        if isinstance(value, ModelRef):
-            _check_model(rules, value)
-        elif isinstance(value, TextSpec):
-            _check_text(rules, value)
-        elif isinstance(value, TaskSpec):
-            _check_task(rules, value)
-        elif isinstance(value, Path) or (isinstance(value, str) and name in _FOLDER_FIELDS):
+        judge = next((judge for kind, judge in _RECORDS.items() if isinstance(value, kind)), None)
+        if judge is not None:
+            judge(rules, value)
+        elif isinstance(value, Path) or (isinstance(value, str) and name in FOLDER_FIELDS):
             _check_folder(rules, Path(value))
-        elif isinstance(value, HealSettings):
-            _check_training(rules, value)
-        elif isinstance(value, str):
-            _check_characters(rules, name, value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            _check_number(rules, name, value)
+        elif isinstance(value, str | int | float) and name in most:
+            _check_size(name, value, most[name])
+        elif value is not None and not _is_container(value):
+            raise PolicyError(
+                f"This hosted demo has no limit for {one_line(_said(name))}, and takes nothing without one; run "
+                "shortviz on your own machine."
+            )
+
+
+def limits(rules: Settings) -> Mapping[str, float]:
+    """Return by the name of a field, in whichever record: the largest number it may hold, or the most characters."""
+    words = dict.fromkeys(_WORDS, float(rules.max_prompt))
+    return words | dict.fromkeys(_LAYERS, _MOST_LAYERS) | {
+        "value": rules.max_characters,
+        "limit": rules.max_rows,
+        "windows": rules.max_rows,
+        "max_length": rules.max_row_tokens,
+        "window": rules.max_row_tokens,
+        "length": rules.max_row_tokens,
+        "batch_size": rules.max_tokens,
+        "accumulate": rules.max_tokens,
+        "max_new_tokens": rules.max_new_tokens,
+        "steps": rules.max_steps,
+        "warmup_steps": rules.max_steps,
+        "eval_every": 1e9,  # measuring less often costs less
+        "seed": 1e9,
+        "rank": 256,
+        "alpha": 1e9,  # these are only factors
+        "learning_rate": 10,
+        "temperature": 100,
+        "seam_weight": 1e6,
+        "dropout": 1,
+        "first_label": 1,
+        "mix": 1,
+        "gradient_checkpointing": 1,
+    }  # fmt: skip
 
 
 def allowed(rules: Settings, *asked: Any) -> bool:
@@ -102,8 +138,6 @@ def _walk(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
         raise PolicyError("This request is nested too deeply; simplify it.")
     yield name, value
     if is_dataclass(value) and not isinstance(value, type):
-        if isinstance(value, ModelRef | TextSpec | TaskSpec):
-            return
         for entry in fields(value):
             yield from _walk(entry.name, getattr(value, entry.name), depth + 1)
     elif isinstance(value, Mapping):
@@ -143,8 +177,6 @@ def _check_text(rules: Settings, spec: TextSpec) -> None:
         _check_upload(rules, Path(spec.value))
     if spec.kind == "dataset":
         _check_dataset(rules, spec.value)
-    for value in (spec.key, spec.subset or "", spec.split):
-        _check_characters(rules, "name", value)
     _check_rows(rules, spec)
 
 
@@ -168,10 +200,10 @@ def _check_rows(rules: Settings, spec: TextSpec) -> None:
 
 def _check_training(rules: Settings, recipe: HealSettings) -> None:
     """Check one update: a stop is heard between two of them, and its memory grows with the tokens."""
-    if recipe.tokens_per_step > rules.max_tokens // 8 or recipe.rank > 256:
+    if recipe.tokens_per_step > rules.max_tokens // 8:
         raise PolicyError(
-            f"This hosted demo trains on at most {rules.max_tokens // 8:,} tokens an update, with a rank up to 256; "
-            "choose a smaller batch, window or rank."
+            f"This hosted demo trains on at most {rules.max_tokens // 8:,} tokens an update; choose a smaller batch or "
+            "window."
         )
 
 
@@ -212,8 +244,6 @@ def _check_task(rules: Settings, spec: TaskSpec) -> None:
         _check_upload(rules, Path(spec.value))
     else:
         _check_dataset(rules, spec.value)
-    for value in (spec.question, *spec.choices, spec.label, spec.prompt, spec.subset or "", spec.split):
-        _check_characters(rules, "name", value)
     if len(spec.choices) > _MOST_CHOICES:
         raise PolicyError(f"This hosted demo takes at most {_MOST_CHOICES} columns of choices; name fewer.")
     if spec.limit is None or spec.limit > rules.max_rows:
@@ -242,32 +272,35 @@ def _is_inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def _check_characters(rules: Settings, name: str, value: str) -> None:
-    most = rules.max_characters if name in ("text", "value") else rules.max_prompt
-    if len(value) > most:
-        what = "prompt" if "prompt" in name else "text"
-        raise PolicyError(
-            f"The {what} has {len(value):,} characters, and this hosted demo takes at most {most:,}; shorten it."
-        )
+_RECORDS: Mapping[type, Callable[[Settings, Any], None]] = {
+    ModelRef: _check_model,
+    TextSpec: _check_text,
+    TaskSpec: _check_task,
+    HealSettings: _check_training,
+}
+"""What is judged as a whole, before its fields."""
 
 
-def _check_number(rules: Settings, name: str, value: float) -> None:
-    caps = {
-        "max_new_tokens": rules.max_new_tokens,
-        "new_tokens": rules.max_new_tokens,
-        "steps": rules.max_steps,
-        "max_steps": rules.max_steps,
-        "rows": rules.max_rows,
-        "limit": rules.max_rows,
-        "tokens": rules.max_tokens,
-        "max_tokens": rules.max_tokens,
-        "max_length": rules.max_row_tokens,
-        "window": rules.max_row_tokens,
-    }
-    most = caps.get(name, _LARGEST)
-    if not abs(value) <= most:  # NaN too; a whole number may be too large to be a float
+def _is_container(value: Any) -> bool:
+    """Return whether `_walk` goes on to what is inside."""
+    return isinstance(value, Mapping | list | tuple | set | frozenset) or (
+        is_dataclass(value) and not isinstance(value, type)
+    )
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ") or "a value without a name"
+
+
+def _check_size(name: str, value: str | float, most: float) -> None:
+    name = _said(name)
+    if isinstance(value, str):
+        if len(value) > most:
+            raise PolicyError(
+                f"The {name} has {len(value):,} characters, and this hosted demo takes at most {most:,.0f}; shorten it."
+            )
+    elif not abs(value) <= most:  # NaN too; a whole number may be too large to be a float
         shown = f"{value:.4g}" if isinstance(value, float) or abs(value) < 1e15 else "far too large"
         raise PolicyError(
-            f"{(name or 'A number').replace('_', ' ').capitalize()} is {shown}, and this hosted demo takes at most "
-            f"{most:,.0f}; choose a smaller number."
+            f"{name.capitalize()} is {shown}, and this hosted demo takes at most {most:,.0f}; choose a smaller number."
         )

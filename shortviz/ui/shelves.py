@@ -2,15 +2,18 @@
 
 import gc
 import hashlib
+import math
 import re
 import shutil
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from cachetools import LRUCache
 
 from shortviz import policy, run_library
 from shortviz.errors import RunError
@@ -39,51 +42,38 @@ _V = TypeVar("_V")
 
 
 class Shelf(Generic[_V]):
-    """A small store for every thread: the entry used longest ago goes first."""
+    """A small LRU cache for every thread, limited by the number of its entries and, where that is said, their bytes."""
 
-    def __init__(self, limit: int, most_bytes: int | None = None) -> None:
+    def __init__(self, limit: int, most_bytes: float = math.inf) -> None:
         """Keep at most `limit` entries, of at most `most_bytes` together."""
-        self._limit, self._most_bytes = limit, most_bytes
-        self._items: OrderedDict[Hashable, _V] = OrderedDict()
-        self._bytes: dict[Hashable, int] = {}
+        self._limit = limit
+        self._items: LRUCache[Hashable, tuple[_V | None, int]] = LRUCache(most_bytes, getsizeof=itemgetter(1))
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> _V | None:
         """Return the entry, or None."""
         with self._lock:
-            if key not in self._items:
-                return None
-            self._items.move_to_end(key)
-            return self._items[key]
+            return self._items.get(key, (None, 0))[0]
 
     def put(self, key: Hashable, value: _V, num_bytes: int = 0) -> _V:
         """Keep the entry, and return it; one that is too large by itself is not kept, and drives no other out."""
         with self._lock:
-            self._forget(key)
-            if self._most_bytes is not None and num_bytes > self._most_bytes:
-                return value
-            self._items[key], self._bytes[key] = value, num_bytes
-            while len(self._items) > self._limit or self._too_large():
-                self._forget(next(iter(self._items)))
+            self._items.pop(key, None)
+            if num_bytes <= self._items.maxsize:
+                self._items[key] = value, num_bytes
+            if len(self._items) > self._limit:
+                self._items.popitem()
         return value
 
     def drop(self, key: Hashable) -> None:
         """Forget one entry."""
         with self._lock:
-            self._forget(key)
+            self._items.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._items.clear()
-            self._bytes.clear()
-
-    def _too_large(self) -> bool:
-        return self._most_bytes is not None and sum(self._bytes.values()) > self._most_bytes
-
-    def _forget(self, key: Hashable) -> None:
-        self._items.pop(key, None)
-        self._bytes.pop(key, None)
 
 
 _importing = threading.Lock()

@@ -92,7 +92,9 @@ def test_a_model_that_is_refused_says_why_before_the_button(
     assert any(word in error for error in page.errors), page.errors
     assert len(page.errors) == 1, "said once, not above the page and again beside the button"
     assert "No model loaded" in page.words
-    assert page.page("map").at.get("plotly_chart") or "No model" in page.words
+    empty = page.page("map")
+    assert "No model is loaded and no run is open: choose a model first." in empty.words
+    assert not empty.at.get("plotly_chart")
 
 
 @pytest.mark.parametrize(

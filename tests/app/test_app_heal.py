@@ -158,11 +158,9 @@ def test_the_inspector_repairs_the_cell_it_shows_on_the_same_windows(healing: Ap
     job = page.finish("repair")
     assert job.state == "done", job.error
     repaired = job.result.ledger.step("repaired")
-    if repaired is not None:
-        assert repaired.evaluation.score.windows == job.result.ledger.step("cut").evaluation.score.windows
-        assert "Repaired **" in page.words
-    else:
-        assert job.result.note in page.words
+    assert repaired is not None, job.result.note
+    assert repaired.evaluation.score.windows == job.result.ledger.step("cut").evaluation.score.windows
+    assert "Repaired **" in page.words
 
 
 def test_a_text_too_short_to_be_fitted_to_is_told_with_the_number_needed(loaded: App) -> None:

@@ -1,28 +1,22 @@
 """A hosted server that really runs, as `shortviz app` starts it: who may open a session, upload, read its figures."""
 
 import asyncio
-import gzip
 import http.client
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-import streamlit
 import websockets
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
-from shortviz import kept_files
 from shortviz.doorkeeper import VISITOR, owner_of
 
-STATIC = Path(streamlit.__file__).parent / "static"
 PUBLIC = "shortviz.example"
 UPLOAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--x--\r\n'
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -190,74 +184,3 @@ def test_the_owner_of_jobs_is_not_the_secret_itself() -> None:
     assert owner_of("0" * 32) not in ("", "0" * 32)
     assert owner_of("0" * 32) != owner_of("1" * 32)
     assert owner_of("../../x") == owner_of("") == ""
-
-
-def fetch(
-    port: int, path: str, headers: Mapping[str, str], method: str = "GET"
-) -> tuple[int, Mapping[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request(method, path, headers=dict(headers))
-    answer = connection.getresponse()
-    found = answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
-    connection.close()
-    return found
-
-
-def test_every_script_and_style_of_a_first_visit_is_kept_compressed_and_is_the_file_itself(port: int) -> None:
-    page = fetch(port, "/", {})[2].decode()
-    names = re.findall(r'(?:src|href)="\./(static/[^"]+\.(?:js|css))"', page)
-    assert len(names) > 10
-    for name in names:
-        plain = fetch(port, f"/{name}", {})
-        for _ in range(2):  # compressed for the first, kept for the second
-            status, headers, body = fetch(port, f"/{name}", {"Accept-Encoding": "gzip, deflate, br"})
-            assert (status, headers["content-encoding"], headers["content-length"]) == (200, "gzip", str(len(body)))
-            assert gzip.decompress(body) == plain[2] == (STATIC / name).read_bytes()
-        assert headers["content-type"].split(";")[0].split("/")[1] in plain[1]["content-type"]
-        assert headers["cache-control"] == plain[1]["cache-control"]
-        assert headers["vary"] == "accept-encoding"
-        assert "content-encoding" not in plain[1]
-
-
-def test_what_is_not_a_plain_request_for_a_kept_file_is_answered_by_streamlit(port: int) -> None:
-    name = re.findall(r"static/[^\"]+\.js", fetch(port, "/", {})[2].decode())[0]
-    gzipped = {"Accept-Encoding": "gzip"}
-    status, headers, body = fetch(port, f"/{name}", gzipped | {"Range": "bytes=0-9"})
-    assert (status, body) == (206, (STATIC / name).read_bytes()[:10])
-    status, headers, body = fetch(port, f"/{name}", gzipped, "HEAD")
-    assert (status, body, "content-encoding" in headers) == (200, b"", False)
-    for refused in ("gzip;q=0", "identity, gzip; q=0.0", "*;q=0, br", "xgzip"):
-        assert "content-encoding" not in fetch(port, f"/{name}", {"Accept-Encoding": refused})[1], refused
-    for taken in ("br, gzip;q=0.5", "GZIP", "deflate,gzip;q=1.0"):
-        assert fetch(port, f"/{name}", {"Accept-Encoding": taken})[1]["content-encoding"] == "gzip", taken
-    for path in (f"/{name}x", f"/static/../{name}", "/static/%2e%2e/index.html", "/static/../../../../../etc/passwd"):
-        assert "content-encoding" not in fetch(port, path, gzipped)[1], path
-
-
-def test_those_who_ask_for_a_file_at_once_wait_for_one_compression(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a.js").write_text("let a = 1;" * 1000)
-    compressed, real = [], kept_files._compressed
-
-    def counted(path: Path) -> bytes:
-        compressed.append(path)
-        return real(path)
-
-    monkeypatch.setattr(kept_files, "_compressed", counted)
-    sent: list[bytes] = []
-
-    async def nobody(*_: object) -> None:
-        raise AssertionError("the file was asked of the app")
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.extend([message["body"]] if "body" in message else [])
-
-    async def visitors() -> None:
-        kept = kept_files.KeptFiles(nobody, tmp_path)
-        scope = {"type": "http", "method": "GET", "path": "/static/a.js", "headers": [(b"accept-encoding", b"gzip")]}
-        await asyncio.gather(*(kept(scope, nobody, send) for _ in range(20)))
-
-    asyncio.run(visitors())
-    assert len(compressed) == 1
-    assert [gzip.decompress(body) for body in sent] == [(tmp_path / "a.js").read_bytes()] * 20

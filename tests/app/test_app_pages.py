@@ -131,7 +131,7 @@ def test_a_run_that_cannot_be_read_is_named(tools: Bench, app: Start) -> None:
 def test_names_from_outside_are_never_markup(tools: Bench, app: Start) -> None:
     page = app(model="![x](http://evil/?q)<b>y</b>")
     shown = "\n".join(str(e.value) for kind in (page.at.markdown, page.at.caption) for e in kind)
-    assert r"\!\[x\]\(http\:\/\/" in shown.replace("//", r"\/\/") or r"\!\[x\]\(http" in shown
+    assert r"\!\[x\]\(http\://evil/?q\)\<b\>y\</b\> is chosen." in shown
     assert "<b>" not in shown
 
 

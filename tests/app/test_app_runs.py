@@ -108,8 +108,7 @@ def test_typing_a_block_outlines_it_in_every_map(runs: App) -> None:
     page.run()
     page.number("n").set_value(3)
     page.run()
-    for chart in page.at.get("plotly_chart"):
-        assert spec(chart)["layout"]["shapes"][0]["x0"] == 1.5
+    assert [spec(chart)["layout"]["shapes"][0]["x0"] for chart in page.at.get("plotly_chart")] == [1.5] * 3
 
 
 def test_an_exported_run_is_imported_as_a_new_one(tools: Bench, runs: App) -> None:

@@ -41,7 +41,7 @@ def test_a_treatment_that_made_it_worse_shows_nothing_won_back_and_fits_on_the_a
     figure = recovery_figure(add_step(ledger, "repaired", worse, [replace(REPAIR, method="scale")]))
     assert list(figure.data[1].x)[-1] == 0.0
     assert figure.layout.xaxis.range[1] > max(figure.data[0].x)
-    assert any("-39" in a.text or "-38" in a.text for a in figure.layout.annotations), "a share below 0"
+    assert "-38.4 ± 1.2 %" in [a.text for a in figure.layout.annotations], "a share below 0"
 
 
 def test_the_alt_text_states_the_finding() -> None:

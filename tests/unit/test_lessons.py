@@ -92,6 +92,7 @@ def test_every_map_question_accepts_its_example_and_refuses_another_block(run: R
 def test_map_questions_fit_small_models_and_models_without_a_sink() -> None:
     distances = fixture_distances(5)
     questions = map_questions(distances, fixture_model(5))
+    assert len(questions) == 4
     assert all(q.right(q.example.check(5)) for q in questions)
 
 

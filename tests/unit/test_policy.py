@@ -1,17 +1,20 @@
 """A hosted installation: whatever a stranger asks for, nothing crosses a limit; on one's own machine all is allowed."""
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from shortviz import policy
 from shortviz.errors import PolicyError
+from shortviz.heal_settings import HealSettings
 from shortviz.job_state import JobState
 from shortviz.records import Block, ModelEstimate, ModelRef, TaskSpec, TextSpec, WindowSpec
 from shortviz.settings import Settings
+from shortviz.ui.resources import JobContext
 
 COMMIT = "a" * 40
 DEMO = ModelRef(id="demo")
@@ -78,6 +81,7 @@ HOSTILE_TEXTS = {
     "tasks of another data set": TaskSpec(kind="dataset", value="org/other", limit=1),
     "tasks without a limit": TaskSpec(kind="dataset", value="org/rows"),
     "tasks with an endless column": TaskSpec(kind="dataset", value="org/rows", limit=1, question="x" * 10_000),
+    "tasks with an endless delimiter": TaskSpec(kind="dataset", value="org/rows", limit=1, delimiter=" " * 10_000),
     "tasks with countless choices": TaskSpec(
         kind="dataset", value="org/rows", limit=1, choices=tuple(map(str, range(99)))
     ),
@@ -86,13 +90,12 @@ HOSTILE_TEXTS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A kind of job that `policy` has never heard of."""
+    """A kind of job that `policy` has never heard of; the names of its fields are known."""
 
     ref: ModelRef = DEMO
     text: TextSpec | None = None
     folder: str | None = None
-    prompt: str = ""
-    prompts: tuple[str, ...] = ()
+    prompt: str | tuple[str, ...] = ""
     steps: int = 1
     learning_rate: float = 1e-4
     max_new_tokens: int = 1
@@ -105,7 +108,7 @@ HOSTILE_JOBS = {
     "the downloads themselves": Asked(folder="{downloads}"),
     "a folder with a null byte": Asked(folder="{downloads}/a\0b"),
     "an endless prompt": Asked(prompt="word " * 100_000),
-    "an endless prompt among several": Asked(prompts=("short", "x" * 50_000)),
+    "an endless prompt among several": Asked(prompt=("short", "x" * 50_000)),
     "too many new tokens": Asked(max_new_tokens=100_000),
     "too many steps": Asked(steps=10**9),
     "a window as long as the whole budget": Asked(inner=WindowSpec(window=65_536, windows=1)),
@@ -137,6 +140,56 @@ def test_no_job_of_an_unknown_kind_crosses_a_limit(rules: Settings, name: str) -
     if asked.folder is not None:
         asked = replace(asked, folder=asked.folder.replace("{downloads}", str(rules.downloads_dir)))
     with pytest.raises(PolicyError):
+        policy.check_start(rules, asked, [], "me", 10**12)
+
+
+def judged_fields(record: type) -> dict[str, set[type]]:
+    """Return the fields of a record and of every record inside it, by name, with the types that they take."""
+    found: dict[str, set[type]] = {}
+    for name, hint in get_type_hints(record).items():
+        for kind in leaf_types(hint):
+            inner = judged_fields(kind) if is_dataclass(kind) else {name: {kind}}
+            for field, kinds in inner.items():
+                found.setdefault(field, set()).update(kinds)
+    return found
+
+
+def leaf_types(hint: Any) -> set[type]:
+    if get_origin(hint) is Literal:
+        return {type(choice) for choice in get_args(hint)}
+    inside = [kind for kind in get_args(hint) if kind not in (type(None), ...)]
+    return set().union(*map(leaf_types, inside)) if inside else {hint}
+
+
+FIELDS = judged_fields(JobContext) | judged_fields(WindowSpec)
+
+
+def test_the_walk_over_what_is_judged_finds_the_fields_of_all_records() -> None:
+    assert len(FIELDS) > 40
+    for name, kinds in {"run_key": {str}, "plans": {int}, "temperature": {float}, "mix": {float}, "n": {int}}.items():
+        assert FIELDS[name] == kinds
+    for record in (ModelRef, TextSpec, TaskSpec, HealSettings, Block):
+        assert {field.name for field in fields(record)} <= FIELDS.keys()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_of_every_record_has_a_limit_that_holds(rules: Settings, name: str) -> None:
+    if name in policy.FOLDER_FIELDS:
+        assert not policy.allowed(rules, {name: "/etc"})
+        return
+    most = policy.limits(rules)[name]
+    for kind in FIELDS[name] - {bool}:
+        largest, more = ("x" * int(most), "x" * int(most + 1)) if kind is str else (kind(most), kind(most + 1))
+        assert policy.allowed(rules, {name: largest})
+        with pytest.raises(PolicyError, match=re.compile(name.replace("_", " "), re.IGNORECASE)) as caught:
+            policy.check(rules, {name: more})
+        assert f"at most {most:,.0f}" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.5, True, "", "x", b"x", object(), int, (1,), [["x"]], {"surprise": 1}])
+def test_a_field_without_a_limit_is_refused_by_name_whatever_it_holds(rules: Settings, value: Any) -> None:
+    asked = make_dataclass("Later", ["ref", "surprise_field"])(DEMO, value)
+    with pytest.raises(PolicyError, match="no limit for surprise"):
         policy.check_start(rules, asked, [], "me", 10**12)
 
 

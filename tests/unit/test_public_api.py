@@ -16,8 +16,9 @@ def test_every_public_name_can_be_imported(name):
 
 
 def test_every_public_function_and_class_says_what_it_is():
-    undocumented = [name for name in shortviz.__all__ if not getattr(shortviz, name).__doc__]
-    assert undocumented == []
+    """A dataclass without a docstring is given its signature for one."""
+    words = {name: getattr(shortviz, name).__doc__ or "" for name in shortviz.__all__ if name != "__version__"}
+    assert [name for name, said in words.items() if not said or said.startswith(f"{name}(")] == []
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error():

@@ -51,9 +51,8 @@ def test_pure_noise_is_never_called_settled() -> None:
     assert found is not None
     assert not any(found.enough(n) for n in (1, 2, 3))
     assert found.words(1) == "> 16"
-    assert "not settled: n 1-" in rows_needed_words(found, range(1, LAYERS)) or "too few" in rows_needed_words(
-        found, [1]
-    )
+    assert rows_needed_words(found, range(1, LAYERS)).endswith(" rows); not settled: n 1-3.")
+    assert rows_needed_words(found, [1]) == "32 rows are too few to settle the best start of any size."
 
 
 def test_a_block_that_cannot_be_exported_is_never_the_choice() -> None:

@@ -48,12 +48,11 @@ def test_free_memory_of_the_cpu_is_at_most_what_the_system_has() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the choice on a machine with a GPU is another one")
 def test_the_cpu_is_chosen_with_float32_and_the_reason() -> None:
     placement = choose_placement(ModelRef(id="any"))
-    if placement.device.type == "cpu":
-        assert placement.dtype_name == "float32"
-        assert placement.reason == (
-            "float32 on the CPU: no GPU was found, and CPUs are slow in half precision, which also blurs small "
-            "distances."
-        )
+    assert placement.device.type == "cpu"
+    assert placement.dtype_name == "float32"
+    assert placement.reason == (
+        "float32 on the CPU: no GPU was found, and CPUs are slow in half precision, which also blurs small distances."
+    )
     asked = choose_placement(ModelRef(id="any", device="cpu"))
     assert asked.reason == ("float32 on the CPU: CPUs are slow in half precision, which also blurs small distances.")
     assert choose_placement(ModelRef(id="any", device="cpu", dtype="float64")).dtype is torch.float64
