@@ -19,10 +19,10 @@ from shortviz.heal_packages import check_peft
 from shortviz.heal_student import Student, inject, merge
 from shortviz.ledger import Treatment
 from shortviz.model_card import hub_name
-from shortviz.planning import layers_text
 from shortviz.record_json import read_treatment, treatment_json
 from shortviz.records import ModelInfo
 from shortviz.treated_recipe import treated_recipe
+from shortviz.words import layers_text
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

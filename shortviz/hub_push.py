@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from shortviz.checkpoint_folder import fingerprints
 from shortviz.errors import ExportError, ResourceError, ShortvizError, Stopped
 from shortviz.records import OnProgress, Progress
-from shortviz.words import size
+from shortviz.words import duration, size
 
 RECORD = "shortviz.json"
 _REPOSITORY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*(?<![.-])")
@@ -249,6 +249,6 @@ def _check_stop(stop: threading.Event | None) -> None:
 def push_text(report: PushReport) -> str:
     """Return what was pushed, in words."""
     return (
-        f"Pushed {report.files} files ({size(report.bytes)}) to {report.url} in {report.seconds:.1f} s, "
+        f"Pushed {report.files} files ({size(report.bytes)}) to {report.url} in {duration(report.seconds)}, "
         f"commit {report.commit[:12]}."
     )

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shortviz.map_cells import MEASURED, best_starts, exportable, grid_of, label, layer_words, with_error
+from shortviz.map_cells import MEASURED, best_starts, exportable, grid_of, label
 from shortviz.planning import tied_starts
 from shortviz.records import Block, BlockDistances, Grid, ModelInfo
+from shortviz.words import block_text, layer_words, layers_text, with_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,7 @@ def map_alt(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
     found = [f"{layer_words(best[n], n)} for n {n} ({with_error(*grid.at(Block(start=best[n], n=n)))})" for n in sizes]
     kind = "windows" if criterion in MEASURED else "rows"
     sinks = distances.norms.sink_layers
-    sink = f" Layer {', '.join(map(str, sinks))} writes the attention sink." if sinks else ""
+    sink = f" Layer {layers_text(sinks)} writes the attention sink." if sinks else ""
     return (
         f"By {words} over {grid.samples:,} {kind} of text, the blocks that change {model.id} ({layers} layers) least "
         f"are {', '.join(found)}.{sink}"
@@ -67,15 +68,14 @@ def _best_row(
     gaps = gaps[~np.isnan(gaps)]
     ties = [start for start in tied_starts(grid, block.n) if start != block.start]
     sinks = distances.sink_layers_in(block)
-    last = block.start + block.n - 1
     return (
         block.n,
         block.start,
-        str(block.start) if block.n == 1 else f"{block.start}-{last}",
+        block_text(block.start, block.n),
         value,
         stderr,
         float(gaps.min()) if gaps.size else math.nan,
         bool(ties),
         ", ".join(map(str, ties)),
-        f"removes layer {', '.join(map(str, sinks))}, which writes the attention sink" if sinks else "",
+        f"removes layer {layers_text(sinks)}, which writes the attention sink" if sinks else "",
     )

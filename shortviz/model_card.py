@@ -1,6 +1,5 @@
 """What an exported checkpoint says about itself: README.md for people, shortviz.json for programs. No torch."""
 
-import math
 import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from shortviz.record_json import evaluation_json, treatment_json
 from shortviz.records import Evaluation, ModelInfo, PrunePlan, Score, TextInfo
 from shortviz.runs import versions
 from shortviz.treated_recipe import treated_recipe
-from shortviz.words import duration, percent, size
+from shortviz.words import counted, duration, percent, size, with_error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +130,11 @@ def _treated(facts: CardFacts) -> str:
     lines = ["## After the cut", ""]
     for number, treatment in enumerate(facts.treatments, 1):
         name, text = treatment.method.replace("_", " "), treatment.text
-        on = "" if text is None else f" on {text.source} ({text.tokens:,} tokens, fingerprint `{text.fingerprint}`)"
+        on = (
+            ""
+            if text is None
+            else f" on {text.source} ({counted(text.tokens, 'token')}, fingerprint `{text.fingerprint}`)"
+        )
         verb = "Repaired" if treatment.kind == "repair" else "Healed"
         lines.append(f"{number}. {verb} by {name}{on}, in {duration(treatment.seconds)}. {treatment.note}".rstrip())
         shown = ", ".join(f"{key} {value}" for key, value in treatment.settings.items() if value is not None)
@@ -157,22 +160,23 @@ def _measured(evaluation: Evaluation | None) -> str:
         return "## Measured\n\nNothing was measured before the export."
     text, score = evaluation.text, evaluation.score
     rows = [
-        ("perplexity", _pm(score.perplexity, score.perplexity_stderr)),
-        ("NLL (nats a token)", _pm(score.nll, score.nll_stderr)),
+        ("perplexity", with_error(score.perplexity, score.perplexity_stderr)),
+        ("NLL (nats a token)", with_error(score.nll, score.nll_stderr)),
     ]
     if evaluation.base is not None:
         rows = [(name, f"{_base_number(evaluation.base, name)} → {value}") for name, value in rows]
-    paired = (
-        ("NLL increase, paired", evaluation.nll_increase, evaluation.nll_increase_stderr),
-        ("KL(uncut ‖ pruned), nats a token", evaluation.kl, evaluation.kl_stderr),
-    )
-    rows += [(name, _pm(value, stderr)) for name, value, stderr in paired if value is not None]
+    if evaluation.nll_increase is not None:
+        rise = with_error(evaluation.nll_increase, evaluation.nll_increase_stderr, sign=True)
+        rows.append(("NLL increase, paired", rise))
+    if evaluation.kl is not None:
+        rows.append(("KL(uncut ‖ pruned), nats a token", with_error(evaluation.kl, evaluation.kl_stderr)))
     if evaluation.same_top1 is not None:
-        rows.append(("same most likely next token", percent(evaluation.same_top1, evaluation.same_top1_stderr, "±")))
+        rows.append(("same most likely next token", percent(evaluation.same_top1, evaluation.same_top1_stderr)))
     rows.append(("forward pass of one window", _seconds(evaluation)))
     lines = [f"| {name} | {value} |" for name, value in rows]
+    windows = counted(score.windows, "window") + ("" if score.windows > 1 else " (no error)")
     behind = (
-        f"Text: {text.source}, {score.windows} window{'s' * (score.windows > 1)}, {score.tokens:,} scored tokens, BOS "
+        f"Text: {text.source}, {windows}, {counted(score.tokens, 'scored token')}, BOS "
         f"{text.bos}, fingerprint `{text.fingerprint}`."
         + (" ± is one standard error over windows." if score.windows > 1 else "")
     )
@@ -180,18 +184,16 @@ def _measured(evaluation: Evaluation | None) -> str:
 
 
 def _base_number(base: Score, name: str) -> str:
-    return _pm(base.perplexity, base.perplexity_stderr) if name == "perplexity" else _pm(base.nll, base.nll_stderr)
+    return (
+        with_error(base.perplexity, base.perplexity_stderr)
+        if name == "perplexity"
+        else with_error(base.nll, base.nll_stderr)
+    )
 
 
 def _seconds(evaluation: Evaluation) -> str:
     before = "" if evaluation.base is None else f"{evaluation.base.forward_seconds:.3f} s → "
     return f"{before}{evaluation.score.forward_seconds:.3f} s"
-
-
-def _pm(value: float, stderr: float | None) -> str:
-    if stderr is None or math.isnan(stderr):
-        return f"{value:.4g} (one window, no error)"
-    return f"{value:.4g} ± {stderr:.2g}"
 
 
 def _proved(proof: dict[str, Any]) -> str:
@@ -234,7 +236,7 @@ def _made(facts: CardFacts) -> str:
         text = facts.text
         lines += [
             "",
-            f"Layers were chosen on {text.source}: {text.rows:,} rows, {text.tokens:,} tokens, "
+            f"Layers were chosen on {text.source}: {counted(text.rows, 'row')}, {counted(text.tokens, 'token')}, "
             f"fingerprint `{text.fingerprint}`.",
         ]
     lines += [

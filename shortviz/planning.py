@@ -1,7 +1,6 @@
 """Choosing what to remove: the best block of each size, the paper's simple strategy, scattered layers. No torch."""
 
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -62,13 +61,6 @@ def scattered_plan(distances: BlockDistances, criterion: str, n: int) -> PrunePl
         raise PlanError(f"n is {n}; remove 1 to {distances.num_layers - 1} of {distances.num_layers} layers.")
     order = np.argsort(distances.criteria[criterion].row(1), kind="stable")
     return PrunePlan(num_layers=distances.num_layers, removed=tuple(sorted(int(i) for i in order[:n])))
-
-
-def layers_text(layers: Sequence[int]) -> str:
-    """Return layers as `parse_layers` reads them and people do, e.g. `3, 7-8`; `none` where there are none."""
-    runs = PrunePlan(num_layers=max(layers, default=0) + 2, removed=tuple(layers)).blocks
-    words = (str(b.start) if b.n == 1 else f"{b.start}-{b.start + b.n - 1}" for b in runs)
-    return ", ".join(words) or "none"
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """A run as one HTML file that a person can mail: maps, curve, tables, citations; it loads nothing from anywhere."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from shortviz.errors import RunError
 from shortviz.ledger import Ledger
 from shortviz.map_cells import MEASURED
 from shortviz.model_card import hub_name
-from shortviz.planning import layers_text
 from shortviz.records import BlockDistances, BlockLosses, Evaluation, ModelInfo, Run, TextInfo
 from shortviz.report_html import MARK, Figures, code, facts, folded, heading, page, paragraph, table
-from shortviz.words import duration, percent, size
+from shortviz.words import UNKNOWN, counted, duration, layers_text, percent, size, with_error
 
 
 def write_report(run: Run, target: Path, *, criterion: str = "") -> None:
@@ -94,7 +92,7 @@ def _head(run: Run) -> list[str]:
 
 def _text_words(text: TextInfo, unit: str) -> str:
     return (
-        f"Text: {text.source}, {text.rows:,} {unit}, {text.tokens:,} tokens, BOS {text.bos}, "
+        f"Text: {text.source}, {text.rows:,} {unit}, {counted(text.tokens, 'token')}, BOS {text.bos}, "
         f"fingerprint {text.fingerprint[:12]}."
     )
 
@@ -114,7 +112,13 @@ def _predicted(distances: BlockDistances, model: ModelInfo, criterion: str, figu
 def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
     found = charts.best_table(distances, criterion, model)
     rows = [
-        [str(row["n"]), str(row["layers"]), _pm(row["distance"], row["stderr"], 5), str(row["ties"]), str(row["note"])]
+        [
+            str(row["n"]),
+            str(row["layers"]),
+            with_error(row["distance"], row["stderr"]),
+            str(row["ties"]),
+            str(row["note"]),
+        ]
         for _, row in found.iterrows()
     ]
     samples = distances.criteria[criterion].samples
@@ -127,7 +131,7 @@ def _measured(losses: BlockLosses, distances: BlockDistances | None, model: Mode
     shown = loss_charts.as_map(losses, distances.norms if distances is not None else None)
     curve = curve_from_map(losses, distances, model)
     lines = loss_charts.curve_figure(curve, top=curve.base_nll + 6.0)
-    behind = f"{int(losses.windows.max())} windows of {losses.text.max_length} tokens at most a block"
+    behind = f"{counted(int(losses.windows.max()), 'window')} of {losses.text.max_length} tokens at most a block"
     parts = [
         heading(f"Measured: {charts.label('nll_increase')}"),
         figures.draw(
@@ -147,9 +151,9 @@ def _measured(losses: BlockLosses, distances: BlockDistances | None, model: Mode
         rows = [
             [
                 criteria.label(one.criterion),
-                _number(one.spearman, ".2f"),
-                _number(one.spearman_within, ".2f"),
-                _number(one.mean_regret, ".3f"),
+                with_error(one.spearman),
+                with_error(one.spearman_within),
+                with_error(one.mean_regret),
             ]
             for one in found
         ]
@@ -165,12 +169,12 @@ def _measured(losses: BlockLosses, distances: BlockDistances | None, model: Mode
 def _evaluations(evaluations: tuple[Evaluation, ...]) -> str:
     rows = [
         [
-            layers_text(one.removed) or "none",
-            _pm(one.score.perplexity, one.score.perplexity_stderr, 2),
-            _pm(one.nll_increase, one.nll_increase_stderr, 3),
-            _pm(one.kl, one.kl_stderr, 3),
-            "-" if one.same_top1 is None else percent(one.same_top1, one.same_top1_stderr, "±"),
-            f"{one.score.tokens:,} tokens of {one.text.source}",
+            layers_text(one.removed),
+            with_error(one.score.perplexity, one.score.perplexity_stderr),
+            with_error(one.nll_increase, one.nll_increase_stderr, sign=True),
+            with_error(one.kl, one.kl_stderr),
+            percent(one.same_top1, one.same_top1_stderr),
+            f"{counted(one.score.tokens, 'token')} of {one.text.source}",
         ]
         for one in evaluations
     ]
@@ -182,11 +186,10 @@ def _ledger(ledger: Ledger) -> str:
     rows = [
         [
             step.label,
-            _pm(step.evaluation.score.nll, step.evaluation.score.nll_stderr, 3),
-            _pm(step.evaluation.nll_increase, step.evaluation.nll_increase_stderr, 3),
-            _pm(_percent(step.recovered), _percent(step.recovered_stderr), 1)
-            + (" %" if step.recovered is not None else ""),
-            duration(step.seconds) if step.treatments else "-",
+            with_error(step.evaluation.score.nll, step.evaluation.score.nll_stderr),
+            with_error(step.evaluation.nll_increase, step.evaluation.nll_increase_stderr, sign=True),
+            percent(step.recovered, step.recovered_stderr),
+            duration(step.seconds) if step.treatments else UNKNOWN,
         ]
         for step in ledger.steps
     ]
@@ -196,23 +199,6 @@ def _ledger(ledger: Ledger) -> str:
 
 def _map_height(model: ModelInfo) -> int:
     return min(max(480, 12 * model.num_layers), 1400)
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def _pm(value: float | None, error: float | None, places: int) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    shown = _number(value, f",.{places}f")
-    return shown if error is None or math.isnan(error) else f"{shown} ± {_number(error, f',.{places}f')}"
-
-
-def _number(value: float | None, form: str) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return format(value, form) if abs(value) < 1e9 else f"{value:.3g}"
 
 
 def _versions(run: Run) -> str:

@@ -14,7 +14,8 @@ from shortviz.ui import inspector
 from shortviz.ui import state as s
 from shortviz.ui.map_view import FONT
 from shortviz.ui.selection import parse_selection
-from shortviz.ui.words import plain, with_error
+from shortviz.ui.words import plain
+from shortviz.words import with_error
 
 HEIGHT = 330
 _WIDTH, _BAR = 1100, 76

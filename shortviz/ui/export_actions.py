@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 from shortviz import policy
 from shortviz.errors import ExportError
 from shortviz.job_state import JobControl
-from shortviz.planning import layers_text
 from shortviz.records import Evaluation, ExportReport, ModelRef, Progress, PrunePlan, TextSpec
 from shortviz.settings import settings
 from shortviz.ui import kept_models
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.treating import ledger_of
+from shortviz.words import layers_text
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle

@@ -10,7 +10,8 @@ from shortviz.ui import actions, notes
 from shortviz.ui import state as s
 from shortviz.ui.following import follow
 from shortviz.ui.resources import Bench
-from shortviz.ui.words import duration, plain, size
+from shortviz.ui.words import plain
+from shortviz.words import duration, size
 
 TICK_SECONDS = 0.5
 
