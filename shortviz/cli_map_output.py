@@ -4,44 +4,32 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from shortviz import criteria
 from shortviz.agreement import agreement
-from shortviz.cli_output import score_words, table
+from shortviz.cli_output import score_words
 from shortviz.curve import RemovalCurve
 from shortviz.curve_tasks import AccuracyLine, task_sets
-from shortviz.map_cells import exportable
-from shortviz.planning import best_start, tied_starts
+from shortviz.map_tables import BestBlock, best_blocks, best_words
 from shortviz.race import SearchResult
-from shortviz.records import Block, BlockLosses, Run, TaskScore
-from shortviz.words import UNKNOWN, block_text, counted, layers_text, percent, with_error
+from shortviz.records import Block, BlockLosses, Run, TaskScore, perplexity
+from shortviz.run_tables import agreement_words
+from shortviz.table import Table, left, right
+from shortviz.words import UNKNOWN, counted, layers_text, percent, with_error
 
 
 def losses_text(run: Run, losses: BlockLosses, metric: str) -> str:
     """Return the best measured block of each n with its ties, and how well each criterion would have chosen."""
     grid, unit = (losses.kl, "KL, nats") if metric == "kl" else (losses.increase, "NLL increase, nats")
-    rows, possible = [], exportable(grid, run.model)
-    for n in range(1, losses.num_layers):
-        start = best_start(possible, n)
-        if start is None:
-            continue
-        block = Block(start=start, n=n)
-        nll = losses.base.nll + losses.increase.at(block)[0]
-        ties = ", ".join(str(s) for s in tied_starts(possible, n) if s != start)
-        perplexity = f"{math.exp(nll):.2f}" if nll < 20 else "> 1e8"
-        rows.append(
-            [
-                str(n),
-                block_text(start, n),
-                with_error(*grid.at(block), sign=metric != "kl"),
-                perplexity,
-                f"tied with start {ties}" if ties else "",
-            ]
-        )
+
+    def after(block: BestBlock) -> str:
+        rise = losses.increase.at(Block(start=block.start, n=block.n))[0]
+        return with_error(perplexity(losses.base.nll + rise))
+
+    best = best_words(best_blocks(grid, run.model), unit, {"perplexity": after}, sign=metric != "kl")
     lines = [
         f"Uncut model: {score_words(losses.base)}. Text: {losses.text.source}; "
         f"{int(losses.tokens.max()):,} scored tokens a block, windows of {losses.text.max_length}.",
         f"Best block of each size by measured {metric.upper()}",
-        table(["n", "layers", unit, "perplexity", ""], rows),
+        best.text(),
     ]
     if not losses.replayed:
         lines.append("Every pruned model was really run: this family's layers cannot be replayed exactly.")
@@ -53,18 +41,8 @@ def losses_text(run: Run, losses: BlockLosses, metric: str) -> str:
 def agreement_text(run: Run, losses: BlockLosses) -> str:
     """Return how well each criterion predicts the measured loss."""
     assert run.distances is not None
-    rows = [
-        [
-            criteria.label(found.criterion),
-            with_error(found.spearman),
-            with_error(found.spearman_within),
-            with_error(found.mean_regret),
-            f"{sum(r.picked == r.best for r in found.regrets)} of {len(found.regrets)}",
-        ]
-        for found in agreement(run.distances, losses, run.model)
-    ]
-    head = ["criterion", "Spearman, all", "within n", "mean regret, nats", "picks the best start"]
-    return "How well each criterion predicts the measured increase in NLL\n" + table(head, rows)
+    found = agreement_words(agreement(run.distances, losses, run.model))
+    return f"{found.caption}\n{found.text()}"
 
 
 def search_text(found: SearchResult) -> str:
@@ -82,7 +60,7 @@ def search_text(found: SearchResult) -> str:
     return "\n".join(
         [
             f"Best start of each size by measured NLL. Text: {found.text.source}, windows of {found.text.max_length}.",
-            table(["n", "start", "NLL increase, nats", "windows", ""], rows),
+            Table(right("n", "start", "NLL increase, nats", "windows") + left(""), rows).text(),
             f"Measured {counted(found.cells_measured, 'block-window')}, "
             f"{percent(found.cells_measured / found.cells_exhaustive)} of {found.cells_exhaustive:,} for all.",
         ]
@@ -112,14 +90,15 @@ def search_json(found: SearchResult) -> dict[str, Any]:
 def curve_text(curve: RemovalCurve) -> str:
     """Return perplexity against layers removed, one column a strategy."""
     lines = {line.strategy: {point.n: point for point in line.points} for line in curve.lines}
-    head = ["n", *lines, ""]
     rows = [
-        [str(n), *(with_error(points[n].perplexity if n in points else None) for points in lines.values()), ""]
+        [str(n), *(with_error(points[n].perplexity if n in points else None) for points in lines.values())]
         for n in range(curve.num_layers)
     ]
     text = curve.text
     behind = f"at most {counted(text.rows, 'window')} of {text.max_length} tokens"
-    return f"Perplexity against layers removed. Text: {text.source}; {behind}.\n" + table(head, rows)
+    return (
+        f"Perplexity against layers removed. Text: {text.source}; {behind}.\n" + Table(right("n", *lines), rows).text()
+    )
 
 
 def accuracy_text(lines: Sequence[AccuracyLine]) -> str:
@@ -127,8 +106,8 @@ def accuracy_text(lines: Sequence[AccuracyLine]) -> str:
     any_score = lines[0].points[0][1]
     by_n = {line.strategy: dict(line.points) for line in lines}
     sizes = sorted({n for points in by_n.values() for n in points})
-    rows = [[str(n), *(_accuracy(points.get(n)) for points in by_n.values()), ""] for n in sizes]
-    return f"Accuracy against layers removed, over {any_score.behind}.\n" + table(["n", *by_n, ""], rows)
+    rows = [[str(n), *(_accuracy(points.get(n)) for points in by_n.values())] for n in sizes]
+    return f"Accuracy against layers removed, over {any_score.behind}.\n" + Table(right("n", *by_n), rows).text()
 
 
 def scored_text(run: Run) -> list[str]:
@@ -147,12 +126,12 @@ def scored_text(run: Run) -> list[str]:
         ]
         found.append(
             f"Greedy removal of single layers, {counted(text.rows, 'window')} of {text.max_length} of {text.source}\n"
-            + table(["n", "NLL, nats", "perplexity", "layers"], rows)
+            + Table(right("n", "NLL, nats", "perplexity") + left("layers"), rows).text()
         )
     for fingerprint, one in task_sets(run.tasks).items():
         scores = sorted((s for s in run.tasks if s.fingerprint == fingerprint), key=lambda s: len(s.removed))
         rows = [[_accuracy(s), layers_text(s.removed) if s.removed else "none (uncut)"] for s in scores]
-        found.append(f"Accuracy over {one.behind}\n" + table(["accuracy", "layers removed"], rows))
+        found.append(f"Accuracy over {one.behind}\n" + Table(right("accuracy") + left("layers removed"), rows).text())
     return found
 
 

@@ -2,15 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from shortviz import criteria
-from shortviz.map_cells import exportable
-from shortviz.planning import best_start, tied_starts
+from shortviz.map_tables import best_blocks, best_words
 from shortviz.records import (
-    Block,
     BlockDistances,
     Evaluation,
     ExportReport,
@@ -20,23 +18,12 @@ from shortviz.records import (
     Run,
     Score,
 )
-from shortviz.words import block_text, count, counted, duration, layers_text, percent, size, with_error
+from shortviz.words import count, counted, duration, layers_text, percent, size, with_error
 
 PLAIN_SECONDS = 2.0
 """Where stderr is no terminal, a progress line at most this often."""
 
 NOT_FITTED = "Not measured: too few rows of text to fit it on some and score it on others; give 6 rows or more."
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows under their head, columns aligned right but for the last."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    cells = [
-        [c.rjust(w) if i < len(head) - 1 else c for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
 def estimate_line(estimate: ModelEstimate) -> str:
@@ -52,19 +39,8 @@ def estimate_line(estimate: ModelEstimate) -> str:
 def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
     """Return the best block of each n that can be exported, with its ties inside the error and the sink it removes."""
     grid, settling = distances.criteria[criterion], distances.settling.get(criterion)
-    rows, possible = [], exportable(grid, model)
-    for n in range(1, distances.num_layers):
-        start = best_start(possible, n)
-        if start is None:
-            continue
-        block = Block(start=start, n=n)
-        ties = [str(s) for s in tied_starts(possible, n) if s != start]
-        shown = ", ".join(ties[:6]) + (f" and {len(ties) - 6} more" if len(ties) > 6 else "")
-        sink = "removes the layer that writes the attention sink" if distances.sink_layers_in(block) else ""
-        notes = "; ".join(part for part in (f"tied with start {shown}" if ties else "", sink) if part)
-        needed = [] if settling is None else [settling.words(n)]
-        rows.append([str(n), block_text(start, n), with_error(*grid.at(block)), *needed, notes])
-    return table(["n", "layers", "distance", *([] if settling is None else ["rows needed"]), ""], rows)
+    more = {} if settling is None else {"rows needed": lambda block: settling.words(block.n)}
+    return best_words(best_blocks(grid, model, distances.norms.sink_layers), "distance", more).text()
 
 
 def distances_text(distances: BlockDistances, model: ModelInfo) -> str:

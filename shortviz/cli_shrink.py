@@ -143,7 +143,7 @@ def _json(shrunk: "Shrunk", ledger: "Ledger | None", report: "ExportReport | Non
 
 def _text(shrunk: "Shrunk", ledger: "Ledger | None") -> str:
     from shortviz.cli_ledger_output import ledger_text
-    from shortviz.cli_output import table
+    from shortviz.table import Table, left, right
     from shortviz.words import duration, layers_text, with_error
 
     rows = [["", "", with_error(shrunk.base_nll), "", "", "uncut"]]
@@ -160,7 +160,7 @@ def _text(shrunk: "Shrunk", ledger: "Ledger | None") -> str:
         )
     lines = [
         f"{shrunk.handle.info.num_layers} layers are left; removed {layers_text(shrunk.steps[-1].removed)}.",
-        table(["layer", "NLL cut", "NLL", "increase", "time", ""], rows),
+        Table(right("layer", "NLL cut", "NLL", "increase", "time") + left(""), rows).text(),
         "NLL in nats a token, on the windows the layers were chosen on: that flatters, so evaluate on other text.",
     ]
     return "\n".join([*lines, *([] if ledger is None else ["", ledger_text(ledger)])])

@@ -78,7 +78,8 @@ def blocks_json(blocks: "Sequence[Block]", found: "Sequence[Evaluation]") -> dic
 
 def blocks_text(blocks: "Sequence[Block]", found: "Sequence[Evaluation]") -> str:
     """Return a table of the blocks, the best first."""
-    from shortviz.cli_output import score_words, table
+    from shortviz.cli_output import score_words
+    from shortviz.table import Table, right
     from shortviz.words import block_text, counted, with_error
 
     base, text = found[0].base, found[0].text
@@ -89,11 +90,11 @@ def blocks_text(blocks: "Sequence[Block]", found: "Sequence[Evaluation]") -> str
         change, score = with_error(one.kl, one.kl_stderr), one.score
         perplexity = with_error(score.perplexity, score.perplexity_stderr)
         rows.append([str(block.n), block_text(block.start, block.n), increase, change, perplexity])
-    head = ["n", "layers", "NLL increase, nats", "KL, nats", "perplexity"]
+    columns = right("n", "layers", "NLL increase, nats", "KL, nats", "perplexity")
     return "\n".join(
         [
             f"Uncut model: {score_words(base)}. Text: {text.source}; {counted(base.tokens, 'scored token')}, "
             f" windows of {text.max_length}. Streamed in one sweep over the layers.",
-            table(head, rows),
+            Table(columns, rows).text(),
         ]
     )

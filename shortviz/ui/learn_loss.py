@@ -8,6 +8,7 @@ from shortviz.curve import curve_from_map
 from shortviz.lesson_data import KINDS, lesson_data
 from shortviz.planning import best_start
 from shortviz.records import Block, Grid
+from shortviz.table import Table, right
 from shortviz.ui import state as s
 from shortviz.ui.learn_parts import bundled, bundled_distances, bundled_losses, chart, dark, for_real
 from shortviz.ui.selection import parse_selection
@@ -60,12 +61,12 @@ def loss(words: DeltaGenerator, picture: DeltaGenerator) -> None:
 
 
 def _neighbours(grid: Grid, increase: Grid, layer: int) -> str:
-    lines = ["| layer | angle, of π | measured increase, nats |", "|---|---|---|"]
+    rows = []
     for i in range(max(0, layer - 1), min(grid.num_layers, layer + 2)):
         block = Block(start=i, n=1)
         name = f"**{i}**" if i == layer else str(i)
-        lines.append(f"| {name} | {with_error(*grid.at(block))} | {with_error(*increase.at(block), sign=True)} |")
-    return "\n".join(lines)
+        rows.append([name, with_error(*grid.at(block)), with_error(*increase.at(block), sign=True)])
+    return Table(right("layer", "angle, of π", "measured increase, nats"), rows).markdown()
 
 
 def _loss_alt(grid: Grid, increase: Grid, sink: int) -> str:

@@ -5,19 +5,20 @@ import streamlit as st
 from shortviz import ledger_charts
 from shortviz.ledger import Ledger, LedgerStep
 from shortviz.ledger_steps import accuracy_change
+from shortviz.run_tables import ledger_table
 from shortviz.ui.map_view import FONT
 from shortviz.ui.words import plain
-from shortviz.words import UNKNOWN, counted, duration, percent, with_error
+from shortviz.words import counted, duration, percent, with_error
 
 
 def draw(ledger: Ledger, *, key: str) -> None:
     """Draw the ledger: numbers on the left, the chart on the right."""
     asked = ledger.task(ledger.steps[0]) is not None
     left, right = st.columns([2.0 if asked else 1.45, 1], gap="medium")
-    alt = ledger_charts.recovery_alt(ledger)
+    alt, table = ledger_charts.recovery_alt(ledger), ledger_table(ledger)
     with left:
         st.dataframe(
-            [_row(ledger, step) for step in ledger.steps],
+            [dict(zip(table.headings, row, strict=True)) for row in table.rows],
             hide_index=True,
             height="content",
             width="stretch",
@@ -114,19 +115,3 @@ def _perplexity(step: LedgerStep) -> str:
 def won_back(step: LedgerStep) -> str:
     """Return `39 ± 1 %`; a dash where there is no share."""
     return percent(step.recovered, step.recovered_stderr)
-
-
-def _row(ledger: Ledger, step: LedgerStep) -> dict[str, str]:
-    found, score, task = step.evaluation, step.evaluation.score, ledger.task(step)
-    asked = ledger.task(ledger.steps[0]) is not None
-    accuracy = UNKNOWN if task is None else percent(task.accuracy, task.accuracy_stderr)
-    return {
-        "step": step.label,
-        "won back": won_back(step),
-        "over uncut": with_error(found.nll_increase, found.nll_increase_stderr, sign=True),
-        "NLL, nats": with_error(score.nll, score.nll_stderr),
-        "perplexity": with_error(score.perplexity, score.perplexity_stderr),
-        "KL, nats": with_error(found.kl, found.kl_stderr),
-        **({"accuracy": accuracy} if asked else {}),
-        "time": duration(step.seconds) if step.treatments else UNKNOWN,
-    }

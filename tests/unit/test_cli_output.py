@@ -7,23 +7,35 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shortviz.cli_output import PlainProgress, best_table, distances_text, evaluation_text, progress, run_text, table
+from shortviz.cli_output import PlainProgress, best_table, distances_text, evaluation_text, progress, run_text
 from shortviz.model_card import _measured
 from shortviz.records import Grid, Progress
+from shortviz.table import Table, left, right
 from shortviz.words import nth, percent
 from tests.records_fixture import fixture_distances, fixture_model, fixture_run
 
 
 def test_a_table_aligns_its_columns_and_leaves_no_trailing_blanks():
-    text = table(["n", "layers", "note"], [["1", "10", ""], ["12", "3-14", "tied"]])
+    text = Table(right("n", "layers") + left("note"), [["1", "10", ""], ["12", "3-14", "tied"]]).text()
     assert text == " n  layers  note\n 1      10\n12    3-14  tied"
+
+
+def test_a_table_takes_no_word_for_markup_and_no_bar_for_a_border():
+    table = Table(left("name") + right("n"), [["[red]x[/red] | y", "1"], [r"a\|b", "2"]])
+    assert table.text().splitlines()[1] == "[red]x[/red] | y  1"
+    assert table.markdown().splitlines() == [
+        "| name | n |",
+        "|---|---:|",
+        r"| [red]x[/red] \| y | 1 |",
+        r"| a\|b | 2 |",
+    ]
 
 
 def test_the_best_table_has_a_line_for_every_size_and_marks_the_sink():
     lines = best_table(fixture_distances(12), "angular_last", fixture_model(12)).splitlines()
     assert len(lines) == 1 + 11
     assert [line.split()[0] for line in lines[1:]] == [str(n) for n in range(1, 12)]
-    assert "removes the layer that writes the attention sink" in lines[-1]
+    assert "removes layer 4, which writes the attention sink" in lines[-1]
 
 
 def test_a_block_that_cannot_be_exported_is_not_the_best():
