@@ -27,6 +27,7 @@ from shortviz.loading import load
 from shortviz.loss_map import measure_losses
 from shortviz.pruning import prune
 from shortviz.records import Block, ModelRef, Progress, PrunePlan, TextSpec, WindowSet, WindowSpec
+from shortviz.table import Table, left, right
 from shortviz.texts import make_windows
 
 
@@ -164,8 +165,8 @@ def main() -> None:
             results.append(compare_sample(handle, windows, blocks))
         else:
             results.append(compare(handle, windows))
-    for name in results[0]:
-        print(f"{name:28}" + "".join(f"{r[name]!s:>24}" for r in results))
+    rows = [[name, *(str(result[name]) for result in results)] for name in results[0]]
+    print(Table(left("") + right(*options.shapes), rows).text())
     machine = {
         "model": handle.info.id,
         "processor": platform.machine(),

@@ -42,7 +42,7 @@ def agreement_text(run: Run, losses: BlockLosses) -> str:
     """Return how well each criterion predicts the measured loss."""
     assert run.distances is not None
     found = agreement_words(agreement(run.distances, losses, run.model))
-    return f"{found.caption}\n{found.text()}"
+    return f"How well each criterion predicts the measured increase in NLL\n{found.text()}"
 
 
 def search_text(found: SearchResult) -> str:
