@@ -74,7 +74,7 @@ def test_one_window_says_that_it_has_no_error_and_never_nan():
     assert "nan" not in text
     assert "±" not in text
     assert "one window, no error" in text
-    card = _measured(one)
+    card = _measured(one).markdown()
     assert "nan" not in card
     assert "±" not in card
 
