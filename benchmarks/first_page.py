@@ -23,6 +23,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from shortviz.runs import example_run, save_run, versions
+from shortviz.table import Table, left, right
 from tests.browser.app_server import FLAGS, PATIENCE_MS, ROOT, AppServer, chromium_path, start_server
 from tests.browser.map_mouse import point_at, random_cells
 
@@ -133,9 +134,11 @@ def main() -> None:
                 times.setdefault(name, []).extend(values)
             load.append(os.getloadavg()[0])
         browser.close()
-    print(f"{'seconds':24} {'median':>7} {'least':>7} {'most':>7} {'of':>4}")
-    for name, values in times.items():
-        print(f"{name:24} {statistics.median(values):7.2f} {min(values):7.2f} {max(values):7.2f} {len(values):4}")
+    rows = [
+        [name, *(f"{of(values):.2f}" for of in (statistics.median, min, max)), str(len(values))]
+        for name, values in times.items()
+    ]
+    print(Table(left("seconds") + right("median", "least", "most", "of"), rows).text())
     print(f"load average of the machine meanwhile: {', '.join(f'{x:.1f}' for x in load)}; {os.cpu_count()} cores")
     medians = {name: round(statistics.median(values), 3) for name, values in times.items()}
     facts = {"servers": options.servers, "clicks": options.clicks, "think": options.think, "load_average": load}

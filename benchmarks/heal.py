@@ -23,6 +23,7 @@ from shortviz.losses import BaseScores, evaluate
 from shortviz.pruning import prune
 from shortviz.records import Block, ModelRef, PrunePlan, TextSpec, TokenSet, WindowSpec
 from shortviz.texts import make_windows, tokenize
+from shortviz.words import percent
 
 RECIPES = {
     "next_token": {"objective": "next_token"},
@@ -86,7 +87,7 @@ def main() -> None:
         }
         rows.append(row)
         print(
-            f"{name:<26} won back {100 * won:5.1f} +- {100 * error:.1f} %   NLL {after.score.nll:.4f}   "
+            f"{name:<26} won back {percent(won, error):>14}   NLL {after.score.nll:.4f}   "
             f"{seconds / 60:5.1f} min of processor   {gained / seconds * 60:.3f} nats a minute   "
             f"{row['parameters']:>10,} parameters",
             flush=True,

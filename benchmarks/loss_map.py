@@ -28,6 +28,7 @@ from shortviz.loss_map import measure_losses
 from shortviz.progress import Progress, Watch
 from shortviz.pruning import prune
 from shortviz.records import Block, ModelRef, PrunePlan, TextSpec, WindowSet, WindowSpec
+from shortviz.table import Table, left, right
 from shortviz.texts import make_windows
 
 
@@ -165,8 +166,8 @@ def main() -> None:
             results.append(compare_sample(handle, windows, blocks))
         else:
             results.append(compare(handle, windows))
-    for name in results[0]:
-        print(f"{name:28}" + "".join(f"{r[name]!s:>24}" for r in results))
+    rows = [[name, *(str(result[name]) for result in results)] for name in results[0]]
+    print(Table(left("") + right(*options.shapes), rows).text())
     machine = {
         "model": handle.info.id,
         "processor": platform.machine(),

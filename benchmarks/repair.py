@@ -28,6 +28,7 @@ from shortviz.pruning import prune
 from shortviz.records import Block, ModelRef, PrunePlan, TextSpec, TokenSet, WindowSet, WindowSpec
 from shortviz.repair import repair
 from shortviz.texts import make_windows, packed_rows
+from shortviz.words import percent
 
 BUNDLED = Path(runs.__file__).parent / "example_run"
 Row = dict[str, float | int | str | bool | None]
@@ -66,7 +67,7 @@ def show(row: Row) -> None:
         return
     print(
         f"({row['start']:>2},{row['n']:>2}) {row['method']:<20} lost {row['increase']:.4f}  won back "
-        f"{row['share']:6.3f} +- {row['stderr']:.3f}  {row['seconds']:6.1f} s  {row['found']}"
+        f"{percent(row['share'], row['stderr']):>14}  {row['seconds']:6.1f} s  {row['found']}"
         f"{'' if row['applied'] else '  not applied'}",
         flush=True,
     )

@@ -29,6 +29,7 @@ from shortviz.race import SearchResult, SuccessiveElimination
 from shortviz.records import Block, ModelRef, TextSpec, WindowSet, WindowSpec
 from shortviz.runs import versions
 from shortviz.search import search_best_starts
+from shortviz.table import Table, right
 from shortviz.texts import make_windows
 
 
@@ -150,19 +151,17 @@ def main() -> None:
     table = exhaustive(handle, windows, options.max_n, options.table)
     head = head_layers(handle)
     naive = [naive_work(handle.info.num_layers, options.max_n, count, h) for h in (0.0, head)]
-    rules = []
-    print("    z   same start  same or tied   layer runs     with heads   cells")
+    rules, lines = [], []
     for z in (4.0, 3.0, 2.5, 2.0):
         found, runs, work = eliminate(table, handle, windows, z)
         one = {"z": z} | agreement(table, found)
         one |= {"ratio_layers": naive[0] / runs, "ratio_with_heads": naive[1] / work}
         one |= {"cells": found.cells_measured, "cells_exhaustive": found.cells_exhaustive}
         rules.append(one)
-        print(
-            f"  {z:3.1f}   {one['same_start']:>2} of {one['rows']}      {one['same_or_tied']:>2} of {one['rows']}"
-            f"     1/{one['ratio_layers']:.2f}        1/{one['ratio_with_heads']:.2f}"
-            f"    {one['cells']} of {one['cells_exhaustive']}"
-        )
+        starts = [f"{one[name]} of {one['rows']}" for name in ("same_start", "same_or_tied")]
+        ratios = [f"1/{one[name]:.2f}" for name in ("ratio_layers", "ratio_with_heads")]
+        lines.append([f"{z:.1f}", *starts, *ratios, f"{one['cells']} of {one['cells_exhaustive']}"])
+    print(Table(right("z", "same start", "same or tied", "layer runs", "with heads", "cells"), lines).text())
     timed = {} if options.no_search else timed_search(handle, windows, options.max_n, options.naive)
     for name, value in timed.items():
         print(f"{name:34}{value:12.3f}")

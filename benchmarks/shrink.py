@@ -27,6 +27,7 @@ from shortviz.records import Block, ModelRef, PrunePlan, TextSpec, WindowSet, Wi
 from shortviz.shrink import shrink
 from shortviz.sums import mean_and_stderr
 from shortviz.texts import make_windows, packed_rows
+from shortviz.words import with_error
 
 
 def best_block(base: ModelHandle, n: int, windows: WindowSet) -> Block:
@@ -88,8 +89,8 @@ def main() -> None:
         (f"best block of {n}, layers {first}-{last}, unrepaired", single, looked),
         (f"shrink to {asked.to_layers}: without {list(greedy.removed)}", greedy, seconds),
     ):
-        print(f"{name:<58} NLL +{found.nll_increase:.4f} +- {found.nll_increase_stderr:.4f}  {spent:7.1f} s")
-    print(f"shrink is lower by {ahead:.4f} +- {error:.4f} nats (paired windows)")
+        print(f"{name:<58} NLL {with_error(found.nll_increase, found.nll_increase_stderr, sign=True)}  {spent:7.1f} s")
+    print(f"shrink is lower by {with_error(ahead, error)} nats (paired windows)")
     print(
         json.dumps(
             {

@@ -31,6 +31,7 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 from shortviz import criteria
 from shortviz.runs import versions
+from shortviz.table import Table, left, right
 from tests.browser.app_server import FLAGS, PATIENCE_MS, ROOT, AppServer, chromium_path, start_server
 
 EXPLORED = ("learn", "map", "heal", "export", "runs")
@@ -220,13 +221,14 @@ def main() -> None:
         if found["tracebacks"]:
             print(server.printed[-3000:])
     load.append(round(os.getloadavg()[0], 1))
-    print(f"{'seconds until ready':28} {'median':>7} {'p95':>7} {'most':>7} {'of':>5}")
+    rows = []
     for name in ("opened", "pages", "choices"):
         values = found.pop(name)
-        found[f"{name}_p95"] = round(percentile(values, 0.95), 3)
-        print(
-            f"{name:28} {statistics.median(values):7.2f} {found[f'{name}_p95']:7.2f} {max(values):7.2f} {len(values):5}"
+        found[f"{name}_p95"] = slow = round(percentile(values, 0.95), 3)
+        rows.append(
+            [name, *(f"{value:.2f}" for value in (statistics.median(values), slow, max(values))), str(len(values))]
         )
+    print(Table(left("seconds until ready") + right("median", "p95", "most", "of"), rows).text())
     print(f"\nmemory: {found['idle_mb']} MB with nobody; per wave {found['memory_mb']}")
     print(f"growth: {found['growth_mb_a_visitor']} MB a visitor; {len(found['errors'])} errors: {found['errors'][:3]}")
     for name, times in paints.items():

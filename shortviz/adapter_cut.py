@@ -14,9 +14,9 @@ from shortviz.handle import ModelHandle
 from shortviz.model_card import hub_name
 from shortviz.new_weights import put_weights, shared_copy
 from shortviz.own_weights import delta_weights, weights_digest
-from shortviz.planning import layers_text
 from shortviz.record_json import read_treatment
 from shortviz.records import PrunePlan
+from shortviz.words import layers_text
 
 REPAIRED = "repaired.safetensors"
 """Beside an adapter that was trained on a repaired cut: the weights that the repairs made. peft does not look at it."""

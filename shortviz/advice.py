@@ -9,10 +9,9 @@ import numpy as np
 from shortviz import criteria
 from shortviz.advice_records import Advice, Budget, Candidate
 from shortviz.errors import PlanError
-from shortviz.planning import layers_text
 from shortviz.records import Block, BlockDistances, BlockLosses, Evaluation, ModelInfo, Run
 from shortviz.sums import paired_stderr
-from shortviz.words import size
+from shortviz.words import layers_text, size
 
 TIE_ERRORS = 2.0
 """Plans whose difference is within so many of its standard errors cannot be told apart."""
@@ -190,8 +189,8 @@ def _unrepaired(fitting: Sequence[Candidate], chosen: Candidate) -> list[str]:
     if not chosen.methods or best is None or cut is None or best.increase >= cut.increase:
         return []
     return [
-        f"Unrepaired, the cut of layers {layers_text(best.removed)} loses less ({best.increase:+.3f} against "
-        f"{cut.increase:+.3f} nats): repair that one too before you decide."
+        f"Unrepaired, the cut of layers {layers_text(best.removed)} loses less ({best.cost} against "
+        f"{cut.cost} nats): repair that one too before you decide."
     ]
 
 
@@ -267,7 +266,7 @@ def _nothing(budget: Budget, known: Sequence[Candidate]) -> str:
     if budget.max_increase is not None:
         best = min(known, key=lambda c: c.increase)
         return (
-            f"No measured cut {budget.words}; the least is {best.increase:+.3f} nats, without layers "
+            f"No measured cut {budget.words}; the least is {best.cost} nats, without layers "
             f"{layers_text(best.removed)}: raise the limit, or repair or heal a cut and ask again."
         )
     most = max(known, key=lambda c: len(c.removed))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from shortviz.errors import PlanError
 from shortviz.records import TextInfo
+from shortviz.words import counted, with_error
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
@@ -34,7 +35,7 @@ class Budget:
     def words(self) -> str:
         """The budget in words, after `a plan that`."""
         if self.layers is not None:
-            return f"removes at least {self.layers} layer{'s' * (self.layers > 1)}"
+            return f"removes at least {counted(self.layers, 'layer')}"
         if self.bytes is not None:
             return f"takes at most {self.bytes:,} bytes"
         return f"raises the NLL by at most {self.max_increase:g} nats a token"
@@ -67,6 +68,11 @@ class Candidate:
     """`measured map`, `evaluation`, `ledger`, or the criterion whose distance chose it."""
     window_nll: tuple[float, ...] = ()
     """For paired comparisons; empty where it was not kept."""
+
+    @property
+    def cost(self) -> str:
+        """The increase with its error, in nats a token."""
+        return with_error(self.increase, self.stderr, sign=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

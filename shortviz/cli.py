@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stopped with Ctrl-C (what there is, is saved).
 """
 
+import io
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +50,8 @@ app = typer.Typer(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a locale without ± must not cost the numbers
     sys.exit(run_command(app, sys.argv[1:] if arguments is None else arguments))
 
 

@@ -28,7 +28,7 @@ def adapter_cut(adapter: Path | None, chosen: "Removal | None", num_layers: int)
         return chosen
     from shortviz.cli_options import Removal
     from shortviz.heal_adapter import cut_of
-    from shortviz.planning import layers_text
+    from shortviz.words import layers_text
 
     whole, removed = cut_of(adapter)
     if chosen is None:

@@ -1,6 +1,5 @@
 """`shortviz advise`: the plan for a budget from what a run holds. Opens no model."""
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +9,8 @@ import typer
 from shortviz.advice_records import Advice, Budget, Candidate, parse_bytes
 from shortviz.cli_options import JsonOption
 from shortviz.cli_session import print_result
-from shortviz.planning import layers_text
 from shortviz.record_json import finite
-from shortviz.words import size
+from shortviz.words import count, counted, layers_text, percent, size
 
 _SHOWN_TIES = 4
 
@@ -42,12 +40,12 @@ def advice_text(advice: Advice) -> str:
     """Return the advice in sentences: what to do, what it costs, what it leaves, and how sure that is."""
     lines = [f"{what_to_do(advice.plan)}: {cost(advice.plan) if advice.measured else 'its loss was not measured'}."]
     left = size(advice.bytes)
-    lines.append(f"Leaves {advice.parameters:,} parameters, {left}; compared with {_others(advice)}.")
+    lines.append(f"Leaves {count(advice.parameters)} parameters, {left}; compared with {_others(advice)}.")
     if advice.ties:
         lines.append(f"Not told apart from it on this text (two errors): {tie_words(advice)}.")
     if advice.expected is not None:
         low, high = advice.expected
-        share = f"{100 * low:.0f} %" if low == high else f"{100 * low:.0f} to {100 * high:.0f} %"
+        share = percent(low) if low == high else f"{percent(low)} to {percent(high)}"
         lines.append(f"Not repaired yet: {_words(advice.expected_method)} won back {share} of other cuts in this run.")
     return "\n".join([*lines, *advice.notes])
 
@@ -61,17 +59,16 @@ def what_to_do(plan: Candidate) -> str:
 
 def cost(plan: Candidate) -> str:
     """Return what the plan costs, with its error and the text behind it."""
-    error = "" if math.isnan(plan.stderr) else f" +- {plan.stderr:.4f}"
     source = plan.text.source if plan.text is not None else "unknown text"
-    windows = f"{plan.windows} window{'s' * (plan.windows != 1)}"
     return (
-        f"NLL {plan.increase:+.4f}{error} nats a token ({plan.source}, {plan.tokens:,} tokens in {windows} of {source})"
+        f"NLL {plan.cost} nats a token ({plan.source}, "
+        f"{counted(plan.tokens, 'token')} in {counted(plan.windows, 'window')} of {source})"
     )
 
 
 def tie_words(advice: Advice) -> str:
     """Return the tied plans, the first few by name."""
-    shown = [f"{what_to_do(plan)[7:]} ({plan.increase:+.4f})" for plan in advice.ties[:_SHOWN_TIES]]
+    shown = [f"{what_to_do(plan)[7:]} ({plan.cost})" for plan in advice.ties[:_SHOWN_TIES]]
     more = len(advice.ties) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
 

@@ -4,40 +4,32 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from shortviz import criteria
 from shortviz.agreement import agreement
-from shortviz.cli_output import table
+from shortviz.cli_output import score_words
 from shortviz.curve import RemovalCurve
 from shortviz.curve_tasks import AccuracyLine, task_sets
-from shortviz.map_cells import exportable
-from shortviz.planning import best_start, tied_starts
+from shortviz.map_tables import BestBlock, best_blocks, best_words
 from shortviz.race import SearchResult
-from shortviz.records import Block, BlockLosses, Run, TaskScore
-from shortviz.words import percent
+from shortviz.records import Block, BlockLosses, Run, TaskScore, perplexity
+from shortviz.run_tables import agreement_words
+from shortviz.table import Table, left, right
+from shortviz.words import UNKNOWN, counted, layers_text, percent, with_error
 
 
 def losses_text(run: Run, losses: BlockLosses, metric: str) -> str:
     """Return the best measured block of each n with its ties, and how well each criterion would have chosen."""
     grid, unit = (losses.kl, "KL, nats") if metric == "kl" else (losses.increase, "NLL increase, nats")
-    rows, possible = [], exportable(grid, run.model)
-    for n in range(1, losses.num_layers):
-        start = best_start(possible, n)
-        if start is None:
-            continue
-        block = Block(start=start, n=n)
-        mean, error = grid.at(block)
-        nll = losses.base.nll + losses.increase.at(block)[0]
-        ties = ", ".join(str(s) for s in tied_starts(possible, n) if s != start)
-        layers = str(start) if n == 1 else f"{start}-{start + n - 1}"
-        perplexity = f"{math.exp(nll):.2f}" if nll < 20 else "> 1e8"
-        rows.append(
-            [str(n), layers, f"{mean:+.4f}", _error(error), perplexity, f"tied with start {ties}" if ties else ""]
-        )
+
+    def after(block: BestBlock) -> str:
+        rise = losses.increase.at(Block(start=block.start, n=block.n))[0]
+        return with_error(perplexity(losses.base.nll + rise))
+
+    best = best_words(best_blocks(grid, run.model), unit, {"perplexity": after}, sign=metric != "kl")
     lines = [
-        f"Uncut model: NLL {losses.base.nll:.4f}, perplexity {losses.base.perplexity:.2f}. Text: {losses.text.source}; "
-        f"{int(losses.tokens.max())} scored tokens a block, windows of {losses.text.max_length}.",
+        f"Uncut model: {score_words(losses.base)}. Text: {losses.text.source}; "
+        f"{int(losses.tokens.max()):,} scored tokens a block, windows of {losses.text.max_length}.",
         f"Best block of each size by measured {metric.upper()}",
-        table(["n", "layers", unit, "+-", "perplexity", ""], rows),
+        best.text(),
     ]
     if not losses.replayed:
         lines.append("Every pruned model was really run: this family's layers cannot be replayed exactly.")
@@ -49,18 +41,8 @@ def losses_text(run: Run, losses: BlockLosses, metric: str) -> str:
 def agreement_text(run: Run, losses: BlockLosses) -> str:
     """Return how well each criterion predicts the measured loss."""
     assert run.distances is not None
-    rows = [
-        [
-            criteria.label(found.criterion),
-            f"{found.spearman:.3f}",
-            f"{found.spearman_within:.3f}",
-            f"{found.mean_regret:.3f}",
-            f"{sum(r.picked == r.best for r in found.regrets)} of {len(found.regrets)}",
-        ]
-        for found in agreement(run.distances, losses, run.model)
-    ]
-    head = ["criterion", "Spearman, all", "within n", "mean regret, nats", "picks the best start"]
-    return "How well each criterion predicts the measured increase in NLL\n" + table(head, rows)
+    found = agreement_words(agreement(run.distances, losses, run.model))
+    return f"How well each criterion predicts the measured increase in NLL\n{found.text()}"
 
 
 def search_text(found: SearchResult) -> str:
@@ -69,19 +51,18 @@ def search_text(found: SearchResult) -> str:
         [
             str(row.n),
             str(row.start),
-            f"{row.increase:+.4f}",
-            _error(row.stderr),
+            with_error(row.increase, row.stderr, sign=True),
             str(row.windows),
             f"tied with start {', '.join(str(s) for s in row.tied if s != row.start)}" if len(row.tied) > 1 else "",
         ]
         for row in found.rows
     ]
-    share = 100 * found.cells_measured / found.cells_exhaustive
     return "\n".join(
         [
             f"Best start of each size by measured NLL. Text: {found.text.source}, windows of {found.text.max_length}.",
-            table(["n", "start", "NLL increase, nats", "+-", "windows", ""], rows),
-            f"Measured {found.cells_measured} block-windows, {share:.0f} % of {found.cells_exhaustive} for all.",
+            Table(right("n", "start", "NLL increase, nats", "windows") + left(""), rows).text(),
+            f"Measured {counted(found.cells_measured, 'block-window')}, "
+            f"{percent(found.cells_measured / found.cells_exhaustive)} of {found.cells_exhaustive:,} for all.",
         ]
     )
 
@@ -109,14 +90,15 @@ def search_json(found: SearchResult) -> dict[str, Any]:
 def curve_text(curve: RemovalCurve) -> str:
     """Return perplexity against layers removed, one column a strategy."""
     lines = {line.strategy: {point.n: point for point in line.points} for line in curve.lines}
-    head = ["n", *lines, ""]
     rows = [
-        [str(n), *(f"{points[n].perplexity:.4g}" if n in points else "-" for points in lines.values()), ""]
+        [str(n), *(with_error(points[n].perplexity if n in points else None) for points in lines.values())]
         for n in range(curve.num_layers)
     ]
     text = curve.text
-    behind = f"at most {text.rows} windows of {text.max_length} tokens"
-    return f"Perplexity against layers removed. Text: {text.source}; {behind}.\n" + table(head, rows)
+    behind = f"at most {counted(text.rows, 'window')} of {text.max_length} tokens"
+    return (
+        f"Perplexity against layers removed. Text: {text.source}; {behind}.\n" + Table(right("n", *lines), rows).text()
+    )
 
 
 def accuracy_text(lines: Sequence[AccuracyLine]) -> str:
@@ -124,12 +106,8 @@ def accuracy_text(lines: Sequence[AccuracyLine]) -> str:
     any_score = lines[0].points[0][1]
     by_n = {line.strategy: dict(line.points) for line in lines}
     sizes = sorted({n for points in by_n.values() for n in points})
-    rows = [[str(n), *(_accuracy(points.get(n)) for points in by_n.values()), ""] for n in sizes]
-    return (
-        f"Accuracy in % against layers removed, over {any_score.questions} questions of {any_score.source}; "
-        f"chance {100 * any_score.chance:.1f} %, always the most frequent label {100 * any_score.majority:.1f} %.\n"
-        + table(["n", *by_n, ""], rows)
-    )
+    rows = [[str(n), *(_accuracy(points.get(n)) for points in by_n.values())] for n in sizes]
+    return f"Accuracy against layers removed, over {any_score.behind}.\n" + Table(right("n", *by_n), rows).text()
 
 
 def scored_text(run: Run) -> list[str]:
@@ -140,34 +118,22 @@ def scored_text(run: Run) -> list[str]:
         rows = [
             [
                 str(p.n),
-                f"{p.nll:.4f}",
-                _error(p.stderr),
-                f"{p.perplexity:.4g}",
-                ", ".join(map(str, p.removed)) or "none",
+                with_error(p.nll, p.stderr),
+                with_error(p.perplexity),
+                layers_text(p.removed),
             ]
             for p in points
         ]
         found.append(
-            f"Greedy removal of single layers, {text.rows} windows of {text.max_length} of {text.source}\n"
-            + table(["n", "NLL, nats", "+-", "perplexity", "layers"], rows)
+            f"Greedy removal of single layers, {counted(text.rows, 'window')} of {text.max_length} of {text.source}\n"
+            + Table(right("n", "NLL, nats", "perplexity") + left("layers"), rows).text()
         )
     for fingerprint, one in task_sets(run.tasks).items():
         scores = sorted((s for s in run.tasks if s.fingerprint == fingerprint), key=lambda s: len(s.removed))
-        rows = [[_accuracy(s), _layers(s.removed) or "none (uncut)"] for s in scores]
-        found.append(
-            f"Accuracy in % over {one.questions} questions of {one.source}; chance {100 * one.chance:.1f} %, always "
-            f"the most frequent label {100 * one.majority:.1f} %\n" + table(["accuracy", "layers removed"], rows)
-        )
+        rows = [[_accuracy(s), layers_text(s.removed) if s.removed else "none (uncut)"] for s in scores]
+        found.append(f"Accuracy over {one.behind}\n" + Table(right("accuracy") + left("layers removed"), rows).text())
     return found
 
 
-def _layers(removed: Sequence[int]) -> str:
-    return ", ".join(map(str, removed))
-
-
 def _accuracy(score: TaskScore | None) -> str:
-    return "-" if score is None else percent(score.accuracy, score.accuracy_stderr).removesuffix(" %")
-
-
-def _error(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
+    return UNKNOWN if score is None else percent(score.accuracy, score.accuracy_stderr)

@@ -2,16 +2,15 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from shortviz import criteria
-from shortviz.map_cells import exportable
-from shortviz.planning import best_start, tied_starts
+from shortviz.map_tables import best_blocks, best_words
 from shortviz.progress import Progress
-from shortviz.records import Block, BlockDistances, Evaluation, ExportReport, ModelEstimate, ModelInfo, Run, Score
-from shortviz.words import duration, percent, plus_minus, size
+from shortviz.records import BlockDistances, Evaluation, ExportReport, ModelEstimate, ModelInfo, Run, Score
+from shortviz.words import count, counted, duration, layers_text, percent, size, with_error
 
 PLAIN_SECONDS = 2.0
 """Where stderr is no terminal, a progress line at most this often."""
@@ -19,52 +18,27 @@ PLAIN_SECONDS = 2.0
 NOT_FITTED = "Not measured: too few rows of text to fit it on some and score it on others; give 6 rows or more."
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows under their head, columns aligned right but for the last."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    cells = [
-        [c.rjust(w) if i < len(head) - 1 else c for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in cells)
-
-
 def estimate_line(estimate: ModelEstimate) -> str:
     """Return what loading will cost."""
     download = f", {size(estimate.download_bytes)} to download" if estimate.download_bytes else ""
     return (
         f"{estimate.id}: {estimate.architecture}, {estimate.num_layers} layers, "
-        f"{estimate.parameters / 1e6:,.1f} million parameters, "
+        f"{count(estimate.parameters)} parameters, "
         f"{size(estimate.memory_bytes)} as {estimate.dtype} on {estimate.device}{download}"
     )
 
 
 def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
     """Return the best block of each n that can be exported, with its ties inside the error and the sink it removes."""
-    grid, rows_needed = distances.criteria[criterion], distances.settling.get(criterion)
-    rows, possible = [], exportable(grid, model)
-    for n in range(1, distances.num_layers):
-        start = best_start(possible, n)
-        if start is None:
-            continue
-        block = Block(start=start, n=n)
-        mean, stderr = grid.at(block)
-        ties = [str(s) for s in tied_starts(possible, n) if s != start]
-        shown = ", ".join(ties[:6]) + (f" and {len(ties) - 6} more" if len(ties) > 6 else "")
-        sink = "removes the layer that writes the attention sink" if distances.sink_layers_in(block) else ""
-        notes = "; ".join(part for part in (f"tied with start {shown}" if ties else "", sink) if part)
-        layers = f"{start}" if n == 1 else f"{start}-{start + n - 1}"
-        error = "-" if stderr != stderr else f"{stderr:.5f}"
-        needed = [] if rows_needed is None else [rows_needed.words(n)]
-        rows.append([str(n), layers, f"{mean:.5f}", error, *needed, notes])
-    return table(["n", "layers", "distance", "+-", *([] if rows_needed is None else ["rows needed"]), ""], rows)
+    grid, settling = distances.criteria[criterion], distances.settling.get(criterion)
+    more = {} if settling is None else {"rows needed": lambda block: settling.words(block.n)}
+    return best_words(best_blocks(grid, model, distances.norms.sink_layers), "distance", more).text()
 
 
 def distances_text(distances: BlockDistances, model: ModelInfo) -> str:
     """Return the best blocks by every criterion measured, and what stands behind the numbers."""
     text = distances.text
-    sinks = ", ".join(map(str, distances.norms.sink_layers)) or "none found"
+    sinks = layers_text(distances.norms.sink_layers).replace("none", "none found")
     lines = [
         f"Text: {text.source}; {distances.samples} rows of at most {text.max_length} tokens; BOS {text.bos}.",
         f"Layers that write the attention sink: {sinks}.",
@@ -82,47 +56,54 @@ def evaluation_text(evaluation: Evaluation) -> str:
     score, base, text = evaluation.score, evaluation.base, evaluation.text
     lines = [_score_line("perplexity", score)]
     if base is not None:
+        increase = with_error(evaluation.nll_increase, evaluation.nll_increase_stderr, sign=True)
         lines += [
             _score_line("uncut model", base),
-            f"NLL increase      {_pm(evaluation.nll_increase, evaluation.nll_increase_stderr, '+.4f')} nats (paired)",
-            f"KL(uncut || cut)  {_pm(evaluation.kl, evaluation.kl_stderr, '.4f')} nats a token",
-            f"same top token    {percent(evaluation.same_top1 or 0.0, evaluation.same_top1_stderr)}",
-            f"removed           layers {', '.join(map(str, evaluation.removed))}: {_saved(base, score)}",
+            f"NLL increase      {increase} nats (paired)",
+            f"KL(uncut || cut)  {with_error(evaluation.kl, evaluation.kl_stderr)} nats a token",
+            f"same top token    {percent(evaluation.same_top1, evaluation.same_top1_stderr)}",
+            f"removed           layers {layers_text(evaluation.removed)}: {_saved(base, score)}",
             f"forward pass      {score.forward_seconds:.3f} s a window, uncut {base.forward_seconds:.3f} s",
         ]
-    windows = f"{score.windows} windows of" if score.windows > 1 else "one window, no error, of"
-    lines.append(f"Over {score.tokens} scored tokens in {windows} {text.max_length}; {text.source}; BOS {text.bos}.")
+    windows = f"{counted(score.windows, 'window')} of" if score.windows > 1 else "one window, no error, of"
+    lines.append(
+        f"Over {counted(score.tokens, 'scored token')} in {windows} {text.max_length}; {text.source}; BOS {text.bos}."
+    )
     return "\n".join(lines)
+
+
+def score_words(score: Score) -> str:
+    """Return the loss of a model in both its units, with errors."""
+    return (
+        f"NLL {with_error(score.nll, score.nll_stderr)}, "
+        f"perplexity {with_error(score.perplexity, score.perplexity_stderr)}"
+    )
 
 
 def _score_line(label: str, score: Score) -> str:
     return (
-        f"{label:<18}{plus_minus(score.perplexity, score.perplexity_stderr, '.3f')}   "
-        f"NLL {plus_minus(score.nll, score.nll_stderr, '.4f')} nats a token"
+        f"{label:<18}{with_error(score.perplexity, score.perplexity_stderr)}   "
+        f"NLL {with_error(score.nll, score.nll_stderr)} nats a token"
     )
-
-
-def _pm(value: float | None, error: float | None, form: str) -> str:
-    return "-" if value is None else plus_minus(value, error, form)
 
 
 def _saved(base: Score, score: Score) -> str:
     parameters, saved = base.parameters - score.parameters, base.bytes - score.bytes
     cache = base.cache_bytes_per_token - score.cache_bytes_per_token
     return (
-        f"{parameters:,} parameters ({100 * parameters / base.parameters:.1f} %), {size(saved)}, "
+        f"{parameters:,} parameters ({percent(parameters / base.parameters)}), {size(saved)}, "
         f"{size(cache)} of KV cache a token"
     )
 
 
 def export_text(report: ExportReport) -> str:
     """Return what was written and proved."""
-    layers = ", ".join(map(str, report.removed)) or "none"
+    layers = layers_text(report.removed)
     wrote = (
         f"Wrote {report.folder}: {len(report.kept)} layers, {report.parameters:,} parameters, "
         f"{size(report.bytes)}; removed layers {layers}.\n"
     )
-    seconds = f"({report.seconds:.1f} s)."
+    seconds = f"({duration(report.seconds)})."
     if report.proof == "bytes":
         return wrote + f"Checked that every kept byte is the original's; quantised weights are not run here {seconds}"
     if report.proof == "streamed":
@@ -145,8 +126,7 @@ def run_text(run: Run) -> str:
     ]
     lines.append(distances_text(run.distances, model) if run.distances is not None else "No distances measured.")
     for evaluation in run.evaluations:
-        layers = ", ".join(map(str, evaluation.removed)) or "none"
-        lines += ["", f"Evaluated with layers removed: {layers}", evaluation_text(evaluation)]
+        lines += ["", f"Evaluated with layers removed: {layers_text(evaluation.removed)}", evaluation_text(evaluation)]
     return "\n".join(lines)
 
 

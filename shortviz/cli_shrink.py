@@ -144,27 +144,24 @@ def _json(shrunk: "Shrunk", ledger: "Ledger | None", report: "ExportReport | Non
 
 def _text(shrunk: "Shrunk", ledger: "Ledger | None") -> str:
     from shortviz.cli_ledger_output import ledger_text
-    from shortviz.cli_output import table
-    from shortviz.words import duration
+    from shortviz.table import Table, left, right
+    from shortviz.words import duration, layers_text, with_error
 
-    rows = [["", "", f"{shrunk.base_nll:.4f}", "", "", "", "uncut"]]
+    rows = [["", "", with_error(shrunk.base_nll), "", "", "uncut"]]
     for step in shrunk.steps:
-        error = "-" if step.increase_stderr != step.increase_stderr else f"{step.increase_stderr:.4f}"
         rows.append(
             [
                 str(step.layer),
-                f"{step.nll_cut:.4f}",
-                f"{step.nll:.4f}",
-                f"{step.increase:+.4f}",
-                error,
+                with_error(step.nll_cut),
+                with_error(step.nll),
+                with_error(step.increase, step.increase_stderr, sign=True),
                 duration(step.seconds),
                 step.note if step.treatment is None else f"repaired by {step.treatment.method.replace('_', ' ')}",
             ]
         )
-    removed = ", ".join(map(str, shrunk.steps[-1].removed))
     lines = [
-        f"{shrunk.handle.info.num_layers} layers are left; removed {removed}.",
-        table(["layer", "NLL cut", "NLL", "increase", "+-", "time", ""], rows),
+        f"{shrunk.handle.info.num_layers} layers are left; removed {layers_text(shrunk.steps[-1].removed)}.",
+        Table(right("layer", "NLL cut", "NLL", "increase", "time") + left(""), rows).text(),
         "NLL in nats a token, on the windows the layers were chosen on: that flatters, so evaluate on other text.",
     ]
     return "\n".join([*lines, *([] if ledger is None else ["", ledger_text(ledger)])])

@@ -78,22 +78,23 @@ def blocks_json(blocks: "Sequence[Block]", found: "Sequence[Evaluation]") -> dic
 
 def blocks_text(blocks: "Sequence[Block]", found: "Sequence[Evaluation]") -> str:
     """Return a table of the blocks, the best first."""
-    from shortviz.cli_output import table
-    from shortviz.words import plus_minus
+    from shortviz.cli_output import score_words
+    from shortviz.table import Table, right
+    from shortviz.words import block_text, counted, with_error
 
     base, text = found[0].base, found[0].text
     assert base is not None
     rows = []
     for block, one in sorted(zip(blocks, found, strict=True), key=lambda pair: pair[1].score.nll):
-        layers = str(block.start) if block.n == 1 else f"{block.start}-{block.start + block.n - 1}"
-        increase = plus_minus(one.nll_increase or 0.0, one.nll_increase_stderr, "+.4f")
-        change = plus_minus(one.kl or 0.0, one.kl_stderr, ".4f")
-        rows.append([str(block.n), layers, increase, change, f"{one.score.perplexity:.2f}"])
-    head = ["n", "layers", "NLL increase, nats", "KL, nats", "perplexity"]
+        increase = with_error(one.nll_increase, one.nll_increase_stderr, sign=True)
+        change, score = with_error(one.kl, one.kl_stderr), one.score
+        perplexity = with_error(score.perplexity, score.perplexity_stderr)
+        rows.append([str(block.n), block_text(block.start, block.n), increase, change, perplexity])
+    columns = right("n", "layers", "NLL increase, nats", "KL, nats", "perplexity")
     return "\n".join(
         [
-            f"Uncut model: NLL {base.nll:.4f}, perplexity {base.perplexity:.2f}. Text: {text.source}; {base.tokens} "
-            f"scored tokens, windows of {text.max_length}. Streamed in one sweep over the layers.",
-            table(head, rows),
+            f"Uncut model: {score_words(base)}. Text: {text.source}; {counted(base.tokens, 'scored token')}, "
+            f" windows of {text.max_length}. Streamed in one sweep over the layers.",
+            Table(columns, rows).text(),
         ]
     )

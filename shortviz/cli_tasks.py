@@ -44,11 +44,7 @@ def scores_text(scores: Scores | None) -> list[str]:
         return []
     score, base = scores
     lines = [_line("accuracy", score)] + ([_line("uncut model", base)] if base is not None else [])
-    return [
-        *lines,
-        f"Over {score.questions} questions of {score.source}; chance {100 * score.chance:.1f} %, always the most "
-        f"frequent label {100 * score.majority:.1f} %.",
-    ]
+    return [*lines, f"Over {score.behind}."]
 
 
 def _line(label: str, score: TaskScore) -> str:

@@ -7,9 +7,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from shortviz.map_canvas import NO_HOVER, add_key, heatmap, hit_targets, lay_out_map, mark_size
-from shortviz.map_cells import best_starts, cells, label, layer_words, units, with_error
+from shortviz.map_cells import best_starts, cells, label, units
 from shortviz.records import Block, Floats, Grid, ModelInfo
 from shortviz.sensitivity import grid_difference, shift_words, start_shifts
+from shortviz.words import layer_words, with_error
 
 PALETTE = "RdBu_r"
 """Blue below 0, white at 0, red above."""
@@ -119,4 +120,4 @@ def _signed(value: float, error: float) -> str:
     if math.isnan(value):
         return "not known"
     certain = "" if math.isnan(error) else (", within two errors" if abs(value) <= 2 * error else "")
-    return ("+" if value > 0 else "") + with_error(value, error) + certain
+    return with_error(value, error, sign=True) + certain

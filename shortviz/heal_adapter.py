@@ -18,11 +18,11 @@ from shortviz.handle import ModelHandle
 from shortviz.heal_packages import check_peft
 from shortviz.heal_student import Student, inject, merge
 from shortviz.ledger import Treatment
-from shortviz.model_card import hub_name
-from shortviz.planning import layers_text
+from shortviz.model_card import CARDS, hub_name
 from shortviz.record_json import read_treatment, treatment_json
 from shortviz.records import ModelInfo
 from shortviz.treated_recipe import treated_recipe
+from shortviz.words import counted, layers_text
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -162,54 +162,20 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 def _card(adapter: Adapter, folder: str, whole: bool) -> str:
     """Return the card; `whole` says that the folder has all that is needed beside the uncut model."""
-    cut, treatment = adapter.cut, adapter.treatment
+    cut = adapter.cut
     base: ModelInfo = cut.info
     plan = plan_of(cut)
     shown = base.id if hub_name(base) else Path(base.id).name
-    done = [t.method for t in cut.treatments]
-    recipe = treated_recipe(shown, plan, cut.treatments, folder="cut", revision=base.revision, dtype=base.dtype)
-    found = treatment.settings
-    text = treatment.text
-    model, quoted = shlex.quote(shown if whole else "cut"), shlex.quote(folder)
-    trained_on = f"{text.source}, {text.tokens:,} tokens" if text is not None else "text"
-    return "\n".join(
-        [
-            f"# {folder}",
-            "",
-            f"A LoRA adapter (rank {found['rank']}) that heals {shown}"
-            + (f" without layers {layers_text(plan.removed)} of its {plan.num_layers} (from 0)" if plan.removed else "")
-            + ". It fits this cut and no other.",
-            *([f"The cut was treated by {', '.join(done)} first."] if done else []),
-            "",
-            f"Trained on {trained_on}; objective {found['objective']}, {found['best_step']} steps of "
-            f"{found['batch_size']} x {found['accumulate']} windows of {found['length']} tokens. Loss on "
-            f"{found['heldout_text']}, which chose the step: {found['heldout_nll_before']:.4f} before, "
-            f"{found['heldout_nll']:.4f} after, in nats a token.",
-            "",
-            " ".join(["Make the cut first, as it was treated, then put the adapter on it.", *recipe.notes])
-            if done
-            else "Make the cut first, then put the adapter on it:",
-            "",
-            "```sh",
-            recipe.command,
-            "```",
-            "",
-            "```python",
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
-            "",
-            f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("cut"), "{folder}")',
-            "```",
-            "",
-            "Or let shortviz do both, and measure or write the healed model:",
-            "",
-            "```sh",
-            f"shortviz evaluate {model} --adapter {quoted}",
-            f"shortviz prune {model} --adapter {quoted} --out healed",
-            "```",
-            "",
-            "Made with shortviz. The cut, the settings and the numbers are in `adapter_config.json`, under "
-            "`auto_mapping`.",
-            "",
-        ]
+    return CARDS.get_template("adapter_card.md").render(
+        folder=folder,
+        base=shown,
+        plan=plan,
+        removed=layers_text(plan.removed),
+        done=[t.method for t in cut.treatments],
+        recipe=treated_recipe(shown, plan, cut.treatments, folder="cut", revision=base.revision, dtype=base.dtype),
+        found=adapter.treatment.settings,
+        text=adapter.treatment.text,
+        model=shlex.quote(shown if whole else "cut"),
+        quoted=shlex.quote(folder),
+        counted=counted,
     )

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from shortviz.checkpoint_folder import fingerprints
 from shortviz.errors import ExportError, ResourceError, ShortvizError
 from shortviz.progress import NO_WATCH, Watch
-from shortviz.words import size
+from shortviz.words import duration, size
 
 RECORD = "shortviz.json"
 _REPOSITORY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*(?<![.-])")
@@ -240,6 +240,6 @@ def _report(watch: Watch, done: int, total: int, detail: str) -> None:
 def push_text(report: PushReport) -> str:
     """Return what was pushed, in words."""
     return (
-        f"Pushed {report.files} files ({size(report.bytes)}) to {report.url} in {report.seconds:.1f} s, "
+        f"Pushed {report.files} files ({size(report.bytes)}) to {report.url} in {duration(report.seconds)}, "
         f"commit {report.commit[:12]}."
     )

@@ -10,7 +10,7 @@ from shortviz.heal_settings import HealHistory
 from shortviz.ledger import Ledger, LedgerStep
 from shortviz.loss_charts import ERROR_BARS
 from shortviz.map_canvas import text_colour
-from shortviz.planning import layers_text
+from shortviz.words import UNKNOWN, counted, layers_text, percent, with_error
 
 _LEFT, _WON = "#d55e00", "#009e73"
 """Loss that is left, loss that was won back: apart for every kind of colour vision, and hatched apart too."""
@@ -88,8 +88,8 @@ def recovery_alt(ledger: Ledger) -> str:
     """Return the finding in a sentence: what the cut costs, and which share each step won back."""
     lost, error = ledger.lost
     words = [
-        f"Cutting layers {layers_text(ledger.removed)} costs {_pm(lost, error, 3)} nats a token"
-        + (f" over {ledger.steps[0].evaluation.score.windows} windows" if ledger.steps else "")
+        f"Cutting layers {layers_text(ledger.removed)} costs {with_error(lost, error)} nats a token"
+        + (f" over {counted(ledger.steps[0].evaluation.score.windows, 'window')}" if ledger.steps else "")
     ]
     words += [f"{step.label} wins back {share_words(step)}" for step in ledger.steps if step.treatments]
     return "; ".join(words) + ("." if len(words) > 1 else "; nothing was repaired yet.")
@@ -97,9 +97,8 @@ def recovery_alt(ledger: Ledger) -> str:
 
 def share_words(step: LedgerStep) -> str:
     """Return `39.3 ± 1.2 %`, or why there is no share."""
-    if step.recovered is None or math.isnan(step.recovered):
-        return "no share, for the cut lost nothing"
-    return f"{_pm(100 * step.recovered, 100 * _nan(step.recovered_stderr), 1)} %"
+    share = percent(step.recovered, step.recovered_stderr)
+    return "no share, for the cut lost nothing" if share == UNKNOWN else share
 
 
 def healing_figure(history: HealHistory, dark: bool = False) -> go.Figure:
@@ -186,22 +185,15 @@ def _two_lines(label: str) -> str:
 
 def _bar_words(step: LedgerStep) -> str:
     if not step.treatments:
-        return _pm(_nan(step.evaluation.nll_increase), _nan(step.evaluation.nll_increase_stderr), 3)
-    return f"{share_words(step)}" if not math.isnan(_nan(step.recovered)) else "nothing to win back"
+        return with_error(step.evaluation.nll_increase, step.evaluation.nll_increase_stderr)
+    share = percent(step.recovered, step.recovered_stderr)
+    return "nothing to win back" if share == UNKNOWN else share
 
 
 def _range(left: list[float], ends: list[float]) -> list[float]:
     """Return the limits of the axis, with room on the right for the words beside the bars."""
     low, high = min([0.0, *left]), max([1e-6, *ends])
     return [low - 0.02 * (high - low), high + 0.5 * (high - low)]
-
-
-def _pm(value: float, error: float, places: int) -> str:
-    return f"{value:.{places}f}" if math.isnan(error) else f"{value:.{places}f} ± {error:.{places}f}"
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _known(value: float | None) -> float:

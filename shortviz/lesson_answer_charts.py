@@ -10,7 +10,7 @@ from shortviz.ledger import Ledger
 from shortviz.lesson_charts import BLUE, GREEN, ORANGE, PINK, lay_out
 from shortviz.lesson_data import KINDS, LessonData
 from shortviz.map_canvas import text_colour
-from shortviz.map_cells import layer_words
+from shortviz.words import layer_words, layers_text, percent, with_error
 
 KIND_COLOURS = {"fact": BLUE, "copy": GREEN, "arithmetic": ORANGE, "reasoning": PINK}
 KIND_SYMBOLS = {"fact": "circle", "copy": "diamond", "arithmetic": "square", "reasoning": "cross"}
@@ -125,7 +125,9 @@ def ledger_figure(ledger: Ledger, *, dark: bool = False) -> go.Figure:
                 "array": [0.0 if math.isnan(e) else e for e in errors],
                 "color": text_colour(dark),
             },
-            customdata=[f"{s.evaluation.score.nll:.3f}" for s in steps],  # not on the bars: error bars cross them
+            customdata=[
+                with_error(s.evaluation.score.nll, s.evaluation.score.nll_stderr) for s in steps
+            ],  # not on the bars: error bars cross them
             marker={
                 "color": [_STEP_COLOURS[s.name] for s in steps],
                 "pattern": {"shape": [_STEP_PATTERNS[s.name] for s in steps]},
@@ -142,7 +144,8 @@ def ledger_alt(ledger: Ledger) -> str:
     """Return what each step of a ledger cost or gave back."""
     found = []
     for step in ledger.steps:
-        words = f"{step.label} NLL {step.evaluation.score.nll:.3f}"
-        found.append(words if step.recovered is None else f"{words} ({100 * step.recovered:.0f} % won back)")
-    first, last = ledger.removed[0], ledger.removed[-1]
-    return f"Without {layer_words(first, last - first + 1)}: {', '.join(found)}."
+        words = f"{step.label} NLL {with_error(step.evaluation.score.nll, step.evaluation.score.nll_stderr)}"
+        found.append(
+            words if step.recovered is None else f"{words} ({percent(step.recovered, step.recovered_stderr)} won back)"
+        )
+    return f"Without layers {layers_text(ledger.removed)}: {', '.join(found)}."

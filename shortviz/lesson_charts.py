@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 
 from shortviz.lesson_data import PositionAngles, Sentence
 from shortviz.map_canvas import text_colour
-from shortviz.map_cells import layer_words, with_error
 from shortviz.records import Block, Floats
+from shortviz.words import layer_words, with_error
 
 BLUE, ORANGE, GREEN, PINK = "#3d85c6", "#d9822b", "#0f9d73", "#d5006d"
 HEIGHT = 400

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shortviz.map_cells import best_starts, layer_words, with_error
+from shortviz.map_cells import best_starts
 from shortviz.planning import tied_starts
 from shortviz.records import Block, BlockDistances, Grid, ModelInfo
+from shortviz.words import layer_words, with_error
 
 CRITERION = "angular_last"
 

@@ -12,9 +12,9 @@ from shortviz.agreement import Agreement
 from shortviz.curve import CurveLine, RemovalCurve
 from shortviz.curve_tasks import AccuracyLine
 from shortviz.map_canvas import text_colour
-from shortviz.map_cells import MEASURED, cells, layer_words
+from shortviz.map_cells import MEASURED, cells
 from shortviz.records import Block, BlockDistances, BlockLosses, BoundaryNorms, Grid, TaskScore
-from shortviz.words import percent
+from shortviz.words import layer_words, layers_text, percent, with_error
 
 TOP_NATS = 10.0
 """Where the y axes end: a model 10 nats worse is broken, and showing how much would flatten everything else."""
@@ -149,7 +149,7 @@ def accuracy_figure(lines: Sequence[AccuracyLine], *, dark: bool = False) -> go.
         figure.add_hline(
             y=100 * value,
             line={"color": text_colour(dark), "dash": "dot", "width": 1},
-            annotation={"text": f"{name}, {100 * value:.1f} %", "font": {"color": text_colour(dark), "size": 11}},
+            annotation={"text": f"{name}, {percent(value)}", "font": {"color": text_colour(dark), "size": 11}},
             annotation_position="bottom right" if name == "chance" else "top right",
         )
     _lay_out(figure, "layers removed", "questions answered rightly, %", dark=dark)
@@ -169,15 +169,12 @@ def accuracy_alt(lines: Sequence[AccuracyLine]) -> str:
         found.append(f"{line.label}: {accuracy_words(score)} without {n} layers")
     uncut = next((s for line in lines for n, s in line.points if n == 0), None)
     before = "" if uncut is None else f"Uncut {accuracy_words(uncut)}. "
-    return (
-        f"{before}{'; '.join(found)}. Over {first.questions} questions of {first.source}; chance "
-        f"{100 * first.chance:.1f} %."
-    )
+    return f"{before}{'; '.join(found)}. Over {first.behind}."
 
 
 def accuracy_words(score: TaskScore) -> str:
     """Return `45.0 ± 5.0 %`; without an error for one question, or where all or none are right."""
-    return percent(score.accuracy, score.accuracy_stderr, "±")
+    return percent(score.accuracy, score.accuracy_stderr)
 
 
 def curve_alt(curve: RemovalCurve) -> str:
@@ -201,8 +198,8 @@ def agreement_alt(found: tuple[Agreement, ...]) -> str:
     regret = min(known, key=lambda a: a.mean_regret)
     return (
         f"Within rows {criteria.label(best.criterion)} ranks blocks most like the measured loss "
-        f"(Spearman {best.spearman_within:.2f}); {criteria.label(regret.criterion)} has the lowest mean regret, "
-        f"{regret.mean_regret:.3f} nats."
+        f"(Spearman {with_error(best.spearman_within)}); {criteria.label(regret.criterion)} has the lowest "
+        f"mean regret, {with_error(regret.mean_regret)} nats."
     )
 
 
@@ -232,8 +229,7 @@ def _removed_words(line: CurveLine, removed: tuple[int, ...], spread: float) -> 
 def _cut_words(removed: tuple[int, ...]) -> str:
     if not removed:
         return "uncut"
-    block = removed[-1] - removed[0] + 1 == len(removed)
-    return layer_words(removed[0], len(removed)) if block else f"layers {', '.join(map(str, removed))}"
+    return f"layer{'s' * (len(removed) > 1)} {layers_text(removed)}"
 
 
 def mark(index: int) -> tuple[str, str]:

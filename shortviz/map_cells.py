@@ -12,6 +12,7 @@ from shortviz import criteria
 from shortviz.errors import RunError
 from shortviz.planning import best_start
 from shortviz.records import Block, BlockDistances, Floats, Grid, ModelInfo
+from shortviz.words import count, layer_words, layers_text, percent, with_error
 
 MEASURED = {"nll_increase": "measured NLL increase", "kl": "measured KL(uncut || cut)"}
 """Measured quantities that are drawn like a criterion, with their words; in nats per token."""
@@ -84,26 +85,6 @@ def raw_range(grid: Grid, criterion: str) -> tuple[float, float]:
     return low, min(next(step * decade for step in (1, 2, 5, 10) if step * decade >= top), high)
 
 
-def with_error(value: float, stderr: float) -> str:
-    """Return `0.148 ± 0.002`: three digits of the value, more where the error would round to nothing."""
-    if math.isnan(value):
-        return "not measured yet"
-    places = _places(value, 3)
-    if math.isnan(stderr) or stderr <= 0:
-        return f"{value:.{places}f}"
-    places = max(places, _places(stderr, 1))
-    return f"{value:.{places}f} ± {stderr:.{places}f}"
-
-
-def _places(value: float, digits: int) -> int:
-    return digits - 1 if value == 0 else min(max(digits - 1 - math.floor(math.log10(abs(value))), 0), 12)
-
-
-def layer_words(start: int, n: int) -> str:
-    """Return `layer 21` or `layers 21-28`."""
-    return f"layer {start}" if n == 1 else f"layers {start}-{start + n - 1}"
-
-
 def cells(num_layers: int) -> Iterable[tuple[int, int]]:
     """Yield (start, n) of every block, row by row from n = 1."""
     return ((start, n) for n in range(1, num_layers + 1) for start in range(num_layers - n + 1))
@@ -135,13 +116,17 @@ def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> l
                 start,
                 n,
                 layer_words(start, n),
-                with_error(*grid.at(Block(start=start, n=n))),
+                _value(*grid.at(Block(start=start, n=n))),
                 _place(float(scaled[n - 1, start]), int(ranks[n][start]), grid.num_layers - n + 1),
-                f"{gone / 1e6:,.1f} M parameters ({100 * gone / model.parameters:.1f} %)",
+                f"{count(gone)} parameters ({percent(gone / model.parameters)})",
                 _warnings(start, n, grid.num_layers, sinks, reasons.get((start, n))),
             ]
         )
     return rows
+
+
+def _value(value: float, error: float) -> str:
+    return "not measured yet" if math.isnan(value) else with_error(value, error)
 
 
 def _place(scaled: float, rank: int, blocks: int) -> str:
@@ -158,7 +143,7 @@ def _warnings(start: int, n: int, layers: int, sinks: tuple[int, ...], reason: s
         lines.append("/ removes every layer: nothing would be left to run")
     if reason is not None:
         lines.append(f"/ cannot be exported: {escape(reason)}")
-    written = [str(sink) for sink in sinks if start <= sink < start + n]
+    written = [sink for sink in sinks if start <= sink < start + n]
     if written:
-        lines.append(f"~ removes layer {', '.join(written)}, which writes the attention sink")
+        lines.append(f"~ removes layer {layers_text(written)}, which writes the attention sink")
     return "".join(f"<br>{line}" for line in lines)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shortviz.errors import PlanError
+from shortviz.words import layer_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,9 +30,7 @@ class Block:
         return self
 
     def __str__(self) -> str:
-        last = self.start + self.n - 1
-        layers = f"layer {self.start}" if self.n == 1 else f"layers {self.start}-{last}"
-        return f"{layers} (start {self.start}, n {self.n})"
+        return f"{layer_words(self.start, self.n)} (start {self.start}, n {self.n})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,6 @@
 """Choosing what to remove: the best block of each size, the paper's simple strategy. No torch."""
 
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -51,13 +50,6 @@ def simple_plan(num_layers: int, n: int) -> PrunePlan:
     if not 1 <= n <= num_layers - 1:
         raise PlanError(f"n is {n}; the simple strategy removes 1 to {num_layers - 1} of {num_layers} layers.")
     return PrunePlan.of_blocks(num_layers, Block(start=num_layers - n - 1, n=n))
-
-
-def layers_text(layers: Sequence[int]) -> str:
-    """Return layers as `parse_layers` reads them and people do, e.g. `3, 7-8`; `none` where there are none."""
-    runs = PrunePlan(num_layers=max(layers, default=0) + 2, removed=tuple(layers)).blocks
-    words = (str(b.start) if b.n == 1 else f"{b.start}-{b.start + b.n - 1}" for b in runs)
-    return ", ".join(words) or "none"
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -1,8 +1,12 @@
 """A run as one HTML file that a person can mail: maps, curve, tables, citations; it loads nothing from anywhere."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.io import to_html
 
 from shortviz import charts, criteria, loss_charts
 from shortviz.agreement import agreement
@@ -10,13 +14,21 @@ from shortviz.atomic import write_atomically
 from shortviz.citations import bibtex_of
 from shortviz.curve import curve_from_map
 from shortviz.errors import RunError
-from shortviz.ledger import Ledger
-from shortviz.map_cells import MEASURED
+from shortviz.map_cells import MEASURED, grid_of
+from shortviz.map_tables import best_blocks, best_words
 from shortviz.model_card import hub_name
-from shortviz.planning import layers_text
-from shortviz.records import BlockDistances, BlockLosses, Evaluation, ModelInfo, Run, TextInfo
-from shortviz.report_html import MARK, Figures, code, facts, folded, heading, page, paragraph, table
-from shortviz.words import duration, percent, size
+from shortviz.records import BlockDistances, BlockLosses, ModelInfo, Run
+from shortviz.run_tables import agreement_words, evaluations_table, ledger_table
+from shortviz.table import Table, left
+from shortviz.words import counted, layers_text, size
+
+MARK = "<!-- a report by shortviz -->"
+"""Stands in every report, so that writing one over another is safe and over anything else is refused."""
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("shortviz"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+"""Whatever is not marked as HTML is escaped: names come from outside."""
 
 
 def write_report(run: Run, target: Path, *, criterion: str = "") -> None:
@@ -36,19 +48,19 @@ def report_html(run: Run, *, criterion: str = "") -> str:
 
     Raises RunError where that criterion was not measured.
     """
-    run = _for_others(run)
-    figures = Figures()
-    parts = [*_head(run)]
-    if run.distances is not None:
-        parts += _predicted(run.distances, run.model, _chosen(run.distances, criterion), figures)
-    if run.losses is not None:
-        parts += _measured(run.losses, run.distances, run.model, figures)
-    if run.evaluations:
-        parts += [heading("Blocks measured one by one"), _evaluations(run.evaluations)]
-    for ledger in run.ledgers:
-        parts += [heading(f"What came back after removing layers {layers_text(ledger.removed)}"), _ledger(ledger)]
-    parts += [heading("Cite"), code(bibtex_of(run)), heading("Made with"), paragraph(_versions(run), note=True)]
-    return page(f"Layers of {run.model.id}", parts)
+    run, figures = _for_others(run), _Figures()
+    predicted = None if run.distances is None else _predicted(run.distances, run.model, criterion, figures)
+    return _TEMPLATES.get_template("report.html").render(
+        run=run,
+        mark=Markup(MARK),
+        counted=counted,
+        facts=_facts(run),
+        predicted=predicted,
+        measured=None if run.losses is None else _measured(run.losses, run.distances, run.model, figures),
+        evaluations=evaluations_table(run.evaluations),
+        ledgers=[(layers_text(ledger.removed), ledger_table(ledger)) for ledger in run.ledgers],
+        bibtex=bibtex_of(run),
+    )
 
 
 def _for_others(run: Run) -> Run:
@@ -68,7 +80,7 @@ def _chosen(distances: BlockDistances, criterion: str) -> str:
     return criterion or ("angular_last" if "angular_last" in distances.criteria else next(iter(distances.criteria)))
 
 
-def _head(run: Run) -> list[str]:
+def _facts(run: Run) -> Table:
     model = run.model
     rows = [
         ("architecture", model.architecture),
@@ -78,142 +90,75 @@ def _head(run: Run) -> list[str]:
         ("revision", model.revision or "local or default"),
         ("measured", run.created.replace("T", " ") or "unknown"),
     ]
-    return [
-        heading(f"Layers of {model.id}", 1),
-        paragraph(
-            "Which layers of this model barely change what flows through it, and what removing them really costs."
-        ),
-        paragraph(
-            "A block (start, n) is the n consecutive layers from start on, counted from 0. A low distance predicts "
-            "that a block can go; only the measured loss says what its removal costs. ± is one standard error.",
-            note=True,
-        ),
-        facts("Model", rows),
-    ]
+    return Table(left("", ""), rows, "Model")
 
 
-def _text_words(text: TextInfo, unit: str) -> str:
-    return (
-        f"Text: {text.source}, {text.rows:,} {unit}, {text.tokens:,} tokens, BOS {text.bos}, "
-        f"fingerprint {text.fingerprint[:12]}."
-    )
-
-
-def _predicted(distances: BlockDistances, model: ModelInfo, criterion: str, figures: Figures) -> list[str]:
-    figure = charts.distance_map(distances, criterion, model, charts.MapView())
+def _predicted(distances: BlockDistances, model: ModelInfo, wanted: str, figures: "_Figures") -> dict[str, Any]:
+    criterion = _chosen(distances, wanted)
     others = [name for name in distances.criteria if name != criterion]
-    return [
-        heading(f"Predicted: {criteria.label(criterion)}"),
-        figures.draw(figure, charts.map_alt(distances, criterion, model), _map_height(model)),
-        paragraph(_text_words(distances.text, "rows"), note=True),
-        _best(distances, criterion, model),
-        *(folded(f"Best blocks by {criteria.label(name)}", _best(distances, name, model)) for name in others),
-    ]
+    return {
+        "name": criteria.label(criterion),
+        "map": figures.map(distances, criterion, model),
+        "best": _best(distances, criterion, model),
+        "others": [(criteria.label(name), _best(distances, name, model)) for name in others],
+    }
 
 
-def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
-    found = charts.best_table(distances, criterion, model)
-    rows = [
-        [str(row["n"]), str(row["layers"]), _pm(row["distance"], row["stderr"], 5), str(row["ties"]), str(row["note"])]
-        for _, row in found.iterrows()
-    ]
-    samples = distances.criteria[criterion].samples
-    unit = "windows" if criterion in MEASURED else "rows"
-    words = f"Best block of each size by {charts.label(criterion)}, over {samples:,} {unit}"
-    return table(words, ["n", "layers", "value", "tied with starts", "note"], rows)
+def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> Table:
+    grid, measured = grid_of(distances, criterion), criterion in MEASURED
+    samples = counted(grid.samples, "window" if measured else "row")
+    words = f"Best block of each size by {charts.label(criterion)}, over {samples}"
+    return best_words(best_blocks(grid, model, distances.norms.sink_layers), "value", caption=words, sign=measured)
 
 
-def _measured(losses: BlockLosses, distances: BlockDistances | None, model: ModelInfo, figures: Figures) -> list[str]:
+def _measured(
+    losses: BlockLosses, distances: BlockDistances | None, model: ModelInfo, figures: "_Figures"
+) -> dict[str, Any]:
     shown = loss_charts.as_map(losses, distances.norms if distances is not None else None)
     curve = curve_from_map(losses, distances, model)
     lines = loss_charts.curve_figure(curve, top=curve.base_nll + 6.0)
-    behind = f"{int(losses.windows.max())} windows of {losses.text.max_length} tokens at most a block"
-    parts = [
-        heading(f"Measured: {charts.label('nll_increase')}"),
-        figures.draw(
-            charts.distance_map(shown, "nll_increase", model, charts.MapView()),
-            charts.map_alt(shown, "nll_increase", model),
-            _map_height(model),
-        ),
-        paragraph(
-            f"{_text_words(losses.text, 'windows')} {behind}{'' if losses.complete else ', unfinished'}.", note=True
-        ),
-        _best(shown, "nll_increase", model),
-        heading("Removal curve"),
-        figures.draw(lines, loss_charts.curve_alt(curve), 560),
-    ]
-    if distances is not None:
-        found = agreement(distances, losses, model)
-        rows = [
-            [
-                criteria.label(one.criterion),
-                _number(one.spearman, ".2f"),
-                _number(one.spearman_within, ".2f"),
-                _number(one.mean_regret, ".3f"),
-            ]
-            for one in found
-        ]
-        head = ["criterion", "Spearman, all blocks", "Spearman, within n", "mean regret, nats"]
-        parts += [
-            heading("How well each criterion predicts the measured loss"),
-            paragraph(loss_charts.agreement_alt(found)),
-            table("Agreement", head, rows),
-        ]
-    return parts
+    found = agreement(distances, losses, model) if distances is not None else ()
+    return {
+        "name": charts.label("nll_increase"),
+        "map": figures.map(shown, "nll_increase", model),
+        "windows": int(losses.windows.max()),
+        "best": _best(shown, "nll_increase", model),
+        "curve": figures.draw(lines, loss_charts.curve_alt(curve), 560),
+        "finding": loss_charts.agreement_alt(found),
+        "agreement": agreement_words(found) if found else None,
+    }
 
 
-def _evaluations(evaluations: tuple[Evaluation, ...]) -> str:
-    rows = [
-        [
-            layers_text(one.removed) or "none",
-            _pm(one.score.perplexity, one.score.perplexity_stderr, 2),
-            _pm(one.nll_increase, one.nll_increase_stderr, 3),
-            _pm(one.kl, one.kl_stderr, 3),
-            "-" if one.same_top1 is None else percent(one.same_top1, one.same_top1_stderr, "±"),
-            f"{one.score.tokens:,} tokens of {one.text.source}",
-        ]
-        for one in evaluations
-    ]
-    head = ["removed layers", "perplexity", "NLL increase, nats (paired)", "KL, nats", "same next token", "scored on"]
-    return table("Evaluations", head, rows)
+class _Drawn(NamedTuple):
+    html: Markup
+    words: str
+    """What the figure shows, for those who do not see it and for print."""
 
 
-def _ledger(ledger: Ledger) -> str:
-    rows = [
-        [
-            step.label,
-            _pm(step.evaluation.score.nll, step.evaluation.score.nll_stderr, 3),
-            _pm(step.evaluation.nll_increase, step.evaluation.nll_increase_stderr, 3),
-            _pm(_percent(step.recovered), _percent(step.recovered_stderr), 1)
-            + (" %" if step.recovered is not None else ""),
-            duration(step.seconds) if step.treatments else "-",
-        ]
-        for step in ledger.steps
-    ]
-    head = ["step", "NLL, nats", "increase, nats (paired)", "share won back", "time"]
-    return table(f"Scored on {ledger.text.source}", head, rows)
+class _Figures:
+    """Turns Plotly figures into HTML; the first one brings the one copy of plotly.js with it."""
 
+    def __init__(self) -> None:
+        self._count = 0
 
-def _map_height(model: ModelInfo) -> int:
-    return min(max(480, 12 * model.num_layers), 1400)
+    def map(self, distances: BlockDistances, criterion: str, model: ModelInfo) -> _Drawn:
+        figure = charts.distance_map(distances, criterion, model, charts.MapView())
+        height = min(max(480, 12 * model.num_layers), 1400)
+        return self.draw(figure, charts.map_alt(distances, criterion, model), height)
 
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def _pm(value: float | None, error: float | None, places: int) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    shown = _number(value, f",.{places}f")
-    return shown if error is None or math.isnan(error) else f"{shown} ± {_number(error, f',.{places}f')}"
-
-
-def _number(value: float | None, form: str) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return format(value, form) if abs(value) < 1e9 else f"{value:.3g}"
-
-
-def _versions(run: Run) -> str:
-    return ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    def draw(self, figure: Any, words: str, height: int) -> _Drawn:
+        self._count += 1
+        figure.update_layout(height=height, paper_bgcolor="#ffffff", plot_bgcolor="#ffffff")
+        drawn = to_html(
+            figure,
+            full_html=False,
+            include_plotlyjs=self._count == 1,
+            include_mathjax=False,
+            div_id=f"figure-{self._count}",
+            config={
+                "displaylogo": False,
+                "responsive": True,
+                "toImageButtonOptions": {"format": "svg", "filename": f"shortviz-{self._count}"},
+            },
+        )
+        return _Drawn(Markup(drawn), words)

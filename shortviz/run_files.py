@@ -12,6 +12,7 @@ from typing import Any
 from shortviz.errors import RunError
 from shortviz.records import Evaluation, Run, TextInfo
 from shortviz.runs import FILE, folder_name, parse_run, run_json
+from shortviz.words import size
 
 MOST_BYTES = 50_000_000
 """Of the run itself, unpacked; a run of 126 layers with everything measured takes some 6 MB."""
@@ -54,7 +55,7 @@ def unpack_run(content: bytes, where: str, *, most_bytes: int = MOST_BYTES) -> R
 
 def _text(content: bytes, where: str, most_bytes: int) -> str:
     if len(content) > most_bytes:
-        raise RunError(f"{where} is {len(content) / 1e6:.0f} MB; a run has at most {most_bytes / 1e6:.0f} MB.")
+        raise RunError(f"{where} is {size(len(content))}; a run has at most {size(most_bytes)}.")
     if content[:2] == b"PK":
         content = _member(content, where, most_bytes)
     try:
@@ -77,7 +78,7 @@ def _member(content: bytes, where: str, most_bytes: int) -> bytes:
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise RunError(f"{where} is not a zip file that can be read ({error}).") from error
     if len(found) > most_bytes:
-        raise RunError(f"{where} unpacks to more than {most_bytes / 1e6:.0f} MB; a run has at most that.")
+        raise RunError(f"{where} unpacks to more than {size(most_bytes)}; a run has at most that.")
     return found
 
 

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from shortviz import criteria
-from shortviz.cli_output import table
 from shortviz.errors import RunError
 from shortviz.planning import best_start
 from shortviz.records import BlockDistances, Grid, ModelInfo, Run
 from shortviz.sensitivity import check_comparable, grid_difference, shift_words, start_shifts
 from shortviz.settling import rows_needed_words
+from shortviz.table import Table, left, right
 
 
 def comparison_text(runs: Mapping[str, Run], criterion: str | None = None) -> str:
@@ -28,11 +28,10 @@ def comparison_text(runs: Mapping[str, Run], criterion: str | None = None) -> st
         moves = "" if len(set(starts)) == 1 else "moves"
         cells = [_start_words(one, name, n, start) for one, start in zip(measured, starts, strict=True)]
         rows.append([str(n), *cells, moves])
-    head = ["n", *letters, ""]
     lines = [f"Best start of each n by {criteria.label(name)}; in brackets the rows of text that the choice needs."]
     for letter, (folder, run), one in zip(letters, runs.items(), measured, strict=True):
         lines.append(f"  {letter}: {run.text.source}, {one.samples} rows of at most {run.text.max_length} ({folder})")
-    lines += [table(head, rows), ""]
+    lines += [Table(right("n", *letters) + left(""), rows).text(), ""]
     for letter, one in zip(letters[1:], measured[1:], strict=True):
         lines.append(
             f"A to {letter}: {shift_words(start_shifts(measured[0].criteria[name], one.criteria[name], model))}"

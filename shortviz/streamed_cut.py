@@ -12,6 +12,7 @@ from shortviz.pruning import empty_model, pruned_info
 from shortviz.records import ModelInfo, PrunePlan
 from shortviz.streamed_model import StreamedModel, non_layer_modules
 from shortviz.streamed_parts import compute_buffers
+from shortviz.words import layers_text
 
 
 def cut_facts(model: StreamedModel, plan: PrunePlan, tokens: Tensor) -> ModelInfo:
@@ -37,7 +38,7 @@ def cut_facts(model: StreamedModel, plan: PrunePlan, tokens: Tensor) -> ModelInf
         odd = difference(before[old], after[new])
         if odd is not None:
             raise ModelError(
-                f"Without layers {', '.join(map(str, plan.removed))}, layer {old} of {model.info.id} is given another "
+                f"Without layers {layers_text(plan.removed)}, layer {old} of {model.info.id} is given another "
                 f"{odd} than with them, so its loss cannot be streamed; measure it in memory, or choose other layers."
             )
     return info

@@ -28,7 +28,7 @@ from shortviz.streamed_cut import cut_facts
 from shortviz.streamed_head import open_streamed_head
 from shortviz.streamed_model import StreamedModel, memory_limit
 from shortviz.window_scores import WindowChange, WindowScore, compare_window, score_base
-from shortviz.words import size
+from shortviz.words import layers_text, size
 
 T = TypeVar("T")
 
@@ -166,7 +166,7 @@ def _check_memory(model: StreamedModel, windows: tuple[int, ...], plans: int, pr
 
 def _check_finite(model: StreamedModel, stream: _Stream, index: int) -> None:
     if not all(bool(torch.isfinite(state.sum()) or torch.isfinite(state).all()) for state in stream.states):
-        cut = f" without layers {', '.join(map(str, sorted(stream.removed)))}" if stream.removed else ""
+        cut = f" without layers {layers_text(sorted(stream.removed))}" if stream.removed else ""
         raise NumericsError(
             f"Layer {index} of {model.info.id}{cut} gives NaN or Inf in {model.info.dtype}; check the weights, or load "
             "the model with dtype float32."

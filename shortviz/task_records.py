@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shortviz.errors import TextError
+from shortviz.words import counted, percent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,3 +124,11 @@ class TaskScore:
     complete: bool = True
     """False while questions are still to be scored."""
     seconds: float = 0.0
+
+    @property
+    def behind(self) -> str:
+        """How many questions of what, and what an accuracy on them is to be read against."""
+        return (
+            f"{counted(self.questions, 'question')} of {self.source}; chance {percent(self.chance)}, always the most "
+            f"frequent label {percent(self.majority)}"
+        )

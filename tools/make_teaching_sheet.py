@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from shortviz.lesson_data import KINDS, lesson_data
-from shortviz.map_cells import best_starts, layer_words
+from shortviz.map_cells import best_starts
 from shortviz.records import Block
 from shortviz.runs import example_run
+from shortviz.words import layer_words
 
 TOOLS = Path(__file__).resolve().parent
 TEMPLATE, SHEET = TOOLS / "teaching_template.md", TOOLS.parent / "docs" / "teaching.md"

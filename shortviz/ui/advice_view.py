@@ -1,6 +1,5 @@
 """Advice on a page: a budget, the plan for it from what the run holds, and how sure that is."""
 
-import math
 from typing import Final
 
 import streamlit as st
@@ -8,11 +7,11 @@ import streamlit as st
 from shortviz.advice import advise
 from shortviz.advice_records import Advice, Budget, Candidate
 from shortviz.errors import ShortvizError
-from shortviz.planning import layers_text
 from shortviz.records import Run
 from shortviz.ui import state as s
 from shortviz.ui.shown import Shown
-from shortviz.ui.words import count, plain, size, with_error
+from shortviz.ui.words import plain
+from shortviz.words import count, counted, layers_text, percent, size
 
 _BUDGETS: Final = {"layers": "Layers to remove", "bytes": "Weights, MB", "max_increase": "NLL increase, nats"}
 _SHOWN_TIES: Final = 3
@@ -75,25 +74,22 @@ def _words(advice: Advice) -> None:
             f"Not told apart from it on this text: {'; '.join(shown)}" + (f"; and {more} more." if more else ".")
         )
     if advice.expected is not None:
-        low, high = (f"{100 * share:.0f}" for share in advice.expected)
+        low, high = (percent(share) for share in advice.expected)
         method = advice.expected_method.replace("_", " ")
-        lines.append(
-            f"Not repaired yet: {method} won back {low if low == high else f'{low} to {high}'} % of other cuts."
-        )
+        lines.append(f"Not repaired yet: {method} won back {low if low == high else f'{low} to {high}'} of other cuts.")
     st.caption(plain(" ".join([*lines, *advice.notes])))
 
 
 def _cost(plan: Candidate, advice: Advice) -> str:
     if not advice.measured or plan.text is None:
         return "its loss was not measured"
-    error = plan.stderr if math.isfinite(plan.stderr) else math.nan
-    windows = f"{plan.windows} window{'s' * (plan.windows != 1)}"
     return (
-        f"NLL **+{with_error(plan.increase, error)}** nats a token ({plain(plan.source)}, {plan.tokens:,} tokens in "
-        f"{windows} of {plain(plan.text.source)}; best of {advice.compared})"
+        f"NLL **{plan.cost}** nats a token ({plain(plan.source)}, "
+        f"{counted(plan.tokens, 'token')} in {counted(plan.windows, 'window')} of {plain(plan.text.source)}; "
+        f"best of {advice.compared})"
     )
 
 
 def _tie(other: Candidate, plan: Candidate) -> str:
     then = "".join(f", {method.replace('_', ' ')}" for method in other.methods if other.methods != plan.methods)
-    return f"layers {layers_text(other.removed)}{then} (+{other.increase:.3f})"
+    return f"layers {layers_text(other.removed)}{then} ({other.cost})"

@@ -10,11 +10,13 @@ from shortviz import charts
 from shortviz.errors import PlanError
 from shortviz.records import Block, BlockDistances, ModelInfo, Run
 from shortviz.run_compare import InRun, block_in, in_common, is_measured, maps, shared_limits
+from shortviz.table import Table, left, right
 from shortviz.ui import inspector
 from shortviz.ui import state as s
 from shortviz.ui.map_view import FONT
 from shortviz.ui.selection import parse_selection
-from shortviz.ui.words import plain, with_error
+from shortviz.ui.words import plain
+from shortviz.words import with_error
 
 HEIGHT = 330
 _WIDTH, _BAR = 1100, 76
@@ -107,12 +109,13 @@ def _fitting(block: Block | None, model: ModelInfo) -> Block | None:
 
 def _numbers(rows: list[InRun], criterion: str, block: Block) -> None:
     unit = "nats" if is_measured(criterion) else ""
-    lines = [f"| run | {charts.label(criterion)}{f', {unit}' if unit else ''} | rank | best start for n {block.n} |"]
-    lines.append("|---|---|---|---|")
-    for row in rows:
-        value = with_error(row.value, row.stderr)
-        lines.append(f"| {plain(row.name)} | {value} | {row.rank} of {row.blocks} | {row.best} |")
-    st.markdown("\n".join(lines) if rows else f"None of these runs has {block}.")
+    heading = f"{charts.label(criterion)}{f', {unit}' if unit else ''}"
+    cells = [
+        [plain(row.name), with_error(row.value, row.stderr), f"{row.rank} of {row.blocks}", str(row.best)]
+        for row in rows
+    ]
+    table = Table(left("run") + right(heading, "rank", f"best start for n {block.n}"), cells)
+    st.markdown(table.markdown() if rows else f"None of these runs has {block}.")
 
 
 def _short(run: Run, name: str, other: Run) -> str:

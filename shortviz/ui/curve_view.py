@@ -14,7 +14,8 @@ from shortviz.ui import state as s
 from shortviz.ui.measured import FONT, missing
 from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown
-from shortviz.ui.words import duration, plain
+from shortviz.ui.words import plain
+from shortviz.words import duration
 
 AXES = ("NLL", "perplexity", "accuracy")
 

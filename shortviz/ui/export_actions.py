@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from shortviz import policy
 from shortviz.errors import ExportError
-from shortviz.planning import layers_text
 from shortviz.progress import Watch
 from shortviz.records import Evaluation, ExportReport, ModelRef, PrunePlan, TextSpec
 from shortviz.settings import settings
 from shortviz.ui import kept_models
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.treating import ledger_of
+from shortviz.words import layers_text
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle

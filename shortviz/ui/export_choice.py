@@ -6,7 +6,6 @@ import streamlit as st
 
 from shortviz.job_state import JobState
 from shortviz.ledger import LedgerStep
-from shortviz.planning import layers_text
 from shortviz.records import ModelInfo
 from shortviz.ui import kept_models, ledger_view, notes, step_view
 from shortviz.ui import state as s
@@ -14,6 +13,7 @@ from shortviz.ui.following import follow
 from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown
 from shortviz.ui.treating import LOOKING, ledger_of, treated
+from shortviz.words import layers_text
 
 PARTS = {"model": "The whole model", "adapter": "The adapter alone"}
 TICK_SECONDS = 0.5

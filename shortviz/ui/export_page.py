@@ -8,7 +8,6 @@ import streamlit as st
 
 from shortviz.errors import PlanError
 from shortviz.job_state import JobState
-from shortviz.planning import layers_text
 from shortviz.recipes import loading_python, mergekit_yaml, reproduce_python
 from shortviz.records import ExportReport, ModelInfo, ModelRef, PrunePlan
 from shortviz.settings import settings
@@ -20,7 +19,8 @@ from shortviz.ui.looks import main_button
 from shortviz.ui.proof_view import checklist, report_lines
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, ref_of, settle_block
-from shortviz.ui.words import count, plain, share, size
+from shortviz.ui.words import plain
+from shortviz.words import count, layers_text, percent, size
 
 TARGETS = {"folder": "A folder on this machine", "zip": "Zip download", "hub": "The hub"}
 TICK_SECONDS = 0.5
@@ -130,11 +130,11 @@ def _what(model: ModelInfo, plan: PrunePlan) -> None:
         st.metric(
             "Parameters",
             count(model.parameters - gone),
-            f"-{share(gone / model.parameters)}",
+            f"-{percent(gone / model.parameters)}",
             "inverse",
             width="content",
         )
-        st.metric("On disk", size(weights), f"-{share(1 - weights / model.bytes)}", "inverse", width="content")
+        st.metric("On disk", size(weights), f"-{percent(1 - weights / model.bytes)}", "inverse", width="content")
     st.caption(
         "Written: weights as safetensors, config, generation config, tokenizer, chat template, a model card, "
         "shortviz.json (plan and fingerprints) and a mergekit recipe."

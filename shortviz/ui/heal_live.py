@@ -6,7 +6,6 @@ from shortviz import ledger_charts
 from shortviz.heal_settings import HealHistory
 from shortviz.job_state import JobState
 from shortviz.ledger import Ledger, LedgerStep
-from shortviz.planning import layers_text
 from shortviz.ui import kept_models, notes, treat_actions
 from shortviz.ui import state as s
 from shortviz.ui.following import follow
@@ -15,6 +14,7 @@ from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown
 from shortviz.ui.treating import LOOKING, TREATING, Treating, text_key, treated
 from shortviz.ui.words import plain
+from shortviz.words import layers_text
 
 TICK_SECONDS = 1.0
 

@@ -6,7 +6,6 @@ from shortviz.errors import PlanError
 from shortviz.heal_settings import HealSettings
 from shortviz.job_state import JobState
 from shortviz.ledger import Ledger
-from shortviz.planning import layers_text
 from shortviz.records import ModelInfo, PrunePlan
 from shortviz.ui import (
     advice_view,
@@ -26,6 +25,7 @@ from shortviz.ui.resources import Bench, bench
 from shortviz.ui.shown import Shown, look, settle_block
 from shortviz.ui.treating import METHODS, Treating, cut_problem, known_ledger
 from shortviz.ui.words import plain
+from shortviz.words import layers_text
 
 TICK_SECONDS = 1.0
 

@@ -17,8 +17,8 @@ from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import Inspection
 from shortviz.ui.shown import Shown, measure_job
 from shortviz.ui.treating import ledger_of
-from shortviz.ui.words import count, plain, share, size, with_error
-from shortviz.words import percent
+from shortviz.ui.words import plain
+from shortviz.words import count, counted, layers_text, percent, size, with_error
 
 _INPUT_WIDTH = 113
 _TEXT, _LOW_TEXT = 96, 70
@@ -134,25 +134,23 @@ def measured(evaluation: Evaluation, *, refining: bool) -> None:
     score, base = evaluation.score, evaluation.base
     with st.container(horizontal=True, gap="small"):
         after = with_error(score.perplexity, score.perplexity_stderr)
-        before = f"{with_error(base.perplexity, float('nan'))} → " if base is not None else ""
+        before = f"{with_error(base.perplexity)} → " if base is not None else ""
         st.metric(_METRICS[0], before + after, width="content")
         if evaluation.nll_increase is not None and evaluation.nll_increase_stderr is not None:
-            rise = with_error(evaluation.nll_increase, evaluation.nll_increase_stderr)
             st.metric(
                 _METRICS[1],
-                f"+{rise}" if evaluation.nll_increase >= 0 else rise,
+                with_error(evaluation.nll_increase, evaluation.nll_increase_stderr, sign=True),
                 width="content",
                 help="Per token, on the same windows; the error is paired.",
             )
         if evaluation.kl is not None:
-            error = float("nan") if evaluation.kl_stderr is None else evaluation.kl_stderr
-            st.metric(_METRICS[2], with_error(evaluation.kl, error), width="content", help=_KL_HELP)
+            st.metric(_METRICS[2], with_error(evaluation.kl, evaluation.kl_stderr), width="content", help=_KL_HELP)
         if evaluation.same_top1 is not None:
-            same = percent(evaluation.same_top1, evaluation.same_top1_stderr, "±")
+            same = percent(evaluation.same_top1, evaluation.same_top1_stderr)
             st.metric(_METRICS[3], same, width="content", help=_TOP1_HELP)
     words = [
-        f"{score.tokens:,} tokens scored of {plain(evaluation.text.source)}, "
-        f"{score.windows} window{'s' * (score.windows > 1)} of {evaluation.text.max_length}"
+        f"{counted(score.tokens, 'token')} scored of {plain(evaluation.text.source)}, "
+        f"{counted(score.windows, 'window')} of {evaluation.text.max_length}"
     ]
     if score.windows < 2:
         words.append("no error from one window" if evaluation.complete else "no error yet")
@@ -173,7 +171,7 @@ def saves(model: ModelInfo, block: Block, evaluation: Evaluation | None) -> None
     """Show what the cut saves: parameters, bytes, cache, time."""
     parameters = sum(model.layer_parameters[i] for i in block.layers)
     words = [
-        f"Saves {count(parameters)} parameters ({share(parameters / model.parameters)})",
+        f"Saves {count(parameters)} parameters ({percent(parameters / model.parameters)})",
         size(sum(model.layer_bytes[i] for i in block.layers)),
         f"{size(sum(model.layer_cache_bytes[i] for i in block.layers))} of cache per token",
     ]
@@ -194,11 +192,11 @@ def warnings(distances: BlockDistances | None, model: ModelInfo, block: Block) -
     gone = [i for i in sinks if i in block.layers]
     if gone:
         st.markdown(
-            f":orange[:material/warning: Removes layer {_list(gone)}, which writes the attention sink: "
+            f":orange[:material/warning: Removes layer {layers_text(gone)}, which writes the attention sink: "
             "expect a higher loss than the distance says.]"
         )
     elif sinks:
-        st.caption(f"Keeps layer {_list(sinks)}, which writes the attention sink.")
+        st.caption(f"Keeps layer {layers_text(sinks)}, which writes the attention sink.")
 
 
 def continuations(bench: Bench, shown: Shown, found: Inspection | None, *, running: bool) -> None:
@@ -242,10 +240,6 @@ def continuations(bench: Bench, shown: Shown, found: Inspection | None, *, runni
 def _prompted() -> None:
     s.want(s.session(), "text")
     st.rerun()
-
-
-def _list(layers: list[int] | tuple[int, ...]) -> str:
-    return ", ".join(map(str, layers))
 
 
 def start_wanted(bench: Bench, shown: Shown, block: Block | None, job: JobState | None) -> None:

@@ -6,10 +6,10 @@ from streamlit.delta_generator import DeltaGenerator
 from shortviz import lesson_answer_charts
 from shortviz.ledger import Ledger
 from shortviz.lesson_data import KINDS, LessonData, lesson_data
-from shortviz.map_cells import layer_words
 from shortviz.records import Block
 from shortviz.ui import state as s
 from shortviz.ui.learn_parts import bundled, chart, dark, for_real
+from shortviz.words import counted, layers_text
 
 GRID, KIND, QUESTION = "learn_grid", "learn_kind", "learn_asked"
 
@@ -42,12 +42,13 @@ def healing(words: DeltaGenerator, picture: DeltaGenerator) -> None:
             lesson_answer_charts.ledger_alt(ledger),
         )
         st.caption(
-            f"All on the same {ledger.text.rows} windows of {ledger.text.source}, {ledger.text.tokens:,} tokens."
+            f"All on the same {counted(ledger.text.rows, 'window')} of {ledger.text.source}, "
+            f"{counted(ledger.text.tokens, 'token')}."
         )
 
 
 def _cut(ledger: Ledger) -> str:
-    return f"without {layer_words(ledger.removed[0], len(ledger.removed))}"
+    return f"without layers {layers_text(ledger.removed)}"
 
 
 def _block(removed: tuple[int, ...]) -> Block:

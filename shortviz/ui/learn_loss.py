@@ -6,13 +6,13 @@ from streamlit.delta_generator import DeltaGenerator
 from shortviz import criteria, lesson_answer_charts, lesson_charts, loss_charts
 from shortviz.curve import curve_from_map
 from shortviz.lesson_data import KINDS, lesson_data
-from shortviz.map_cells import layer_words
 from shortviz.planning import best_start
 from shortviz.records import Block, Grid
+from shortviz.table import Table, right
 from shortviz.ui import state as s
 from shortviz.ui.learn_parts import bundled, bundled_distances, bundled_losses, chart, dark, for_real
 from shortviz.ui.selection import parse_selection
-from shortviz.ui.words import with_error
+from shortviz.words import counted, layer_words, with_error
 
 CRITERIA = ("angular_last", "angular_mean", "block_influence")
 POINTS = "learn_points"
@@ -56,17 +56,17 @@ def loss(words: DeltaGenerator, picture: DeltaGenerator) -> None:
         )
         st.caption(
             f"{_loss_alt(grid, losses.increase, sink)} "
-            f"Measured on {losses.text.tokens:,} tokens of {losses.text.source}."
+            f"Measured on {counted(losses.text.tokens, 'token')} of {losses.text.source}."
         )
 
 
 def _neighbours(grid: Grid, increase: Grid, layer: int) -> str:
-    lines = ["| layer | angle, of π | measured increase, nats |", "|---|---|---|"]
+    rows = []
     for i in range(max(0, layer - 1), min(grid.num_layers, layer + 2)):
         block = Block(start=i, n=1)
         name = f"**{i}**" if i == layer else str(i)
-        lines.append(f"| {name} | {with_error(*grid.at(block))} | {with_error(*increase.at(block))} |")
-    return "\n".join(lines)
+        rows.append([name, with_error(*grid.at(block)), with_error(*increase.at(block), sign=True)])
+    return Table(right("layer", "angle, of π", "measured increase, nats"), rows).markdown()
 
 
 def _loss_alt(grid: Grid, increase: Grid, sink: int) -> str:

@@ -6,12 +6,12 @@ from streamlit.delta_generator import DeltaGenerator
 from shortviz import charts, lesson_charts
 from shortviz.lesson_data import PositionAngles, lesson_data
 from shortviz.lesson_quiz import CRITERION, MapQuestion, map_questions, verdict
-from shortviz.map_cells import layer_words
 from shortviz.planning import best_start
 from shortviz.records import Block
 from shortviz.ui import state as s
 from shortviz.ui.learn_parts import block_inputs, bundled, bundled_distances, chart, dark, for_real
 from shortviz.ui.selection import checked_block, parse_selection
+from shortviz.words import layer_words
 
 MAP_KEY, START, N, QUESTION = "learn_map", "learn_answer_start", "learn_answer_n", "learn_question"
 

@@ -1,24 +1,24 @@
 """The ledger of a cut on a page: a table, the chart of what was won back, and what was said of each treatment."""
 
-import math
-
 import streamlit as st
 
 from shortviz import ledger_charts
 from shortviz.ledger import Ledger, LedgerStep
 from shortviz.ledger_steps import accuracy_change
+from shortviz.run_tables import ledger_table
 from shortviz.ui.map_view import FONT
-from shortviz.ui.words import duration, plain, share, with_error
+from shortviz.ui.words import plain
+from shortviz.words import counted, percent, with_error
 
 
 def draw(ledger: Ledger, *, key: str) -> None:
     """Draw the ledger: numbers on the left, the chart on the right."""
     asked = ledger.task(ledger.steps[0]) is not None
     left, right = st.columns([2.0 if asked else 1.45, 1], gap="medium")
-    alt = ledger_charts.recovery_alt(ledger)
+    alt, table = ledger_charts.recovery_alt(ledger), ledger_table(ledger)
     with left:
         st.dataframe(
-            [_row(ledger, step) for step in ledger.steps],
+            [dict(zip(table.headings, row, strict=True)) for row in table.rows],
             hide_index=True,
             height="content",
             width="stretch",
@@ -28,15 +28,15 @@ def draw(ledger: Ledger, *, key: str) -> None:
             column_config={
                 # What matters first, and narrow: a phone shows three columns.
                 "step": st.column_config.TextColumn(width=160),
-                "won back": st.column_config.TextColumn(width=80, help="Share of the lost NLL; the error is paired."),
+                "won back": st.column_config.TextColumn(width=96, help="Share of the lost NLL; the error is paired."),
                 "over uncut": st.column_config.TextColumn(
                     width=110, help="NLL increase in nats a token, with its paired error."
                 ),
-                "NLL, nats": st.column_config.TextColumn(width=72, help="Per token; the error is over windows."),
-                "perplexity": st.column_config.TextColumn(width=72),
-                "KL, nats": st.column_config.TextColumn(width=72, help="KL(uncut ‖ this model) per token."),
+                "NLL, nats": st.column_config.TextColumn(width=104, help="Per token; the error is over windows."),
+                "perplexity": st.column_config.TextColumn(width=88),
+                "KL, nats": st.column_config.TextColumn(width=104, help="KL(uncut ‖ this model) per token."),
                 "accuracy": st.column_config.TextColumn(
-                    width=84, help="Of the questions named below; the error is binomial."
+                    width=96, help="Of the questions named below; the error is binomial."
                 ),
                 "time": st.column_config.TextColumn(width=84, help="All treatments up to this step."),
             },
@@ -53,8 +53,8 @@ def draw(ledger: Ledger, *, key: str) -> None:
 def behind(ledger: Ledger) -> str:
     """Return what text stands behind the numbers."""
     score = ledger.steps[0].evaluation.score
-    windows = f"{score.windows} window{'s' * (score.windows != 1)} of {ledger.text.max_length}"
-    return f"{score.tokens:,} tokens scored of {plain(ledger.text.source)}, {windows}, the same for every step"
+    windows = f"{counted(score.windows, 'window')} of {ledger.text.max_length}"
+    return f"{counted(score.tokens, 'token')} scored of {plain(ledger.text.source)}, {windows}, the same for every step"
 
 
 def accuracies(ledger: Ledger) -> str:
@@ -63,28 +63,21 @@ def accuracies(ledger: Ledger) -> str:
     if asked is None:
         return ""
     changes = [(step, accuracy_change(ledger, step)) for step in ledger.steps[1:]]
-    told = [
-        f"{plain(step.label)} {'' if change[0] < 0 else '+'}{with_error(100 * change[0], 100 * change[1])}"
-        for step, change in changes
-        if change is not None
-    ]
+    told = [f"{plain(step.label)} {percent(*change, sign=True)}" for step, change in changes if change is not None]
     left = [plain(step.label) for step, change in changes if change is None]
-    return (
-        f"Accuracy against uncut, paired, in percentage points: {'; '.join(told) or 'no other step was asked'}. "
-        f"{asked.questions:,} questions of {plain(asked.source)}; chance {share(asked.chance)}, always the most "
-        f"frequent label {share(asked.majority)}." + (f" Not asked: {', '.join(left)}." if left else "")
+    return f"Accuracy against uncut, paired: {'; '.join(told) or 'no other step was asked'}. {plain(asked.behind)}." + (
+        f" Not asked: {', '.join(left)}." if left else ""
     )
 
 
 def step_words(step: LedgerStep) -> str:
     """Return a treated step in a line: perplexity, increase with its paired error, share won back, over how much."""
     found = step.evaluation
-    sign = "" if (found.nll_increase or 0.0) < 0 else "+"
     perplexity = with_error(found.score.perplexity, found.score.perplexity_stderr)
     return (
         f"{plain(step.label[:1].upper() + step.label[1:])}: perplexity **{perplexity}** · NLL "
-        f"{sign}{_pm(found.nll_increase, found.nll_increase_stderr)} (paired) · won back **{won_back(step)}** · "
-        f"{found.score.tokens:,} tokens"
+        f"{with_error(found.nll_increase, found.nll_increase_stderr, sign=True)} (paired) · won back "
+        f"**{won_back(step)}** · {counted(found.score.tokens, 'token')}"
     )
 
 
@@ -100,7 +93,7 @@ def steps_line(ledger: Ledger, *, most: int = 2) -> str:
         for step in best
     ]
     more = f" · {len(treated) - most} more on the Heal page" if len(treated) > most else ""
-    line = f"{' · '.join(told)} · {treated[0].evaluation.score.tokens:,} tokens{more}"
+    line = f"{' · '.join(told)} · {counted(treated[0].evaluation.score.tokens, 'token')}{more}"
     return line[:1].upper() + line[1:]
 
 
@@ -110,29 +103,4 @@ def _perplexity(step: LedgerStep) -> str:
 
 def won_back(step: LedgerStep) -> str:
     """Return `39 ± 1 %`; a dash where there is no share."""
-    if step.recovered is None or math.isnan(step.recovered):
-        return "–"
-    error = step.recovered_stderr
-    if error is None or math.isnan(error):
-        return share(step.recovered)
-    return f"{with_error(100 * step.recovered, 100 * error)} %"
-
-
-def _row(ledger: Ledger, step: LedgerStep) -> dict[str, str]:
-    found, score, task = step.evaluation, step.evaluation.score, ledger.task(step)
-    asked = ledger.task(ledger.steps[0]) is not None
-    accuracy = "–" if task is None else f"{with_error(100 * task.accuracy, 100 * task.accuracy_stderr)} %"
-    return {
-        "step": step.label,
-        "won back": won_back(step),
-        "over uncut": _pm(found.nll_increase, found.nll_increase_stderr),
-        "NLL, nats": with_error(score.nll, score.nll_stderr),
-        "perplexity": with_error(score.perplexity, score.perplexity_stderr),
-        "KL, nats": _pm(found.kl, found.kl_stderr),
-        **({"accuracy": accuracy} if asked else {}),
-        "time": duration(step.seconds) if step.treatments else "–",
-    }
-
-
-def _pm(value: float | None, error: float | None) -> str:
-    return "–" if value is None else with_error(value, math.nan if error is None else error)
+    return percent(step.recovered, step.recovered_stderr)

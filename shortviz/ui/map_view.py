@@ -15,7 +15,8 @@ from shortviz.ui.notes import progress_words
 from shortviz.ui.resources import Bench
 from shortviz.ui.selection import parse_cell, parse_row, parse_selection
 from shortviz.ui.shown import Shown
-from shortviz.ui.words import count, duration, plain
+from shortviz.ui.words import plain
+from shortviz.words import count, duration
 
 VIEWS = ("Map", "Table", "Best per n", "Agreement", "Curve", "Texts")
 CHART_HEIGHT = 440

@@ -9,7 +9,8 @@ from shortviz.agreement import agreement, agreement_table
 from shortviz.map_cells import MEASURED
 from shortviz.records import Block, BlockDistances, BlockLosses, Evaluation, ModelInfo, Score
 from shortviz.ui import state as s
-from shortviz.ui.words import count, duration, plain
+from shortviz.ui.words import plain
+from shortviz.words import count, duration
 
 SHOWS = ("predicted", "measured", "difference")
 METRICS = tuple(MEASURED)

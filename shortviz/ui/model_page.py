@@ -11,7 +11,8 @@ from shortviz.ui.address import DTYPES
 from shortviz.ui.following import follow
 from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench, bench
-from shortviz.ui.words import count, plain, size
+from shortviz.ui.words import plain
+from shortviz.words import count, size
 
 PRESETS = {
     "demo": "demo: SmolLM2-135M-Instruct, embedded, no network needed",

@@ -6,7 +6,8 @@ from shortviz.job_state import JobState
 from shortviz.records import ModelInfo
 from shortviz.settings import settings
 from shortviz.ui.resources import Bench
-from shortviz.ui.words import duration, plain
+from shortviz.ui.words import plain
+from shortviz.words import duration, size
 
 
 def model_words(info: ModelInfo) -> str:
@@ -21,10 +22,11 @@ def progress_words(job: JobState) -> str:
     if job.stopping:
         return "stopping after this batch …"
     words = [job.stage or "starting"]
+    unit = "" if job.unit == "bytes" else f" {plain(job.unit)}"
     if job.total > 1 and job.unit:
-        words.append(f"{_amount(job.done, job.unit)} of {_amount(job.total, job.unit)} {_unit(job.unit)}")
+        words.append(f"{_amount(job.done, job.unit)} of {_amount(job.total, job.unit)}{unit}")
     if job.rate > 0 and job.total > 1:
-        words.append(f"{_amount(job.rate, job.unit)} {_unit(job.unit)}/s")
+        words.append(f"{_amount(job.rate, job.unit)}{unit}/s")
     if job.eta_seconds is not None and job.total > 1:
         words.append(f"{duration(job.eta_seconds)} left")
     if job.detail:
@@ -59,9 +61,5 @@ def cancel(bench: Bench, job_id: str) -> None:
 
 def _amount(value: float, unit: str) -> str:
     if unit == "bytes":
-        return f"{value / 1e6:,.1f}"
-    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
-
-
-def _unit(unit: str) -> str:
-    return "MB" if unit == "bytes" else plain(unit)
+        return size(value)
+    return f"{value:,.{0 if value >= 10 or value == int(value) else 1}f}"

@@ -5,7 +5,7 @@ import streamlit as st
 from shortviz.job_state import JobState
 from shortviz.records import ExportReport
 from shortviz.ui.notes import progress_words
-from shortviz.ui.words import count, duration, size
+from shortviz.words import count, duration, size
 
 STAGES = {
     "write": "Written: weights, config, tokenizer",

@@ -14,7 +14,8 @@ from shortviz.ui import state as s
 from shortviz.ui.following import follow
 from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench
-from shortviz.ui.words import duration, plain, size
+from shortviz.ui.words import plain
+from shortviz.words import duration, size
 
 TICK_SECONDS = 0.5
 _HELP = (

@@ -10,7 +10,7 @@ from shortviz.heal_settings import PRESETS, HealSettings, preset
 from shortviz.records import ModelInfo
 from shortviz.ui import notes
 from shortviz.ui import state as s
-from shortviz.ui.words import count
+from shortviz.words import count
 
 PRESET_WORDS: Final = {"quick": "Quick", "good": "Good", "paper": "Paper"}
 

@@ -18,6 +18,7 @@ from shortviz.ui.address import go_to
 from shortviz.ui.looks import main_button
 from shortviz.ui.resources import Bench, bench
 from shortviz.ui.words import plain
+from shortviz.words import counted
 
 MOST_COMPARED = 4
 _KEY_LENGTH = 12
@@ -99,8 +100,8 @@ def _measured(run: Run) -> str:
     if run.losses is not None:
         found.append("loss map" if run.losses.complete else "loss map, unfinished")
     cuts = sum(1 for e in run.evaluations if e.removed)
-    found += [f"{cuts} cut{'s' * (cuts > 1)}"] if cuts else []
-    found += [f"{len(run.ledgers)} ledger{'s' * (len(run.ledgers) > 1)}"] if run.ledgers else []
+    found += [counted(cuts, "cut")] if cuts else []
+    found += [counted(len(run.ledgers), "ledger")] if run.ledgers else []
     return ", ".join(found) or "nothing yet"
 
 

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from shortviz.errors import ResourceError
 from shortviz.ledger import Ledger, LedgerStep
 from shortviz.ledger_steps import with_task_score
-from shortviz.planning import layers_text
 from shortviz.progress import Watch
 from shortviz.records import ModelRef, PrunePlan, Run, TaskScore, TaskSpec
 from shortviz.runs import with_ledger
 from shortviz.ui import kept_models, task_actions
 from shortviz.ui.resources import Bench, JobContext
+from shortviz.words import layers_text
 
 if TYPE_CHECKING:
     from shortviz.handle import ModelHandle

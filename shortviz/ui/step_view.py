@@ -3,7 +3,6 @@
 import streamlit as st
 
 from shortviz.ledger import Ledger, LedgerStep
-from shortviz.planning import layers_text
 from shortviz.ui import kept_models, step_actions, task_picker, task_view
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
@@ -11,6 +10,7 @@ from shortviz.ui.shelves import run_key
 from shortviz.ui.shown import Shown
 from shortviz.ui.treating import treated
 from shortviz.ui.words import plain
+from shortviz.words import layers_text
 
 
 def gone(tools: Bench, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None, *, live: bool) -> None:

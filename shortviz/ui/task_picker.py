@@ -15,7 +15,8 @@ from shortviz.ui import notes, task_actions
 from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 from shortviz.ui.text_picker import KINDS, offers_datasets, store_upload
-from shortviz.ui.words import plain, share
+from shortviz.ui.words import plain
+from shortviz.words import counted, percent
 
 PROMPTS = {"Question alone": "{question}", "Question: ... Answer:": "Question: {question}\nAnswer:"}
 DEFAULT_LIMIT = 100
@@ -155,7 +156,7 @@ def _chosen(bench: Bench, key: str) -> None:
     rows = chosen_rows(bench)
     if rows is not None:
         chance = sum(1 / len(row.choices) for row in rows.rows) / len(rows.rows)
-        st.caption(f"Chosen: {len(rows.rows):,} questions of {plain(rows.source)}; chance {share(chance)}.")
+        st.caption(f"Chosen: {counted(len(rows.rows), 'question')} of {plain(rows.source)}; chance {percent(chance)}.")
 
 
 def _in_the_form(problem: str) -> str:

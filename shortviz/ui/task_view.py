@@ -12,7 +12,8 @@ from shortviz.ui import state as s
 from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown
 from shortviz.ui.task_picker import chosen_rows, picker
-from shortviz.ui.words import plain, share
+from shortviz.ui.words import plain
+from shortviz.words import percent
 
 
 def block_score(bench: Bench, shown: Shown, block: Block, job: JobState | None) -> None:
@@ -55,10 +56,7 @@ def questions_button(bench: Bench, *, key: str = "inspector") -> None:
 def _behind(score: TaskScore) -> str:
     """Return how much stands behind an accuracy, with the lines that it is to be read against."""
     cut = f" · {score.truncated} cut short to fit the model" if score.truncated else ""
-    return (
-        f"{score.questions:,} questions of {plain(score.source)} · by length {share(score.accuracy_norm)} · chance "
-        f"{share(score.chance)} · always the most frequent label {share(score.majority)}{cut}"
-    )
+    return f"{plain(score.behind)} · by length {percent(score.accuracy_norm, score.accuracy_norm_stderr)}{cut}"
 
 
 def start(bench: Bench, shown: Shown, plans: Sequence[tuple[int, ...]]) -> None:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from shortviz.heal_settings import HealSettings
-from shortviz.planning import layers_text
 from shortviz.progress import Progress, Watch
 from shortviz.records import ModelRef, PrunePlan, Run, TaskSpec, TextSpec, WindowSpec
 from shortviz.ui.cut_work import REPAIR_BATCH, CutWork, Writer
 from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.treating import Treating
+from shortviz.words import layers_text
 
 if TYPE_CHECKING:
     from shortviz.ledger import Ledger

@@ -113,7 +113,7 @@ def test_a_measured_block_of_a_saved_run_shows_its_numbers_without_the_model(too
     page = app(run="measured", start="12", n="3")
     metrics = {m.label: m.value for m in page.at.metric}
     assert metrics["Perplexity, uncut → cut"].startswith("35.9 → 68.7 ±")
-    assert metrics["NLL increase, nats"] == "+0.65 ± 0.03"
+    assert metrics["NLL increase, nats"] == "+0.650 ± 0.030"
     assert metrics["Same next token"] == "61.0 ± 1.5 %"
     assert "8,176 tokens scored" in page.words
     assert "steady" in page.words

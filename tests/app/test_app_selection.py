@@ -7,7 +7,8 @@ import pytest
 
 from shortviz.records import Block
 from shortviz.ui.selection import parse_cell, parse_row, parse_selection
-from shortviz.ui.words import count, duration, plain, share, size, with_error
+from shortviz.ui.words import plain
+from shortviz.words import count, duration, percent, size, with_error
 
 
 def click(customdata: Any) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def test_text_from_outside_loses_all_meaning_as_markup() -> None:
 
 
 def test_numbers_read_with_their_units() -> None:
-    assert with_error(0.14834, 0.00212) == "0.148 ± 0.002"
+    assert with_error(0.14834, 0.00212) == "0.1483 ± 0.0021"
     assert with_error(69.12, 1.93) == "69.1 ± 1.9"
     assert with_error(2.0, float("nan")) == "2.00"
     assert with_error(float("inf"), 1.0) == "not finite"
@@ -78,5 +79,4 @@ def test_numbers_read_with_their_units() -> None:
     assert size(57_000_000) == "57.0 MB"
     assert size(6144) == "6.1 KB"
     assert duration(200) == "3 min 20 s"
-    assert share(0.61) == "61 %"
-    assert share(0.0525) == "5.2 %"
+    assert percent(0.61) == "61.0 %"

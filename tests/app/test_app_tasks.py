@@ -41,12 +41,12 @@ def test_questions_with_the_wrong_columns_are_refused_in_a_sentence(loaded: App,
 
 def test_the_chosen_block_is_scored_beside_the_uncut_model_once(measured: App, tools: Bench, questions: Path) -> None:
     page = choose(measured, questions, ("goal", "sol1, sol2"))
-    assert "Chosen: 3 questions of file questions.jsonl, columns goal, sol1, sol2, label; chance 50 %" in page.words
+    assert "Chosen: 3 questions of file questions.jsonl, columns goal, sol1, sol2, label; chance 50.0 %" in page.words
     page.click("score_block")
     job = page.finish("tasks")
     assert (job.state, job.result) == ("done", 2), job.error
     assert "Accuracy, uncut → cut" in page.words
-    assert "always the most frequent label 67 %" in page.words
+    assert "always the most frequent label 66.7 %" in page.words
     (run,) = [tools.runs.get(p.name) for p in tools.runs.folder.glob("tiny-llama-*")]
     assert run is not None
     assert [task.removed == () for task in run.tasks] == [True, False]

@@ -94,7 +94,7 @@ def test_an_unrepaired_plan_says_what_repairs_of_this_run_won_back() -> None:
     found = advise(with_evaluation(run, better), Budget(layers=4))
     assert found.plan.removed == (20, 21, 22, 23, 24)
     assert found.expected_method == "seam_refit"
-    assert "Not repaired yet: seam refit won back 39 % of other cuts in this run." in advice_text(found)
+    assert "Not repaired yet: seam refit won back 39.3 % of other cuts in this run." in advice_text(found)
     rival = replace(better, removed=(20, 21, 22, 23), nll_increase=0.5)
     assert "repair that one too" in advice_text(advise(with_evaluation(run, rival), Budget(layers=4)))
 

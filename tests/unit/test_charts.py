@@ -10,8 +10,8 @@ import pytest
 
 from shortviz.charts import MapView, distance_map
 from shortviz.errors import RunError
-from shortviz.map_cells import with_error
 from shortviz.records import Block, BlockDistances, Grid
+from shortviz.words import with_error
 from tests.records_fixture import CRITERIA, fixture_distances, fixture_grid, fixture_model, fixture_norms, fixture_text
 
 ILLEGAL = ((3, 5, "layer_types needs <period> 6"), (4, 5, "layer_types needs <period> 6"))
@@ -163,7 +163,7 @@ def test_the_tooltip_names_layers_distance_with_error_rank_and_savings() -> None
     mean, stderr = distances.criteria["angular_last"].at(Block(start=21, n=8))
     rank = distances.criteria["angular_last"].rank(Block(start=21, n=8))
     assert row[2] == "layers 21-28"
-    assert row[3] == f"{mean:.4f} ± {stderr:.4f}"
+    assert row[3] == with_error(mean, stderr)
     assert row[4].startswith(f"rank {rank} of 23 in its row, ")
     assert row[5] == "28.3 M parameters (21.1 %)"
     assert "over 64 rows of text" in hits["hovertemplate"]
@@ -181,15 +181,25 @@ def test_blocks_that_measure_the_same_share_a_rank() -> None:
 @pytest.mark.parametrize(
     ("value", "stderr", "words"),
     [
-        (0.1484, 0.0021, "0.148 ± 0.002"),
-        (150.3, 0.02, "150.30 ± 0.02"),
+        (0.1484, 0.0021, "0.1484 ± 0.0021"),
+        (0.123, 0.02, "0.123 ± 0.020"),
+        (0.5, 0.0999, "0.50 ± 0.10"),
+        (2e12, 3e10, "2e+12 ± 3e+10"),
+        (150.3, 0.02, "150.300 ± 0.020"),
         (0.0, 0.0, "0.00"),
         (0.25, float("nan"), "0.250"),
-        (float("nan"), float("nan"), "not measured yet"),
+        (float("nan"), float("nan"), "-"),
     ],
 )
-def test_numbers_show_three_digits_and_at_least_one_of_the_error(value: float, stderr: float, words: str) -> None:
+def test_numbers_show_two_digits_of_their_error_and_three_of_their_own_without(
+    value: float, stderr: float, words: str
+) -> None:
     assert with_error(value, stderr) == words
+
+
+def test_an_increase_keeps_its_sign() -> None:
+    assert with_error(0.4881, 0.0331, sign=True) == "+0.488 ± 0.033"
+    assert with_error(-0.00004, 0.02, sign=True) == "+0.000 ± 0.020"
 
 
 def test_one_row_of_text_has_no_error_and_none_is_shown() -> None:

@@ -29,7 +29,7 @@ def test_the_words_say_the_finding_with_numbers_and_errors() -> None:
     said = map_alt(by_hand(SMALL, 0.002), "angular_last", fixture_model(3))
     assert said == (
         "By angular, last token over 9 rows of text, the blocks that change demo (3 layers) least are "
-        "layer 1 for n 1 (0.200 ± 0.002). Layer 0 writes the attention sink."
+        "layer 1 for n 1 (0.2000 ± 0.0020). Layer 0 writes the attention sink."
     )
 
 

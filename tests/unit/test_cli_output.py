@@ -7,24 +7,36 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shortviz.cli_output import PlainProgress, best_table, distances_text, evaluation_text, progress, run_text, table
+from shortviz.cli_output import PlainProgress, best_table, distances_text, evaluation_text, progress, run_text
 from shortviz.model_card import _measured
 from shortviz.progress import Progress
 from shortviz.records import Grid
+from shortviz.table import Table, left, right
 from shortviz.words import nth, percent
 from tests.records_fixture import fixture_distances, fixture_model, fixture_run
 
 
 def test_a_table_aligns_its_columns_and_leaves_no_trailing_blanks():
-    text = table(["n", "layers", "note"], [["1", "10", ""], ["12", "3-14", "tied"]])
+    text = Table(right("n", "layers") + left("note"), [["1", "10", ""], ["12", "3-14", "tied"]]).text()
     assert text == " n  layers  note\n 1      10\n12    3-14  tied"
+
+
+def test_a_table_takes_no_word_for_markup_and_no_bar_for_a_border():
+    table = Table(left("name") + right("n"), [["[red]x[/red] | y", "1"], [r"a\|b", "2"]])
+    assert table.text().splitlines()[1] == "[red]x[/red] | y  1"
+    assert table.markdown().splitlines() == [
+        "| name | n |",
+        "|---|---:|",
+        r"| [red]x[/red] \| y | 1 |",
+        r"| a\|b | 2 |",
+    ]
 
 
 def test_the_best_table_has_a_line_for_every_size_and_marks_the_sink():
     lines = best_table(fixture_distances(12), "angular_last", fixture_model(12)).splitlines()
     assert len(lines) == 1 + 11
     assert [line.split()[0] for line in lines[1:]] == [str(n) for n in range(1, 12)]
-    assert "removes the layer that writes the attention sink" in lines[-1]
+    assert "removes layer 4, which writes the attention sink" in lines[-1]
 
 
 def test_a_block_that_cannot_be_exported_is_not_the_best():
@@ -36,7 +48,8 @@ def test_a_block_that_cannot_be_exported_is_not_the_best():
 
 def test_one_row_gives_no_error_and_no_ties():
     lines = best_table(fixture_distances(6, samples=1), "angular_last", fixture_model(6)).splitlines()
-    assert [line.split()[3] for line in lines[1:]] == ["-"] * 5
+    assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3", "4", "5"]
+    assert "±" not in "".join(lines)
     assert "tied" not in "".join(lines)
 
 
@@ -57,12 +70,12 @@ def test_one_window_says_that_it_has_no_error_and_never_nan():
     base = replace(evaluation.base, windows=1, nll_stderr=nan)
     errors = dict.fromkeys(("nll_increase_stderr", "kl_stderr", "same_top1_stderr"), nan)
     one = replace(evaluation, score=score, base=base, **errors)
-    assert "+-" in evaluation_text(evaluation)
+    assert "±" in evaluation_text(evaluation)
     text = evaluation_text(one)
     assert "nan" not in text
-    assert "+-" not in text
+    assert "±" not in text
     assert "one window, no error" in text
-    card = _measured(one)
+    card = _measured(one).markdown()
     assert "nan" not in card
     assert "±" not in card
 
@@ -114,9 +127,9 @@ def test_a_criterion_that_had_too_few_rows_says_so_and_has_no_empty_table():
 
 
 def test_a_share_of_all_or_none_has_no_error_for_zero_would_say_certainty() -> None:
-    assert percent(0.45, 0.05) == "45.0 +- 5.0 %"
+    assert percent(0.45, 0.05) == "45.0 ± 5.0 %"
     assert percent(1.0, 0.0) == "100.0 %"
-    assert percent(0.0, 0.0, "±") == "0.0 %"
+    assert percent(0.0, 0.0) == "0.0 %"
     assert percent(1.0, math.nan) == "100.0 %"
     assert [nth(index) for index in (0, 1, 2, 3, 10, 11, 12, 20, 110)] == [
         *("1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "111th")

@@ -82,7 +82,7 @@ def test_the_curve_scores_its_cuts_once_and_keeps_them_in_the_run(shortviz, chec
     options = (*TEXT, "--tasks", questions, "--strategies", "simple,best measured", "--sizes", "1-2", "--greedy", "2")
     code, out, err = shortviz("curve", checkpoint, *options, "--out", run)
     assert code == 0, err
-    assert "Accuracy in % against layers removed, over 3 questions" in out
+    assert "Accuracy against layers removed, over 3 questions" in out
     assert "3 questions with each of" in err
     code, out, err = shortviz("curve", run, *options, "--json")
     assert code == 0, err
@@ -93,7 +93,7 @@ def test_the_curve_scores_its_cuts_once_and_keeps_them_in_the_run(shortviz, chec
     assert "greedy:" not in err, "greedy removal is kept in the run"
     shown = shortviz("curve", run)[1]
     assert "greedy" in shown
-    assert "Accuracy in %" in shown
+    assert "Accuracy against layers removed" in shown
     saved = shortviz("show", run)[1]
     assert "Greedy removal of single layers, 2 windows of 24 of built-in passages/prose" in saved
     assert "none (uncut)" in saved

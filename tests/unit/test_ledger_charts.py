@@ -46,7 +46,7 @@ def test_a_treatment_that_made_it_worse_shows_nothing_won_back_and_fits_on_the_a
 
 def test_the_alt_text_states_the_finding() -> None:
     assert recovery_alt(fixture_ledger()) == (
-        "Cutting layers 12-15 costs 0.647 ± 0.004 nats a token over 16 windows; repaired (seam refit) wins back "
+        "Cutting layers 12-15 costs 0.6472 ± 0.0039 nats a token over 16 windows; repaired (seam refit) wins back "
         "39.3 ± 1.2 %; healed (seam refit, then lora) wins back 69.2 ± 1.1 %."
     )
     cut = fixture_ledger(healed=False)

@@ -88,7 +88,7 @@ def test_an_evaluation_of_before_there_was_an_error_of_the_same_next_token_is_re
     assert old.same_top1 == run.evaluations[0].same_top1
     assert math.isnan(old.same_top1_stderr)
     assert "same top token    61.0 %" in evaluation_text(old)
-    assert "same top token    61.0 +- 1.5 %" in evaluation_text(run.evaluations[0])
+    assert "same top token    61.0 ± 1.5 %" in evaluation_text(run.evaluations[0])
 
 
 def test_an_evaluation_replaces_the_one_of_the_same_layers_and_text():
