@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from shortviz.errors import PlanError
+from shortviz.record_json import Many, Number
 from shortviz.records import TextInfo
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -52,12 +53,12 @@ def parse_bytes(text: str) -> int:
 class Candidate:
     """One plan, repaired or not, with what was measured of it."""
 
-    removed: tuple[int, ...]
-    methods: tuple[str, ...] = ()
+    removed: Many[int]
+    methods: Many[str] = ()
     """Repairs and healings after the cut, in order."""
-    increase: float = float("nan")
+    increase: Number = float("nan")
     """NLL over the uncut model, in nats a token; NaN where only distances are known."""
-    stderr: float = float("nan")
+    stderr: Number = float("nan")
     """Paired; NaN with one window."""
     text: TextInfo | None = None
     tokens: int = 0
@@ -65,7 +66,7 @@ class Candidate:
     windows: int = 0
     source: str = ""
     """`measured map`, `evaluation`, `ledger`, or the criterion whose distance chose it."""
-    window_nll: tuple[float, ...] = ()
+    window_nll: Many[float] = ()
     """For paired comparisons; empty where it was not kept."""
 
 
@@ -77,7 +78,7 @@ class Advice:
     plan: Candidate
     measured: bool
     """False: nothing measured fits, and only a distance speaks for the plan."""
-    ties: tuple[Candidate, ...]
+    ties: Many[Candidate]
     """Other plans within two errors of it, best first: this text cannot tell them apart."""
     compared: int
     """Measured plans that fit the budget."""
@@ -89,5 +90,5 @@ class Advice:
     """Where the plan is not repaired yet: the share won back by repairs of this run, lowest and highest."""
     expected_method: str = ""
     """The repair with the highest median share in this run; what to try on this plan."""
-    notes: tuple[str, ...] = ()
+    notes: Many[str] = ()
     """Sentences: what limits the advice, and what to do next."""

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from shortviz import criteria
 from shortviz.agreement import agreement
@@ -84,26 +83,6 @@ def search_text(found: SearchResult) -> str:
             f"Measured {found.cells_measured} block-windows, {share:.0f} % of {found.cells_exhaustive} for all.",
         ]
     )
-
-
-def search_json(found: SearchResult) -> dict[str, Any]:
-    """Return the search as one JSON object."""
-    return {
-        "rows": [
-            {
-                "n": row.n,
-                "start": row.start,
-                "tied": list(row.tied),
-                "increase": row.increase,
-                "stderr": None if math.isnan(row.stderr) else row.stderr,
-                "windows": row.windows,
-            }
-            for row in found.rows
-        ],
-        "cells_measured": found.cells_measured,
-        "cells_exhaustive": found.cells_exhaustive,
-        "text": {"source": found.text.source, "fingerprint": found.text.fingerprint},
-    }
 
 
 def curve_text(curve: RemovalCurve) -> str:

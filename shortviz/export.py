@@ -33,7 +33,7 @@ from shortviz.generation_defaults import savable
 from shortviz.handle import ModelHandle
 from shortviz.model_card import CardFacts, model_card, shortviz_json
 from shortviz.proving import fresh_process, proof_prompts, prove_checkpoint
-from shortviz.recipes import loading_python, mergekit_yaml, prune_json, reproduce_command, reproduce_python
+from shortviz.recipes import loading_python, mergekit_yaml, reproduce_command, reproduce_python
 from shortviz.records import Evaluation, ExportReport, ModelInfo, OnProgress, Progress, PrunePlan, TextInfo
 from shortviz.spreading import refuse_spread
 
@@ -41,7 +41,6 @@ __all__ = [
     "export_checkpoint",
     "loading_python",
     "mergekit_yaml",
-    "prune_json",
     "reproduce_command",
     "reproduce_python",
     "write_checkpoint",

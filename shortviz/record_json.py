@@ -6,8 +6,8 @@ No torch.
 
 import json
 import math
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
 from itertools import chain
 from typing import Annotated, Any, TypeVar
 
@@ -92,13 +92,17 @@ FloatTriangle = Annotated[NDArray[np.float64], _Array(dtype=np.float64, triangle
 IntegerTriangle = Annotated[NDArray[np.int64], _Array(dtype=np.int64, triangle=True)]
 
 
-@cache
-def adapter(kind: Any) -> TypeAdapter[Any]:
-    """Return what checks, reads and writes a kind of record."""
-    from shortviz.curve import GreedyRemoval  # noqa: F401  # a run names both, and pydantic finds them here
-    from shortviz.ledger import Ledger  # noqa: F401
+_adapters: dict[type, TypeAdapter[Any]] = {}
 
-    return TypeAdapter(kind)
+
+def adapter(kind: type) -> TypeAdapter[Any]:
+    """Return what checks, reads and writes a kind of record; made once, for it takes some 20 ms for a run."""
+    if kind not in _adapters:
+        from shortviz.curve import GreedyRemoval  # noqa: F401  # a run names both, and pydantic finds them here
+        from shortviz.ledger import Ledger  # noqa: F401
+
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def to_json(record: Any) -> bytes:
@@ -106,10 +110,15 @@ def to_json(record: Any) -> bytes:
     return adapter(type(record)).dump_json(record)
 
 
-def plain(record: Any) -> dict[str, Any]:
-    """Return a record, or a mapping of plain values, as the JSON object that `to_json` writes."""
-    found: dict[str, Any] = json.loads(to_json(record))
-    return found
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: a record as `to_json` writes it, mappings and sequences of them; NaN as null."""
+    if is_dataclass(value):
+        return json.loads(to_json(value))
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_json(kind: type[T], text: str | bytes) -> T:

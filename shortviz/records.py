@@ -198,13 +198,15 @@ class Evaluation:
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation in the shape that `shortviz evaluate --json` prints: flat, every key there, NaN as null."""
-    found = dict.fromkeys(field.name for field in fields(evaluation) if field.name != "score") | plain(evaluation)
+    found: dict[str, Any] = dict.fromkeys(field.name for field in fields(evaluation)) | plain(evaluation)
+    del found["score"]
     base = None if evaluation.base is None else _score_json(evaluation.base)
     return _score_json(evaluation.score) | found | {"base": base}
 
 
 def _score_json(score: Score) -> dict[str, Any]:
-    return plain({"perplexity": score.perplexity, "perplexity_stderr": score.perplexity_stderr}) | plain(score)
+    found = {"perplexity": score.perplexity, "perplexity_stderr": score.perplexity_stderr} | plain(score)
+    return dict(plain(found))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -120,10 +120,10 @@ def _walk(value: Any, where: str, depth: int) -> Iterator[Any]:
 
 
 def _checked(run: Run, where: str) -> Run:
-    """Return the run where its parts fit together: its lists are its model's size, its cuts of layers that are there."""
+    """Return the run where its parts fit together: lists of its model's size, cuts of its layers."""
     model, layers = run.model, run.model.num_layers
     lists = (model.layer_parameters, model.layer_bytes, model.layer_cache_bytes)
-    cuts = [one.removed for one in (*run.evaluations, *run.ledgers)]
+    cuts = [*(one.removed for one in run.evaluations), *(one.removed for one in run.ledgers)]
     texts = (model.id, model.dtype, model.device, model.architecture, model.revision or "", run.name, *_words_of(run))
     problems = {
         "the model's layers and its list of them differ": any(len(values) != layers for values in lists),

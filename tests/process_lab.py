@@ -29,7 +29,7 @@ from shortviz.errors import ShortvizError  # noqa: E402
 from shortviz.loading import load  # noqa: E402
 from shortviz.loss_map import measure_losses  # noqa: E402
 from shortviz.ranks import Ranks, joined  # noqa: E402
-from shortviz.record_json import settling_json  # noqa: E402
+from shortviz.record_json import plain  # noqa: E402
 from shortviz.records import (  # noqa: E402
     Block,
     BlockDistances,
@@ -157,7 +157,7 @@ def shared(size: int) -> None:
             for name, one in zip(("a", "b", "uncut"), (*evaluations, uncut), strict=True):
                 named |= {f"cut.{name}.{key}": np.array(value) for key, value in numbers(one).items()}
             np.savez(HERE / f"ranks{size}.npz", **arrays(found), **named, complete=np.array(losses.complete))
-            settled = [settling_json(one.settling["angular_last"]) for one in (found, streamed)]
+            settled = [plain(one.settling["angular_last"]) for one in (found, streamed)]
             (HERE / f"settled{size}.json").write_text(json.dumps(settled))
 
     (HERE / f"ranks{size}.json").write_text(json.dumps(group(size, work)))

@@ -1,16 +1,15 @@
 """Taking things away: links, reproducing lines, figures, and the numbers as files."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
 
 from shortviz.citations import bibtex
+from shortviz.record_json import to_json
 from shortviz.records import Block, ModelRef, Run, TextSpec, WindowSpec
 from shortviz.report import report_html
 from shortviz.run_tables import block_csv
-from shortviz.record_json import to_json
 from shortviz.runs import folder_name
 from shortviz.text_options import text_of
 from shortviz.ui import inspect_actions, measured, snippets, treat_buttons

@@ -1,16 +1,12 @@
 """Runs of schema 1, as shortviz wrote them until November 2026, open with every value in its place."""
 
-import json
 import math
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 
 from shortviz.curve import CurveLine, CurvePoint, GreedyRemoval
-from shortviz.errors import RunError
 from shortviz.ledger import Ledger, LedgerStep, Treatment
 from shortviz.records import (
     BlockDistances,
@@ -25,8 +21,6 @@ from shortviz.records import (
     TaskScore,
     TextInfo,
 )
-from shortviz.run_files import unpack_run
-from shortviz.runs import load_run, parse_run
 
 OLD = Path(__file__).parent.parent / "data" / "run_schema_1.json"
 LAYERS = 4
