@@ -85,11 +85,8 @@ def load_state(path: Path, facts: Mapping[str, Any]) -> HealState | None:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            saved, step, history = (
-                metadata["facts"],
-                int(metadata["step"]),
-                from_plain(HealHistory, metadata["history"]),
-            )
+            history = from_plain(HealHistory, metadata["history"])
+            saved, step = metadata["facts"], int(metadata["step"])
             for key in file.keys():  # noqa: SIM118  # not a mapping
                 kind, _, name = key.partition("/")
                 target = parts[kind] if kind in parts else moments.setdefault(name, {})

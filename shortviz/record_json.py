@@ -24,6 +24,8 @@ class _Array:
     """Tells pydantic how a numpy array is nested lists; read strictly, for np.array would take texts as numbers."""
 
     dtype: type[np.float64] | type[np.int64]
+    depth: int | None = None
+    """Dimensions; None is any."""
     triangle: bool = False
     """Shape (L, L), of which row n-1 has L-n+1 numbers, by start; the others are NaN, or 0."""
 
@@ -60,6 +62,8 @@ class _Array:
             if any(type(row) is not list or len(row) != shape[-1] for row in rows):
                 raise _wrong("its rows are not of one length")
             rows = list(chain.from_iterable(rows))
+        if self.depth not in (None, len(shape)):
+            raise _wrong(f"lists of {self.depth} levels are expected, not of {len(shape)}")
         return self._numbers(rows).reshape(shape)
 
     def _numbers(self, values: list[Any]) -> NDArray[Any]:
@@ -87,6 +91,8 @@ Known = Annotated[float | None, _Null, Field(exclude_if=lambda value: value is N
 Many = Annotated[tuple[T, ...], FailFast()]
 """A tuple of any length. Without FailFast a hostile file of 50 MB makes 4 GB of error messages."""
 Floats = Annotated[NDArray[np.float64], _Array(dtype=np.float64)]
+FloatVector = Annotated[NDArray[np.float64], _Array(dtype=np.float64, depth=1)]
+FloatMatrix = Annotated[NDArray[np.float64], _Array(dtype=np.float64, depth=2)]
 Integers = Annotated[NDArray[np.int64], _Array(dtype=np.int64)]
 FloatTriangle = Annotated[NDArray[np.float64], _Array(dtype=np.float64, triangle=True)]
 IntegerTriangle = Annotated[NDArray[np.int64], _Array(dtype=np.int64, triangle=True)]

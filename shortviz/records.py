@@ -14,7 +14,7 @@ import numpy as np
 
 from shortviz.model_records import SPREAD, ModelEstimate, ModelInfo, ModelRef
 from shortviz.plan_records import Block, PrunePlan
-from shortviz.record_json import Floats, FloatTriangle, IntegerTriangle, Known, Many, Number, plain
+from shortviz.record_json import Floats, FloatTriangle, FloatVector, IntegerTriangle, Known, Many, Number, plain
 from shortviz.settling_records import Settling
 from shortviz.task_records import TaskPrediction, TaskRow, TaskRows, TaskScore, TaskSpec
 from shortviz.text_records import Bos, TextInfo, TextSpec, Tokens, TokenSet, WindowSet, WindowSpec
@@ -93,9 +93,9 @@ class Grid:
 class BoundaryNorms:
     """Mean Euclidean norm of the residual stream at every boundary, shape (L+1,)."""
 
-    first: Floats
+    first: FloatVector
     """At position 0, where models keep the attention sink."""
-    rest: Floats
+    rest: FloatVector
     """At all other positions."""
 
     @property

@@ -110,10 +110,9 @@ def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
     same = ("name", "created", "model", "text", "versions", "greedy", "tasks")
     new = {key: old[key] for key in same if key in old}
     if old.get("distances"):
-        kept = {
-            key: old[key] for key in ("norms", "text", "seconds", "rows", "settling", "tokens_per_row") if key in old
-        }
-        new["distances"] = kept | {"num_layers": size, "criteria": old["distances"]}
+        new["distances"] = {"num_layers": size, "criteria": old["distances"]}
+        same = ("norms", "text", "seconds", "rows", "settling", "tokens_per_row")
+        new["distances"] |= {key: old[key] for key in same if key in old}
     if old.get("losses"):
         losses = dict(old["losses"])
         for name in ("nll", "increase", "kl"):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shortviz.record_json import Floats, Many
+from shortviz.record_json import FloatMatrix, Many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -19,7 +19,7 @@ class Settling:
     """Random orders that were looked at."""
     counts: Many[int]
     """Row counts that were looked at, ascending; the last is `rows`."""
-    agree: Floats
+    agree: FloatMatrix
     """Share of the orders whose best start among the first rows is that of all rows, shape (len(counts), L-1)."""
     needed: Many[int]
     """For each n the row count from which on, in 19 of 20 orders, the best start no longer changes."""

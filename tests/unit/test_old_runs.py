@@ -1,12 +1,16 @@
 """Runs of schema 1, as shortviz wrote them until November 2026, open with every value in its place."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from shortviz.curve import CurveLine, CurvePoint, GreedyRemoval
+from shortviz.errors import RunError
 from shortviz.ledger import Ledger, LedgerStep, Treatment
 from shortviz.records import (
     BlockDistances,
@@ -21,9 +25,13 @@ from shortviz.records import (
     TaskScore,
     TextInfo,
 )
+from shortviz.run_files import unpack_run
+from shortviz.runs import load_run, parse_run, save_run
+from tests.records_fixture import assert_same
 
 OLD = Path(__file__).parent.parent / "data" / "run_schema_1.json"
 LAYERS = 4
+LEAST = {"distances": None, "losses": None, "evaluations": (), "ledgers": (), "greedy": None, "tasks": ()}
 
 
 def grid(scale: float, *, last: bool = True) -> Grid:
@@ -151,3 +159,55 @@ def the_run() -> Run:
         created="2026-11-22T12:00:00+00:00",
         name="old",
     )
+
+
+def test_a_run_of_schema_1_opens_with_every_value_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(OLD.read_bytes())
+    run, expected = load_run(tmp_path), the_run()
+    whole, older = expected.evaluations
+    assert_same(run, replace(expected, evaluations=(whole, replace(older, same_top1_stderr=math.nan))))
+    save_run(run, tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["schema"] == 2
+    assert_same(load_run(tmp_path), run)
+
+
+def test_the_least_run_of_schema_1_opens() -> None:
+    old = json.loads(OLD.read_text())
+    least = {key: old[key] for key in ("schema", "name", "created", "model", "text", "versions")} | {"evaluations": []}
+    assert_same(parse_run(json.dumps(least), "x"), replace(the_run(), **LEAST))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        (("evaluations", 0, "nll"), None, "evaluations.0.score.nll"),
+        (("evaluations", 0, "base"), 7, "is not a run"),
+        (("evaluations", 0, "kl"), 10**400, "400 digits|401 digits"),
+        (("evaluations",), 7, "is not a run"),
+        (("evaluations",), [7], "is not a run"),
+        (("ledgers", 0, "steps", 0, "name"), "else", "ledgers.0.steps.0.name"),
+        (("ledgers", 0, "steps", 0, "treatments"), 7, "ledgers.0.steps.0.treatments"),
+        (("ledgers", 0, "removed", 0), -1, "not there"),
+        (("ledgers",), 7, "is not a run"),
+        (("losses", "text", "rows"), "x", "losses.text.rows"),
+        (("losses", "windows", 0, 0), 2**63, "whole number"),
+        (("losses", "windows", 0, 0), 1.5, "losses.windows"),
+        (("losses", "nll"), [], "is not a run"),
+        (("losses",), [1], "is not a run"),
+        (("distances",), [1], "distances.criteria"),
+        (("distances", "angular_last", "mean"), [[1.0]], "it is of 1 layers, and the model has 4"),
+        (("norms", "first"), [1.0], "distances.norms.first"),
+        (("model", "num_layers"), 5, "differ|has 5"),
+        (("tasks", 0, "removed"), "12", "tasks.0.removed"),
+        (("versions",), "x", "versions"),
+    ],
+)
+def test_an_old_run_of_wrong_values_is_refused_in_a_sentence(path: tuple[Any, ...], value: Any, why: str) -> None:
+    found = inner = json.loads(OLD.read_text())
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(RunError, match=f"^The file .*({why})") as error:
+        unpack_run(json.dumps(found).encode(), "The file")
+    assert "\n" not in str(error.value)
+    assert "Error" not in str(error.value)
