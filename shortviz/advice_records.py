@@ -60,12 +60,12 @@ class Candidate:
     """NLL over the uncut model, in nats a token; NaN where only distances are known."""
     stderr: Number = float("nan")
     """Paired; NaN with one window."""
-    text: TextInfo | None = None
     tokens: int = 0
     """Scored."""
     windows: int = 0
     source: str = ""
     """`measured map`, `evaluation`, `ledger`, or the criterion whose distance chose it."""
+    text: TextInfo | None = None
     window_nll: Many[float] = ()
     """For paired comparisons; empty where it was not kept."""
 
@@ -75,9 +75,9 @@ class Advice:
     """A plan for a budget, from what a run holds, and how sure it is."""
 
     budget: Budget
-    plan: Candidate
     measured: bool
     """False: nothing measured fits, and only a distance speaks for the plan."""
+    plan: Candidate
     ties: Many[Candidate]
     """Other plans within two errors of it, best first: this text cannot tell them apart."""
     compared: int

@@ -51,6 +51,7 @@ def unpack_run(content: bytes, where: str, *, most_bytes: int = MOST_BYTES) -> R
     except (ValueError, RecursionError) as error:
         raise RunError(f"{where} is not a run of shortviz (it is not JSON: {error}).") from error
     _check(found, where)
+    del found  # it may be a gigabyte, and the record is made from the text
     run = parse_run(text, where)
     return _checked(run, where)
 

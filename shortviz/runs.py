@@ -97,9 +97,9 @@ def parse_run(text: str, where: str) -> Run:
         _check_layers(run)
     except RecursionError:
         raise RunError(f"{where} is not a run of shortviz (it is nested too deeply).") from None
-    except KeyError as error:
-        raise RunError(f"{where} is not a run of shortviz ({error.args[0]}: field required).") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{where} is not a run of shortviz (nor as schema 1 has it: {error}).") from error
+    except ValueError as error:
         raise RunError(f"{where} is not a run of shortviz ({error}).") from error
     return run
 

@@ -24,7 +24,7 @@ def test_measure_prints_the_run_as_one_json_object(shortviz, checkpoint):
     code, out, err = shortviz("measure", checkpoint, *text, "--criteria", ",".join(GRAM), "--json")
     found = json.loads(out)
     assert code == 0
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert found["model"]["num_layers"] == NUM_LAYERS
     assert found["text"]["rows"] == 3
     assert tuple(found["distances"]["criteria"]) == GRAM

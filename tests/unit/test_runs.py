@@ -117,7 +117,7 @@ def test_a_run_of_another_text_is_not_overwritten(tmp_path):
         ("{}", r"is not a run of shortviz \(model: field required\)"),
         ('{"schema": 99}', "has schema 99, this version reads 2"),
         ("[1]", "is not a run"),
-        ('{"schema": 1, "model": {"id": 3}}', r"is not a run of shortviz \(num_layers: field required\)"),
+        ('{"schema": 1, "model": {"id": 3}}', r"is not a run of shortviz \(nor as schema 1 has it: 'num_layers'\)"),
         ('{"schema": 1, "model": []}', "is not a run"),
         ('{"schema": 2, "model": {"id": 3}}', r"\(model.id: input should be a valid string\)"),
         ("[" * 100_000, "is not a run"),
