@@ -111,8 +111,8 @@ def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
     new = {key: old[key] for key in same if key in old}
     if old.get("distances"):
         new["distances"] = {"num_layers": size, "criteria": old["distances"]}
-        same = ("norms", "text", "seconds", "rows", "settling", "tokens_per_row")
-        new["distances"] |= {key: old[key] for key in same if key in old}
+        beside = ("norms", "text", "seconds", "rows", "settling", "tokens_per_row")
+        new["distances"] |= {key: old[key] for key in beside if key in old}
     if old.get("losses"):
         losses = dict(old["losses"])
         for name in ("nll", "increase", "kl"):
