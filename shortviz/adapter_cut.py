@@ -11,10 +11,11 @@ from torch import Tensor
 
 from shortviz.errors import ModelError
 from shortviz.handle import ModelHandle
+from shortviz.ledger import Treatment
 from shortviz.model_card import hub_name
 from shortviz.new_weights import put_weights, shared_copy
 from shortviz.own_weights import delta_weights, weights_digest
-from shortviz.record_json import read_treatment
+from shortviz.record_json import from_plain
 from shortviz.records import PrunePlan
 from shortviz.words import layers_text
 
@@ -53,7 +54,7 @@ def with_repairs(cut: ModelHandle, folder: Path, facts: Mapping[str, Any]) -> Mo
         return cut
     repaired = shared_copy(cut)
     put_weights(repaired.model, weights)
-    return replace(repaired, treatments=tuple(read_treatment(each) for each in facts["repairs"]))
+    return replace(repaired, treatments=tuple(from_plain(Treatment, each) for each in facts["repairs"]))
 
 
 def refuse_other(folder: Path, facts: dict[str, Any], cut: ModelHandle) -> None:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from shortviz.errors import PlanError
+from shortviz.record_json import Many, Number
 from shortviz.records import TextInfo
 from shortviz.words import counted, with_error
 
@@ -53,20 +54,20 @@ def parse_bytes(text: str) -> int:
 class Candidate:
     """One plan, repaired or not, with what was measured of it."""
 
-    removed: tuple[int, ...]
-    methods: tuple[str, ...] = ()
+    removed: Many[int]
+    methods: Many[str] = ()
     """Repairs and healings after the cut, in order."""
-    increase: float = float("nan")
+    increase: Number = float("nan")
     """NLL over the uncut model, in nats a token; NaN where only distances are known."""
-    stderr: float = float("nan")
+    stderr: Number = float("nan")
     """Paired; NaN with one window."""
-    text: TextInfo | None = None
     tokens: int = 0
     """Scored."""
     windows: int = 0
     source: str = ""
     """`measured map`, `evaluation`, `ledger`, or the criterion whose distance chose it."""
-    window_nll: tuple[float, ...] = ()
+    text: TextInfo | None = None
+    window_nll: Many[float] = ()
     """For paired comparisons; empty where it was not kept."""
 
     @property
@@ -80,10 +81,10 @@ class Advice:
     """A plan for a budget, from what a run holds, and how sure it is."""
 
     budget: Budget
-    plan: Candidate
     measured: bool
     """False: nothing measured fits, and only a distance speaks for the plan."""
-    ties: tuple[Candidate, ...]
+    plan: Candidate
+    ties: Many[Candidate]
     """Other plans within two errors of it, best first: this text cannot tell them apart."""
     compared: int
     """Measured plans that fit the budget."""
@@ -95,5 +96,5 @@ class Advice:
     """Where the plan is not repaired yet: the share won back by repairs of this run, lowest and highest."""
     expected_method: str = ""
     """The repair with the highest median share in this run; what to try on this plan."""
-    notes: tuple[str, ...] = ()
+    notes: Many[str] = ()
     """Sentences: what limits the advice, and what to do next."""

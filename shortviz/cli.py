@@ -91,9 +91,10 @@ def evaluate(
     With --adapter the healed model is measured: MODEL is the uncut one, or the checkpoint of the cut. With layers to
     remove, the uncut model is measured on the same windows and questions for comparison.
     """
-    from shortviz import runs, texts
+    from shortviz import texts
     from shortviz.cli_output import evaluation_text
     from shortviz.cli_tasks import complete, score_both, scores_json, scores_text
+    from shortviz.records import evaluation_json
     from shortviz.task_rows import read_task
 
     text.note_unused("max_length", "batch_size", "seed")
@@ -127,7 +128,7 @@ def evaluate(
                 with suppress(Stopped):  # the evaluation is there, and is not to be lost
                     scores = score_both(handle, pruned, questions, watch)
     if as_json:
-        print_result(runs.evaluation_json(evaluation) | scores_json(scores))
+        print_result(evaluation_json(evaluation) | scores_json(scores))
     else:
         print_result("\n".join([evaluation_text(evaluation), *scores_text(scores)]))
     if not evaluation.complete:
@@ -155,7 +156,6 @@ def prune(
     """
     from shortviz.checkpoint_folder import check_target
     from shortviz.cli_output import export_text
-    from shortviz.recipes import prune_json
 
     check_target(out)
     chosen = plan.chosen()
@@ -175,7 +175,7 @@ def prune(
             pruned = handle if chosen is None else pruning.prune(handle, chosen.of(handle.info.num_layers))
             pruned = cli_adapter.with_adapter(pruned, adapter)
             report = export.export_checkpoint(pruned, out, base_info=handle.info, watch=watch)
-    print_result(prune_json(report) if as_json else export_text(report))
+    print_result(report if as_json else export_text(report))
 
 
 app.command("estimate")(cli_estimate.estimate)
@@ -211,7 +211,16 @@ def show(
         return
     measured = [losses_text(found, found.losses, "nll")] if found.losses is not None else []
     measured += [*scored_text(found), *(ledger_text(ledger) for ledger in found.ledgers)]
-    print_result(runs.run_json(found) if as_json else "\n\n".join([run_text(found), *measured]))
+    print_result(found if as_json else "\n\n".join([run_text(found), *measured]))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a run, as run.json and `--json` hold it."""
+    from shortviz.record_json import adapter
+    from shortviz.records import Run
+
+    print_result(adapter(Run).json_schema())
 
 
 app.command("app")(cli_share.start_app)

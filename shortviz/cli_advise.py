@@ -1,6 +1,5 @@
 """`shortviz advise`: the plan for a budget from what a run holds. Opens no model."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ import typer
 from shortviz.advice_records import Advice, Budget, Candidate, parse_bytes
 from shortviz.cli_options import JsonOption
 from shortviz.cli_session import print_result
-from shortviz.record_json import finite
+from shortviz.record_json import plain
 from shortviz.words import count, counted, layers_text, percent, size
 
 _SHOWN_TIES = 4
@@ -82,23 +81,8 @@ def _words(method: str) -> str:
 
 
 def advice_json(advice: Advice) -> dict[str, Any]:
-    """Return the advice as one JSON object; its shape is stable."""
-    return {
-        "budget": asdict(advice.budget),
-        "measured": advice.measured,
-        "plan": _candidate_json(advice.plan),
-        "ties": [_candidate_json(plan) for plan in advice.ties],
-        "compared": advice.compared,
-        "parameters": advice.parameters,
-        "bytes": advice.bytes,
-        "expected": None if advice.expected is None else list(advice.expected),
-        "expected_method": advice.expected_method,
-        "notes": list(advice.notes),
-    }
-
-
-def _candidate_json(plan: Candidate) -> dict[str, Any]:
-    values = {"removed": list(plan.removed), "methods": list(plan.methods)}
-    numbers = {"increase": plan.increase, "stderr": plan.stderr, "tokens": plan.tokens, "windows": plan.windows}
-    text = None if plan.text is None else asdict(plan.text)
-    return values | finite(numbers) | {"source": plan.source, "text": text}
+    """Return the advice as one JSON object, without the loss of each window; its shape is stable."""
+    found: dict[str, Any] = plain(advice)
+    for plan in (found["plan"], *found["ties"]):
+        del plan["window_nll"]
+    return found

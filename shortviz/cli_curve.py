@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -204,9 +204,10 @@ def _with_tasks(run: "Run", handle: "ModelHandle", asked: _Asked, out: Path | No
 
 
 def _json(curve: "RemovalCurve", run: "Run") -> dict[str, Any]:
-    from shortviz.record_json import finite, task_json
+    from shortviz.record_json import plain
 
-    return finite(asdict(curve)) | {"tasks": [task_json(task) for task in run.tasks]}
+    found: dict[str, Any] = plain(curve)
+    return found | {"tasks": run.tasks}
 
 
 def _accuracy(curve: "RemovalCurve", run: "Run") -> Sequence[str]:

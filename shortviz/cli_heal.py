@@ -1,7 +1,7 @@
 """`shortviz heal`: cut, repair if wanted, train, compare all on the same windows, export. Heavy imports wait inside."""
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,15 +113,12 @@ def _check_repair(repair: str | None) -> None:
 
 
 def _json(healed: "Healed", ledger: "Ledger", report: "ExportReport | None") -> dict[str, Any]:
-    from shortviz.recipes import prune_json
-    from shortviz.record_json import finite, ledger_json, treatment_json
-
     return {
         "applied": healed.applied,
-        "ledger": ledger_json(ledger),
-        "treatment": treatment_json(healed.treatment),
-        "history": finite(asdict(healed.history)),
-        "export": None if report is None else prune_json(report),
+        "ledger": ledger,
+        "treatment": healed.treatment,
+        "history": healed.history,
+        "export": report,
     }
 
 

@@ -49,7 +49,7 @@ def measured_map(
 ) -> None:
     """Measure what every block's removal really costs."""
     from shortviz import runs, texts
-    from shortviz.cli_map_output import losses_text, search_json, search_text
+    from shortviz.cli_map_output import losses_text, search_text
     from shortviz.cli_ranks import share
     from shortviz.ranks import joined
 
@@ -93,14 +93,14 @@ def measured_map(
     if ranks is not None and not ranks.writes:
         return
     if search:
-        print_result(search_json(found) if as_json else search_text(found))
+        print_result(found if as_json else search_text(found))
         return
     assert run is not None
     assert losses is not None
     run = replace(run, losses=losses)
     if out is not None:
         runs.save_run(run, out)
-    print_result(runs.run_json(run) if as_json else losses_text(run, losses, metric))
+    print_result(run if as_json else losses_text(run, losses, metric))
     finish(losses, out)
 
 

@@ -1,8 +1,6 @@
 """What `shortviz map` and `shortviz curve` print."""
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 from shortviz.agreement import agreement
 from shortviz.cli_output import score_words
@@ -65,26 +63,6 @@ def search_text(found: SearchResult) -> str:
             f"{percent(found.cells_measured / found.cells_exhaustive)} of {found.cells_exhaustive:,} for all.",
         ]
     )
-
-
-def search_json(found: SearchResult) -> dict[str, Any]:
-    """Return the search as one JSON object."""
-    return {
-        "rows": [
-            {
-                "n": row.n,
-                "start": row.start,
-                "tied": list(row.tied),
-                "increase": row.increase,
-                "stderr": None if math.isnan(row.stderr) else row.stderr,
-                "windows": row.windows,
-            }
-            for row in found.rows
-        ],
-        "cells_measured": found.cells_measured,
-        "cells_exhaustive": found.cells_exhaustive,
-        "text": {"source": found.text.source, "fingerprint": found.text.fingerprint},
-    }
 
 
 def curve_text(curve: RemovalCurve) -> str:

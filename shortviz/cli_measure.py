@@ -91,7 +91,7 @@ def measure(
         run = replace(run, distances=distances)
         if out is not None:
             runs.save_run(run, out)
-    print_result(runs.run_json(run) if as_json else distances_text(distances, run.model))
+    print_result(run if as_json else distances_text(distances, run.model))
     if distances.samples < len(tokens.rows):
         advice = how_to_go_on(out)
         print(f"Stopped after {distances.samples} of {len(tokens.rows)} rows; {advice}.", file=sys.stderr)

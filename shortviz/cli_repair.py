@@ -157,12 +157,9 @@ class FitTexts:
 
 
 def _json(report: "ExportReport | None", ledger: "Ledger", note: str, applied: bool) -> dict[str, Any]:
-    from shortviz.recipes import prune_json
-    from shortviz.record_json import ledger_json
-
     return {
         "applied": applied,
         "note": note,
-        "ledger": ledger_json(ledger),
-        "export": None if report is None else prune_json(report),
+        "ledger": ledger,
+        "export": report,
     }

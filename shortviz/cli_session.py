@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -148,9 +148,11 @@ def warn_same_text(fitted: "TextSpec", scored: "TextSpec") -> None:
     )
 
 
-def print_result(found: str | dict[str, Any]) -> None:
-    """Print text, or one JSON object, on the real stdout."""
-    print(found if isinstance(found, str) else json.dumps(found, allow_nan=False), flush=True)
+def print_result(found: object) -> None:
+    """Print text, or a record or a mapping of records as one JSON object, on the real stdout."""
+    from shortviz.record_json import plain
+
+    print(found if isinstance(found, str) else json.dumps(plain(found), allow_nan=False), flush=True)
 
 
 def how_to_go_on(run: Path | None) -> str:

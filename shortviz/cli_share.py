@@ -1,7 +1,6 @@
 """The commands that take results to others: `shortviz report`, `push` and `app`. Heavy imports wait inside."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +48,7 @@ def push(
     to = Destination(repo_id=repo_id, token=_token(token_env), private=private)
     with working() as watch:
         found = push_folder(folder, to, watch=watch)
-    print_result(asdict(found) if as_json else push_text(found))
+    print_result(found if as_json else push_text(found))
 
 
 def _token(name: str) -> str:

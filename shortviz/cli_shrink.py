@@ -127,18 +127,14 @@ def _named(windows: "WindowSet") -> "WindowSet":
 
 
 def _json(shrunk: "Shrunk", ledger: "Ledger | None", report: "ExportReport | None") -> dict[str, Any]:
-    from shortviz.recipes import prune_json
-    from shortviz.record_json import ledger_json
-    from shortviz.shrink_records import step_json
-
     return {
         "layers": shrunk.handle.info.num_layers,
         "complete": shrunk.complete,
         "note": shrunk.note,
         "base_nll": shrunk.base_nll,
-        "steps": [step_json(step) for step in shrunk.steps],
-        "ledger": None if ledger is None else ledger_json(ledger),
-        "export": None if report is None else prune_json(report),
+        "steps": shrunk.steps,
+        "ledger": ledger,
+        "export": report,
     }
 
 

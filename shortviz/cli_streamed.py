@@ -70,7 +70,7 @@ def streamed_evaluations(
 
 def blocks_json(blocks: "Sequence[Block]", found: "Sequence[Evaluation]") -> dict[str, Any]:
     """Return {"blocks": [{start, n, and what `evaluate --json` prints}, ...]}."""
-    from shortviz.runs import evaluation_json
+    from shortviz.records import evaluation_json
 
     pairs = zip(blocks, found, strict=True)
     return {"blocks": [{"start": block.start, "n": block.n} | evaluation_json(one) for block, one in pairs]}

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from shortviz.progress import Watch
+from shortviz.record_json import plain
 from shortviz.records import TaskRows, TaskScore
 from shortviz.words import percent
 
@@ -32,10 +33,8 @@ def scores_json(scores: Scores | None) -> dict[str, Any]:
     """Return what --tasks adds to the JSON object of an evaluation: nothing without it."""
     if scores is None:
         return {}
-    from shortviz.tasks import task_score_json
-
     score, base = scores
-    return {"tasks": task_score_json(score) | {"base": task_score_json(base) if base is not None else None}}
+    return {"tasks": plain(score) | {"base": base}}
 
 
 def scores_text(scores: Scores | None) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from shortviz import criteria
 from shortviz.map_cells import exportable
 from shortviz.planning import best_start, simple_plan
+from shortviz.record_json import Many, Number
 from shortviz.records import Block, BlockDistances, BlockLosses, ModelInfo, Run, TextInfo, perplexity
 
 
@@ -16,11 +17,11 @@ class CurvePoint:
     """The loss with n layers removed."""
 
     n: int
-    removed: tuple[int, ...]
+    removed: Many[int]
     """Empty for the mean over random blocks."""
     nll: float
     """In nats per token."""
-    stderr: float
+    stderr: Number
     """Paired standard error of the increase from the uncut model; for random blocks the spread between starts (SD)."""
 
     @property
@@ -36,7 +37,7 @@ class CurveLine:
     strategy: str
     """`best measured`, `simple`, `random`, `greedy`, or the name of a criterion."""
     label: str
-    points: tuple[CurvePoint, ...]
+    points: Many[CurvePoint]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

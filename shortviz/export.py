@@ -32,7 +32,7 @@ from shortviz.handle import ModelHandle
 from shortviz.model_card import CardFacts, model_card, shortviz_json
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.proving import EXPORT_STOPPED, fresh_process, proof_prompts, prove_checkpoint
-from shortviz.recipes import loading_python, mergekit_yaml, prune_json, reproduce_command, reproduce_python
+from shortviz.recipes import loading_python, mergekit_yaml, reproduce_command, reproduce_python
 from shortviz.records import Evaluation, ExportReport, ModelInfo, PrunePlan, TextInfo
 from shortviz.spreading import refuse_spread
 
@@ -40,7 +40,6 @@ __all__ = [
     "export_checkpoint",
     "loading_python",
     "mergekit_yaml",
-    "prune_json",
     "reproduce_command",
     "reproduce_python",
     "write_checkpoint",

@@ -19,7 +19,7 @@ from shortviz.heal_packages import check_peft
 from shortviz.heal_student import Student, inject, merge
 from shortviz.ledger import Treatment
 from shortviz.model_card import CARDS, hub_name
-from shortviz.record_json import read_treatment, treatment_json
+from shortviz.record_json import from_plain, plain
 from shortviz.records import ModelInfo
 from shortviz.treated_recipe import treated_recipe
 from shortviz.words import counted, layers_text
@@ -64,10 +64,10 @@ def export_adapter(adapter: Adapter, folder: Path, *, base: ModelHandle | None =
     repairs = repaired_weights(adapter.cut, base) if base is not None else {}
     needed = sum(tensor.nbytes for tensor in (*adapter.tensors.values(), *repairs.values())) + _ROOM
     check_space(target, needed)
-    facts = cut_facts(adapter.cut) | {"treatment": treatment_json(adapter.treatment)}
+    facts = cut_facts(adapter.cut) | {"treatment": plain(adapter.treatment)}
     whole = bool(repairs) or not adapter.cut.treatments
     if repairs:
-        facts["repairs"] = [treatment_json(treatment) for treatment in adapter.cut.treatments]
+        facts["repairs"] = plain(adapter.cut.treatments)
     config = adapter.config.to_dict() | {
         "base_model_name_or_path": hub_name(adapter.cut.info) or Path(adapter.cut.info.id).name,
         "revision": adapter.cut.info.revision,
@@ -138,7 +138,7 @@ def _student(cut: ModelHandle, folder: Path) -> tuple[Student, Treatment]:
     if odd or len(tensors) != len(state):
         raise ModelError(f"The adapter {folder} has other weights than its config describes; fetch it again.")
     student.load({name: weight for name, weight in state.items() if weight is not None})
-    return student, read_treatment(facts["treatment"])
+    return student, from_plain(Treatment, facts["treatment"])
 
 
 def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:

@@ -6,7 +6,7 @@ random numbers (order of the text, dropout) follow from the settings and the ste
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from shortviz.atomic import write_atomically
 from shortviz.checkpoint import model_facts
 from shortviz.errors import RunError
 from shortviz.handle import ModelHandle
-from shortviz.heal_settings import HealHistory, HealPoint, HealSettings
+from shortviz.heal_settings import HealHistory, HealSettings
 from shortviz.ledger import Treatment
+from shortviz.record_json import from_plain, plain
 from shortviz.records import TokenSet, WindowSet
 
 
@@ -67,7 +68,7 @@ def save_state(path: Path, facts: Mapping[str, Any], state: HealState) -> None:
     tensors |= {f"best/{name}": value for name, value in state.best.items()}
     tensors |= {f"{kind}/{name}": value for name, each in state.moments.items() for kind, value in each.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {"facts": facts, "step": state.step, "history": asdict(state.history)}
+    metadata = {"facts": facts, "step": state.step, "history": plain(state.history)}
     data = save(tensors, {name: json.dumps(value) for name, value in metadata.items()})
     write_atomically(path, lambda file: file.write(data))
 
@@ -84,7 +85,8 @@ def load_state(path: Path, facts: Mapping[str, Any]) -> HealState | None:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            saved, step, history = metadata["facts"], int(metadata["step"]), _history(metadata["history"])
+            history = from_plain(HealHistory, metadata["history"])
+            saved, step = metadata["facts"], int(metadata["step"])
             for key in file.keys():  # noqa: SIM118  # not a mapping
                 kind, _, name = key.partition("/")
                 target = parts[kind] if kind in parts else moments.setdefault(name, {})
@@ -93,10 +95,6 @@ def load_state(path: Path, facts: Mapping[str, Any]) -> HealState | None:
         raise RunError(f"The checkpoint {path} cannot be read ({error}); delete it to start again.") from error
     _refuse_other(path, saved, facts)
     return HealState(step=step, weights=parts["weights"], best=parts["best"], moments=moments, history=history)
-
-
-def _history(saved: dict[str, Any]) -> HealHistory:
-    return HealHistory(**(saved | {"points": tuple(HealPoint(**point) for point in saved["points"])}))
 
 
 def _refuse_other(path: Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from shortviz.errors import ShortvizError
+from shortviz.record_json import Known, Many
 from shortviz.records import ModelInfo
 
 Method = Literal["lora", "partial"]
@@ -184,7 +185,7 @@ class HealPoint:
     """What was minimised, averaged over the step's tokens; None at step 0."""
     heldout_nll: float | None = None
     """On the held-out windows, in nats a token, where it was measured."""
-    heldout_stderr: float | None = None
+    heldout_stderr: Known = None
     """Of that, over windows."""
     tokens_per_second: float = 0.0
     learning_rate: float = 0.0
@@ -196,7 +197,7 @@ class HealPoint:
 class HealHistory:
     """How a training went."""
 
-    points: tuple[HealPoint, ...] = ()
+    points: Many[HealPoint] = ()
     steps: int = 0
     """Steps that were asked for."""
     best_step: int = 0

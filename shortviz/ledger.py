@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
+from shortviz.record_json import Known, Many
 from shortviz.records import Evaluation, TaskScore, TextInfo
 
 StepName = Literal["uncut", "cut", "repaired", "healed"]
@@ -38,12 +39,12 @@ class LedgerStep:
     name: StepName
     evaluation: Evaluation
     """On the ledger's windows; `nll_increase` and its error are paired against the uncut model."""
-    treatments: tuple[Treatment, ...] = ()
+    treatments: Many[Treatment] = ()
     """What made this model of the cut one, in order; none for uncut and cut."""
-    recovered: float | None = None
+    recovered: Known = None
     """Share of the lost NLL won back: 1 - (NLL - uncut) / (cut - uncut); None for uncut and cut, NaN where the cut lost
     nothing that could be won back."""
-    recovered_stderr: float | None = None
+    recovered_stderr: Known = None
     """Over windows, to first order, paired; NaN with one window or where the NLL of each window was not kept."""
     task: TaskScore | None = None
     continuation: str = ""
@@ -76,11 +77,11 @@ def treated_name(treatments: Sequence[Treatment]) -> StepName:
 class Ledger:
     """Uncut, cut, repaired, healed: what a cut lost and what came back, all on the same windows."""
 
-    removed: tuple[int, ...]
+    removed: Many[int]
     """The cut, in layer numbers of the uncut model."""
     text: TextInfo
     """The evaluation windows."""
-    steps: tuple[LedgerStep, ...]
+    steps: Many[LedgerStep]
     """Uncut and cut first, then the others in the order in which they were made."""
     prompt: str = ""
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shortviz.citations import GROMOV
 from shortviz.ledger import Treatment
 from shortviz.recipes import DEMO_HUB_ID, hub_id, loading_python
-from shortviz.record_json import evaluation_json, treatment_json
-from shortviz.records import Evaluation, ModelInfo, PrunePlan, Score, TextInfo
+from shortviz.record_json import plain
+from shortviz.records import Evaluation, ModelInfo, PrunePlan, Score, TextInfo, evaluation_json
 from shortviz.runs import versions
 from shortviz.table import Table, left, right
 from shortviz.treated_recipe import treated_recipe
@@ -61,11 +61,11 @@ def shortviz_json(facts: CardFacts) -> dict[str, Any]:
             "num_layers": facts.plan.num_layers,
             "removed": list(facts.plan.removed),
             "kept": list(facts.plan.kept),
-            "blocks": [{"start": block.start, "n": block.n} for block in facts.plan.blocks],
+            "blocks": plain(facts.plan.blocks),
         },
         "layer_map": {str(layer): new.get(layer) for layer in range(facts.plan.num_layers)},
-        "treatments": [treatment_json(treatment) for treatment in facts.treatments],
-        "text": None if facts.text is None else asdict(facts.text),
+        "treatments": plain(facts.treatments),
+        "text": plain(facts.text),
         "evaluation": None if facts.evaluation is None else evaluation_json(facts.evaluation),
         "proof": facts.proof,
         "notes": list(facts.notes),

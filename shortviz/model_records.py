@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shortviz.plan_records import Block
+from shortviz.record_json import Many
 
 SPREAD = "spread"
 """The device of a model that is spread over all GPUs of this machine: `device_map="auto"` of transformers."""
@@ -69,13 +70,13 @@ class ModelInfo:
     hidden_size: int
     vocab_size: int
     context_length: int | None
-    layer_parameters: tuple[int, ...]
+    layer_parameters: Many[int]
     """Parameters of each layer."""
-    layer_bytes: tuple[int, ...]
+    layer_bytes: Many[int]
     """Weight bytes of each layer."""
-    layer_cache_bytes: tuple[int, ...]
+    layer_cache_bytes: Many[int]
     """Key/value cache bytes that one more token costs in each layer."""
-    illegal: tuple[tuple[int, int, str], ...] = ()
+    illegal: Many[tuple[int, int, str]] = ()
     """(start, n, reason) of the blocks that the stock config cannot express."""
 
     def illegal_reason(self, block: Block) -> str | None:

@@ -18,9 +18,10 @@ from shortviz.atomic import write_atomically
 from shortviz.checkpoint import model_facts
 from shortviz.errors import RunError
 from shortviz.handle import ModelHandle
+from shortviz.ledger import Treatment
 from shortviz.new_weights import put_weights, shared_copy
 from shortviz.pruning import prune
-from shortviz.record_json import read_treatment, treatment_json
+from shortviz.record_json import from_plain, plain
 from shortviz.records import PrunePlan
 
 
@@ -39,7 +40,7 @@ def save_treated(path: Path, handle: ModelHandle, base: ModelHandle, facts: Mapp
     metadata = {
         "model": _identity(base),
         "removed": [] if handle.plan is None else list(handle.plan.removed),
-        "treatments": [treatment_json(treatment) for treatment in handle.treatments],
+        "treatments": plain(handle.treatments),
         "facts": facts,
     }
     data = save(tensors, {name: json.dumps(value) for name, value in metadata.items()})
@@ -57,7 +58,7 @@ def load_treated(path: Path, base: ModelHandle) -> tuple[ModelHandle, dict[str, 
         with safe_open(path, framework="pt", device="cpu") as file:
             found = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-            treatments = tuple(read_treatment(each) for each in found["treatments"])
+            treatments = tuple(from_plain(Treatment, each) for each in found["treatments"])
             removed, model, facts = tuple(found["removed"]), found["model"], found["facts"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"{path} cannot be read ({error}); delete it to start again.") from error

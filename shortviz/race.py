@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shortviz.errors import PlanError
+from shortviz.record_json import Many, Number
 from shortviz.records import Block, Floats, ModelInfo, TextInfo
 from shortviz.sums import mean_and_stderr
 
@@ -22,11 +23,11 @@ class RowBest:
     n: int
     start: int
     """The leader: lowest mean increase among the starts that were never dropped."""
-    tied: tuple[int, ...]
+    tied: Many[int]
     """Starts that the text could not tell from the leader, the leader included."""
     increase: float
     """NLL(pruned) - NLL(uncut) of the leader, in nats."""
-    stderr: float
+    stderr: Number
     """Its standard error over windows; NaN with one window."""
     windows: int
 
@@ -35,7 +36,7 @@ class RowBest:
 class SearchResult:
     """The best start of every n up to a limit."""
 
-    rows: tuple[RowBest, ...]
+    rows: Many[RowBest]
     text: TextInfo
     cells_measured: int
     """Blocks times windows that were run."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from shortviz.records import Block, ExportReport, PrunePlan
+from shortviz.records import Block, PrunePlan
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What the model named `demo` is on the hub."""
@@ -97,18 +97,3 @@ def loading_python(folder: str) -> str:
 model = AutoModelForCausalLM.from_pretrained({folder!r})
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
 """
-
-
-def prune_json(report: ExportReport) -> dict[str, Any]:
-    """Return what `shortviz prune` prints as JSON; its shape is stable."""
-    return {
-        "folder": report.folder,
-        "removed": list(report.removed),
-        "kept": list(report.kept),
-        "parameters": report.parameters,
-        "bytes": report.bytes,
-        "files": dict(report.files),
-        "max_logit_diff": report.max_logit_diff,
-        "generation_equal": report.generation_equal,
-        "seconds": report.seconds,
-    }

@@ -1,172 +1,147 @@
-"""Evaluations and ledgers as JSON objects, and back; NaN as null. No torch."""
+"""Records as JSON, and back, by pydantic over the dataclasses themselves: types for their fields, and four functions.
 
+NaN is null: a number that could not be had, as the error of one window. Inf, which JSON does not have either, too.
+No torch.
+"""
+
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any
+from dataclasses import dataclass, is_dataclass
+from itertools import chain
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, FailFast, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
 
-from shortviz.curve import CurveLine, CurvePoint, GreedyRemoval
-from shortviz.ledger import Ledger, LedgerStep, Treatment
-from shortviz.ledger_steps import accuracy_change
-from shortviz.records import Evaluation, RowsNeeded, Score, TaskScore, TextInfo
-
-_NUMBERS = ("accuracy", "accuracy_stderr", "accuracy_norm", "accuracy_norm_stderr", "chance", "majority")
+T = TypeVar("T")
 
 
-def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation in the shape that `shortviz evaluate --json` prints; NaN as null."""
-    extra = {f.name: getattr(evaluation, f.name) for f in fields(evaluation) if f.name not in ("score", "text", "base")}
-    base = None if evaluation.base is None else score_json(evaluation.base)
-    found = score_json(evaluation.score) | {"base": base, "text": asdict(evaluation.text)} | extra
-    return dict(finite(found | {"removed": list(evaluation.removed)}))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Array:
+    """Tells pydantic how a numpy array is nested lists; read strictly, for np.array would take texts as numbers."""
+
+    dtype: type[np.float64] | type[np.int64]
+    depth: int | None = None
+    """Dimensions; None is any."""
+    triangle: bool = False
+    """Shape (L, L), of which row n-1 has L-n+1 numbers, by start; the others are NaN, or 0."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
+        written = core_schema.plain_serializer_function_ser_schema(self.write)
+        return core_schema.no_info_plain_validator_function(self.read, serialization=written)
+
+    def __get_pydantic_json_schema__(self, schema: object, handler: object) -> dict[str, Any]:
+        numbers = {"type": ["number", "null"]} if self.dtype is np.float64 else {"type": "integer"}
+        return {"type": "array", "items": {"type": "array", "items": numbers}} if self.triangle else {"type": "array"}
+
+    def write(self, array: NDArray[Any]) -> list[Any]:
+        rows: list[Any] = array.tolist()
+        return [row[: len(rows) - i] for i, row in enumerate(rows)] if self.triangle else rows
+
+    def read(self, rows: Any) -> NDArray[Any]:
+        if type(rows) is not list:
+            raise _wrong("a list of numbers is expected")
+        if not self.triangle:
+            return self._rectangle(rows)
+        size = len(rows)
+        for i, row in enumerate(rows):
+            if type(row) is not list or len(row) != size - i:
+                found = len(row) if type(row) is list else "no"
+                raise _wrong(f"row {i + 1} has {found} numbers, {size - i} are expected")
+        values = np.full((size, size), math.nan if self.dtype is np.float64 else 0, dtype=self.dtype)
+        values[np.tri(size, dtype=bool)[::-1]] = self._numbers(list(chain.from_iterable(rows)))
+        return values
+
+    def _rectangle(self, rows: list[Any]) -> NDArray[Any]:
+        shape = [len(rows)]
+        while rows and type(rows[0]) is list:
+            shape.append(len(rows[0]))
+            if any(type(row) is not list or len(row) != shape[-1] for row in rows):
+                raise _wrong("its rows are not of one length")
+            rows = list(chain.from_iterable(rows))
+        if self.depth not in (None, len(shape)):
+            raise _wrong(f"lists of {self.depth} levels are expected, not of {len(shape)}")
+        return self._numbers(rows).reshape(shape)
+
+    def _numbers(self, values: list[Any]) -> NDArray[Any]:
+        if not set(map(type, values)) <= ({int, float, type(None)} if self.dtype is np.float64 else {int}):
+            raise _wrong("it holds something else than numbers")
+        try:
+            return np.array(values, dtype=self.dtype)  # None is NaN
+        except OverflowError as error:
+            raise _wrong("it holds a number that is too large") from error
 
 
-def read_evaluation(found: Mapping[str, Any]) -> Evaluation:
-    """Return the evaluation that `evaluation_json` wrote."""
-    plain = ("nll_increase", "kl", "same_top1", "complete")
-    return Evaluation(
-        score=read_score(found),
-        text=TextInfo(**found["text"]),
-        removed=tuple(found["removed"]),
-        base=None if found["base"] is None else read_score(found["base"]),
-        nll_increase_stderr=None if found["base"] is None else number(found["nll_increase_stderr"]),
-        kl_stderr=None if found["base"] is None else number(found["kl_stderr"]),
-        # Not in records of before 2026-11-24.
-        same_top1_stderr=None if found["same_top1"] is None else number(found.get("same_top1_stderr")),
-        **{name: found[name] for name in plain},
-    )
+def _wrong(what: str) -> PydanticCustomError:
+    return PydanticCustomError("array", "{what}", {"what": what})
 
 
-def score_json(score: Score) -> dict[str, Any]:
-    """Return a score with its perplexity; the NLL of each window where it was kept."""
-    found = {"perplexity": score.perplexity, "perplexity_stderr": score.perplexity_stderr} | asdict(score)
-    return dict(finite(found | {"window_nll": list(score.window_nll)}))
+def _nan(value: Any) -> Any:
+    return math.nan if value is None else value
 
 
-def read_score(found: Mapping[str, Any]) -> Score:
-    """Return the score that `score_json` wrote, or an older version without the NLL of each window."""
-    values = {f.name: found[f.name] for f in fields(Score) if f.name != "window_nll"}
-    kept = tuple(float(value) for value in found.get("window_nll", ()))
-    return Score(**values | {"nll_stderr": number(found["nll_stderr"]), "window_nll": kept})
+_Null = BeforeValidator(_nan, json_schema_input_type=float | None)
+Number = Annotated[float, _Null]
+"""A float that may be NaN."""
+Known = Annotated[float | None, _Null, Field(exclude_if=lambda value: value is None)]
+"""A float that may be NaN, and None where there is none: then its key is left out, for null is NaN."""
+Many = Annotated[tuple[T, ...], FailFast()]
+"""A tuple of any length. Without FailFast a hostile file of 50 MB makes 4 GB of error messages."""
+Floats = Annotated[NDArray[np.float64], _Array(dtype=np.float64)]
+FloatVector = Annotated[NDArray[np.float64], _Array(dtype=np.float64, depth=1)]
+FloatMatrix = Annotated[NDArray[np.float64], _Array(dtype=np.float64, depth=2)]
+Integers = Annotated[NDArray[np.int64], _Array(dtype=np.int64)]
+FloatTriangle = Annotated[NDArray[np.float64], _Array(dtype=np.float64, triangle=True)]
+IntegerTriangle = Annotated[NDArray[np.int64], _Array(dtype=np.int64, triangle=True)]
 
 
-def ledger_json(ledger: Ledger) -> dict[str, Any]:
-    """Return a ledger as `run.json` holds it: the cut, the text, the steps in order."""
-    return {
-        "removed": list(ledger.removed),
-        "text": asdict(ledger.text),
-        "prompt": ledger.prompt,
-        "steps": [_step_json(ledger, step) for step in ledger.steps],
-    }
+_adapters: dict[type, TypeAdapter[Any]] = {}
 
 
-def read_ledger(found: Mapping[str, Any]) -> Ledger:
-    """Return the ledger that `ledger_json` wrote."""
-    return Ledger(
-        removed=tuple(int(layer) for layer in found["removed"]),
-        text=TextInfo(**found["text"]),
-        prompt=str(found["prompt"]),
-        steps=tuple(_read_step(step) for step in found["steps"]),
-    )
+def adapter(kind: type) -> TypeAdapter[Any]:
+    """Return what checks, reads and writes a kind of record; made once, for it takes some 20 ms for a run."""
+    if kind not in _adapters:
+        from shortviz.curve import GreedyRemoval  # noqa: F401  # a run names both, and pydantic finds them here
+        from shortviz.ledger import Ledger  # noqa: F401
+
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
-def _step_json(ledger: Ledger, step: LedgerStep) -> dict[str, Any]:
-    numbers = {"recovered": step.recovered, "recovered_stderr": step.recovered_stderr}
-    change, error = accuracy_change(ledger, step) or (None, None)
-    return {
-        "name": step.name,
-        "evaluation": evaluation_json(step.evaluation),
-        "treatments": [treatment_json(treatment) for treatment in step.treatments],
-        **finite(numbers),
-        "task": None if step.task is None else task_json(step.task),
-        **finite({"accuracy_change": change, "accuracy_change_stderr": error}),
-        "continuation": step.continuation,
-    }
+def to_json(record: Any) -> bytes:
+    """Return a record as JSON text; floats come back as they were, to the last bit."""
+    return adapter(type(record)).dump_json(record)
 
 
-def _read_step(found: Mapping[str, Any]) -> LedgerStep:
-    treatments = tuple(read_treatment(each) for each in found["treatments"])
-    return LedgerStep(
-        name=found["name"],
-        evaluation=read_evaluation(found["evaluation"]),
-        treatments=treatments,
-        recovered=number(found["recovered"]) if treatments else None,
-        recovered_stderr=number(found["recovered_stderr"]) if treatments else None,
-        task=None if found["task"] is None else read_task_score(found["task"]),
-        continuation=found["continuation"],
-    )
-
-
-def treatment_json(treatment: Treatment) -> dict[str, Any]:
-    """Return a repair or healing as JSON; settings that are not finite become null."""
-    return {
-        "kind": treatment.kind,
-        "method": treatment.method,
-        "settings": finite(dict(treatment.settings)),
-        "text": None if treatment.text is None else asdict(treatment.text),
-        "seconds": treatment.seconds,
-        "note": treatment.note,
-    }
-
-
-def read_treatment(found: Mapping[str, Any]) -> Treatment:
-    """Return the treatment that `treatment_json` wrote."""
-    text = None if found["text"] is None else TextInfo(**found["text"])
-    return Treatment(**{**found, "text": text})
-
-
-def task_json(task: TaskScore) -> dict[str, Any]:
-    """Return a task score without its answers to each question."""
-    values = {f.name: getattr(task, f.name) for f in fields(task) if f.name != "predictions"}
-    return finite(values | {"removed": list(task.removed)})
-
-
-def read_task_score(found: Mapping[str, Any]) -> TaskScore:
-    """Return the score that `task_json` wrote."""
-    return TaskScore(**{**found, "removed": tuple(found["removed"])} | {name: number(found[name]) for name in _NUMBERS})
-
-
-def rows_needed_json(found: RowsNeeded) -> dict[str, Any]:
-    """Return how many rows a choice needs."""
-    return asdict(found) | {"agree": found.agree.tolist()}
-
-
-def read_rows_needed(found: Mapping[str, Any]) -> RowsNeeded:
-    """Return what `rows_needed_json` wrote."""
-    tuples = {name: tuple(found[name]) for name in ("counts", "needed")}
-    return RowsNeeded(rows=found["rows"], orders=found["orders"], agree=np.array(found["agree"]), **tuples)
-
-
-def number(value: float | None) -> float:
-    """Return a number, NaN for null."""
-    return math.nan if value is None else float(value)
-
-
-def greedy_json(greedy: GreedyRemoval) -> dict[str, Any]:
-    """Return greedy removal with the loss after each step."""
-    return finite(asdict(greedy))
-
-
-def read_greedy(found: Mapping[str, Any]) -> GreedyRemoval:
-    """Return what `greedy_json` wrote."""
-    points = tuple(
-        CurvePoint(n=p["n"], removed=tuple(p["removed"]), nll=p["nll"], stderr=number(p["stderr"]))
-        for p in found["line"]["points"]
-    )
-    line = CurveLine(strategy=found["line"]["strategy"], label=found["line"]["label"], points=points)
-    return GreedyRemoval(line=line, text=TextInfo(**found["text"]), complete=found["complete"])
-
-
-def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values, and all that is in them, with null for NaN and Inf, which JSON does not have."""
-    return {key: _finite(value) for key, value in values.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return finite(value)
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: a record as `to_json` writes it, mappings and sequences of them; NaN as null."""
+    if is_dataclass(value):
+        return json.loads(to_json(value))
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_json(kind: type[T], text: str | bytes) -> T:
+    """Return the record that `to_json` wrote; raises ValueError: the path of the first wrong value, and why."""
+    try:
+        found: T = adapter(kind).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        raise ValueError(_reason(error)) from None
+    return found
+
+
+def from_plain(kind: type[T], found: Any) -> T:
+    """Return the record of a JSON object; raises as `from_json` does."""
+    return from_json(kind, json.dumps(found))
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path, why = ".".join(map(str, first["loc"])), first["msg"]
+    return f"{' '.join(path.split())[:200]}: {why[0].lower()}{why[1:]}" if path else why

@@ -7,14 +7,14 @@ The records of models, texts, plans and tasks have files of their own; import al
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shortviz.model_records import SPREAD, ModelEstimate, ModelInfo, ModelRef
 from shortviz.plan_records import Block, PrunePlan
+from shortviz.record_json import Floats, FloatTriangle, FloatVector, IntegerTriangle, Known, Many, Number, plain
 from shortviz.settling_records import RowsNeeded
 from shortviz.task_records import TaskPrediction, TaskRow, TaskRows, TaskScore, TaskSpec
 from shortviz.text_records import Bos, TextInfo, TextSpec, Tokens, TokenSet, WindowSet, WindowSpec
@@ -22,8 +22,6 @@ from shortviz.text_records import Bos, TextInfo, TextSpec, Tokens, TokenSet, Win
 if TYPE_CHECKING:
     from shortviz.curve import GreedyRemoval
     from shortviz.ledger import Ledger
-
-Floats = NDArray[np.float64]
 
 __all__ = [
     "SPREAD",
@@ -54,6 +52,7 @@ __all__ = [
     "TokenSet",
     "WindowSet",
     "WindowSpec",
+    "evaluation_json",
     "perplexity",
 ]
 
@@ -62,9 +61,9 @@ __all__ = [
 class Grid:
     """One number with its standard error for every block; `mean[n-1, start]`, NaN outside the triangle."""
 
-    mean: Floats
+    mean: FloatTriangle
     """Shape (L, L)."""
-    stderr: Floats
+    stderr: FloatTriangle
     """Shape (L, L); NaN where fewer than two samples make an error bar impossible."""
     samples: int
     """Sequences the mean is taken over."""
@@ -92,9 +91,9 @@ class Grid:
 class BoundaryNorms:
     """Mean Euclidean norm of the residual stream at every boundary, shape (L+1,)."""
 
-    first: Floats
+    first: FloatVector
     """At position 0, where models keep the attention sink."""
-    rest: Floats
+    rest: FloatVector
     """At all other positions."""
 
     @property
@@ -147,7 +146,7 @@ class Score:
 
     nll: float
     """Mean over scored tokens, in nats."""
-    nll_stderr: float
+    nll_stderr: Number
     """Standard error over windows, in nats; NaN with one window."""
     tokens: int
     """Scored tokens."""
@@ -157,7 +156,7 @@ class Score:
     parameters: int
     bytes: int
     cache_bytes_per_token: int
-    window_nll: tuple[float, ...] = ()
+    window_nll: Many[float] = ()
     """Of each window in order, in nats: what paired errors of anything else are made of; empty where not kept."""
 
     @property
@@ -177,22 +176,35 @@ class Evaluation:
 
     score: Score
     text: TextInfo
-    removed: tuple[int, ...] = ()
+    removed: Many[int] = ()
     base: Score | None = None
     """The uncut model on the same windows; None when nothing is removed."""
-    nll_increase: float | None = None
+    nll_increase: Known = None
     """NLL(pruned) - NLL(uncut), in nats."""
-    nll_increase_stderr: float | None = None
+    nll_increase_stderr: Known = None
     """Paired: standard error of the per-window differences; NaN with one window."""
-    kl: float | None = None
+    kl: Known = None
     """KL(uncut || pruned) per token, in nats."""
-    kl_stderr: float | None = None
-    same_top1: float | None = None
+    kl_stderr: Known = None
+    same_top1: Known = None
     """Share of tokens where both models have the same most likely next token."""
-    same_top1_stderr: float | None = None
+    same_top1_stderr: Known = None
     """Over windows, as the others are: tokens of one window are not independent. NaN with one, and in older records."""
     complete: bool = True
     """False while windows are still being added."""
+
+
+def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation in the shape that `shortviz evaluate --json` prints: flat, every key there, NaN as null."""
+    found: dict[str, Any] = dict.fromkeys(field.name for field in fields(evaluation)) | plain(evaluation)
+    del found["score"]
+    base = None if evaluation.base is None else _score_json(evaluation.base)
+    return _score_json(evaluation.score) | found | {"base": base}
+
+
+def _score_json(score: Score) -> dict[str, Any]:
+    found = {"perplexity": score.perplexity, "perplexity_stderr": score.perplexity_stderr} | plain(score)
+    return dict(plain(found))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,8 +212,8 @@ class ExportReport:
     """A checkpoint written and proved equal."""
 
     folder: str
-    removed: tuple[int, ...]
-    kept: tuple[int, ...]
+    removed: Many[int]
+    kept: Many[int]
     parameters: int
     bytes: int
     files: Mapping[str, str]
@@ -220,17 +232,19 @@ class ExportReport:
 class Run:
     """Everything measured for one (model, text, settings)."""
 
+    schema: Literal[2] = 2
+    """Of run.json; `runs.parse_run` reads the older one too."""
     model: ModelInfo
     text: TextInfo
     distances: "BlockDistances | None" = None
     losses: "BlockLosses | None" = None
     """The measured map; its text is the evaluation set."""
-    evaluations: tuple[Evaluation, ...] = ()
-    ledgers: "tuple[Ledger, ...]" = ()
+    evaluations: Many[Evaluation] = ()
+    ledgers: "Many[Ledger]" = ()
     """What repair and healing gave back, one for each cut and evaluation text."""
     greedy: "GreedyRemoval | None" = None
     """The loss after each step of greedy removal; its text is the evaluation set."""
-    tasks: tuple[TaskScore, ...] = ()
+    tasks: Many[TaskScore] = ()
     """Accuracies, one for each cut (none removed: the uncut model) and set of questions; without the answers."""
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
@@ -260,9 +274,9 @@ class BlockLosses:
     """NLL(pruned) - NLL(uncut); the error is paired, over windows."""
     kl: Grid
     """KL(uncut || pruned) per token, in nats."""
-    windows: NDArray[np.int64]
+    windows: IntegerTriangle
     """Whole windows behind each cell, shape (L, L); 0 where there is at most the coarse first value."""
-    tokens: NDArray[np.int64]
+    tokens: IntegerTriangle
     """Scored tokens behind each cell, shape (L, L)."""
     text: TextInfo
     replayed: bool = True

@@ -3,7 +3,8 @@
 import json
 import platform
 import re
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
@@ -11,36 +12,17 @@ from typing import Any
 
 from shortviz.atomic import write_atomically
 from shortviz.errors import RunError
-from shortviz.grid_json import distances_json, losses_json, read_distances, read_losses
 from shortviz.ledger import Ledger
 from shortviz.ledger_steps import merged
-from shortviz.record_json import (
-    evaluation_json,
-    finite,
-    greedy_json,
-    ledger_json,
-    read_evaluation,
-    read_greedy,
-    read_ledger,
-    read_task_score,
-    task_json,
-)
-from shortviz.records import (
-    Evaluation,
-    ModelInfo,
-    Run,
-    TaskScore,
-    TextInfo,
-)
+from shortviz.record_json import from_json, from_plain, to_json
+from shortviz.records import Evaluation, Grid, ModelInfo, Run, Score, TaskScore, TextInfo
 
 __all__ = [
-    "evaluation_json",
     "example_run",
     "folder_name",
     "load_run",
     "new_run",
     "parse_run",
-    "run_json",
     "save_run",
     "versions",
     "with_evaluation",
@@ -48,7 +30,7 @@ __all__ = [
     "with_task",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "run.json"
 EXAMPLES = {"example": FILE, "example-passages": "passages.json"}
 """File in the package of each bundled run, by key."""
@@ -64,30 +46,6 @@ def new_run(model: ModelInfo, text: TextInfo, name: str = "") -> Run:
     """Return an empty run of a model and a calibration text, stamped with the time and versions of now."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Run(model=model, text=text, versions=versions(), created=created, name=name)
-
-
-def run_json(run: Run) -> dict[str, Any]:
-    """Return the run in the shape of run.json; `mean[n-1][start]`, row n-1 has L-n+1 entries, NaN as null."""
-    found: dict[str, Any] = {
-        "schema": SCHEMA,
-        "name": run.name,
-        "created": run.created,
-        "model": finite(asdict(run.model)),
-        "text": asdict(run.text),
-        "versions": dict(run.versions),
-    }
-    if run.distances is not None:
-        found |= distances_json(run.distances)
-    if run.losses is not None:
-        found["losses"] = losses_json(run.losses)
-    found["evaluations"] = [evaluation_json(e) for e in run.evaluations]
-    if run.ledgers:
-        found["ledgers"] = [ledger_json(ledger) for ledger in run.ledgers]
-    if run.greedy is not None:
-        found["greedy"] = greedy_json(run.greedy)
-    if run.tasks:
-        found["tasks"] = [task_json(task) for task in run.tasks]
-    return found
 
 
 def save_run(run: Run, folder: Path) -> None:
@@ -106,7 +64,7 @@ def save_run(run: Run, folder: Path) -> None:
                 f"{folder} holds a run of {old.model.id} ({old.model.dtype}) on {old.text.source}; "
                 "choose another --out for this one."
             )
-    content = json.dumps(run_json(run), allow_nan=False).encode()
+    content = to_json(run)
     write_atomically(target, lambda file: file.write(content))
 
 
@@ -125,30 +83,83 @@ def load_run(folder: Path) -> Run:
 def parse_run(text: str, where: str) -> Run:
     """Return the run that a run.json text describes; raises RunError naming `where` and what is wrong."""
     try:
-        found = json.loads(text)
-        if found["schema"] != SCHEMA:
-            raise RunError(f"{where} has schema {found['schema']}, this version reads {SCHEMA}; upgrade shortviz.")
-        model = ModelInfo(
-            **found["model"]
-            | {k: tuple(found["model"][k]) for k in ("layer_parameters", "layer_bytes", "layer_cache_bytes")}
-            | {"illegal": tuple((int(s), int(n), str(r)) for s, n, r in found["model"].get("illegal", ()))}
-        )
-        info = TextInfo(**found["text"])
-        return Run(
-            model=model,
-            text=info,
-            distances=read_distances(found, model.num_layers, info),
-            losses=read_losses(found["losses"], model.num_layers) if found.get("losses") else None,
-            evaluations=tuple(read_evaluation(e) for e in found["evaluations"]),
-            ledgers=tuple(read_ledger(each) for each in found.get("ledgers", ())),
-            greedy=read_greedy(found["greedy"]) if found.get("greedy") else None,
-            tasks=tuple(read_task_score(task) for task in found.get("tasks", ())),
-            versions=found["versions"],
-            created=found["created"],
-            name=found["name"],
-        )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
-        raise RunError(f"{where} is not a run of shortviz ({type(error).__name__}: {error}).") from error
+        try:
+            run = from_json(Run, text)
+        except ValueError:
+            old = json.loads(text)
+            if not isinstance(old, dict) or old.get("schema", SCHEMA) == SCHEMA:
+                raise
+            if old["schema"] != 1:
+                shown = str(old["schema"])[:20]
+                raise RunError(f"{where} has schema {shown}, this version reads {SCHEMA}; upgrade shortviz.") from None
+            run = from_plain(Run, _upgraded(old))
+        _check_layers(run)
+    except RecursionError:
+        raise RunError(f"{where} is not a run of shortviz (it is nested too deeply).") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{where} is not a run of shortviz (nor as schema 1 has it: {error}).") from error
+    except ValueError as error:
+        raise RunError(f"{where} is not a run of shortviz ({error}).") from error
+    return run
+
+
+def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run of schema 1 as schema 2 has it; what is no run raises what `parse_run` catches."""
+    size, ledgers = old["model"]["num_layers"], old.get("ledgers", ())
+    same = ("name", "created", "model", "text", "versions", "greedy", "tasks")
+    new = {key: old[key] for key in same if key in old}
+    if old.get("distances"):
+        new["distances"] = {"num_layers": size, "criteria": old["distances"]}
+        beside = ("norms", "text", "seconds", "rows", "settling", "tokens_per_row")
+        new["distances"] |= {key: old[key] for key in beside if key in old}
+    if old.get("losses"):
+        losses = dict(old["losses"])
+        for name in ("nll", "increase", "kl"):
+            losses[name] = {key: losses[name][key] for key in ("samples", "mean", "stderr")}
+        counts = {"num_layers": size, "tokens": losses.pop("cell_tokens")}
+        new["losses"] = losses | counts | {"base": _old_score(losses["base"])}
+    new["evaluations"] = [_old_evaluation(one) for one in old["evaluations"]]
+    new["ledgers"] = [each | {"steps": [_old_step(step) for step in each["steps"]]} for each in ledgers]
+    return new
+
+
+def _old_score(old: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: old[field.name] for field in fields(Score) if field.name in old}
+
+
+def _old_evaluation(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an evaluation with its score apart, and null for NaN only: schema 1 said null where there was none too."""
+    new = {field.name: old.get(field.name) for field in fields(Evaluation)}
+    new = {name: value for name, value in new.items() if value is not None} | {"score": _old_score(old)}
+    if old["base"] is not None:
+        new = {"nll_increase_stderr": None, "kl_stderr": None} | new | {"base": _old_score(old["base"])}
+    return {"same_top1_stderr": None} | new if "same_top1" in new else new
+
+
+def _old_step(old: Mapping[str, Any]) -> dict[str, Any]:
+    left_out = {"accuracy_change", "accuracy_change_stderr"}
+    if not old["treatments"]:
+        left_out |= {"recovered", "recovered_stderr"}
+    return {key: value for key, value in old.items() if key not in left_out} | {
+        "evaluation": _old_evaluation(old["evaluation"])
+    }
+
+
+def _check_layers(run: Run) -> None:
+    """Raise ValueError where an array is not of the model's layers."""
+    size, arrays, grids = run.model.num_layers, dict[str, Any](), dict[str, Grid]()
+    if run.distances is not None:
+        arrays |= {f"distances.norms.{name}": getattr(run.distances.norms, name)[1:] for name in ("first", "rest")}
+        grids |= {f"distances.criteria.{name}": grid for name, grid in run.distances.criteria.items()}
+    if run.losses is not None:
+        arrays |= {f"losses.{name}": getattr(run.losses, name) for name in ("windows", "tokens")}
+        grids |= {f"losses.{name}": getattr(run.losses, name) for name in ("nll", "increase", "kl")}
+    arrays |= {f"{path}.{name}": getattr(grid, name) for path, grid in grids.items() for name in ("mean", "stderr")}
+    sizes = {path: len(array) for path, array in arrays.items()}
+    sizes |= {f"{name}.num_layers": one.num_layers for name in ("distances", "losses") if (one := getattr(run, name))}
+    for path, found in sizes.items():
+        if found != size:
+            raise ValueError(f"{path}: it is of {found} layers, and the model has {size}")
 
 
 def example_run(key: str = "example") -> Run:

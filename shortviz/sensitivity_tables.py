@@ -1,14 +1,12 @@
 """Runs side by side in words, as a table and as JSON: how far a choice depends on its text. No torch."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 from shortviz import criteria
 from shortviz.errors import RunError
 from shortviz.planning import best_start
-from shortviz.records import BlockDistances, Grid, ModelInfo, Run
+from shortviz.records import BlockDistances, ModelInfo, Run
 from shortviz.sensitivity import check_comparable, grid_difference, shift_words, start_shifts
 from shortviz.settling import rows_needed_words
 from shortviz.table import Table, left, right
@@ -50,7 +48,7 @@ def comparison_text(runs: Mapping[str, Run], criterion: str | None = None) -> st
 
 
 def comparison_json(runs: Mapping[str, Run], criterion: str | None = None) -> dict[str, Any]:
-    """Return the comparison as one JSON object; differences are from the first run to each other one.
+    """Return the comparison, for one JSON object; differences are from the first run to each other one.
 
     Raises as `comparison_text`.
     """
@@ -64,16 +62,16 @@ def comparison_json(runs: Mapping[str, Run], criterion: str | None = None) -> di
             {
                 "folder": folder,
                 "model": run.model.id,
-                "text": asdict(run.text),
+                "text": run.text,
                 "best_starts": [best_start(one.criteria[name], n, model) for n in range(1, model.num_layers)],
                 "rows_needed": [_needed(one, name, n) for n in range(1, model.num_layers)],
                 "rows": one.samples,
             }
             for (folder, run), one in zip(runs.items(), measured, strict=True)
         ],
-        "shifts": [[asdict(s) for s in start_shifts(first, one.criteria[name], model)] for one in measured[1:]],
-        "difference": [_grid_json(grid_difference(first, one.criteria[name], per_n=False)) for one in measured[1:]],
-        "difference_per_n": [_grid_json(grid_difference(first, one.criteria[name])) for one in measured[1:]],
+        "shifts": [start_shifts(first, one.criteria[name], model) for one in measured[1:]],
+        "difference": [grid_difference(first, one.criteria[name], per_n=False) for one in measured[1:]],
+        "difference_per_n": [grid_difference(first, one.criteria[name]) for one in measured[1:]],
     }
 
 
@@ -115,12 +113,3 @@ def _rows_needed_line(one: BlockDistances, name: str, model: ModelInfo) -> str:
         return "how many rows a choice needs was not recorded."
     sizes = [n for n in range(1, model.num_layers) if best_start(one.criteria[name], n, model) is not None]
     return rows_needed_words(found, sizes)
-
-
-def _grid_json(grid: Grid) -> dict[str, list[list[float | None]]]:
-    size = grid.num_layers
-    rows: dict[str, Sequence[Sequence[float]]] = {"mean": grid.mean.tolist(), "stderr": grid.stderr.tolist()}
-    return {
-        name: [[None if math.isnan(v) else v for v in line[: size - n]] for n, line in enumerate(values)]
-        for name, values in rows.items()
-    }

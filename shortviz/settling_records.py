@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from shortviz.record_json import FloatMatrix, Many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -18,11 +17,11 @@ class RowsNeeded:
     """Rows behind it."""
     orders: int
     """Random orders that were looked at."""
-    counts: tuple[int, ...]
+    counts: Many[int]
     """Row counts that were looked at, ascending; the last is `rows`."""
-    agree: NDArray[np.float64]
+    agree: FloatMatrix
     """Share of the orders whose best start among the first rows is that of all rows, shape (len(counts), L-1)."""
-    needed: tuple[int, ...]
+    needed: Many[int]
     """For each n the row count from which on, in 19 of 20 orders, the best start no longer changes."""
 
     def enough(self, n: int) -> bool:

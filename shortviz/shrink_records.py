@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from shortviz.errors import RunError
 from shortviz.handle import ModelHandle
 from shortviz.ledger import Treatment
 from shortviz.own_weights import load_treated, save_treated
-from shortviz.record_json import finite, number, read_treatment, treatment_json
+from shortviz.record_json import Many, Number, from_plain, plain
 from shortviz.records import TokenSet, WindowSet
 
 
@@ -20,7 +20,7 @@ class ShrinkStep:
 
     layer: int
     """The layer removed, in the uncut model's numbers."""
-    removed: tuple[int, ...]
+    removed: Many[int]
     """All layers removed by now."""
     nll_cut: float
     """On the windows the layers are chosen on, before this step's repair, in nats per scored token."""
@@ -28,26 +28,13 @@ class ShrinkStep:
     """After it."""
     increase: float
     """NLL over the uncut model's."""
-    increase_stderr: float
+    increase_stderr: Number
     """Paired, over windows; NaN with one window."""
     treatment: Treatment | None
     """The repair; None where it did not help or could not be made."""
     note: str
     """What was said of the repair."""
     seconds: float
-
-
-def step_json(step: ShrinkStep) -> dict[str, Any]:
-    """Return a step as JSON; NaN as null."""
-    treatment = None if step.treatment is None else treatment_json(step.treatment)
-    return finite(asdict(step) | {"removed": list(step.removed), "treatment": treatment})
-
-
-def _read_step(found: Mapping[str, Any]) -> ShrinkStep:
-    treatment = None if found["treatment"] is None else read_treatment(found["treatment"])
-    error = number(found["increase_stderr"])
-    values = {"removed": tuple(found["removed"]), "treatment": treatment, "increase_stderr": error}
-    return ShrinkStep(**{**found, **values})
 
 
 def shrink_facts(windows: WindowSet, tokens: TokenSet, method: str, batch_size: int) -> dict[str, Any]:
@@ -64,7 +51,7 @@ def save_shrink(
     path: Path, handle: ModelHandle, base: ModelHandle, facts: Mapping[str, Any], steps: Sequence[ShrinkStep]
 ) -> None:
     """Write a shrinking as far as it has come; raises ResourceError where the disk will not take it."""
-    save_treated(path, handle, base, {"work": facts, "steps": [step_json(step) for step in steps]})
+    save_treated(path, handle, base, {"work": facts, "steps": plain(steps)})
 
 
 def load_shrink(
@@ -86,7 +73,7 @@ def load_shrink(
             f"The shrinking in {path} was begun otherwise: {shown}; give what it was begun with, or delete the file to "
             "start again."
         )
-    steps = [_read_step(step) for step in saved["steps"]]
+    steps = [from_plain(ShrinkStep, step) for step in saved["steps"]]
     if len(steps) > most:
         raise RunError(
             f"The shrinking in {path} has removed {len(steps)} layers already, and {most} are to go; ask for fewer "

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shortviz.errors import TextError
+from shortviz.record_json import Many, Number
 from shortviz.words import counted, percent
 
 
@@ -84,7 +85,7 @@ class TaskPrediction:
     """The choice of highest log-likelihood; the first of equals."""
     chosen_norm: int
     """The choice of highest log-likelihood per character."""
-    log_likelihoods: tuple[float, ...]
+    log_likelihoods: Many[float]
     """Of each choice after the question, in nats, summed over its tokens."""
 
 
@@ -96,27 +97,27 @@ MOST_PAIRED = 10_000
 class TaskScore:
     """How many multiple-choice questions a model gets right; shares between 0 and 1."""
 
-    accuracy: float
+    accuracy: Number
     """By highest log-likelihood (lm_eval's `acc`)."""
-    accuracy_stderr: float
+    accuracy_stderr: Number
     """Binomial: sqrt(p (1 - p) / (questions - 1)), as lm_eval; NaN with one question."""
-    accuracy_norm: float
+    accuracy_norm: Number
     """By highest log-likelihood per character of the choice (lm_eval's `acc_norm`)."""
-    accuracy_norm_stderr: float
+    accuracy_norm_stderr: Number
     questions: int
     """Questions scored so far."""
-    chance: float
+    chance: Number
     """What blind guessing gets: the mean of 1 / choices."""
-    majority: float
+    majority: Number
     """What always answering with the most frequent label gets."""
     source: str
     fingerprint: str
-    removed: tuple[int, ...] = ()
+    removed: Many[int] = ()
     truncated: int = 0
     """Questions whose beginning was left out because the model's context is too short for them."""
     shared_prefixes: bool = False
     """True: choices continued from their question's key/value cache; False: each was run whole."""
-    predictions: tuple[TaskPrediction, ...] = ()
+    predictions: Many[TaskPrediction] = ()
     """In the order of the questions."""
     right: str = ""
     """`1` or `0` for each question, in order: right by highest log-likelihood or not. It is kept where predictions are

@@ -4,7 +4,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from shortviz.task_records import MOST_PAIRED
 from shortviz.task_rows import read_task
 from shortviz.task_tokens import QuestionTokens, task_tokens
 
-__all__ = ["read_task", "score_tasks", "task_score_json"]
+__all__ = ["read_task", "score_tasks"]
 
 SORTED_BATCHES = 16
 """Questions are sorted by length within about this many batches, so that a stopped run has the first questions."""
@@ -144,37 +143,3 @@ def share_and_stderr(right: Sequence[bool]) -> tuple[float, float]:
     share = sum(right) / len(right)
     error = math.sqrt(share * (1 - share) / (len(right) - 1)) if len(right) > 1 else math.nan
     return share, error
-
-
-def task_score_json(score: TaskScore) -> dict[str, Any]:
-    """Return a score as a JSON object: shares between 0 and 1, log-likelihoods in nats; null for a missing error."""
-    return {
-        "accuracy": score.accuracy,
-        "accuracy_stderr": _number(score.accuracy_stderr),
-        "accuracy_norm": score.accuracy_norm,
-        "accuracy_norm_stderr": _number(score.accuracy_norm_stderr),
-        "questions": score.questions,
-        "chance": score.chance,
-        "majority": score.majority,
-        "source": score.source,
-        "fingerprint": score.fingerprint,
-        "removed": list(score.removed),
-        "truncated": score.truncated,
-        "shared_prefixes": score.shared_prefixes,
-        "complete": score.complete,
-        "seconds": score.seconds,
-        "predictions": [
-            {
-                "question": p.question,
-                "label": p.label,
-                "chosen": p.chosen,
-                "chosen_norm": p.chosen_norm,
-                "log_likelihoods": list(p.log_likelihoods),
-            }
-            for p in score.predictions
-        ],
-    }
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value

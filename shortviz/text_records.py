@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shortviz.errors import TextError
+from shortviz.record_json import Integers
 
-Tokens = NDArray[np.int64]
+Tokens = Integers
 Bos = Literal["auto", "always", "never"]
 
 

@@ -30,7 +30,9 @@ from shortviz.loading import load  # noqa: E402
 from shortviz.loss_map import measure_losses  # noqa: E402
 from shortviz.progress import Watch
 from shortviz.ranks import Ranks, joined  # noqa: E402
-from shortviz.record_json import rows_needed_json  # noqa: E402
+from shortviz.record_json import (
+    plain,  # noqa: E402
+)
 from shortviz.records import (  # noqa: E402
     Block,
     BlockDistances,
@@ -158,7 +160,7 @@ def shared(size: int) -> None:
             for name, one in zip(("a", "b", "uncut"), (*evaluations, uncut), strict=True):
                 named |= {f"cut.{name}.{key}": np.array(value) for key, value in numbers(one).items()}
             np.savez(HERE / f"ranks{size}.npz", **arrays(found), **named, complete=np.array(losses.complete))
-            settled = [rows_needed_json(one.settling["angular_last"]) for one in (found, streamed)]
+            settled = [plain(one.settling["angular_last"]) for one in (found, streamed)]
             (HERE / f"settled{size}.json").write_text(json.dumps(settled))
 
     (HERE / f"ranks{size}.json").write_text(json.dumps(group(size, work)))

@@ -1,5 +1,8 @@
 """Seeded records by formula, shaped like a real measurement: for tests of what is drawn and shown, never of numbers."""
 
+from dataclasses import fields, is_dataclass
+from typing import Any
+
 import numpy as np
 
 from shortviz.records import (
@@ -139,3 +142,24 @@ def fixture_run(num_layers: int = 30, *, samples: int = 64, seed: int = 0) -> Ru
         created="2026-11-22T12:00:00+00:00",
         name="formula",
     )
+
+
+def assert_same(found: Any, expected: Any, path: str = "run") -> None:
+    """Field by field, types too; NaN is NaN."""
+    assert type(found) is type(expected), path
+    if is_dataclass(expected):
+        for field in fields(expected):
+            assert_same(getattr(found, field.name), getattr(expected, field.name), f"{path}.{field.name}")
+    elif isinstance(expected, np.ndarray):
+        assert found.dtype == expected.dtype, path
+        np.testing.assert_array_equal(found, expected, err_msg=path)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), path
+        for key, value in expected.items():
+            assert_same(found[key], value, f"{path}.{key}")
+    elif isinstance(expected, tuple):
+        assert len(found) == len(expected), path
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_same(one, other, f"{path}.{i}")
+    else:
+        assert repr(found) == repr(expected), path  # NaN is NaN, and -0.0 not 0.0

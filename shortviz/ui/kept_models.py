@@ -4,14 +4,13 @@ No streamlit is called in here, for jobs use it; what needs torch is imported by
 """
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shortviz.errors import ExportError, ResourceError, RunError
 from shortviz.ledger import LedgerStep
-from shortviz.record_json import treatment_json
+from shortviz.record_json import plain
 from shortviz.records import ModelRef
 from shortviz.settings import settings
 from shortviz.ui.resources import Bench
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from shortviz.handle import ModelHandle
     from shortviz.heal_adapter import Adapter
     from shortviz.healing import Healed
-    from shortviz.ledger import Treatment
 
 MEGABYTE = 2**20
 _WEIGHTS, _ADAPTER = "weights.safetensors", "adapter"
@@ -121,7 +119,7 @@ def bring_back(
         from shortviz.heal_adapter import load_adapter
 
         found = load_adapter(found, folder)
-    if _as_json(found.treatments) != _as_json(step.treatments):
+    if plain(found.treatments) != plain(step.treatments):
         raise RunError("What is kept beside the run is not the model that the ledger shows; repair or heal again.")
     return found
 
@@ -150,7 +148,3 @@ def _start(
 def methods_of(model: "ModelHandle") -> tuple[str, ...]:
     """Return what tells this model from others of its cut."""
     return tuple(treatment.method for treatment in model.treatments)
-
-
-def _as_json(treatments: "tuple[Treatment, ...]") -> str:
-    return json.dumps([treatment_json(each) for each in treatments], sort_keys=True)

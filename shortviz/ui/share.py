@@ -1,16 +1,16 @@
 """Taking things away: links, reproducing lines, figures, and the numbers as files."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
 
 from shortviz.citations import bibtex
+from shortviz.record_json import to_json
 from shortviz.records import Block, ModelRef, Run, TextSpec, WindowSpec
 from shortviz.report import report_html
 from shortviz.run_tables import block_csv
-from shortviz.runs import folder_name, run_json
+from shortviz.runs import folder_name
 from shortviz.text_options import text_of
 from shortviz.ui import inspect_actions, measured, snippets, treat_buttons
 from shortviz.ui import state as s
@@ -57,7 +57,7 @@ def downloads(shown: Shown) -> None:
                 figure_dialog(found)
         with st.popover("Data", help="The numbers of this run as files, and all of it as one page."):
             _file("CSV, one row a block", lambda: block_csv(run), "blocks.csv", "text/csv")
-            _file("JSON, the whole run", lambda: json.dumps(run_json(run)), "run.json", "application/json")
+            _file("JSON, the whole run", lambda: to_json(run), "run.json", "application/json")
             criterion = criterion_of(state, run.distances) if run.distances is not None else ""
             name = f"{folder_name(run)}.html"
             _file("Report, a page to mail", lambda: report_html(run, criterion=criterion), name, "text/html")

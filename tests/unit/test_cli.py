@@ -24,11 +24,11 @@ def test_measure_prints_the_run_as_one_json_object(shortviz, checkpoint):
     code, out, err = shortviz("measure", checkpoint, *text, "--criteria", ",".join(GRAM), "--json")
     found = json.loads(out)
     assert code == 0
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert found["model"]["num_layers"] == NUM_LAYERS
     assert found["text"]["rows"] == 3
-    assert tuple(found["distances"]) == GRAM
-    for grid in found["distances"].values():
+    assert tuple(found["distances"]["criteria"]) == GRAM
+    for grid in found["distances"]["criteria"].values():
         assert grid["samples"] == 3
         assert [len(row) for row in grid["mean"]] == list(range(NUM_LAYERS, 0, -1))
         assert [len(row) for row in grid["stderr"]] == list(range(NUM_LAYERS, 0, -1))
@@ -241,9 +241,9 @@ def test_ctrl_c_saves_what_there_is_and_the_same_command_goes_on(shortviz, check
     assert child.returncode == 130
     assert "run the same command again to go on" in last_line(err)
     saved = json.loads((run / "run.json").read_text())
-    partial = saved["distances"]["angular_last"]["samples"]
+    partial = saved["distances"]["criteria"]["angular_last"]["samples"]
     assert 0 < partial < 500
     assert out.startswith("Text: file")
     assert shortviz(*command)[0] == 0
     whole = json.loads((run / "run.json").read_text())
-    assert whole["distances"]["angular_last"]["samples"] == 500
+    assert whole["distances"]["criteria"]["angular_last"]["samples"] == 500

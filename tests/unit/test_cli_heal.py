@@ -16,8 +16,9 @@ from shortviz import cli_heal_work
 from shortviz.loading import load
 from shortviz.losses import evaluate
 from shortviz.progress import Watch
+from shortviz.record_json import plain
 from shortviz.records import ModelRef, TextSpec, WindowSpec
-from shortviz.runs import load_run, run_json
+from shortviz.runs import load_run
 from shortviz.texts import make_windows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,15 +71,15 @@ def test_a_healed_model_is_exported_with_proof_and_its_loss_after_reload_is_the_
     assert found["export"]["max_logit_diff"] == 0.0
     steps = steps_of(found)
     assert list(steps) == ["uncut", "cut", "healed"]
-    shown = steps["healed"]["evaluation"]["nll"]
+    shown = steps["healed"]["evaluation"]["score"]["nll"]
     again = load(ModelRef(id=str(export)))
     spec = TextSpec(kind="builtin", value="passages/maths")
     windows = make_windows(spec, WindowSpec(window=32, windows=3), again.tokenizer)
     assert evaluate(again, windows).score.nll == pytest.approx(shown, abs=1e-5)
     assert steps["healed"]["recovered"] == pytest.approx(
         1
-        - (shown - steps["uncut"]["evaluation"]["nll"])
-        / (steps["cut"]["evaluation"]["nll"] - steps["uncut"]["evaluation"]["nll"])
+        - (shown - steps["uncut"]["evaluation"]["score"]["nll"])
+        / (steps["cut"]["evaluation"]["score"]["nll"] - steps["uncut"]["evaluation"]["score"]["nll"])
     )
     assert (adapter / "adapter_model.safetensors").is_file()
     assert sorted(path.name for path in run.iterdir()) == ["run.json"], "a complete training leaves no checkpoint"
@@ -188,7 +189,7 @@ def test_an_adapter_is_evaluated_and_written_on_its_own_cut_and_refused_on_other
     adapter, cut = str(tmp_path / "adapter"), str(tmp_path / "cut")
     code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--adapter", adapter, "--json")
     assert code == 0, err
-    shown = steps_of(json.loads(out))["healed"]["evaluation"]["nll"]
+    shown = steps_of(json.loads(out))["healed"]["evaluation"]["score"]["nll"]
     scored = ("--builtin", "passages/maths", "--window", "32", "--windows", "3", "--json")
     code, out, err = shortviz("evaluate", checkpoint, "--adapter", adapter, *scored)
     assert code == 0, err
@@ -222,7 +223,7 @@ def test_an_adapter_of_a_repaired_cut_brings_the_repair_along_and_goes_on_the_un
     code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *recipe, "--adapter", adapter, "--json")
     assert code == 0, err
     steps = steps_of(json.loads(out))
-    shown = steps["healed"]["evaluation"]["nll"]
+    shown = steps["healed"]["evaluation"]["score"]["nll"]
     assert [t["method"] for t in steps["healed"]["treatments"]] == ["seam_refit", "lora"]
     scored = ("--builtin", "passages/maths", "--window", "32", "--windows", "3", "--json")
     for cut in ((), CUT):
@@ -322,7 +323,7 @@ def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes
     assert "is not empty" in err.splitlines()[-1]
     assert f"is kept in {work}: run the same command again to go on" in err.splitlines()[-1]
     assert [path.name for path in export.iterdir()] == ["mine.txt"]
-    shown = steps_of({"ledger": {"steps": run_json(load_run(work))["ledgers"][0]["steps"]}})
+    shown = steps_of({"ledger": plain(load_run(work).ledgers[0])})
     assert (work / f"{command}-checkpoint.safetensors").is_file()
 
     (export / "mine.txt").unlink()
@@ -335,7 +336,7 @@ def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes
     again = json.loads(out)
     assert again["export"]["max_logit_diff"] == 0.0
     last = list(shown)[-1]
-    assert steps_of(again)[last]["evaluation"]["nll"] == shown[last]["evaluation"]["nll"]
+    assert steps_of(again)[last]["evaluation"]["score"]["nll"] == shown[last]["evaluation"]["score"]["nll"]
     assert steps_of(again)[last]["treatments"] == shown[last]["treatments"]
     assert work.is_dir() == with_out
     assert not list(tmp_path.rglob("*checkpoint*"))

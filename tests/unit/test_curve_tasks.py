@@ -17,8 +17,9 @@ from shortviz.greedy import greedy_removal
 from shortviz.loss_charts import accuracy_alt, accuracy_figure
 from shortviz.progress import Watch
 from shortviz.pruning import prune
+from shortviz.record_json import plain
 from shortviz.records import PrunePlan, TaskRow, TaskRows, TaskScore, WindowSet
-from shortviz.runs import parse_run, run_json, with_task
+from shortviz.runs import parse_run, with_task
 from shortviz.tasks import score_tasks
 from tests.families import NUM_LAYERS, shared_handle, tiny_tokens
 from tests.records_fixture import fixture_model, fixture_run, fixture_text
@@ -102,7 +103,7 @@ def test_a_run_keeps_accuracies_and_greedy_removal_and_older_runs_open() -> None
         greedy=GreedyRemoval(line=line, text=replace(fixture_text(4), fingerprint="other")),
         losses=losses_of(triangle()),
     )
-    content = run_json(run)
+    content = plain(run)
     back = parse_run(json.dumps(content), "here")
     assert back.task_of((1,), "q").accuracy == 0.2
     assert len(back.tasks) == 1

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from shortviz.errors import RunError
+from shortviz.record_json import plain, to_json
 from shortviz.run_compare import block_in, in_common, maps, shared_limits
 from shortviz.run_files import MOST_BYTES, file_name, pack_run, unpack_run
 from shortviz.run_library import bring_back, folders, free_key, renamed, set_aside
-from shortviz.runs import example_run, load_run, run_json, save_run
+from shortviz.runs import example_run, load_run, save_run
 from tests.records_fixture import fixture_run
 
+MEAN = "distances.criteria.angular_last.mean"
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -30,19 +32,23 @@ def packed(name: str = "run.json", content: bytes = b"{}", more: str = "") -> by
 
 
 def changed(change: Change) -> bytes:
-    found = run_json(fixture_run(6))
+    found = plain(fixture_run(6))
     change(found)
     return json.dumps(found).encode()
+
+
+def mean_of(found: dict[str, Any]) -> list[Any]:
+    return found["distances"]["criteria"]["angular_last"]["mean"]
 
 
 def test_a_run_comes_back_from_its_file_as_it_was() -> None:
     run = example_run()
     again = unpack_run(pack_run(run), "the file")
-    assert run_json(again) == run_json(run)
+    assert to_json(again) == to_json(run)
 
 
 def test_a_bare_run_json_is_read_too_and_folders_inside_an_archive_do_not_matter() -> None:
-    content = json.dumps(run_json(fixture_run(6))).encode()
+    content = to_json(fixture_run(6))
     assert unpack_run(content, "x").model.num_layers == 6
     assert unpack_run(packed("../../etc/run.json", content), "x").model.num_layers == 6
 
@@ -63,22 +69,40 @@ def test_a_bare_run_json_is_read_too_and_folders_inside_an_archive_do_not_matter
         (b'{"model": {"num_layers": 100000}}', "100000 layers"),
         (b'{"schema": 1, "model": {"num_layers": NaN}}', "NaN is not a number"),
         (changed(lambda f: f.update(schema=99)), "schema 99"),
-        (changed(lambda f: f.pop("text")), "KeyError"),
-        (changed(lambda f: f.update(name=["x"])), "name is not a text"),
-        (changed(lambda f: f.update(created=7)), "created is not a text"),
+        (changed(lambda f: f.pop("text")), "(text: field required)"),
+        (changed(lambda f: f.update(name=["x"])), "(name: input should be a valid string)"),
+        (changed(lambda f: f.update(created=7)), "(created: input should be a valid string)"),
         (changed(lambda f: f.update(name="x" * 30_000)), "30,000 characters"),
         (changed(lambda f: f.update(name="a\u202eb")), "do not show"),
-        (changed(lambda f: f["model"].update(id={"a": 1})), "name is not a text"),
+        (changed(lambda f: f["model"].update(id={"a": 1})), "(model.id: input should be a valid string)"),
         (changed(lambda f: f["model"].update(layer_bytes=[1])), "differ"),
         (changed(lambda f: f["model"].update(parameters=0)), "no parameters"),
-        (changed(lambda f: f["model"].update(parameters="many")), "not a whole number"),
-        (changed(lambda f: f["model"].update(more=1)), "TypeError"),
-        (changed(lambda f: f["text"].update(rows="8")), "not whole"),
-        (changed(lambda f: f["distances"]["angular_last"]["mean"].__setitem__(0, [1.0])), "6 are expected"),
-        (changed(lambda f: f["distances"]["angular_last"]["mean"].pop()), "IndexError"),
-        (changed(lambda f: f.update(distances=[1])), "AttributeError"),
-        (changed(lambda f: f["norms"].update(first=[1.0])), "norms"),
+        (
+            changed(lambda f: f["model"].update(parameters="many")),
+            "(model.parameters: input should be a valid",
+        ),
+        (changed(lambda f: f["model"].update(more=1)), "(model.more: unexpected keyword argument)"),
+        (changed(lambda f: f["text"].update(rows="8")), "(text.rows: input should be a valid integer)"),
+        (
+            changed(lambda f: mean_of(f).__setitem__(0, [1.0])),
+            f"({MEAN}: row 1 has 1 numbers, 6 are expected)",
+        ),
+        (
+            changed(lambda f: mean_of(f).pop()),
+            f"({MEAN}: row 1 has 6 numbers, 5 are expected)",
+        ),
+        (changed(lambda f: f.update(distances=[1])), "(distances: input should be an object)"),
+        (changed(lambda f: f["distances"]["norms"].update(first=[1.0])), "distances.norms.first"),
         (changed(lambda f: f["evaluations"][0].update(removed=[99])), "not there"),
+        (changed(lambda f: f["evaluations"][0].update(removed=[True])), "(evaluations.0.removed.0: input should be"),
+        (changed(lambda f: mean_of(f)[0].__setitem__(0, "1.5")), f"({MEAN}: it holds something else"),
+        (changed(lambda f: mean_of(f)[0].__setitem__(0, True)), f"({MEAN}: it holds something else"),
+        (changed(lambda f: mean_of(f)[0].__setitem__(0, [1])), f"({MEAN}: it holds something else"),
+        (changed(lambda f: mean_of(f).__setitem__(0, "abcdef")), "row 1 has no numbers"),
+        (changed(lambda f: mean_of(f).clear()), f"({MEAN}: it is of 0 layers"),
+        (changed(lambda f: f["distances"].update(num_layers=7)), "distances.num_layers: it is of 7 layers"),
+        (changed(lambda f: f["distances"]["norms"].update(rest=[[1.0]] * 7)), "distances.norms.rest"),
+        (changed(lambda f: f.update(versions={str(i): i for i in range(2000)})), "2,000 names"),
     ],
 )
 def test_what_is_no_run_is_refused_in_a_sentence(content: bytes, why: str) -> None:

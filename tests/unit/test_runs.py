@@ -2,19 +2,21 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shortviz.cli_output import evaluation_text
 from shortviz.errors import RunError
+from shortviz.record_json import to_json
+from shortviz.records import evaluation_json
 from shortviz.runs import (
-    evaluation_json,
     folder_name,
     load_run,
     new_run,
-    run_json,
     save_run,
     with_evaluation,
 )
@@ -36,11 +38,11 @@ def test_a_run_comes_back_as_it_was_saved(tmp_path):
 
 
 def test_run_json_has_the_shape_of_the_design():
-    found = json.loads(json.dumps(run_json(fixture_run(num_layers=6)), allow_nan=False))
-    assert found["schema"] == 1
+    found = json.loads(to_json(fixture_run(num_layers=6)))
+    assert found["schema"] == 2
     assert {"id", "revision", "architecture", "num_layers", "parameters", "dtype"} <= found["model"].keys()
     assert {"source", "rows", "tokens", "fingerprint"} <= found["text"].keys()
-    grid = found["distances"]["angular_last"]
+    grid = found["distances"]["criteria"]["angular_last"]
     assert grid.keys() == {"samples", "mean", "stderr"}
     assert [len(row) for row in grid["mean"]] == [6, 5, 4, 3, 2, 1]
     assert "shortviz" in new_run(fixture_run(num_layers=6).model, fixture_run(num_layers=6).text).versions
@@ -59,7 +61,8 @@ def test_a_measured_map_comes_back_and_has_the_shape_of_the_design(tmp_path):
     np.testing.assert_array_equal(back.tokens, losses.tokens)
     assert (back.base, back.text, back.complete, back.replayed) == (losses.base, losses.text, True, True)
     found = json.loads((tmp_path / "run.json").read_text())["losses"]
-    assert found["nll"].keys() >= {"base", "tokens", "mean", "stderr"}
+    assert found.keys() >= {"base", "tokens", "nll", "increase", "kl"}
+    assert found["nll"].keys() == {"samples", "mean", "stderr"}
     assert [len(row) for row in found["kl"]["mean"]] == [5, 4, 3, 2, 1]
     assert found["nll"]["mean"][4] == [None]
 
@@ -76,19 +79,12 @@ def test_evaluation_json_has_the_shape_of_the_design_and_no_nan():
 
 
 def test_an_evaluation_of_before_there_was_an_error_of_the_same_next_token_is_read(tmp_path):
-    run = fixture_run(num_layers=6)
-    save_run(run, tmp_path)
-    assert load_run(tmp_path).evaluations[0].same_top1_stderr == run.evaluations[0].same_top1_stderr
-    path = tmp_path / "run.json"
-    found = json.loads(path.read_text())
-    for one in found["evaluations"]:
-        del one["same_top1_stderr"]
-    path.write_text(json.dumps(found))
-    (old,) = load_run(tmp_path).evaluations
-    assert old.same_top1 == run.evaluations[0].same_top1
+    shutil.copy(Path(__file__).parent.parent / "data" / "run_schema_1.json", tmp_path / "run.json")
+    known, old = load_run(tmp_path).evaluations
+    assert old.same_top1 == 0.7
     assert math.isnan(old.same_top1_stderr)
-    assert "same top token    61.0 %" in evaluation_text(old)
-    assert "same top token    61.0 ± 1.5 %" in evaluation_text(run.evaluations[0])
+    assert "same top token    70.0 %" in evaluation_text(old)
+    assert "same top token    70.0 +- 2.0 %" in evaluation_text(known)
 
 
 def test_an_evaluation_replaces_the_one_of_the_same_layers_and_text():
@@ -117,10 +113,13 @@ def test_a_run_of_another_text_is_not_overwritten(tmp_path):
     ("text", "message"),
     [
         ("", "is not a run of shortviz"),
-        ("{}", "KeyError: 'schema'"),
-        ('{"schema": 99}', "has schema 99, this version reads 1"),
+        ("{}", r"is not a run of shortviz \(model: field required\)"),
+        ('{"schema": 99}', "has schema 99, this version reads 2"),
         ("[1]", "is not a run"),
-        ('{"schema": 1, "model": {"id": 3}}', "is not a run"),
+        ('{"schema": 1, "model": {"id": 3}}', r"is not a run of shortviz \(nor as schema 1 has it: 'num_layers'\)"),
+        ('{"schema": 1, "model": []}', "is not a run"),
+        ('{"schema": 2, "model": {"id": 3}}', r"\(model.id: input should be a valid string\)"),
+        ("[" * 100_000, "is not a run"),
     ],
 )
 def test_broken_runs_are_refused_with_the_reason(tmp_path, text, message):
