@@ -14,10 +14,11 @@ from shortviz.settings import settings
 from shortviz.treated_recipe import TreatedRecipe, treated_recipe
 from shortviz.ui import export_actions, export_choice, inspector, notes, push_view, visit
 from shortviz.ui import state as s
+from shortviz.ui.bench import bench
 from shortviz.ui.following import follow
 from shortviz.ui.looks import main_button
 from shortviz.ui.proof_view import checklist, report_lines
-from shortviz.ui.resources import Bench, bench
+from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown, look, ref_of, settle_block
 from shortviz.ui.words import plain
 from shortviz.words import count, layers_text, percent, size

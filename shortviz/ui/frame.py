@@ -22,9 +22,10 @@ from shortviz.ui.address import (
     went_back,
     write_address,
 )
+from shortviz.ui.bench import bench
 from shortviz.ui.following import follow
 from shortviz.ui.link_problems import late_problem, link_problems
-from shortviz.ui.resources import Bench, bench
+from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown, look, ref_of
 from shortviz.ui.words import plain
 

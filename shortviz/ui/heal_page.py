@@ -19,9 +19,10 @@ from shortviz.ui import (
     treat_buttons,
 )
 from shortviz.ui import state as s
+from shortviz.ui.bench import bench
 from shortviz.ui.following import follow
 from shortviz.ui.looks import main_button
-from shortviz.ui.resources import Bench, bench
+from shortviz.ui.resources import Bench
 from shortviz.ui.shown import Shown, look, settle_block
 from shortviz.ui.treating import METHODS, Treating, cut_problem, known_ledger
 from shortviz.ui.words import plain

@@ -9,9 +9,9 @@ from streamlit.delta_generator import DeltaGenerator
 from shortviz.ui import learn_limits, learn_loss, learn_map, learn_stream, notes, visit
 from shortviz.ui import state as s
 from shortviz.ui.address import VIEW_PARAMETERS, go_to, went_back
+from shortviz.ui.bench import bench
 from shortviz.ui.learn_parts import choose_on_map
 from shortviz.ui.looks import main_button
-from shortviz.ui.resources import bench
 from shortviz.ui.shelves import EXAMPLE
 from shortviz.words import one_line
 

@@ -10,7 +10,7 @@ from shortviz.errors import ShortvizError
 from shortviz.records import Block, BlockDistances, BlockLosses, Run
 from shortviz.ui import state as s
 from shortviz.ui import visit
-from shortviz.ui.resources import bench
+from shortviz.ui.bench import bench
 from shortviz.ui.selection import checked_block
 from shortviz.ui.shelves import EXAMPLE
 

@@ -130,15 +130,15 @@ def _block(state: s.State, shown: Shown, parameters: Mapping[str, str]) -> Itera
 
 
 def _choices(shown: Shown, parameters: Mapping[str, str]) -> Iterator[str]:
-    for key, (what, names, label) in _CHOICES.items():
+    for key, (what, names, said) in _CHOICES.items():
         value = parameters.get(key)
         if not value:
             continue
-        name = next((one for one in names if value in (one, label(one))), None)
+        name = next((one for one in names if value in (one, said(one))), None)
         if name is None:
             yield f"The link's {what} {_quoted(value)} is not known; the usual one is shown."
         elif key == s.CRITERION and shown.distances is not None and name not in shown.distances.criteria:
-            yield f"This run has no {label(name)}, which the link asks for; another criterion is shown."
+            yield f"This run has no {said(name)}, which the link asks for; another criterion is shown."
 
 
 def _quoted(value: str) -> str:

@@ -7,7 +7,7 @@ from shortviz.job_state import JobState
 from shortviz.records import Block, ModelInfo
 from shortviz.ui import inspector, map_toolbar, map_view, measured, notes, share, treat_buttons
 from shortviz.ui import state as s
-from shortviz.ui.resources import bench
+from shortviz.ui.bench import bench
 from shortviz.ui.shown import Shown, live_losses, live_map, look, measure_job, settle_block
 
 TICK_SECONDS = 1.0

@@ -8,9 +8,10 @@ from shortviz.settings import settings
 from shortviz.ui import actions, notes, text_picker, visit
 from shortviz.ui import state as s
 from shortviz.ui.address import DTYPES
+from shortviz.ui.bench import bench
 from shortviz.ui.following import follow
 from shortviz.ui.looks import main_button
-from shortviz.ui.resources import Bench, bench
+from shortviz.ui.resources import Bench
 from shortviz.ui.words import plain
 from shortviz.words import count, size
 

@@ -5,9 +5,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import streamlit as st
-from streamlit.runtime.scriptrunner import get_script_run_ctx
-
 from shortviz import policy
 from shortviz.errors import ShortvizError
 from shortviz.heal_settings import HealSettings
@@ -17,8 +14,6 @@ from shortviz.memory import free_bytes
 from shortviz.progress import Watch
 from shortviz.records import Block, Evaluation, ModelRef, TaskRows, TaskScore, TaskSpec, TextSpec
 from shortviz.settings import settings
-from shortviz.ui import state as s
-from shortviz.ui import visit
 from shortviz.ui.shelves import ModelShelf, RunShelf, Shelf
 
 if TYPE_CHECKING:
@@ -66,7 +61,9 @@ class Bench:
     Where the app is hosted, every job passes `policy` in `submit`, and belongs to the session that started it.
     """
 
-    jobs: JobRegistry = field(default_factory=lambda: JobRegistry(queue_limit=settings().max_queue, may_cancel=_is_own))
+    visitor: Callable[[], str] = lambda: ""
+    """Returns the secret name of the session that asks; "" outside of one."""
+    jobs: JobRegistry = field(init=False)
     models: ModelShelf = field(default_factory=lambda: ModelShelf(1 if settings().is_hosted else 2))
     runs: RunShelf
     measured: "Shelf[Evaluation]" = field(default_factory=lambda: Shelf(2000))
@@ -87,12 +84,15 @@ class Bench:
     """By job: the sessions that may see it, where the app is hosted."""
     _submitting: Any = field(default_factory=threading.RLock)
 
+    def __post_init__(self) -> None:
+        self.jobs = JobRegistry(queue_limit=settings().max_queue, may_cancel=self._is_own)
+
     def submit(self, context: JobContext, title: str, work: Callable[[Watch], Any], *, lane: Lane = "long") -> str:
         """Return the id of a new job; the same work that is waiting or running already is not started twice.
 
         A job that may not or cannot start is one that has failed, with the reason for people.
         """
-        owner, rules = _session(), settings()
+        owner, rules = self.visitor(), settings()
         with self._submitting:
             live = [state for state in self.jobs.jobs() if state.live]
             same = next((j.id for j in live if not j.stopping and self._contexts.get(j.id) == context), None)
@@ -117,14 +117,14 @@ class Bench:
         """Return the live jobs of this visitor, oldest first; none on one's own machine, where everybody sees all."""
         if not settings().is_hosted:
             return ()
-        return tuple(job for job in self.jobs.jobs() if job.live and job.owner == _session())
+        return tuple(job for job in self.jobs.jobs() if job.live and job.owner == self.visitor())
 
     def inspecting(self, ref: ModelRef | None, block: Block, spec: TextSpec, own: str | None = None) -> str | None:
         """Return the live job that measures this block: this session's `own`, or whichever session began one."""
         for state in sorted(self.jobs.jobs(), key=lambda job: job.id != own):
             about = self._contexts.get(state.id) if state.live and state.kind == "inspect" else None
             if about is not None and (about.ref, about.block, about.evaluation) == (ref, block, spec):
-                self._watch(state.id, _session())
+                self._watch(state.id, self.visitor())
                 return state.id
         return None
 
@@ -149,18 +149,12 @@ class Bench:
     def _watch(self, job_id: str, owner: str) -> None:
         self._watchers.put(job_id, (self._watchers.get(job_id) or frozenset()) | {owner})
 
+    def _is_own(self, job: JobState) -> bool:
+        """Return whether whoever asks may stop the job: on one's own machine, everybody."""
+        return not settings().is_hosted or job.owner == self.visitor()
+
     def _visible(self, job_id: str) -> bool:
-        return not settings().is_hosted or _session() in (self._watchers.get(job_id) or ())
-
-
-def _session() -> str:
-    """Return the secret name of the session whose script this is; "" outside of one."""
-    return visit.owner(s.session()) if get_script_run_ctx(suppress_warning=True) is not None else ""
-
-
-def _is_own(job: JobState) -> bool:
-    """Return whether whoever runs this script may stop the job: on one's own machine, everybody."""
-    return not settings().is_hosted or job.owner == _session()
+        return not settings().is_hosted or self.visitor() in (self._watchers.get(job_id) or ())
 
 
 def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
@@ -180,9 +174,3 @@ def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
             alarm.cancel()
 
     return timed
-
-
-@st.cache_resource(show_spinner=False, on_release=Bench.close)
-def bench() -> Bench:
-    """Return the bench of this process."""
-    return Bench(runs=RunShelf(settings().runs_dir))

@@ -15,8 +15,9 @@ from shortviz.settings import settings
 from shortviz.ui import compare_view, visit
 from shortviz.ui import state as s
 from shortviz.ui.address import go_to
+from shortviz.ui.bench import bench
 from shortviz.ui.looks import main_button
-from shortviz.ui.resources import Bench, bench
+from shortviz.ui.resources import Bench
 from shortviz.ui.words import plain
 from shortviz.words import counted
 

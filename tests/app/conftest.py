@@ -11,7 +11,8 @@ from streamlit.testing.v1 import AppTest
 from shortviz.job_state import JobState
 from shortviz.records import TextSpec
 from shortviz.ui import state as s
-from shortviz.ui.resources import Bench, bench
+from shortviz.ui.bench import bench
+from shortviz.ui.resources import Bench
 from shortviz.ui.shelves import RunShelf
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,8 @@ from shortviz.settings import Settings, settings
 from shortviz.texts import DEFAULT_EVALUATION
 from shortviz.ui import actions, export_actions, inspect_actions
 from shortviz.ui import state as s
-from shortviz.ui.resources import Bench, JobContext, bench
+from shortviz.ui.bench import bench
+from shortviz.ui.resources import Bench, JobContext
 from shortviz.ui.text_picker import store_upload
 from tests.app.conftest import ROOT, TEXT, App
 from tests.ledger_fixture import fixture_ledger

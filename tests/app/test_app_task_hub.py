@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 from tests.app.conftest import TEXT, App
 from shortviz.records import TextSpec
 from shortviz.ui import state as s
-from shortviz.ui.resources import bench
+from shortviz.ui.bench import bench
 logging.getLogger("streamlit").setLevel(logging.ERROR)
 asked = json.loads(sys.stdin.read())
 page = App(model=asked["model"])

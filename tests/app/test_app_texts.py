@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable
 
-from shortviz.job_state import JobControl, Lane
+from shortviz.job_state import Lane
+from shortviz.progress import Watch
 from shortviz.ui.resources import Bench
 from tests.app.conftest import App
 from tests.app.test_app_measured import view
@@ -68,5 +69,5 @@ def test_a_measurement_of_texts_and_continuations_each_keep_their_handle_and_the
         tools.jobs.wait(job, 60)
 
 
-def _waits(control: JobControl) -> None:
+def _waits(control: Watch) -> None:
     control.stop.wait(60)
