@@ -35,6 +35,7 @@ lint: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(RUN_READY)
 	$(BIN)/python benchmarks/measure.py

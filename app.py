@@ -1,8 +1,8 @@
 """The app: `streamlit run app.py`. One page per question; the status line says what is in memory."""
 
-from shortviz.ui import frame
+from shortviz.ui.pages import shell
 
-page = frame.navigation()
-frame.open_page(page)
+page = shell.navigation()
+shell.open_page(page)
 page.run()
-frame.close_page()
+shell.close_page()

@@ -3,10 +3,10 @@
 import streamlit as st
 from starlette.middleware import Middleware
 
-from shortviz.doorkeeper import HostGuard
-from shortviz.hosting import can_sign_in, host_names
+from shortviz.server.guard import HostGuard
+from shortviz.server.start import can_sign_in, host_names
 from shortviz.settings import settings
-from shortviz.ui.sign_in import auth_secrets
+from shortviz.ui.session.polling import auth_secrets
 
 rules = settings()
 app = st.App(

@@ -22,10 +22,11 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from shortviz.runs import example_run, save_run, versions
-from shortviz.table import Table, left, right
-from tests.browser.app_server import FLAGS, PATIENCE_MS, ROOT, AppServer, chromium_path, start_server
-from tests.browser.map_mouse import point_at, random_cells
+from shortviz.files import versions
+from shortviz.records.table import Table, left, right
+from shortviz.runs.run import example_run, save_run
+from tests.support.app_server import FLAGS, PATIENCE_MS, ROOT, AppServer, chromium_path, start_server
+from tests.support.map_mouse import point_at, random_cells
 
 MAP_IS_DRAWN = """() => !!document.querySelector('.js-plotly-plot .modebar')
     && !!document.querySelector('.js-plotly-plot .scatterlayer .trace path.point')"""

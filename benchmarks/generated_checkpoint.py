@@ -13,7 +13,7 @@ def write_checkpoint(folder: Path, layers: int) -> int:
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
-    from tests.families import tiny_tokenizer
+    from tests.support.families import tiny_tokenizer
 
     config = LlamaConfig(
         hidden_size=HIDDEN,

@@ -22,15 +22,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shortviz import criteria as known
-from shortviz.architectures import layer_stack
 from shortviz.criteria import info
-from shortviz.distances import measure_distances
-from shortviz.handle import ModelHandle
-from shortviz.model_info import model_info
+from shortviz.files import versions
+from shortviz.measure.distances import measure_distances
+from shortviz.model.handle import ModelHandle
+from shortviz.model.layers import layer_stack
+from shortviz.model.load import model_info
 from shortviz.progress import Progress, Watch
-from shortviz.records import ModelRef, TextInfo, TokenSet
-from shortviz.runs import versions
-from tests.families import tiny_tokenizer
+from shortviz.records.model import ModelRef
+from shortviz.records.text import TextInfo, TokenSet
+from tests.support.families import tiny_tokenizer
 
 
 def main() -> None:

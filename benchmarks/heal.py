@@ -13,17 +13,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from shortviz.handle import ModelHandle
-from shortviz.heal_data import ALL_TOKENS, pack, part_of, split_heldout
-from shortviz.heal_settings import HealSettings, preset
-from shortviz.healing import heal
-from shortviz.ledger_steps import recovered_share
-from shortviz.loading import load
-from shortviz.losses import BaseScores, evaluate
-from shortviz.pruning import prune
-from shortviz.records import Block, ModelRef, PrunePlan, TextSpec, TokenSet, WindowSpec
-from shortviz.texts import make_windows, tokenize
-from shortviz.words import percent
+from shortviz.heal.data import pack, part_of, split_heldout
+from shortviz.heal.heal import heal
+from shortviz.measure.losses import BaseScores, evaluate
+from shortviz.model.handle import ModelHandle
+from shortviz.model.load import load
+from shortviz.model.prune import prune
+from shortviz.records.formatting import percent
+from shortviz.records.heal import HealSettings, preset
+from shortviz.records.ledger_steps import recovered_share
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.text import ALL_TOKENS, TextSpec, TokenSet, WindowSpec
+from shortviz.text.tokens import make_windows, tokenize
 
 RECIPES = {
     "next_token": {"objective": "next_token"},
@@ -115,7 +117,7 @@ def _settings(name: str, steps: int, precision: str) -> HealSettings:
 
 
 def _repaired(cut: ModelHandle, base: ModelHandle, tokens: TokenSet) -> tuple[ModelHandle, float]:
-    from shortviz.repair import repair
+    from shortviz.repair.repair import repair
 
     began = time.process_time()
     rows = part_of(tokens, tuple(pack(tokens, 256, ())[:64]))

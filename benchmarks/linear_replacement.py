@@ -18,15 +18,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-import shortviz.distances as distances
 from shortviz import TextSpec, criteria
-from shortviz.agreement import spearman
+from shortviz.analysis.agreement import spearman
 from shortviz.criteria.linear_replacement import RIDGE, replacement_errors
-from shortviz.loading import load
-from shortviz.records import ModelRef
-from shortviz.runs import versions
-from shortviz.texts import DEFAULT_CALIBRATION, tokenize
-from shortviz.token_sample import TokenSample
+from shortviz.files import versions
+from shortviz.measure import distances
+from shortviz.measure.gram import TokenSample
+from shortviz.model.load import load
+from shortviz.records.model import ModelRef
+from shortviz.text.tokens import DEFAULT_CALIBRATION, tokenize
 
 RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 

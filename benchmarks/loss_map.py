@@ -21,15 +21,16 @@ import numpy as np
 import torch
 import transformers
 
-from shortviz.block_losses import open_engine
-from shortviz.handle import ModelHandle
-from shortviz.loading import load
-from shortviz.loss_map import measure_losses
+from shortviz.measure.loss_map import measure_losses, open_engine
+from shortviz.model.handle import ModelHandle
+from shortviz.model.load import load
+from shortviz.model.prune import prune
 from shortviz.progress import Progress, Watch
-from shortviz.pruning import prune
-from shortviz.records import Block, ModelRef, PrunePlan, TextSpec, WindowSet, WindowSpec
-from shortviz.table import Table, left, right
-from shortviz.texts import make_windows
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.table import Table, left, right
+from shortviz.records.text import TextSpec, WindowSet, WindowSpec
+from shortviz.text.tokens import make_windows
 
 
 @dataclass

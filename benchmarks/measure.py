@@ -21,14 +21,15 @@ import psutil
 import torch
 
 from shortviz import TextSpec, criteria
-from shortviz.architectures import layer_stack
-from shortviz.distances import measure_distances
-from shortviz.loading import load
+from shortviz.files import versions
+from shortviz.measure.batches import batches_by_length
+from shortviz.measure.distances import measure_distances
+from shortviz.model.layers import layer_stack
+from shortviz.model.load import load
 from shortviz.progress import Progress, Watch
-from shortviz.records import ModelRef, TokenSet
-from shortviz.runs import versions
-from shortviz.texts import DEFAULT_CALIBRATION, tokenize
-from shortviz.token_batches import batches_by_length
+from shortviz.records.model import ModelRef
+from shortviz.records.text import TokenSet
+from shortviz.text.tokens import DEFAULT_CALIBRATION, tokenize
 
 
 @contextmanager

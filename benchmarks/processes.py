@@ -70,11 +70,12 @@ def work(args: argparse.Namespace) -> None:
     """Measure, alone or as one of several; rank 0 prints seconds and sums."""
     from shortviz import criteria as known
     from shortviz.criteria import info
-    from shortviz.distances import measure_distances
-    from shortviz.loading import load
-    from shortviz.ranks import joined
-    from shortviz.records import ModelRef, TextSpec
-    from shortviz.texts import tokenize
+    from shortviz.measure.distances import measure_distances
+    from shortviz.measure.processes import joined
+    from shortviz.model.load import load
+    from shortviz.records.model import ModelRef
+    from shortviz.records.text import TextSpec
+    from shortviz.text.tokens import tokenize
 
     names = [name for name in known.names() if args.criteria == "all" or not info(name).from_sample]
     handle = load(ModelRef(id=args.model))

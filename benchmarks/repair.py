@@ -17,18 +17,20 @@ from pathlib import Path
 import torch
 import transformers
 
-from shortviz import runs
+from shortviz.analysis.planning import best_start
 from shortviz.errors import ShortvizError
-from shortviz.handle import ModelHandle
-from shortviz.ledger_steps import recovered_share
-from shortviz.loading import load
-from shortviz.losses import BaseScores, evaluate
-from shortviz.planning import best_start
-from shortviz.pruning import prune
-from shortviz.records import Block, ModelRef, PrunePlan, TextSpec, TokenSet, WindowSet, WindowSpec
-from shortviz.repair import repair
-from shortviz.texts import make_windows, packed_rows
-from shortviz.words import percent
+from shortviz.measure.losses import BaseScores, evaluate
+from shortviz.model.handle import ModelHandle
+from shortviz.model.load import load
+from shortviz.model.prune import prune
+from shortviz.records.formatting import percent
+from shortviz.records.ledger_steps import recovered_share
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.text import TextSpec, TokenSet, WindowSet, WindowSpec
+from shortviz.repair.repair import repair
+from shortviz.runs import run as runs
+from shortviz.text.tokens import make_windows, packed_rows
 
 BUNDLED = Path(runs.__file__).parent / "example_run"
 Row = dict[str, float | int | str | bool | None]

@@ -21,16 +21,17 @@ import numpy as np
 import torch
 from loss_map import Clock, naive_nll
 
-from shortviz.block_losses import open_engine
-from shortviz.handle import ModelHandle
-from shortviz.loading import load
+from shortviz.files import versions
+from shortviz.measure.loss_map import open_engine
+from shortviz.measure.search import SearchResult, SuccessiveElimination, search_best_starts
+from shortviz.model.handle import ModelHandle
+from shortviz.model.load import load
 from shortviz.progress import Progress, Watch
-from shortviz.race import SearchResult, SuccessiveElimination
-from shortviz.records import Block, ModelRef, TextSpec, WindowSet, WindowSpec
-from shortviz.runs import versions
-from shortviz.search import search_best_starts
-from shortviz.table import Table, right
-from shortviz.texts import make_windows
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block
+from shortviz.records.table import Table, right
+from shortviz.records.text import TextSpec, WindowSet, WindowSpec
+from shortviz.text.tokens import make_windows
 
 
 def exhaustive(handle: ModelHandle, windows: WindowSet, max_n: int, table: Path | None) -> np.ndarray:

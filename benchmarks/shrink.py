@@ -19,15 +19,17 @@ import torch
 import transformers
 
 from shortviz.errors import PlanError
-from shortviz.handle import ModelHandle
-from shortviz.loading import load
-from shortviz.losses import BaseScores, evaluate
-from shortviz.pruning import prune
-from shortviz.records import Block, ModelRef, PrunePlan, TextSpec, WindowSet, WindowSpec
-from shortviz.shrink import shrink
-from shortviz.sums import mean_and_stderr
-from shortviz.texts import make_windows, packed_rows
-from shortviz.words import with_error
+from shortviz.measure.losses import BaseScores, evaluate
+from shortviz.model.handle import ModelHandle
+from shortviz.model.load import load
+from shortviz.model.prune import prune
+from shortviz.records.formatting import with_error
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.sums import mean_and_stderr
+from shortviz.records.text import TextSpec, WindowSet, WindowSpec
+from shortviz.repair.shrink import shrink
+from shortviz.text.tokens import make_windows, packed_rows
 
 
 def best_block(base: ModelHandle, n: int, windows: WindowSet) -> Block:

@@ -77,7 +77,7 @@ def token_rows(args: argparse.Namespace) -> Any:
     """Return one row a batch."""
     import numpy as np
 
-    from shortviz.records import TextInfo, TokenSet
+    from shortviz.records.text import TextInfo, TokenSet
 
     draw = np.random.default_rng(0)
     rows = tuple(draw.integers(0, VOCABULARY, args.tokens).astype(np.int64) for _ in range(args.batches))
@@ -87,9 +87,9 @@ def token_rows(args: argparse.Namespace) -> Any:
 
 def stream(args: argparse.Namespace) -> dict[str, Any]:
     """Measure all distances, streamed."""
-    from shortviz.records import ModelRef
-    from shortviz.streamed_model import open_streamed
-    from shortviz.streaming import measure_streamed
+    from shortviz.records.model import ModelRef
+    from shortviz.streaming.distances import measure_streamed
+    from shortviz.streaming.model import open_streamed
 
     began, read = time.perf_counter(), read_bytes()
     with open_streamed(ModelRef(id=str(args.model))) as model:
@@ -112,11 +112,11 @@ def offload(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from shortviz.distances import measure_distances
-    from shortviz.handle import ModelHandle
-    from shortviz.model_info import model_info
-    from shortviz.records import ModelRef
-    from tests.families import tiny_tokenizer
+    from shortviz.measure.distances import measure_distances
+    from shortviz.model.handle import ModelHandle
+    from shortviz.model.load import model_info
+    from shortviz.records.model import ModelRef
+    from tests.support.families import tiny_tokenizer
 
     began, read = time.perf_counter(), read_bytes()
     places: dict[str, str] = {f"model.layers.{i}": "disk" for i in range(args.layers)}
@@ -142,11 +142,12 @@ def offload(args: argparse.Namespace) -> dict[str, Any]:
 
 def export(args: argparse.Namespace) -> dict[str, Any]:
     """Export with layers removed, streamed; then copy the result with cp -r, twice each, alternating."""
-    from shortviz import streamed_proof
-    from shortviz.records import ModelRef, PrunePlan
-    from shortviz.streamed_export import export_streamed
+    from shortviz.records.model import ModelRef
+    from shortviz.records.plan import PrunePlan
+    from shortviz.streaming import proof
+    from shortviz.streaming.export import export_streamed
 
-    streamed_proof.free_memory = lambda _: 0  # as on a machine where the short model does not fit either
+    proof.free_memory = lambda _: 0  # as on a machine where the short model does not fit either
     plan = PrunePlan(
         num_layers=args.layers, removed=tuple(range(args.layers // 4, args.layers // 4 + args.layers // 2))
     )

@@ -30,9 +30,9 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 from shortviz import criteria
-from shortviz.runs import versions
-from shortviz.table import Table, left, right
-from tests.browser.app_server import FLAGS, PATIENCE_MS, ROOT, AppServer, chromium_path, start_server
+from shortviz.files import versions
+from shortviz.records.table import Table, left, right
+from tests.support.app_server import FLAGS, PATIENCE_MS, ROOT, AppServer, chromium_path, start_server
 
 EXPLORED = ("learn", "map", "heal", "export", "runs")
 """Pages that a bundled run fills; Model would start an estimate, which imports torch."""

@@ -1,5 +1,5 @@
 """Export: write the cut model as a stock checkpoint, and prove it before the word done."""
 
-from shortviz.ui import export_page, frame
+from shortviz.ui.pages import export, shell
 
-frame.inside(export_page.draw)
+shell.inside(export.draw)

@@ -1,5 +1,5 @@
 """Heal: what a cut lost, what repair and training won back, and both as buttons."""
 
-from shortviz.ui import frame, heal_page
+from shortviz.ui.pages import heal, shell
 
-frame.inside(heal_page.draw)
+shell.inside(heal.draw)

@@ -1,5 +1,5 @@
 """Learn: what layer redundancy is, one idea and one picture at a time."""
 
-from shortviz.ui import frame, learn_page
+from shortviz.ui.pages import learn, shell
 
-frame.inside(learn_page.draw)
+shell.inside(learn.draw)

@@ -1,5 +1,6 @@
 """Map: which blocks look redundant, and what removing the chosen one really does."""
 
-from shortviz.ui import frame, map_page
+from shortviz.ui.pages import map as map_page
+from shortviz.ui.pages import shell
 
-frame.inside(map_page.draw)
+shell.inside(map_page.draw)

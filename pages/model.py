@@ -1,5 +1,5 @@
 """Model: which model, on which text, and what that costs before anything large is read."""
 
-from shortviz.ui import frame, model_page
+from shortviz.ui.pages import model, shell
 
-frame.inside(model_page.draw)
+shell.inside(model.draw)

@@ -1,5 +1,5 @@
 """Runs: what was measured before; open one."""
 
-from shortviz.ui import frame, runs_page
+from shortviz.ui.pages import runs, shell
 
-frame.inside(runs_page.draw)
+shell.inside(runs.draw)

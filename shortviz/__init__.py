@@ -9,40 +9,41 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Block": "records",
-    "BlockDistances": "records",
-    "BlockLosses": "records",
-    "Evaluation": "records",
-    "HealSettings": "heal_settings",
-    "ModelHandle": "handle",
-    "ModelRef": "records",
-    "PrunePlan": "records",
-    "Run": "records",
-    "ShortTransformer": "short_transformer",
+    "Block": "records.plan",
+    "BlockDistances": "records.measured",
+    "BlockLosses": "records.measured",
+    "Evaluation": "records.measured",
+    "HealSettings": "records.heal",
+    "ModelHandle": "model.handle",
+    "ModelRef": "records.model",
+    "PrunePlan": "records.plan",
+    "Run": "records.run",
+    "ShortTransformer": "compat",
     "ShortvizError": "errors",
-    "TextSpec": "records",
+    "TextSpec": "records.text",
     "Watch": "progress",
-    "WindowSpec": "records",
-    "best_blocks": "planning",
-    "estimate": "loading",
-    "evaluate": "losses",
-    "export_checkpoint": "export",
-    "heal": "healing",
-    "load": "loading",
-    "load_adapter": "heal_adapter",
-    "load_run": "runs",
-    "make_windows": "texts",
-    "measure_distances": "distances",
-    "measure_losses": "loss_map",
-    "prune": "pruning",
-    "save_run": "runs",
-    "tokenize": "texts",
+    "WindowSpec": "records.text",
+    "best_blocks": "analysis.planning",
+    "estimate": "model.load",
+    "evaluate": "measure.losses",
+    "export_checkpoint": "export.export",
+    "load": "model.load",
+    "load_adapter": "heal.adapter",
+    "load_run": "runs.run",
+    "make_windows": "text.tokens",
+    "measure_distances": "measure.distances",
+    "measure_losses": "measure.loss_map",
+    "prune": "model.prune",
+    "save_run": "runs.run",
+    "tokenize": "text.tokens",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", "heal", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "heal":  # a package that can be called
+        return import_module("shortviz.heal")
     if name not in _HOME:
         raise AttributeError(f"module 'shortviz' has no attribute {name!r}")
     value = getattr(import_module(f"shortviz.{_HOME[name]}"), name)

@@ -1,6 +1,6 @@
 """`python -m shortviz` is `shortviz`."""
 
-from shortviz.cli import main
+from shortviz.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Watch: the one object by which a long function tells how far it is, and hears that it should stop."""
+"""How far long work is, and whether it should stop."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Shared fixtures. The repository root is on sys.path, so that tests can say `from tests.families import ...`."""
+"""Shared fixtures. The repository root is on sys.path, for `from tests.support... import`."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 if TYPE_CHECKING:
-    from shortviz.handle import ModelHandle
+    from shortviz.model.handle import ModelHandle
 
 # A deadline per example fails on a busy machine, not on a bug.
 hypothesis.settings.register_profile("shortviz", deadline=None)
@@ -37,7 +37,7 @@ def _runs_dir_removed() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def demo_handle() -> "ModelHandle":
     """The real demo model, loaded once for the session; read-only."""
-    from shortviz.loading import load
-    from shortviz.records import ModelRef
+    from shortviz.model.load import load
+    from shortviz.records.model import ModelRef
 
     return load(ModelRef(id="demo"))

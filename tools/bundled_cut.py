@@ -3,15 +3,16 @@
 import sys
 from dataclasses import replace
 
-from shortviz.handle import ModelHandle
-from shortviz.heal_data import split_heldout
-from shortviz.heal_settings import PRESETS
-from shortviz.healing import heal
+from shortviz.heal.data import split_heldout
+from shortviz.heal.heal import heal
+from shortviz.model.handle import ModelHandle
+from shortviz.model.prune import prune
 from shortviz.progress import Progress, Watch
-from shortviz.pruning import prune
-from shortviz.records import Block, PrunePlan, TextSpec
-from shortviz.repair import repair
-from shortviz.texts import tokenize
+from shortviz.records.heal import PRESETS
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.text import TextSpec
+from shortviz.repair.repair import repair
+from shortviz.text.tokens import tokenize
 
 BLOCK = Block(start=12, n=4)
 """The block of the handbook's examples."""

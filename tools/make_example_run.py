@@ -16,20 +16,23 @@ from pathlib import Path
 
 from bundled_cut import BLOCK, tell, treated
 
-from shortviz.distances import measure_distances
-from shortviz.generation import continue_text
-from shortviz.handle import ModelHandle
-from shortviz.ledger import Ledger, treated_name
-from shortviz.ledger_steps import add_step, start_ledger
-from shortviz.loading import load
-from shortviz.loss_map import measure_losses
-from shortviz.losses import BaseScores, evaluate
-from shortviz.planning import best_blocks
+from shortviz.analysis.planning import best_blocks
+from shortviz.measure.distances import measure_distances
+from shortviz.measure.generation import continue_text
+from shortviz.measure.loss_map import measure_losses
+from shortviz.measure.losses import BaseScores, evaluate
+from shortviz.model.handle import ModelHandle
+from shortviz.model.load import load
+from shortviz.model.prune import prune
 from shortviz.progress import Watch
-from shortviz.pruning import prune
-from shortviz.records import ModelRef, PrunePlan, Run, TextSpec, WindowSet, WindowSpec
-from shortviz.runs import EXAMPLES, FILE, example_run, new_run, save_run, with_evaluation, with_ledger
-from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, make_windows, tokenize
+from shortviz.records.ledger import Ledger, treated_name
+from shortviz.records.ledger_steps import add_step, start_ledger
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import PrunePlan
+from shortviz.records.run import Run
+from shortviz.records.text import TextSpec, WindowSet, WindowSpec
+from shortviz.runs.run import EXAMPLES, FILE, example_run, new_run, save_run, with_evaluation, with_ledger
+from shortviz.text.tokens import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, make_windows, tokenize
 
 TEXTS = {
     "example": (DEFAULT_CALIBRATION, DEFAULT_EVALUATION, "SmolLM2-135M-Instruct, the demo model"),

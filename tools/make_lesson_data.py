@@ -16,16 +16,18 @@ import torch
 from bundled_cut import BLOCK, treated
 from lesson_questions import QUESTIONS
 
-from shortviz.capture import residual_boundaries
-from shortviz.generation import continue_text
-from shortviz.handle import ModelHandle
-from shortviz.lesson_data import FILE
-from shortviz.loading import load
-from shortviz.planning import best_start
-from shortviz.pruning import prune
-from shortviz.records import Block, ModelRef, PrunePlan
-from shortviz.runs import example_run, versions
-from shortviz.texts import DEFAULT_CALIBRATION, tokenize
+from shortviz.analysis.planning import best_start
+from shortviz.files import versions
+from shortviz.lessons.data import FILE
+from shortviz.measure.generation import continue_text
+from shortviz.model.handle import ModelHandle
+from shortviz.model.layers import residual_boundaries
+from shortviz.model.load import load
+from shortviz.model.prune import prune
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.runs.run import example_run
+from shortviz.text.tokens import DEFAULT_CALIBRATION, tokenize
 
 SENTENCE = "The capital of Japan is"
 BINS = ((0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, 127), (128, 254), (255, 255))

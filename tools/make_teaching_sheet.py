@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from shortviz.lesson_data import KINDS, lesson_data
-from shortviz.map_cells import best_starts
-from shortviz.records import Block
-from shortviz.runs import example_run
-from shortviz.words import layer_words
+from shortviz.analysis.planning import best_starts
+from shortviz.lessons.data import KINDS, lesson_data
+from shortviz.records.formatting import layer_words
+from shortviz.records.plan import Block
+from shortviz.runs.run import example_run
 
 TOOLS = Path(__file__).resolve().parent
 TEMPLATE, SHEET = TOOLS / "teaching_template.md", TOOLS.parent / "docs" / "teaching.md"

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from shortviz import criteria
+
 if TYPE_CHECKING:
     from torch import Tensor as Tensor
 else:  # a saved run is explored without torch
     Tensor = Any
+
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(x^(start), x^(start+n)), shape (..., hidden) -> one value per token, shape (...)."""
@@ -67,3 +70,19 @@ class Criterion:
     """Whether a zero vector has no such value; it is then reported, not invented."""
     order: int = 99
     """Place in lists."""
+
+
+MEASURED = {"nll_increase": "measured NLL increase", "kl": "measured KL(uncut || cut)"}
+"""Measured quantities that are drawn like a criterion, with their words; in nats per token."""
+
+
+def label(name: str) -> str:
+    """Return the words for a criterion or a measured quantity."""
+    return MEASURED.get(name) or criteria.label(name)
+
+
+def units(name: str) -> str:
+    """Return the unit of a criterion or a measured quantity, or nothing where it is not known."""
+    if name in MEASURED:
+        return "nats per token"
+    return criteria.info(name).units if name in criteria.names() else ""

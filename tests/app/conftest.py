@@ -6,69 +6,12 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
-from streamlit.testing.v1 import AppTest
 
-from shortviz.job_state import JobState
-from shortviz.records import TextSpec
-from shortviz.ui import state as s
-from shortviz.ui.bench import bench
-from shortviz.ui.resources import Bench
-from shortviz.ui.shelves import RunShelf
-
-ROOT = Path(__file__).resolve().parents[2]
-JOB_SECONDS = 300
-TEXT = "The river carries what the hills let go, and the mill turns it into bread. " * 40
-
-
-class App:
-    """An AppTest with the words that tests need; it opens on the map unless `first_page` says otherwise."""
-
-    def __init__(self, first_page: str = "map", **parameters: str) -> None:
-        self.at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
-        if first_page:
-            self.at.switch_page(f"pages/{first_page}.py")
-        for key, value in parameters.items():
-            self.at.query_params[key] = value
-        self.run()
-
-    def run(self) -> "App":
-        self.at.run()
-        assert not self.at.exception, [e.value for e in self.at.exception]
-        return self
-
-    def page(self, name: str) -> "App":
-        self.at.switch_page(f"pages/{name}.py")
-        return self.run()
-
-    @property
-    def state(self):  # noqa: ANN201  (AppTest's session state has no public type)
-        return self.at.session_state
-
-    def number(self, name: str):  # noqa: ANN201  (AppTest's widgets have no public type)
-        """The number input of the block: `start` or `n`."""
-        return next(w for w in self.at.number_input if w.label == name)
-
-    def click(self, key: str) -> "App":
-        self.at.button(key=key).click()
-        return self.run()
-
-    def finish(self, kind: str) -> JobState:
-        """Wait for the newest job of a kind, and let the page see how it ended."""
-        found = bench().jobs.wait(self.state["jobs"][kind], JOB_SECONDS)
-        assert found is not None
-        assert not found.live, found
-        self.run()
-        return found
-
-    @property
-    def errors(self) -> list[str]:
-        return [plain(e.value) for e in self.at.error]
-
-    @property
-    def words(self) -> str:
-        """Everything the page says in text, without its markup."""
-        kinds = (self.at.markdown, self.at.caption, self.at.subheader, self.at.text, self.at.warning, self.at.success)
-        return "\n".join(plain(str(e.value)) for kind in kinds for e in kind)
+from shortviz.records.text import TextSpec
+from shortviz.service.service import RunStore, Service
+from shortviz.ui.session import state as s
+from shortviz.ui.session.service import bench
+from tests.support.app import TEXT, App
 
 
 def plain(markdown: str) -> str:
@@ -76,17 +19,17 @@ def plain(markdown: str) -> str:
 
 
 @pytest.fixture
-def tools(tmp_path: Path) -> Iterator[Bench]:
+def tools(tmp_path: Path) -> Iterator[Service]:
     """A bench that no other test has used, with a folder of runs of its own."""
     logging.getLogger("streamlit").setLevel(logging.ERROR)  # it warns about calls outside of a page, which tests make
     st.cache_resource.clear()
-    bench().runs = RunShelf(tmp_path / "runs")
+    bench().runs = RunStore(tmp_path / "runs")
     yield bench()
     st.cache_resource.clear()
 
 
 @pytest.fixture
-def app(tools: Bench) -> Callable[..., App]:
+def app(tools: Service) -> Callable[..., App]:
     """Start a session of the app, at an address if parameters are given."""
     return App
 
@@ -94,7 +37,7 @@ def app(tools: Bench) -> Callable[..., App]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder with a tiny random model and a tokenizer that reads anything."""
-    from tests.families import build_tiny, tiny_tokenizer
+    from tests.support.families import build_tiny, tiny_tokenizer
 
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-llama"
     build_tiny("llama").save_pretrained(folder)
@@ -103,7 +46,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def loaded(tools: Bench, app: Callable[..., App], tiny_folder: Path) -> App:
+def loaded(tools: Service, app: Callable[..., App], tiny_folder: Path) -> App:
     """A session whose tiny model is loaded, with short texts."""
     page = app(model=str(tiny_folder)).page("model")
     page.click("estimate_button")

@@ -4,16 +4,16 @@ from collections.abc import Callable
 
 import pytest
 
-from shortviz.records import TextSpec
-from shortviz.ui import state as s
-from shortviz.ui.resources import Bench
-from tests.app.conftest import App
+from shortviz.records.text import TextSpec
+from shortviz.service.service import Service
+from shortviz.ui.session import state as s
+from tests.support.app import App
 
 PROSE = "The keeper of the light wrote down the weather every evening, and every evening it was different. " * 60
 
 
 @pytest.mark.demo
-def test_the_bundled_run_becomes_live_when_its_model_is_loaded(app: Callable[..., App], tools: Bench) -> None:
+def test_the_bundled_run_becomes_live_when_its_model_is_loaded(app: Callable[..., App], tools: Service) -> None:
     page = app(start="12", n="4")
     page.state[s.EVALUATION] = TextSpec(kind="paste", value=PROSE)
     page.state[s.PROMPT] = "The capital of France is"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from shortviz.records import TextSpec
-from shortviz.ui import state as s
-from shortviz.ui.resources import Bench
-from tests.app.conftest import App
+from shortviz.records.text import TextSpec
+from shortviz.service.service import Service
+from shortviz.ui.session import state as s
+from tests.support.app import App
 
 Start = Callable[..., App]
 
@@ -122,7 +122,7 @@ def test_a_text_file_that_cannot_be_used_is_explained_at_once(
 
 
 def test_rows_that_are_all_too_short_fail_the_measurement_and_say_so(
-    app: Start, tools: Bench, tiny_folder: Path
+    app: Start, tools: Service, tiny_folder: Path
 ) -> None:
     page = load(app(model=str(tiny_folder)))
     page.state[s.CALIBRATION] = TextSpec(kind="paste", value="a")
@@ -149,9 +149,9 @@ def test_an_export_folder_with_something_in_it_is_refused_and_kept(
     assert [p.name for p in target.iterdir()] == ["mine.txt"]
 
 
-def test_a_fault_of_ours_shows_its_traceback_only_in_an_expander(app: Start, tools: Bench, tiny_folder: Path) -> None:
-    from shortviz.records import ModelRef
-    from shortviz.ui.resources import JobContext
+def test_a_fault_of_ours_shows_its_traceback_only_in_an_expander(app: Start, tools: Service, tiny_folder: Path) -> None:
+    from shortviz.records.model import ModelRef
+    from shortviz.service.service import JobContext
 
     def work(watch: object) -> None:
         raise RuntimeError("loose <b>screw</b>")

@@ -7,25 +7,25 @@ from typing import Any
 import pytest
 
 from shortviz.progress import Progress, Watch
-from shortviz.records import Block
-from shortviz.ui import inspect_actions, warm
-from shortviz.ui import state as s
-from shortviz.ui.resources import Bench
-from shortviz.ui.shelves import Inspection
-from tests.app.conftest import App
+from shortviz.records.plan import Block
+from shortviz.service import measure
+from shortviz.service.service import Inspection, Service
+from shortviz.ui.session import polling
+from shortviz.ui.session import state as s
+from tests.support.app import App
 
 BLOCK = Block(start=1, n=2)
 
 
 @pytest.fixture
-def steps(measured: App, tools: Bench, monkeypatch: pytest.MonkeyPatch) -> list[Inspection]:
+def steps(measured: App, tools: Service, monkeypatch: pytest.MonkeyPatch) -> list[Inspection]:
     """What the inspection of a block knew at each of its steps."""
     works: list[Any] = []
     ref = s.ref(measured.state)
     assert ref is not None
     with monkeypatch.context() as patch:
-        patch.setattr(Bench, "submit", lambda _bench, _context, _title, work, **_: works.append(work))
-        inspect_actions.start_inspect(tools, ref, BLOCK, s.evaluation(measured.state), prompt="", key=None)
+        patch.setattr(Service, "submit", lambda _bench, _context, _title, work, **_: works.append(work))
+        measure.start_inspect(tools, ref, BLOCK, s.evaluation(measured.state), prompt="", key=None)
     seen: list[Inspection] = []
 
     def note(progress: Progress) -> None:
@@ -38,8 +38,8 @@ def steps(measured: App, tools: Bench, monkeypatch: pytest.MonkeyPatch) -> list[
 
 def test_the_first_number_rests_on_the_beginning_of_the_first_window(steps: list[Inspection]) -> None:
     tokens = [step.evaluation.score.tokens for step in steps if step.evaluation is not None]
-    assert tokens[0] == inspect_actions.FIRST_LOOK_TOKENS - 1
-    assert tokens[1] == inspect_actions.APP_WINDOWS.window - 1
+    assert tokens[0] == measure.FIRST_LOOK_TOKENS - 1
+    assert tokens[1] == measure.APP_WINDOWS.window - 1
     assert tokens == sorted(tokens)
     first, last = steps[0].evaluation, steps[-1].evaluation
     assert first is not None
@@ -49,7 +49,7 @@ def test_the_first_number_rests_on_the_beginning_of_the_first_window(steps: list
     assert last.score.windows > 1
 
 
-def test_one_window_says_that_it_has_no_error(measured: App, tools: Bench, steps: list[Inspection]) -> None:
+def test_one_window_says_that_it_has_no_error(measured: App, tools: Service, steps: list[Inspection]) -> None:
     ref = s.ref(measured.state)
     first = steps[0].evaluation
     assert first is not None
@@ -62,7 +62,7 @@ def test_one_window_says_that_it_has_no_error(measured: App, tools: Bench, steps
     assert not any("±" in metric.value or "nan" in metric.value for metric in measured.at.metric)
 
 
-def test_a_loaded_model_is_ready_for_the_first_click(loaded: App, tools: Bench) -> None:
+def test_a_loaded_model_is_ready_for_the_first_click(loaded: App, tools: Service) -> None:
     for job in tools.jobs.jobs():
         tools.jobs.wait(job.id, 60)
     ref = s.ref(loaded.state)
@@ -80,7 +80,7 @@ def test_the_engine_is_imported_once_and_not_before_the_page_is_quiet() -> None:
         begun.append(time.monotonic() - started)
         done.set()
 
-    warmth = warm.Warmth(work, quiet_seconds=0.2)
+    warmth = polling.Warmth(work, quiet_seconds=0.2)
     for _ in range(3):
         warmth.page_was_drawn()
     assert done.wait(30)
@@ -91,6 +91,6 @@ def test_the_engine_is_imported_once_and_not_before_the_page_is_quiet() -> None:
 
 def test_a_script_without_a_server_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
-    monkeypatch.setattr(warm.Warmth, "page_was_drawn", lambda _self: begun.append(1))
-    warm.page_was_drawn()
+    monkeypatch.setattr(polling.Warmth, "page_was_drawn", lambda _self: begun.append(1))
+    polling.page_was_drawn()
     assert begun == []

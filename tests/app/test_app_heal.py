@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from shortviz.records import Block, TextSpec
-from shortviz.runs import load_run, with_ledger
-from shortviz.ui import state as s
-from shortviz.ui.ledger_view import won_back
-from shortviz.ui.resources import Bench
-from shortviz.ui.shelves import EXAMPLE
-from shortviz.ui.treating import METHODS
-from tests.app.conftest import App
-from tests.ledger_fixture import fixture_ledger
+from shortviz.records.plan import Block
+from shortviz.records.text import TextSpec
+from shortviz.runs.run import load_run, with_ledger
+from shortviz.service.ledger import METHODS
+from shortviz.service.service import EXAMPLE, Service
+from shortviz.ui.parts.ledger import won_back
+from shortviz.ui.session import state as s
+from tests.support.app import App
+from tests.support.ledgers import fixture_ledger
 
 Start = Callable[..., App]
 TRAINING = TextSpec(kind="builtin", value="python-reference", limit=24, max_length=64)
@@ -35,12 +35,12 @@ def small(page: App, **values: float) -> App:
     return page.run()
 
 
-def run_on_disk(tools: Bench):  # noqa: ANN201  (a Run)
+def run_on_disk(tools: Service):  # noqa: ANN201  (a Run)
     (folder,) = [p for p in tools.runs.folder.glob("tiny-llama-*") if (p / "run.json").is_file()]
     return load_run(folder)
 
 
-def test_before_a_model_is_loaded_the_page_shows_the_run_and_says_what_to_do(app: Start, tools: Bench) -> None:
+def test_before_a_model_is_loaded_the_page_shows_the_run_and_says_what_to_do(app: Start, tools: Service) -> None:
     page = app(start="12", n="4").page("heal")
     assert page.at.button(key="repair_button").disabled
     assert page.at.button(key="heal_button").disabled
@@ -50,7 +50,7 @@ def test_before_a_model_is_loaded_the_page_shows_the_run_and_says_what_to_do(app
     assert "Load the model first." in page.words
 
 
-def test_beside_a_cut_every_number_has_its_error_and_the_text_behind_it(app: Start, tools: Bench) -> None:
+def test_beside_a_cut_every_number_has_its_error_and_the_text_behind_it(app: Start, tools: Service) -> None:
     page = app(start="12", n="4")
     (kl,) = [m.value for m in page.at.metric if m.label == "KL, nats"]
     assert "±" in kl
@@ -62,7 +62,7 @@ def test_beside_a_cut_every_number_has_its_error_and_the_text_behind_it(app: Sta
     assert line.value.endswith(f"· {step.evaluation.score.tokens:,} tokens]")
 
 
-def test_a_kept_ledger_is_shown_without_a_model_in_numbers_and_in_words(app: Start, tools: Bench) -> None:
+def test_a_kept_ledger_is_shown_without_a_model_in_numbers_and_in_words(app: Start, tools: Service) -> None:
     run = tools.runs.get(EXAMPLE)
     assert run is not None
     tools.runs.put(EXAMPLE, with_ledger(run, fixture_ledger()))
@@ -77,7 +77,7 @@ def test_a_kept_ledger_is_shown_without_a_model_in_numbers_and_in_words(app: Sta
 
 
 def test_repair_and_heal_add_to_one_ledger_that_is_kept_and_exported(
-    healing: App, tools: Bench, tmp_path: Path
+    healing: App, tools: Service, tmp_path: Path
 ) -> None:
     page = healing.click("repair_button")
     job = page.finish("repair")
@@ -117,7 +117,7 @@ def test_repair_and_heal_add_to_one_ledger_that_is_kept_and_exported(
     assert "After " in page.words
 
 
-def test_a_healing_that_is_stopped_keeps_the_best_and_goes_on_when_asked_again(healing: App, tools: Bench) -> None:
+def test_a_healing_that_is_stopped_keeps_the_best_and_goes_on_when_asked_again(healing: App, tools: Service) -> None:
     page = small(healing, steps=2000, warmup_steps=0, batch_size=1, length=32, eval_every=1, rank=2)
     page.at.checkbox(key=s.REPAIR_FIRST).set_value(False)
     page.run()
@@ -141,7 +141,7 @@ def test_a_healing_that_is_stopped_keeps_the_best_and_goes_on_when_asked_again(h
 
 
 def test_another_session_sees_the_job_and_a_reload_keeps_the_result(
-    healing: App, app: Start, tools: Bench, tiny_folder: Path
+    healing: App, app: Start, tools: Service, tiny_folder: Path
 ) -> None:
     healing.click("repair_button")
     healing.finish("repair")
@@ -152,7 +152,7 @@ def test_another_session_sees_the_job_and_a_reload_keeps_the_result(
     assert len(other.at.dataframe[0].value) == len(healing.at.dataframe[0].value) >= 2
 
 
-def test_the_inspector_repairs_the_cell_it_shows_on_the_same_windows(healing: App, tools: Bench) -> None:
+def test_the_inspector_repairs_the_cell_it_shows_on_the_same_windows(healing: App, tools: Service) -> None:
     page = healing.page("map")
     page.click("repair_cell")
     job = page.finish("repair")
@@ -184,7 +184,7 @@ def test_a_cut_that_begins_at_layer_0_is_refused_by_the_repair_in_a_sentence(hea
     assert any("The cut begins at layer 0" in error for error in healing.errors)
 
 
-def test_advice_proposes_a_cut_that_the_page_then_shows(app: Start, tools: Bench) -> None:
+def test_advice_proposes_a_cut_that_the_page_then_shows(app: Start, tools: Service) -> None:
     page = app(start="20", n="1").page("heal")
     assert "nats a token (measured map" in page.words
     page.at.number_input(key=f"{s.LIMIT}_layers").set_value(6)
@@ -199,12 +199,12 @@ def test_advice_proposes_a_cut_that_the_page_then_shows(app: Start, tools: Bench
 
 
 def test_the_repairs_that_the_page_offers_are_those_that_there_are() -> None:
-    from shortviz.repair import METHODS as KNOWN
+    from shortviz.repair.repair import METHODS as KNOWN
 
     assert set(METHODS) <= set(KNOWN)
 
 
-def test_cutting_more_ends_with_a_cut_of_its_own_that_the_page_offers(healing: App, tools: Bench) -> None:
+def test_cutting_more_ends_with_a_cut_of_its_own_that_the_page_offers(healing: App, tools: Service) -> None:
     page = healing
     layers = next(w for w in page.at.number_input if w.label == "Layers that are left, of 6")
     assert layers.value == 3, "one fewer than the chosen cut leaves"

@@ -9,16 +9,19 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from shortviz.errors import PolicyError
-from shortviz.records import Block, ModelRef, TextSpec
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block
+from shortviz.records.text import TextSpec
+from shortviz.service import export, measure
+from shortviz.service.service import JobContext, Service
 from shortviz.settings import Settings, settings
-from shortviz.texts import DEFAULT_EVALUATION
-from shortviz.ui import actions, export_actions, inspect_actions
-from shortviz.ui import state as s
-from shortviz.ui.bench import bench
-from shortviz.ui.resources import Bench, JobContext
-from shortviz.ui.text_picker import store_upload
-from tests.app.conftest import ROOT, TEXT, App
-from tests.ledger_fixture import fixture_ledger
+from shortviz.text.tokens import DEFAULT_EVALUATION
+from shortviz.ui.parts.texts import store_upload
+from shortviz.ui.session import state as s
+from shortviz.ui.session.service import bench
+from tests.support.app import TEXT, App
+from tests.support.ledgers import fixture_ledger
+from tests.support.paths import ROOT
 
 Start = Callable[..., App]
 
@@ -59,7 +62,7 @@ HOSTILE_LINKS = {
 }
 
 
-def test_a_hostile_link_opens_the_bundled_run_and_starts_nothing(app: Start, tools: Bench) -> None:
+def test_a_hostile_link_opens_the_bundled_run_and_starts_nothing(app: Start, tools: Service) -> None:
     for name, parameters in HOSTILE_LINKS.items():
         page = app(**parameters)
         assert tools.jobs.jobs() == (), name
@@ -75,7 +78,7 @@ def test_a_model_that_is_not_offered_is_told_once(app: Start) -> None:
 
 
 @pytest.fixture
-def loaded(tools: Bench, app: Start, tiny_folder: Path) -> App:
+def loaded(tools: Service, app: Start, tiny_folder: Path) -> App:
     """A session with the offered model in memory, loaded from the status line's button."""
     page = app(model=str(tiny_folder))
     page.click("load_shown")
@@ -87,7 +90,7 @@ def loaded(tools: Bench, app: Start, tiny_folder: Path) -> App:
     return page.run()
 
 
-def test_what_the_demo_is_for_works(loaded: App, tools: Bench) -> None:
+def test_what_the_demo_is_for_works(loaded: App, tools: Service) -> None:
     page = loaded.click("measure_button")
     done = tools.jobs.wait(page.state["jobs"]["measure"], 60)
     assert done is not None
@@ -101,7 +104,7 @@ def test_what_the_demo_is_for_works(loaded: App, tools: Bench) -> None:
     assert Path(done.result.folder).is_relative_to(settings().downloads_dir)
 
 
-def test_only_the_owner_sees_and_cancels_a_job(loaded: App, tools: Bench, app: Start, tiny_folder: Path) -> None:
+def test_only_the_owner_sees_and_cancels_a_job(loaded: App, tools: Service, app: Start, tiny_folder: Path) -> None:
     ref = ModelRef(id=str(tiny_folder))
     # Started by the session itself: its script submits, on its next run, what the test puts in its way.
     loaded.state[s.CALIBRATION] = TextSpec(kind="paste", value=TEXT * 20, max_length=64)
@@ -129,15 +132,15 @@ def test_only_the_owner_sees_and_cancels_a_job(loaded: App, tools: Bench, app: S
     tools.jobs.wait(job_id, 60)
 
 
-def test_a_job_that_may_not_start_has_failed_with_the_reason(tools: Bench, tiny_folder: Path) -> None:
+def test_a_job_that_may_not_start_has_failed_with_the_reason(tools: Service, tiny_folder: Path) -> None:
     ref = ModelRef(id=str(tiny_folder))
     spec = TextSpec(kind="paste", value="Some words.")
     refused = [
-        actions.start_load(tools, ModelRef(id="/etc"), spec),
-        actions.start_estimate(tools, ModelRef(id="org/other")),
-        actions.start_measure(tools, ref, TextSpec(kind="file", value="/etc/passwd"), "key"),
-        export_actions.start_export(tools, ref, (0,), Path("/tmp/x"), key=None, spec=spec, archive=False),
-        inspect_actions.start_inspect(tools, ref, Block(start=0, n=1), spec, prompt="x" * 10_000, key=None),
+        measure.start_load(tools, ModelRef(id="/etc"), spec),
+        measure.start_estimate(tools, ModelRef(id="org/other")),
+        measure.start_measure(tools, ref, TextSpec(kind="file", value="/etc/passwd"), "key"),
+        export.start_export(tools, ref, (0,), Path("/tmp/x"), key=None, spec=spec, archive=False),
+        measure.start_inspect(tools, ref, Block(start=0, n=1), spec, prompt="x" * 10_000, key=None),
         tools.submit(JobContext(kind="brand new", ref=ModelRef(id="x")), "New", lambda watch: None),
     ]
     for job_id in refused:
@@ -149,12 +152,12 @@ def test_a_job_that_may_not_start_has_failed_with_the_reason(tools: Bench, tiny_
 
 
 def test_size_and_time_are_judged_inside_the_job(
-    monkeypatch: pytest.MonkeyPatch, tools: Bench, tiny_folder: Path
+    monkeypatch: pytest.MonkeyPatch, tools: Service, tiny_folder: Path
 ) -> None:
     monkeypatch.setenv("SHORTVIZ_MAX_PARAMETERS", "1000")
     monkeypatch.setenv("SHORTVIZ_MAX_JOB_SECONDS", "1")
     settings.cache_clear()
-    job = tools.jobs.wait(actions.start_load(tools, ModelRef(id=str(tiny_folder)), DEFAULT_EVALUATION), 60)
+    job = tools.jobs.wait(measure.start_load(tools, ModelRef(id=str(tiny_folder)), DEFAULT_EVALUATION), 60)
     assert job is not None
     assert job.state == "failed"
     assert "million parameters" in job.error
@@ -176,7 +179,7 @@ def test_the_model_page_offers_the_list_and_the_text_picker_no_paths(app: Start,
     assert [w.label for w in page.at.text_input if "path" in w.label] == []
 
 
-def test_old_runs_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch, tools: Bench) -> None:
+def test_old_runs_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch, tools: Service) -> None:
     monkeypatch.setenv("SHORTVIZ_MAX_RUNS", "2")
     settings.cache_clear()
     run = bench().runs.get("example")
@@ -194,7 +197,7 @@ def test_no_code_of_the_app_starts_or_looks_at_jobs_past_the_bench() -> None:
     assert found == {"resources.py"}
 
 
-def test_what_a_visitor_asked_a_model_is_not_kept_where_others_see_it(tools: Bench) -> None:
+def test_what_a_visitor_asked_a_model_is_not_kept_where_others_see_it(tools: Service) -> None:
     run = tools.runs.get("example")
     assert run is not None
     ledger = fixture_ledger(run.model)
@@ -207,7 +210,7 @@ def test_what_a_visitor_asked_a_model_is_not_kept_where_others_see_it(tools: Ben
     assert [step.evaluation.score for step in kept.ledgers[0].steps] == [s.evaluation.score for s in ledger.steps]
 
 
-def test_a_prompt_and_what_a_model_makes_of_it_are_never_markup(loaded: App, tools: Bench) -> None:
+def test_a_prompt_and_what_a_model_makes_of_it_are_never_markup(loaded: App, tools: Service) -> None:
     hostile = "![x](http://attacker.example/p.png) <script>alert(1)</script> $\\LaTeX$ :red[x]"
     page = loaded.page("map")
     page.state[s.PROMPT] = hostile
@@ -246,8 +249,8 @@ def test_the_traceback_of_a_fault_is_not_for_strangers(
     monkeypatch: pytest.MonkeyPatch, hosted: str, shown: int
 ) -> None:
     def page() -> None:
-        from shortviz.job_state import JobState
-        from shortviz.ui import notes
+        from shortviz.service.queue import JobState
+        from shortviz.ui.parts import notes
 
         failed = {"error": "It failed.", "error_is_ours": True, "traceback": "File /srv/secret.py"}
         notes.job_error(JobState(id="a", kind="measure", title="t", state="failed", **failed))

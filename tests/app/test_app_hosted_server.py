@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 import websockets
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
-from shortviz.doorkeeper import VISITOR, owner_of
+from shortviz.server.guard import VISITOR, owner_of
+from tests.support.paths import ROOT
 
 PUBLIC = "shortviz.example"
 UPLOAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--x--\r\n'
@@ -150,7 +150,7 @@ def test_what_a_stranger_can_read_is_the_pages_and_nothing_of_the_server(port: i
     for path in ("/static/../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/media/..%2f..%2fetc/passwd"):
         status, words = ask(port, "GET", path, {})
         assert status in (400, 404) or "root:" not in words, path
-    here = (Path(__file__).parents[2] / "app.py").read_text(encoding="utf-8").splitlines()[0]
+    here = (ROOT / "app.py").read_text(encoding="utf-8").splitlines()[0]
     assert here not in ask(port, "GET", "/app/static/app.py", {})[1]
 
 

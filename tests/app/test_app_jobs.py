@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from shortviz.records import Block, ModelRef
-from shortviz.ui import state as s
-from shortviz.ui.resources import Bench, JobContext
-from tests.app.conftest import App
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block
+from shortviz.service.service import JobContext, Service
+from shortviz.ui.session import state as s
+from tests.support.app import App
 
 Start = Callable[..., App]
 
 
-def test_the_estimate_comes_before_the_button_that_loads(app: Start, tools: Bench, tiny_folder: Path) -> None:
+def test_the_estimate_comes_before_the_button_that_loads(app: Start, tools: Service, tiny_folder: Path) -> None:
     page = app(model=str(tiny_folder)).page("model")
     assert page.at.button(key="load_button").disabled
     page.click("estimate_button")
@@ -31,14 +32,14 @@ def test_the_first_row_is_shown_as_tokens_once_a_model_is_loaded(loaded: App) ->
     assert any(" ¦ " in code.value for code in page.at.code)
 
 
-def test_a_measurement_makes_a_map_and_a_run_on_disk(measured: App, tools: Bench) -> None:
+def test_a_measurement_makes_a_map_and_a_run_on_disk(measured: App, tools: Service) -> None:
     (chart,) = measured.at.get("plotly_chart")
     assert "(6 layers)" in chart.proto.alt
     (folder,) = [p for p in tools.runs.folder.glob("tiny-llama-*") if (p / "run.json").is_file()]
     assert not list(folder.glob("*.npz")), "a finished measurement needs no checkpoint"
 
 
-def test_choosing_a_block_measures_it_and_both_models_continue_the_prompt(measured: App, tools: Bench) -> None:
+def test_choosing_a_block_measures_it_and_both_models_continue_the_prompt(measured: App, tools: Service) -> None:
     measured.number("start").set_value(2)
     measured.run()
     measured.number("n").set_value(3)
@@ -53,7 +54,7 @@ def test_choosing_a_block_measures_it_and_both_models_continue_the_prompt(measur
     assert job.result.uncut.strip() in [t.value for t in measured.at.text]
 
 
-def test_a_measured_block_is_kept_in_the_run_and_not_measured_again(measured: App, tools: Bench) -> None:
+def test_a_measured_block_is_kept_in_the_run_and_not_measured_again(measured: App, tools: Service) -> None:
     measured.number("n").set_value(2)
     measured.run()
     measured.finish("inspect")
@@ -72,7 +73,7 @@ def test_a_measured_block_is_kept_in_the_run_and_not_measured_again(measured: Ap
 
 
 def test_following_a_link_measures_nothing_even_when_the_model_is_in_memory(
-    loaded: App, tools: Bench, app: Start, tiny_folder: Path
+    loaded: App, tools: Service, app: Start, tiny_folder: Path
 ) -> None:
     before = len(tools.jobs.jobs())
     page = app(model=str(tiny_folder), start="1", n="2")
@@ -80,14 +81,14 @@ def test_following_a_link_measures_nothing_even_when_the_model_is_in_memory(
     assert len(tools.jobs.jobs()) == before
 
 
-def test_a_second_session_attaches_to_a_job_by_its_address(measured: App, tools: Bench, app: Start) -> None:
+def test_a_second_session_attaches_to_a_job_by_its_address(measured: App, tools: Service, app: Start) -> None:
     job_id = measured.state["jobs"]["measure"]
     other = app(job=job_id)
     assert other.state["jobs"]["measure"] == job_id
     assert "(6 layers)" in other.at.get("plotly_chart")[0].proto.alt
 
 
-def test_the_same_measurement_is_not_started_twice(measured: App, tools: Bench) -> None:
+def test_the_same_measurement_is_not_started_twice(measured: App, tools: Service) -> None:
     context = JobContext(kind="measure", ref=ModelRef(id="x"), block=Block(start=0, n=1))
     first = tools.submit(context, "one", lambda watch: watch.stop.wait(60))
     assert tools.submit(context, "two", lambda watch: None) == first
@@ -110,7 +111,7 @@ def test_an_export_to_a_folder_is_proved_and_says_how_to_load_it(measured: App, 
     assert any(str(target) in code.value for code in page.at.code)
 
 
-def test_an_export_as_zip_leaves_one_file_to_download(measured: App, tools: Bench) -> None:
+def test_an_export_as_zip_leaves_one_file_to_download(measured: App, tools: Service) -> None:
     page = measured.page("export")
     page.at.get("button_group")[0].set_value("zip")
     page.run()
@@ -124,7 +125,7 @@ def test_an_export_as_zip_leaves_one_file_to_download(measured: App, tools: Benc
 
 
 def test_an_adapter_that_is_being_written_is_followed_by_a_session_that_attaches_to_it(
-    loaded: App, app: Start, tools: Bench, tiny_folder: Path, tmp_path: Path
+    loaded: App, app: Start, tools: Service, tiny_folder: Path, tmp_path: Path
 ) -> None:
     context = JobContext(kind="adapter", ref=ModelRef(id=str(tiny_folder)), removed=(2, 3), folder=str(tmp_path))
     job = tools.submit(context, "Adapter", lambda control: control.stop.wait(60))

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from shortviz.lesson_quiz import map_questions
-from shortviz.runs import example_run
-from shortviz.ui import state as s
-from shortviz.ui.learn_page import STEPS
-from shortviz.ui.resources import Bench
-from tests.app.conftest import App
+from shortviz.lessons.quiz import map_questions
+from shortviz.runs.run import example_run
+from shortviz.service.service import Service
+from shortviz.ui.pages.learn import STEPS
+from shortviz.ui.session import state as s
+from tests.support.app import App
 
 Start = Callable[..., App]
 
@@ -28,7 +28,7 @@ def test_a_newcomer_sees_the_first_lesson_and_the_way_to_the_map(app: Start) -> 
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_every_lesson_opens_by_its_address_and_starts_no_work(tools: Bench, app: Start, step: str) -> None:
+def test_every_lesson_opens_by_its_address_and_starts_no_work(tools: Service, app: Start, step: str) -> None:
     page = learn(app, step)
     assert page.words.count(f"{STEPS.index(step) + 1}. ") >= 1
     assert "Sources: " in page.words

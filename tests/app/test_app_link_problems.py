@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from shortviz.records import Block
+from shortviz.records.plan import Block
+from shortviz.service.service import Service
 from shortviz.settings import settings
-from shortviz.texts import DEFAULT_CALIBRATION
-from shortviz.ui import state as s
-from shortviz.ui.address import follow_address
-from shortviz.ui.resources import Bench
-from tests.app.conftest import App
+from shortviz.text.tokens import DEFAULT_CALIBRATION
+from shortviz.ui.session import state as s
+from shortviz.ui.session.address import follow_address
+from tests.support.app import App
 
 Start = Callable[..., App]
 
@@ -41,7 +41,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_what_a_link_asks_for_in_vain_is_told_once(name: str, app: Start, tools: Bench) -> None:
+def test_what_a_link_asks_for_in_vain_is_told_once(name: str, app: Start, tools: Service) -> None:
     parameters, *words = TOLD[name]
     page = app(**parameters)
     (said,) = page.errors
@@ -82,7 +82,7 @@ def test_the_address_that_the_app_writes_itself_is_told_nothing(app: Start) -> N
     assert app(**written).errors == []
 
 
-def test_a_criterion_that_the_run_has_not_is_told(app: Start, tools: Bench) -> None:
+def test_a_criterion_that_the_run_has_not_is_told(app: Start, tools: Service) -> None:
     run = tools.runs.get("example")
     assert run is not None
     assert run.distances is not None
@@ -115,7 +115,9 @@ def hosted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hosted")
-def test_hosted_nothing_is_told_of_jobs_and_the_same_of_every_run_that_is_not_opened(app: Start, tools: Bench) -> None:
+def test_hosted_nothing_is_told_of_jobs_and_the_same_of_every_run_that_is_not_opened(
+    app: Start, tools: Service
+) -> None:
     try:
         assert app(job="0123456789ab").errors == []
         unreadable = tools.runs.path("somebodys")
@@ -151,7 +153,7 @@ def test_a_block_of_a_model_that_is_loaded_only_later_is_told_then_and_once(app:
 
 
 def test_a_wrong_block_gone_back_to_before_the_model_is_loaded_is_told_too(
-    app: Start, tools: Bench, tiny_folder: Path
+    app: Start, tools: Service, tiny_folder: Path
 ) -> None:
     page = app(model=str(tiny_folder), start="1", n="2")
     state = {key: page.state[key] for key in (s.REF, s.CHOSEN)}

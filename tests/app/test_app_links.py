@@ -5,13 +5,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from shortviz.records import Block, ModelRef, TextInfo, TextSpec
-from shortviz.text_options import text_of, text_options
-from shortviz.ui import share
-from shortviz.ui import state as s
-from shortviz.ui.address import LINKED_KINDS, left_out, read_text, write_text
-from shortviz.ui.resources import Bench
-from tests.app.conftest import App
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block
+from shortviz.records.text import TextInfo, TextSpec, text_of, text_options
+from shortviz.service.service import Service
+from shortviz.ui.pages import share
+from shortviz.ui.session import state as s
+from shortviz.ui.session.address import LINKED_KINDS, left_out, read_text, write_text
+from tests.support.app import App
 
 Start = Callable[..., App]
 TEXTS = [
@@ -67,7 +68,7 @@ def link_of(page: App) -> dict[str, str]:
     return dict(parse_qsl(urlsplit(address).query))
 
 
-def test_every_view_is_restored_by_its_own_link(app: Start, tools: Bench) -> None:
+def test_every_view_is_restored_by_its_own_link(app: Start, tools: Service) -> None:
     run = tools.runs.get("example")
     assert run is not None
     tools.runs.put("kept", run)

@@ -5,27 +5,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shortviz.loss_charts import as_map
-from shortviz.runs import load_run
-from shortviz.ui import state as s
-from shortviz.ui.resources import Bench
-from shortviz.ui.shelves import EXAMPLE
-from tests.app.conftest import App
+from shortviz.figures.losses import as_map
+from shortviz.runs.run import load_run
+from shortviz.service.service import EXAMPLE, Service
+from tests.support.app import App, show, view
 
 Start = Callable[..., App]
 
 
-def show(page: App, what: str) -> App:
-    next(w for w in page.at.segmented_control if w.key == s.SHOW).set_value(what)
-    return page.run()
-
-
-def view(page: App, what: str) -> App:
-    next(w for w in page.at.segmented_control if w.key == s.VIEW).set_value(what)
-    return page.run()
-
-
-def test_a_run_without_losses_says_how_to_get_them(app: Start, tools: Bench) -> None:
+def test_a_run_without_losses_says_how_to_get_them(app: Start, tools: Service) -> None:
     run = tools.runs.get(EXAMPLE)
     assert run is not None
     tools.runs.put(EXAMPLE, type(run)(model=run.model, text=run.text, distances=run.distances))
@@ -35,7 +23,7 @@ def test_a_run_without_losses_says_how_to_get_them(app: Start, tools: Bench) -> 
     assert "needs both maps" in view(page, "Agreement").words
 
 
-def test_the_losses_of_every_block_are_measured_kept_and_drawn(measured: App, tools: Bench) -> None:
+def test_the_losses_of_every_block_are_measured_kept_and_drawn(measured: App, tools: Service) -> None:
     page = show(measured, "measured")
     assert "The losses of this model are not measured yet: press Measure." in page.words
     page.click("measure_button")
@@ -53,7 +41,7 @@ def test_the_losses_of_every_block_are_measured_kept_and_drawn(measured: App, to
     assert page.words.count("The losses are scored on the calibration text, pasted text") == 1
 
 
-def test_the_inspector_takes_the_cell_of_the_map_and_says_so(measured: App, tools: Bench) -> None:
+def test_the_inspector_takes_the_cell_of_the_map_and_says_so(measured: App, tools: Service) -> None:
     page = show(measured, "measured")
     page.click("measure_button")
     page.finish("losses")
@@ -94,7 +82,7 @@ def test_the_table_of_agreement_is_the_key_of_the_picture_of_regret(app: Start) 
     assert "angular, last token" in list(table["criterion"])
 
 
-def test_a_link_restores_the_measured_map_of_a_run_that_has_one(app: Start, tools: Bench) -> None:
+def test_a_link_restores_the_measured_map_of_a_run_that_has_one(app: Start, tools: Service) -> None:
     run = tools.runs.get(EXAMPLE)
     assert run is not None
     assert run.losses is not None, "the bundled run carries its measured map"

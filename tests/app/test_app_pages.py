@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from shortviz.runs import save_run
-from shortviz.ui import state as s
-from shortviz.ui.resources import Bench
-from tests.app.conftest import ROOT, App
-from tests.records_fixture import fixture_run
+from shortviz.runs.run import save_run
+from shortviz.service.service import Service
+from shortviz.ui.session import state as s
+from tests.support.app import App
+from tests.support.paths import ROOT
+from tests.support.records import fixture_run
 
 Start = Callable[..., App]
 
@@ -98,7 +99,7 @@ def test_the_other_views_show_the_same_map(app: Start, view: str) -> None:
     assert not page.at.get("plotly_chart")
 
 
-def test_a_saved_run_is_listed_and_opens_by_its_address(tools: Bench, app: Start) -> None:
+def test_a_saved_run_is_listed_and_opens_by_its_address(tools: Service, app: Start) -> None:
     save_run(fixture_run(12), tools.runs.folder / "twelve-layers")
     assert "twelve" not in app().words
     listed = app().page("runs")
@@ -108,7 +109,7 @@ def test_a_saved_run_is_listed_and_opens_by_its_address(tools: Bench, app: Start
     assert "saved run" in opened.words
 
 
-def test_a_measured_block_of_a_saved_run_shows_its_numbers_without_the_model(tools: Bench, app: Start) -> None:
+def test_a_measured_block_of_a_saved_run_shows_its_numbers_without_the_model(tools: Service, app: Start) -> None:
     save_run(fixture_run(24), tools.runs.folder / "measured")
     page = app(run="measured", start="12", n="3")
     metrics = {m.label: m.value for m in page.at.metric}
@@ -119,7 +120,7 @@ def test_a_measured_block_of_a_saved_run_shows_its_numbers_without_the_model(too
     assert "steady" in page.words
 
 
-def test_a_run_that_cannot_be_read_is_named(tools: Bench, app: Start) -> None:
+def test_a_run_that_cannot_be_read_is_named(tools: Service, app: Start) -> None:
     folder = tools.runs.folder / "broken"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{", encoding="utf-8")
@@ -128,14 +129,14 @@ def test_a_run_that_cannot_be_read_is_named(tools: Bench, app: Start) -> None:
     assert "is not a run of shortviz" in page.run().errors[0]
 
 
-def test_names_from_outside_are_never_markup(tools: Bench, app: Start) -> None:
+def test_names_from_outside_are_never_markup(tools: Service, app: Start) -> None:
     page = app(model="![x](http://evil/?q)<b>y</b>")
     shown = "\n".join(str(e.value) for kind in (page.at.markdown, page.at.caption) for e in kind)
     assert r"\!\[x\]\(http\://evil/?q\)\<b\>y\</b\> is chosen." in shown
     assert "<b>" not in shown
 
 
-def test_a_link_to_a_model_prefills_and_starts_no_work(tools: Bench, app: Start) -> None:
+def test_a_link_to_a_model_prefills_and_starts_no_work(tools: Service, app: Start) -> None:
     page = app(model="some/model", rev="main", dtype="bfloat16", device="cuda:1")
     assert "some/model is chosen" in page.words
     model = page.page("model")

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from shortviz.hosting import can_sign_in
+from shortviz.server.start import can_sign_in
+from shortviz.service.service import Service
 from shortviz.settings import Settings, settings
-from shortviz.ui import state as s
-from shortviz.ui.resources import Bench
-from shortviz.ui.sign_in import auth_secrets
-from tests.app.conftest import App
-from tests.hub_upload_server import UploadHub, upload_server
+from shortviz.ui.session import state as s
+from shortviz.ui.session.polling import auth_secrets
+from tests.support.app import App
+from tests.support.hub_upload import UploadHub, upload_server
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 TOKEN = "hf_aSecretThatMustNotShow"
@@ -28,7 +28,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
 
 
 def test_an_export_is_pushed_and_a_refusal_is_one_sentence(
-    loaded: App, tools: Bench, hub: UploadHub, caplog: pytest.LogCaptureFixture
+    loaded: App, tools: Service, hub: UploadHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     page = loaded.page("export")

@@ -5,19 +5,19 @@ from dataclasses import replace
 
 import pytest
 
-from shortviz.run_files import pack_run
-from shortviz.runs import save_run
+from shortviz.runs.run import save_run
+from shortviz.runs.zip import pack_run
+from shortviz.service.service import Service
 from shortviz.settings import settings
-from shortviz.ui import state as s
-from shortviz.ui.resources import Bench
-from tests.app.conftest import App
-from tests.records_fixture import fixture_run
+from shortviz.ui.session import state as s
+from tests.support.app import App
+from tests.support.records import fixture_run
 
 Start = Callable[..., App]
 
 
 @pytest.fixture
-def runs(tools: Bench, app: Start) -> App:
+def runs(tools: Service, app: Start) -> App:
     """The page with two saved runs of twelve layers and one of six."""
     for key, layers, seed in (("first", 12, "a"), ("second", 12, "b"), ("small", 6, "c")):
         run = fixture_run(layers)
@@ -48,7 +48,7 @@ def test_a_chosen_run_opens_on_the_map(runs: App) -> None:
     assert "(12 layers)" in opened.at.get("plotly_chart")[0].proto.alt
 
 
-def test_a_run_is_renamed(tools: Bench, runs: App) -> None:
+def test_a_run_is_renamed(tools: Service, runs: App) -> None:
     page = pick(runs, "first")
     page.at.text_input(key="name_of_first").set_value("Another  name")
     page.click("save_name")
@@ -64,7 +64,7 @@ def test_an_empty_name_is_refused_in_words(runs: App) -> None:
     assert "Run first" in listed(page)
 
 
-def test_undo_brings_deleted_runs_back_as_they_were(tools: Bench, runs: App) -> None:
+def test_undo_brings_deleted_runs_back_as_they_were(tools: Service, runs: App) -> None:
     files = [tools.runs.folder / key / "run.json" for key in ("first", "small")]
     before = [file.read_bytes() for file in files]
     page = pick(runs, "first", "small").click("remove_run")
@@ -111,7 +111,7 @@ def test_typing_a_block_outlines_it_in_every_map(runs: App) -> None:
     assert [spec(chart)["layout"]["shapes"][0]["x0"] for chart in page.at.get("plotly_chart")] == [1.5] * 3
 
 
-def test_an_exported_run_is_imported_as_a_new_one(tools: Bench, runs: App) -> None:
+def test_an_exported_run_is_imported_as_a_new_one(tools: Service, runs: App) -> None:
     run = tools.runs.get("first")
     runs.at.file_uploader(key="import_run").set_value([("taken.shortviz.zip", pack_run(run), "application/zip")])
     page = runs.run()
@@ -121,7 +121,7 @@ def test_an_exported_run_is_imported_as_a_new_one(tools: Bench, runs: App) -> No
     assert tools.runs.get(key).name == "Run first"
 
 
-def test_a_file_that_is_no_run_is_refused_and_nothing_is_kept(tools: Bench, runs: App) -> None:
+def test_a_file_that_is_no_run_is_refused_and_nothing_is_kept(tools: Service, runs: App) -> None:
     before = sorted(p.name for p in tools.runs.folder.iterdir())
     runs.at.file_uploader(key="import_run").set_value([("bad.json", b'{"model": 1}', "application/json")])
     page = runs.run()
@@ -130,7 +130,7 @@ def test_a_file_that_is_no_run_is_refused_and_nothing_is_kept(tools: Bench, runs
 
 
 def test_where_strangers_meet_others_texts_stay_unseen_and_nothing_is_changed(
-    tools: Bench, runs: App, app: Start, monkeypatch: pytest.MonkeyPatch
+    tools: Service, runs: App, app: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHORTVIZ_HOSTED", "1")
     settings.cache_clear()

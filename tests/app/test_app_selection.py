@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from shortviz.records import Block
-from shortviz.ui.selection import parse_cell, parse_row, parse_selection
-from shortviz.ui.words import plain
-from shortviz.words import count, duration, percent, size, with_error
+from shortviz.records.formatting import count, duration, percent, size, with_error
+from shortviz.records.plan import Block
+from shortviz.ui.parts.notes import plain
+from shortviz.ui.session.shown import parse_cell, parse_row, parse_selection
 
 
 def click(customdata: Any) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from shortviz.cli import app as command_line
-from shortviz.records import Block, ModelRef, TextSpec, WindowSpec
-from shortviz.ui import snippets
+from shortviz.cli.main import app as command_line
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block
+from shortviz.records.text import TextSpec, WindowSpec
+from shortviz.ui.pages import share
 
 TEXT = TextSpec(kind="paste", value="The mill turns what the river brings. " * 30, limit=1, max_length=32)
 WINDOWS = WindowSpec(window=32, windows=2)
@@ -15,20 +17,20 @@ BLOCK = Block(start=2, n=2)
 
 
 def test_the_python_of_a_measurement_runs(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(snippets.measure_python(ModelRef(id=str(tiny_folder)), TEXT), {})
+    exec(share.measure_python(ModelRef(id=str(tiny_folder)), TEXT), {})
     assert "Block(start=" in capsys.readouterr().out
 
 
 def test_the_python_of_an_evaluation_runs(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(snippets.evaluate_python(ModelRef(id=str(tiny_folder)), BLOCK, TEXT, WINDOWS), {})
+    exec(share.evaluate_python(ModelRef(id=str(tiny_folder)), BLOCK, TEXT, WINDOWS), {})
     assert "removed=(2, 3)" in capsys.readouterr().out
 
 
 def test_the_python_of_both_maps_runs(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ref = ModelRef(id=str(tiny_folder))
-    exec(snippets.losses_python(ref, TEXT, WINDOWS), {})
+    exec(share.losses_python(ref, TEXT, WINDOWS), {})
     assert "CurveLine(" in capsys.readouterr().out
-    exec(snippets.agreement_python(ref, TEXT, TEXT, WINDOWS), {})
+    exec(share.agreement_python(ref, TEXT, TEXT, WINDOWS), {})
     assert "mean regret, nats" in capsys.readouterr().out
 
 
@@ -40,10 +42,10 @@ def test_a_command_is_one_the_command_line_takes(
     (tmp_path / "it's.txt").write_text(TEXT.value)
     monkeypatch.chdir(tmp_path)
     line = {
-        "measure": snippets.measure_command(ref, spec),
-        "evaluate": snippets.evaluate_command(ref, BLOCK, spec, WINDOWS),
-        "map": snippets.losses_command(ref, spec, WINDOWS),
-        "curve": snippets.curve_command(ref, spec, WINDOWS),
+        "measure": share.measure_command(ref, spec),
+        "evaluate": share.evaluate_command(ref, BLOCK, spec, WINDOWS),
+        "map": share.losses_command(ref, spec, WINDOWS),
+        "curve": share.curve_command(ref, spec, WINDOWS),
     }[it]
     words = shlex.split(line)
     assert words[:2] == ["shortviz", it]
@@ -57,10 +59,10 @@ def test_the_commands_of_an_agreement_run_one_after_another(
     spec = TextSpec(kind="file", value="text.txt", max_length=32)
     (tmp_path / "text.txt").write_text(TEXT.value)
     monkeypatch.chdir(tmp_path)
-    for line in snippets.agreement_command(ModelRef(id=str(tiny_folder)), spec, spec, WINDOWS).splitlines():
+    for line in share.agreement_command(ModelRef(id=str(tiny_folder)), spec, spec, WINDOWS).splitlines():
         command_line(shlex.split(line)[1:], standalone_mode=False)
     assert "regret" in capsys.readouterr().out
 
 
 def test_a_command_with_pasted_text_says_to_save_it_first() -> None:
-    assert snippets.measure_command(ModelRef(id="demo"), TEXT).startswith("# save the pasted text as pasted.txt first")
+    assert share.measure_command(ModelRef(id="demo"), TEXT).startswith("# save the pasted text as pasted.txt first")

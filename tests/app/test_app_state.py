@@ -2,11 +2,13 @@
 
 import pytest
 
-from shortviz.records import Block, ModelRef, TextSpec
-from shortviz.ui import state as s
-from shortviz.ui import visit
-from shortviz.ui.shown import first_block
-from tests.records_fixture import fixture_distances, fixture_model
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block
+from shortviz.records.text import TextSpec
+from shortviz.ui.session import state as s
+from shortviz.ui.session import state as visit
+from shortviz.ui.session.shown import first_block
+from tests.support.records import fixture_distances, fixture_model
 
 FULL = {
     s.REF: ModelRef(id="old"),

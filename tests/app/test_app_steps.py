@@ -6,17 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from shortviz.heal_adapter import load_adapter
-from shortviz.heal_settings import HealSettings
-from shortviz.records import Block, PrunePlan, TaskSpec, TextSpec
-from shortviz.runs import load_run
-from shortviz.ui import state as s
-from shortviz.ui.resources import Bench
-from shortviz.ui.shelves import RunShelf, run_key
-from shortviz.ui.treat_actions import start_heal
-from tests.app.conftest import App
-from tests.app.test_app_tasks import ROWS
-from tests.families import tiny_tokens
+from shortviz.heal.adapter import load_adapter
+from shortviz.records.heal import HealSettings
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.text import TaskSpec, TextSpec
+from shortviz.runs.run import load_run
+from shortviz.service.ledger import start_heal
+from shortviz.service.service import RunStore, Service, run_key
+from shortviz.ui.session import state as s
+from tests.support.app import ROWS, App
+from tests.support.families import tiny_tokens
 
 TRAINING = TextSpec(kind="builtin", value="python-reference", limit=24, max_length=64)
 CUT = (2, 3)
@@ -47,7 +46,7 @@ def heal(page: App) -> App:
     return page
 
 
-def ledger_on_disk(tools: Bench):  # noqa: ANN201  (a Ledger)
+def ledger_on_disk(tools: Service):  # noqa: ANN201  (a Ledger)
     (folder,) = [p for p in tools.runs.folder.glob("tiny-llama-*") if (p / "run.json").is_file()]
     return load_run(folder).ledgers[-1]
 
@@ -58,7 +57,7 @@ def logits(handle) -> torch.Tensor:  # noqa: ANN001  (a ModelHandle)
 
 
 def test_every_step_is_asked_the_questions_and_a_healed_model_comes_back_after_a_restart(
-    page: App, tools: Bench, questions: TaskSpec, tmp_path: Path
+    page: App, tools: Service, questions: TaskSpec, tmp_path: Path
 ) -> None:
     heal(page)
     ledger = ledger_on_disk(tools)
@@ -79,7 +78,7 @@ def test_every_step_is_asked_the_questions_and_a_healed_model_comes_back_after_a
     assert "accuracy" in page.at.dataframe[0].value
 
     tools.treated.clear()  # what a restart of the server takes: the models, and what was read of the runs
-    tools.runs = RunShelf(tools.runs.folder)
+    tools.runs = RunStore(tools.runs.folder)
     page.run()
     brings = [button for button in page.at.button if button.label.startswith("Bring back: ")]
     assert len(brings) == len([step for step in ledger.steps if step.treatments])
@@ -102,7 +101,7 @@ def test_every_step_is_asked_the_questions_and_a_healed_model_comes_back_after_a
     page.run().click("export_button")
     done = page.finish("adapter")
     assert (done.state, done.result) == ("done", str(target)), done.error
-    from shortviz.pruning import prune
+    from shortviz.model.prune import prune
 
     base = tools.models.get(ref)
     assert base is not None
@@ -113,7 +112,7 @@ def test_every_step_is_asked_the_questions_and_a_healed_model_comes_back_after_a
 
 
 def test_questions_that_are_chosen_before_are_asked_by_the_job_itself(
-    page: App, tools: Bench, questions: TaskSpec
+    page: App, tools: Service, questions: TaskSpec
 ) -> None:
     page.state[s.TASK] = questions
     page.run().click("repair_button")
@@ -124,7 +123,7 @@ def test_questions_that_are_chosen_before_are_asked_by_the_job_itself(
     assert [task.removed for task in run.tasks] == [(), CUT], "a repaired model's score is not the cut's"
 
 
-def test_a_training_that_helps_nothing_adds_no_step_and_says_so(page: App, tools: Bench) -> None:
+def test_a_training_that_helps_nothing_adds_no_step_and_says_so(page: App, tools: Service) -> None:
     ref = s.ref(page.state)
     assert ref is not None
     too_little = HealSettings(steps=2, warmup_steps=0, length=32, eval_every=1, rank=2, learning_rate=1e-12)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.hub_server import hub_server
+from tests.support.hub_server import hub_server
+from tests.support.paths import ROOT
 
 SCRIPT = """
 import json, logging, sys

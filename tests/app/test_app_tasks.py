@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from shortviz.ui import state as s
-from shortviz.ui.resources import Bench
-from tests.app.conftest import App
-from tests.app.test_app_measured import show, view
-
-ROWS = [
-    {"goal": "The river carries", "sol1": "what the hills let go", "sol2": "nothing", "label": 0},
-    {"goal": "The mill turns it", "sol1": "away", "sol2": "into bread", "label": 1},
-    {"goal": "What the hills", "sol1": "let go", "sol2": "turn", "label": 0},
-]
+from shortviz.service.service import Service
+from shortviz.ui.session import state as s
+from tests.support.app import ROWS, App, show, view
 
 
 @pytest.fixture
@@ -39,7 +32,7 @@ def test_questions_with_the_wrong_columns_are_refused_in_a_sentence(loaded: App,
     assert s.TASK not in page.state
 
 
-def test_the_chosen_block_is_scored_beside_the_uncut_model_once(measured: App, tools: Bench, questions: Path) -> None:
+def test_the_chosen_block_is_scored_beside_the_uncut_model_once(measured: App, tools: Service, questions: Path) -> None:
     page = choose(measured, questions, ("goal", "sol1, sol2"))
     assert "Chosen: 3 questions of file questions.jsonl, columns goal, sol1, sol2, label; chance 50.0 %" in page.words
     page.click("score_block")
@@ -57,7 +50,7 @@ def test_the_chosen_block_is_scored_beside_the_uncut_model_once(measured: App, t
 
 
 def test_greedy_removal_and_accuracies_are_run_from_the_curve_kept_and_drawn(
-    measured: App, tools: Bench, questions: Path
+    measured: App, tools: Service, questions: Path
 ) -> None:
     page = show(measured, "measured")
     page.click("measure_button")
@@ -88,7 +81,7 @@ def test_greedy_removal_and_accuracies_are_run_from_the_curve_kept_and_drawn(
 
 
 def test_greedy_removal_on_another_text_than_the_map_is_refused(measured: App) -> None:
-    from shortviz.records import TextSpec
+    from shortviz.records.text import TextSpec
 
     page = show(measured, "measured")
     page.click("measure_button")
@@ -110,7 +103,9 @@ def name_dataset(page: App, dataset: str, choices: str = "sol1, sol2", split: st
     return page.run().click("inspector_use")
 
 
-def test_questions_of_a_data_set_are_fetched_in_a_job_and_scored(measured: App, tools: Bench, questions: Path) -> None:
+def test_questions_of_a_data_set_are_fetched_in_a_job_and_scored(
+    measured: App, tools: Service, questions: Path
+) -> None:
     folder = questions.parent / "rows"
     folder.mkdir()
     questions.rename(folder / "train.jsonl")

@@ -3,11 +3,10 @@
 import json
 from collections.abc import Callable
 
-from shortviz.job_state import Lane
 from shortviz.progress import Watch
-from shortviz.ui.resources import Bench
-from tests.app.conftest import App
-from tests.app.test_app_measured import view
+from shortviz.service.queue import Lane
+from shortviz.service.service import Service
+from tests.support.app import App, view
 
 NONE_YET = "No distances of this model on another text: measure on more texts."
 
@@ -23,7 +22,7 @@ def test_the_two_bundled_runs_are_compared_before_anything_is_measured(app: Call
     assert "passages minus python-reference by" in chart.proto.alt
 
 
-def test_several_texts_are_measured_into_runs_of_their_own_and_compared(measured: App, tools: Bench) -> None:
+def test_several_texts_are_measured_into_runs_of_their_own_and_compared(measured: App, tools: Service) -> None:
     page = view(measured, "Texts")
     page.at.multiselect(key="more_texts").set_value(["passages/code", "passages/prose"])
     page.run().click("measure_texts")
@@ -44,7 +43,7 @@ def test_several_texts_are_measured_into_runs_of_their_own_and_compared(measured
 
 
 def test_a_measurement_of_texts_and_continuations_each_keep_their_handle_and_their_stop(
-    measured: App, tools: Bench
+    measured: App, tools: Service
 ) -> None:
     lanes: tuple[Lane, ...] = ("long", "inspect")
     held = [tools.jobs.submit("held", "Keeps what comes after it waiting", _waits, lane=lane) for lane in lanes]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from tests.browser.app_server import FLAGS, PATIENCE_MS, AppServer, chromium_path, start_server
+from tests.support.app_server import FLAGS, PATIENCE_MS, AppServer, chromium_path, start_server
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from shortviz.runs import save_run
-from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
-from tests.browser.map_mouse import choose_cell, point_at, wait_for_map
-from tests.browser.visitor import no_failure, to_page, wait_for_block
-from tests.records_fixture import fixture_run
+from shortviz.runs.run import save_run
+from tests.support.app_server import PATIENCE_MS, AppServer
+from tests.support.map_mouse import choose_cell, point_at, wait_for_map
+from tests.support.paths import ROOT
+from tests.support.records import fixture_run
+from tests.support.visitor import no_failure, to_page, wait_for_block
 
 pytestmark = pytest.mark.browser
 

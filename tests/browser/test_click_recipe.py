@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, Page, expect
 
-from tests.browser.app_server import PATIENCE_MS, AppServer
-from tests.browser.map_mouse import (
+from tests.support.app_server import PATIENCE_MS, AppServer
+from tests.support.map_mouse import (
     TOOLTIP,
     cell_point,
     choose_cell,
@@ -16,9 +16,10 @@ from tests.browser.map_mouse import (
     wait_for_map,
     wait_for_outline,
 )
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.browser
-SCRIPT = Path(__file__).with_name("recipe_app.py")
+SCRIPT = ROOT / "tests" / "support" / "recipe_app.py"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
+from tests.support.app_server import PATIENCE_MS, AppServer
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.browser
 

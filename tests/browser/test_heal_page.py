@@ -8,15 +8,16 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
-from tests.browser.visitor import SLOW_MS, no_failure, to_page, type_number, wait_for_block
+from tests.support.app_server import PATIENCE_MS, AppServer
+from tests.support.paths import ROOT
+from tests.support.visitor import SLOW_MS, no_failure, to_page, type_number, wait_for_block
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.families import build_tiny, tiny_tokenizer
+    from tests.support.families import build_tiny, tiny_tokenizer
 
     folder = tmp_path_factory.mktemp("heal") / "tiny-llama"
     build_tiny("llama").save_pretrained(folder)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, expect
 
-from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
-from tests.browser.map_mouse import wait_for_map
-from tests.browser.visitor import SLOW_MS, load_demo, no_failure, rows_done, start_measuring
+from tests.support.app_server import PATIENCE_MS, AppServer
+from tests.support.map_mouse import wait_for_map
+from tests.support.paths import ROOT
+from tests.support.visitor import SLOW_MS, load_demo, no_failure, rows_done, start_measuring
 
 pytestmark = [pytest.mark.browser, pytest.mark.demo, pytest.mark.timeout(1500)]
 ROWS = 164

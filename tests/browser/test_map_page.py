@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
-from tests.browser.map_mouse import choose_cell, random_cells, wait_for_map, wait_for_outline
-from tests.browser.visitor import no_failure, wait_for_block
+from tests.support.app_server import PATIENCE_MS, AppServer
+from tests.support.map_mouse import choose_cell, random_cells, wait_for_map, wait_for_outline
+from tests.support.paths import ROOT
+from tests.support.visitor import no_failure, wait_for_block
 
 pytestmark = pytest.mark.browser
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, expect
 
-from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
-from tests.browser.visitor import (
+from tests.support.app_server import PATIENCE_MS, AppServer
+from tests.support.paths import ROOT
+from tests.support.visitor import (
     SLOW_MS,
     load_demo,
     no_failure,

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
-from tests.browser.map_mouse import wait_for_map
-from tests.browser.visitor import no_failure
+from tests.support.app_server import PATIENCE_MS, AppServer
+from tests.support.map_mouse import wait_for_map
+from tests.support.paths import ROOT
+from tests.support.visitor import no_failure
 
 pytestmark = pytest.mark.browser
 PAGES = ("learn", "map", "heal", "export", "runs", "model")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.app_server import PATIENCE_MS, ROOT, AppServer
-from tests.browser.map_mouse import choose_cell, wait_for_map
-from tests.browser.visitor import SLOW_MS, load_demo, no_failure, start_measuring, to_page, wait_for_block
+from tests.support.app_server import PATIENCE_MS, AppServer
+from tests.support.map_mouse import choose_cell, wait_for_map
+from tests.support.paths import ROOT
+from tests.support.visitor import SLOW_MS, load_demo, no_failure, start_measuring, to_page, wait_for_block
 
 pytestmark = [pytest.mark.browser, pytest.mark.demo, pytest.mark.timeout(1500)]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortviz import criteria
-from shortviz.criteria import Pairs
+from shortviz.criteria.base import Pairs
 from shortviz.errors import ShortvizError
 
 NAMES = criteria.names()

@@ -7,25 +7,18 @@ import pytest
 import torch
 
 from shortviz import criteria
-from shortviz.architectures import layer_stack
-from shortviz.criteria import Criterion
+from shortviz.criteria.base import Criterion
 from shortviz.criteria.linear_replacement import RIDGE
-from shortviz.distances import measure_distances
 from shortviz.errors import NumericsError, RunError, ShortvizError, Stopped, TextError
-from shortviz.handle import ModelHandle
+from shortviz.measure.distances import measure_distances
+from shortviz.model.handle import ModelHandle
+from shortviz.model.layers import layer_stack
 from shortviz.progress import Watch
-from shortviz.records import Block, TextInfo, TokenSet
-from tests import reference
-from tests.families import FAMILIES, build_tiny, handle_of, tiny_config, tiny_handle
-
-LENGTHS = (9, 14, 2, 11, 14)
-
-
-def token_set(lengths=LENGTHS, seed: int = 3) -> TokenSet:
-    draw = np.random.default_rng(seed)
-    rows = tuple(draw.integers(0, 256, length).astype(np.int64) for length in lengths)
-    info = TextInfo(source="random", rows=len(rows), tokens=sum(lengths), fingerprint=f"{seed}-{lengths}")
-    return TokenSet(rows=rows, info=info)
+from shortviz.records.plan import Block
+from shortviz.records.text import TokenSet
+from tests.support import reference
+from tests.support.families import FAMILIES, build_tiny, handle_of, tiny_config, tiny_handle
+from tests.support.tokens import LENGTHS, token_set
 
 
 def hooks_on(handle: ModelHandle) -> int:
@@ -183,7 +176,7 @@ def test_a_stopped_measurement_resumes_bit_equal_from_its_checkpoint(tmp_path):
         if progress.done >= 20:
             stop.set()
 
-    import shortviz.distances as module
+    from shortviz.measure import distances as module
 
     before, module.CHECKPOINT_SECONDS = module.CHECKPOINT_SECONDS, 0.0
     try:

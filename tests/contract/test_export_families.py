@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from shortviz.export import write_checkpoint
-from shortviz.handle import ModelHandle
-from shortviz.proving import FreshProcess, fresh_process, prove_checkpoint
-from shortviz.pruning import prune
-from shortviz.records import PrunePlan
-from tests.families import FAMILIES, NUM_LAYERS, tiny_handle
+from shortviz.export.export import write_checkpoint
+from shortviz.export.proving import FreshProcess, fresh_process, prove_checkpoint
+from shortviz.model.prune import prune
+from shortviz.records.plan import PrunePlan
+from tests.support.families import FAMILIES, NUM_LAYERS, plan_for, tiny_handle
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +18,6 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshProcess]:
     """One fresh process for all families: starting one costs seconds of imports."""
     with fresh_process(tmp_path_factory.mktemp("proof")) as process:
         yield process
-
-
-def plan_for(handle: ModelHandle) -> PrunePlan:
-    """Return a cut the family can express: an odd number of layers off any period, else the first legal block."""
-    wanted = PrunePlan(num_layers=NUM_LAYERS, removed=(1, 2, 4))
-    illegal = {(start, n) for start, n, _ in handle.info.illegal}
-    if not illegal:
-        return wanted
-    start, n = next((s, n) for n in (3, 2, 1) for s in range(NUM_LAYERS - n + 1) if (s, n) not in illegal)
-    return PrunePlan(num_layers=NUM_LAYERS, removed=tuple(range(start, start + n)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

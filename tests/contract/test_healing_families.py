@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from shortviz.heal_student import adapted_weights, make_student
-from shortviz.healing import heal
-from shortviz.losses import evaluate
-from shortviz.pruning import prune
-from shortviz.records import PrunePlan
-from tests.families import shared_handle, tiny_tokens
-from tests.healing_fixture import small_recipe, small_text
+from shortviz.heal.heal import heal
+from shortviz.heal.student import adapted_weights, make_student
+from shortviz.measure.losses import evaluate
+from shortviz.model.prune import prune
+from shortviz.records.plan import PrunePlan
+from tests.support.families import shared_handle, tiny_tokens
+from tests.support.healing import small_recipe, small_text
 
 CHOSEN = ("gpt2", "gemma2", "mixtral", "phi3", "opt", "falcon", "qwen2_moe", "falcon_h1", "mamba")
 

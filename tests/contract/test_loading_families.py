@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from shortviz.loading import estimate, load
-from shortviz.records import ModelRef
-from tests.families import FAMILIES, build_tiny, tiny_tokenizer
+from shortviz.model.load import estimate, load
+from shortviz.records.model import ModelRef
+from tests.support.families import FAMILIES, build_tiny, tiny_tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from shortviz.handle import ModelHandle
-from shortviz.logits import open_head
-from shortviz.losses import evaluate
-from shortviz.pruning import prune
-from shortviz.records import PrunePlan, TextInfo, WindowSet
-from tests.families import FAMILIES, shared_handle, tiny_tokens
+from shortviz.measure.logits import open_head
+from shortviz.measure.losses import evaluate
+from shortviz.model.handle import ModelHandle
+from shortviz.model.prune import prune
+from shortviz.records.plan import PrunePlan
+from shortviz.records.text import TextInfo, WindowSet
+from tests.support.families import FAMILIES, shared_handle, tiny_tokens
 
 PLANS = (PrunePlan(num_layers=6, removed=(2,)), PrunePlan(num_layers=6, removed=(3, 4, 5)))
 

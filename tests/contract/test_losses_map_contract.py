@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from shortviz.architectures import layer_stack
 from shortviz.errors import PlanError
-from shortviz.loss_map import measure_losses
-from shortviz.losses import BaseScores, evaluate
-from shortviz.pruning import prune
-from shortviz.records import Block, PrunePlan, TextInfo, WindowSet
-from tests.families import FAMILIES, NUM_LAYERS, shared_handle, tiny_handle, tiny_tokens
+from shortviz.measure.loss_map import measure_losses
+from shortviz.measure.losses import BaseScores, evaluate
+from shortviz.model.layers import layer_stack
+from shortviz.model.prune import prune
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.text import TextInfo, WindowSet
+from tests.support.families import FAMILIES, NUM_LAYERS, shared_handle, tiny_handle, tiny_tokens
 
 BLOCKS = [Block(start=s, n=n) for s, n in ((0, 1), (3, 1), (5, 1), (2, 2), (4, 2), (0, 3), (1, 3), (1, 5))]
 """Odd and even, at both ends and in the middle."""

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shortviz.architectures import layer_stack
-from shortviz.neurons import as_read_by, find_neurons
-from shortviz.new_weights import put_weights, shared_copy
-from shortviz.replay import record
-from shortviz.residual_writers import find_writers
-from shortviz.watching import open_probe
-from tests.families import FAMILIES, build_tiny, handle_of, shared_handle, tiny_config, tiny_handle, tiny_tokens
+from shortviz.measure.replay import record
+from shortviz.model.layers import layer_stack
+from shortviz.model.prune import put_weights, shared_copy
+from shortviz.repair.neurons import as_read_by, find_neurons
+from shortviz.repair.probe import find_writers, open_probe
+from tests.support.families import FAMILIES, build_tiny, handle_of, shared_handle, tiny_config, tiny_handle, tiny_tokens
 
 LAYER, DONOR = 1, 3
 MOVABLE = (

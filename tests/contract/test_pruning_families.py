@@ -6,12 +6,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shortviz.architectures import layer_stack
 from shortviz.errors import PlanError
-from shortviz.handle import ModelHandle
-from shortviz.pruning import bypassed, prune, verify_prune
-from shortviz.records import Block, PrunePlan
-from tests.families import DEVICE, FAMILIES, NUM_LAYERS, build_tiny, handle_of, shared_handle, tiny_handle, tiny_tokens
+from shortviz.model.handle import ModelHandle
+from shortviz.model.layers import layer_stack
+from shortviz.model.prune import bypassed, prune, verify_prune
+from shortviz.records.plan import Block, PrunePlan
+from tests.support.families import (
+    DEVICE,
+    FAMILIES,
+    NUM_LAYERS,
+    build_tiny,
+    handle_of,
+    shared_handle,
+    tiny_handle,
+    tiny_tokens,
+)
 
 BLOCKS = [Block(start=s, n=n) for n in (1, 2, 3) for s in (0, (NUM_LAYERS - n) // 2, NUM_LAYERS - n)]
 SCATTERED = [(0, 3), (1, 2, 4), (0, 2, 5), (0, 1, 2, 3, 4)]

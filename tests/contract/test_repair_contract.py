@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from shortviz.errors import ModelError
-from shortviz.handle import ModelHandle
-from shortviz.repair import Repaired, repair
-from tests.families import FAMILIES, tiny_tokens
-from tests.repair_fixture import spoiled_cut, written_by
+from shortviz.model.handle import ModelHandle
+from shortviz.repair.repair import Repaired, repair
+from tests.support.families import FAMILIES, tiny_tokens
+from tests.support.repairs import spoiled_cut, written_by
 
 FITTED = [family for family in FAMILIES if family not in ("mixtral", "gpt_oss", "minimax")]
 

@@ -1,6 +1,5 @@
 """Every family, streamed from its files: the numbers are those of the pass in memory, the export has the same bytes."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -8,30 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shortviz import streamed_proof
-from shortviz.checkpoint_folder import fingerprints
-from shortviz.distances import measure_distances
 from shortviz.errors import PlanError
-from shortviz.export import write_checkpoint
-from shortviz.loading import load
-from shortviz.losses import evaluate
-from shortviz.pruning import prune
-from shortviz.records import Block, ModelRef, PrunePlan, TextInfo, TokenSet, WindowSet
-from shortviz.state_store import widest
-from shortviz.streamed_export import export_streamed
-from shortviz.streamed_losses import evaluate_streamed
-from shortviz.streamed_model import estimate_streaming, open_streamed
-from shortviz.streaming import measure_streamed
-from tests.contract.test_export_families import plan_for
-from tests.families import FAMILIES, shared_handle
-
-LENGTHS = (9, 14, 2, 11, 34)
-
-
-def rows(lengths: Sequence[int] = LENGTHS) -> TokenSet:
-    draw = np.random.default_rng(3)
-    found = tuple(draw.integers(0, 256, length).astype(np.int64) for length in lengths)
-    return TokenSet(rows=found, info=TextInfo(source="random", rows=len(found), tokens=sum(lengths), fingerprint="s"))
+from shortviz.export.export import write_checkpoint
+from shortviz.export.folder import fingerprints
+from shortviz.measure.distances import measure_distances
+from shortviz.measure.losses import evaluate
+from shortviz.model.layers import widest
+from shortviz.model.load import load
+from shortviz.model.prune import prune
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.text import TextInfo, WindowSet
+from shortviz.streaming import proof
+from shortviz.streaming.distances import measure_streamed
+from shortviz.streaming.export import export_streamed
+from shortviz.streaming.losses import evaluate_streamed
+from shortviz.streaming.model import estimate_streaming, open_streamed
+from tests.support.families import FAMILIES, plan_for, shared_handle
+from tests.support.streams import LENGTHS, rows
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
@@ -102,7 +95,7 @@ def test_a_streamed_export_has_the_bytes_of_the_one_in_memory_and_computes_what_
     handle = load(ModelRef(id=str(folder), dtype="float32"))  # on a GPU too: the streamed export keeps what is in files
     plan = plan_for(handle)
     write_checkpoint(prune(handle, plan), tmp_path / "in-memory")
-    monkeypatch.setattr(streamed_proof, "free_memory", lambda _: 0)  # the short model does not fit: stream the proof
+    monkeypatch.setattr(proof, "free_memory", lambda _: 0)  # the short model does not fit: stream the proof
     report = export_streamed(ModelRef(id=str(folder)), lambda _: plan, tmp_path / "streamed")
     expected = fingerprints(tmp_path / "in-memory")
     assert {name: report.files[name] for name in expected} == expected, "weights, configs and tokenizer"

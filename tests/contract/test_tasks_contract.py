@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from shortviz.handle import ModelHandle
-from shortviz.pruning import prune
-from shortviz.records import PrunePlan, TaskRow, TaskRows
-from shortviz.task_forward import open_scorer
-from shortviz.task_tokens import task_tokens
-from shortviz.tasks import score_tasks
-from tests.families import FAMILIES, build_tiny, handle_of, shared_handle, tiny_handle
+from shortviz.measure.tasks import open_scorer, score_tasks, task_tokens
+from shortviz.model.handle import ModelHandle
+from shortviz.model.prune import prune
+from shortviz.records.plan import PrunePlan
+from shortviz.records.text import TaskRow, TaskRows
+from tests.support.families import FAMILIES, build_tiny, handle_of, shared_handle, tiny_handle
 
 OTHER_STATE = {"mamba", "lfm2", "falcon_h1", "minimax"}
 """Families whose cache is more than keys and values."""

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from shortviz.distances import measure_distances
-from shortviz.planning import best_start
-from shortviz.records import TextSpec
-from shortviz.texts import TextRows, tokenize_rows
-from tests import reference
+from shortviz.analysis.planning import best_start
+from shortviz.measure.distances import measure_distances
+from shortviz.records.text import TextSpec
+from shortviz.text.sources import TextRows
+from shortviz.text.tokens import tokenize_rows
+from tests.support import reference
 
 pytestmark = pytest.mark.demo
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from shortviz.handle import ModelHandle
-from shortviz.losses import evaluate
-from shortviz.pruning import prune
-from shortviz.records import Block, PrunePlan, TextSpec, WindowSpec
-from shortviz.texts import make_windows
+from shortviz.measure.losses import evaluate
+from shortviz.model.handle import ModelHandle
+from shortviz.model.prune import prune
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.text import TextSpec, WindowSpec
+from shortviz.text.tokens import make_windows
 
 pytestmark = pytest.mark.demo
 

@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from shortviz.export import export_checkpoint
-from shortviz.handle import ModelHandle
-from shortviz.pruning import prune
-from shortviz.records import Block, PrunePlan
+from shortviz.export.export import export_checkpoint
+from shortviz.model.handle import ModelHandle
+from shortviz.model.prune import prune
+from shortviz.records.plan import Block, PrunePlan
 
 pytestmark = pytest.mark.demo
 

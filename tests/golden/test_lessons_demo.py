@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shortviz.lesson_data import lesson_data
-from shortviz.lesson_snippets import angle_lines
-from shortviz.records import Block
+from shortviz.lessons.data import lesson_data
+from shortviz.lessons.quiz import angle_lines
+from shortviz.records.plan import Block
 
 if TYPE_CHECKING:
-    from shortviz.handle import ModelHandle
+    from shortviz.model.handle import ModelHandle
 
 pytestmark = pytest.mark.demo
 
@@ -29,7 +29,7 @@ def test_the_lines_of_the_angle_lesson_print_the_number_of_the_lesson(
 
 
 def test_the_uncut_model_still_writes_what_the_lesson_shows(demo_handle: "ModelHandle") -> None:
-    from shortviz.generation import continue_text
+    from shortviz.measure.generation import continue_text
 
     data = lesson_data()
     assert continue_text(demo_handle, data.questions[0].prompt, max_new_tokens=12) == data.answers[0].written[0]

@@ -2,12 +2,13 @@
 
 import pytest
 
-from shortviz.block_losses import ReplayEngine, open_engine
-from shortviz.handle import ModelHandle
-from shortviz.losses import BaseScores, evaluate
-from shortviz.pruning import prune
-from shortviz.records import Block, PrunePlan, TextSpec, WindowSpec
-from shortviz.texts import make_windows
+from shortviz.measure.loss_map import ReplayEngine, open_engine
+from shortviz.measure.losses import BaseScores, evaluate
+from shortviz.model.handle import ModelHandle
+from shortviz.model.prune import prune
+from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.text import TextSpec, WindowSpec
+from shortviz.text.tokens import make_windows
 
 pytestmark = pytest.mark.demo
 BLOCKS = [Block(start=0, n=1), Block(start=11, n=8), Block(start=25, n=1), Block(start=28, n=2), Block(start=1, n=28)]

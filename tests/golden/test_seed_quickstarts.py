@@ -15,13 +15,9 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shortviz import ModelRef, ShortTransformer, load
-from shortviz.short_transformer import (
-    draw_diagram,
-    get_angular_distance_ith_token,
-    get_best_pruning_start,
-    get_scored_blocks,
-)
-from shortviz.texts import DEFAULT_CALIBRATION, read_rows
+from shortviz.compat import draw_diagram, get_angular_distance_ith_token, get_best_pruning_start, get_scored_blocks
+from shortviz.text.sources import read_rows
+from shortviz.text.tokens import DEFAULT_CALIBRATION
 
 pytestmark = pytest.mark.demo
 LAYERS = 30

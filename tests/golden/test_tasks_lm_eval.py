@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from shortviz.handle import ModelHandle
-from shortviz.pruning import prune
-from shortviz.records import PrunePlan, TaskRows, TaskScore, TaskSpec
-from shortviz.tasks import read_task, score_tasks
-from tests.families import tiny_handle
+from shortviz.measure.tasks import score_tasks
+from shortviz.model.handle import ModelHandle
+from shortviz.model.prune import prune
+from shortviz.records.plan import PrunePlan
+from shortviz.records.text import TaskRows, TaskScore, TaskSpec
+from shortviz.text.questions import read_task
+from tests.support.families import tiny_handle
 
 ROWS: list[dict[str, Any]] = [
     {"q": "Which of these gives off light?", "a": ["The Sun", "A stone", "A bucket of water"], "right": 0},

@@ -2,9 +2,10 @@
 
 import pytest
 
-from shortviz.handle import ModelHandle
-from shortviz.records import TextSpec, WindowSpec
-from shortviz.texts import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, make_windows, read_rows, tokenize
+from shortviz.model.handle import ModelHandle
+from shortviz.records.text import TextSpec, WindowSpec
+from shortviz.text.sources import read_rows
+from shortviz.text.tokens import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, make_windows, tokenize
 
 pytestmark = pytest.mark.demo
 

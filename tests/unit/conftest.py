@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-Outcome = tuple[int, str, str]
+from tests.support.command import Outcome
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a tiny model of six layers and its tokenizer."""
-    from tests.families import build_tiny, tiny_tokenizer
+    from tests.support.families import build_tiny, tiny_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny-llama")
     build_tiny("llama").save_pretrained(folder)
@@ -24,8 +24,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def shortviz(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
     """Runs a command line in this process; gives back (exit code, stdout, stderr)."""
-    from shortviz.cli import app
-    from shortviz.cli_session import run_command
+    from shortviz.cli.main import app
+    from shortviz.cli.session import run_command
 
     before = dict(os.environ)
 

@@ -1,0 +1,1 @@
+"""From records to answers: what to remove, how sure that is, how many rows it needs. No torch."""

@@ -1,0 +1,212 @@
+"""The folder a checkpoint is written to: checked first, filled beside its final name, renamed when proved. No torch."""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from shortviz.errors import ExportError, ResourceError, ShortvizError
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records.formatting import size
+
+_CHUNK = 4 * 1024 * 1024
+_LOCK, _OWNER = "lock", "owner"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def check_target(folder: Path) -> Path:
+    """Return the absolute path of a folder a checkpoint may be written to: absent, or empty.
+
+    Raises ExportError where something is there already, or where the folder cannot be replaced or made.
+    """
+    target = Path(os.path.abspath(folder.expanduser()))
+    check_writable(target.parent)
+    if target.is_dir():
+        if any(target.iterdir()):
+            raise ExportError(f"The folder {target} is not empty; choose another name, or empty it first.")
+        if os.path.ismount(target):
+            raise ExportError(f"{target} is a mount point and cannot be replaced; choose a new folder inside it.")
+    elif target.exists() or target.is_symlink():
+        raise ExportError(f"{target} exists and is not a folder; choose another name.")
+    return target
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ExportError where nothing can be written to a folder, or it cannot be made; nothing is tried out."""
+    folder = Path(os.path.abspath(folder.expanduser()))
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    if not there.is_dir():
+        reason = "it is a file"
+    elif os.statvfs(there).f_flag & os.ST_RDONLY:
+        reason = os.strerror(errno.EROFS)
+    else:
+        reason = "it may not be written to"
+    raise ExportError(f"Nothing can be written to {there} ({reason}); choose a folder you may write to.")
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Raise ResourceError where the disk of a folder (or of its nearest parent) has fewer bytes free than needed."""
+    parent = next(p for p in (folder, *folder.parents) if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise ResourceError(
+            f"The checkpoint needs {size(needed_bytes)} and the disk of {parent} has {size(free)} free; "
+            "free some space or choose a folder on another disk."
+        )
+
+
+@contextmanager
+def filled_beside(target: Path) -> Iterator[Path]:
+    """Give a new temporary folder beside `target`; whatever happens, nothing of it stays.
+
+    What is to stay is moved out of it (`move_into_place`). Parents that had to be made go again when nothing came of
+    it. A lock in it tells others that its process lives; what a killed one left here is removed first. Raises
+    ExportError where the place cannot be written to.
+    """
+    remove_leftovers(target.parent)
+    made = [parent for parent in target.parents if not parent.exists()]
+    room: Path | None = None
+    try:
+        room = _make_room(target)
+        with _owned(room):
+            yield room
+    finally:
+        if room is not None:
+            shutil.rmtree(room, ignore_errors=True)
+        for parent in made:  # nearest first; a parent that holds the checkpoint is not empty and stays
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _make_room(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise ExportError(
+            f"Nothing can be written to {target.parent} ({error.strerror}); choose a folder you may write to."
+        ) from error
+
+
+@contextmanager
+def _owned(room: Path) -> Iterator[None]:
+    """Hold the lock of a room: the system lets go of it when the process ends, however it ends."""
+    lock = FileLock(room / _LOCK)
+    try:
+        lock.acquire()
+        (room / _OWNER).write_text(f"{os.getpid()}\n", encoding="utf-8")  # only now may others judge by the lock
+    except (OSError, NotImplementedError):  # a full disk, or one without locks: nobody will take this for a leftover
+        lock.release()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the temporary folders of exports that were killed; those of living processes, and all else, stay."""
+    for room in parent.glob(".*.partial-*"):
+        if room.is_symlink() or not (room / _OWNER).is_file():
+            continue
+        lock = FileLock(room / _LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except (Timeout, OSError, NotImplementedError):
+            continue
+        lock.release()
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def move_into_place(folder: Path, target: Path) -> None:
+    """Give a finished folder its final name in one step; raises ExportError where something came there meanwhile."""
+    target = target.resolve()
+    try:
+        if target.is_dir():
+            target.rmdir()
+        os.replace(folder, target)
+    except OSError as error:
+        raise ExportError(
+            f"The finished checkpoint could not be named {target} ({error.strerror}); choose another name."
+        ) from error
+
+
+def write_error(error: Exception, target: Path, needed_bytes: int) -> ShortvizError:
+    """Return what a failed write means for a person: a full disk, or a place that cannot be written."""
+    found = re.search(r"os error (\d+)", str(error))  # the way safetensors words it
+    number = error.errno if isinstance(error, OSError) else int(found.group(1)) if found else None
+    reason = os.strerror(number) if number is not None else str(error)
+    if number in _FULL:
+        return ResourceError(
+            f"The disk of {target.parent} is full ({reason}): the checkpoint needs {size(needed_bytes)}; "
+            "nothing was left behind, so free some space and export again."
+        )
+    return ExportError(f"The checkpoint could not be written to {target.parent} ({reason}); nothing was left behind.")
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder; somebody may be writing, renaming and removing them meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
+
+
+def fingerprints(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder, by its name relative to the folder, sorted.
+
+    Files in `known` are not read again.
+    """
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return {name: (known or {}).get(name) or sha256(folder / name) for name in names}
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def zip_checkpoint(folder: Path, target: Path, *, watch: Watch = NO_WATCH) -> Path:
+    """Return `target`, a zip file of an exported folder: streamed, and stored, for weights do not compress.
+
+    The files lie in a folder of the checkpoint's name. Raises ExportError where `target` exists or cannot be written,
+    ResourceError where the disk is full, Stopped when asked to stop; then no file is left.
+    """
+    target = Path(os.path.abspath(target))
+    if target.exists():
+        raise ExportError(f"{target} exists; choose another name.")
+    total = folder_bytes(folder)
+    remove_leftovers(target.parent)
+    check_space(target.parent, total)
+    with filled_beside(target) as room:
+        try:
+            _write_zip(folder, room / target.name, total, watch)
+            os.replace(room / target.name, target)
+        except OSError as error:
+            raise write_error(error, target, total) from error
+    return target
+
+
+def _write_zip(folder: Path, archive: Path, total: int, watch: Watch) -> None:
+    done = 0
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            member = zipfile.ZipInfo.from_file(path, f"{folder.name}/{path.relative_to(folder).as_posix()}")
+            with path.open("rb") as source, packed.open(member, "w") as sink:
+                while chunk := source.read(_CHUNK):
+                    watch.check("The zip file was stopped; nothing was left behind.")
+                    sink.write(chunk)
+                    done += len(chunk)
+                    watch.tell("zip", done=done, total=total, unit="bytes", detail=path.name)

@@ -1,0 +1,219 @@
+"""What each cell of a map shows: its colour value, its place in the row, and the words of its tooltip."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from shortviz import criteria
+from shortviz.analysis.planning import best_starts, exportable, tied_starts
+from shortviz.criteria.base import MEASURED, label
+from shortviz.errors import RunError
+from shortviz.records.formatting import block_text, count, layer_words, layers_text, percent, with_error
+from shortviz.records.measured import BlockDistances, Grid
+from shortviz.records.model import ModelInfo
+from shortviz.records.plan import Block
+from shortviz.records.table import Table, left, right
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+from shortviz.analysis.planning import cells, rescale_rows
+
+
+def grid_of(distances: BlockDistances, criterion: str) -> Grid:
+    """Return the grid of a criterion.
+
+    Raises:
+        RunError: it was not measured; the message names those that were.
+    """
+    try:
+        return distances.criteria[criterion]
+    except KeyError:
+        measured = ", ".join(distances.criteria)
+        raise RunError(f"Criterion {criterion!r} was not measured in this run; choose from {measured}.") from None
+
+
+def raw_range(grid: Grid, criterion: str) -> tuple[float, float]:
+    """Return the colour range of the raw scale: from the lowest possible value to the next round number (1, 2, 5).
+
+    Steps that wide keep the colours still while the map fills in, and show more of it than all of an angle's 0..1.
+    """
+    known = criteria.info(criterion) if criterion in criteria.names() else None
+    low, high = (known.low, known.high) if known is not None else (0.0, math.inf)
+    measured = grid.mean[np.isfinite(grid.mean)]
+    top = float(measured.max()) if measured.size else 0.0
+    if top <= 0:
+        return low, min(high, 1.0)
+    decade = 10.0 ** math.floor(math.log10(top))
+    return low, min(next(step * decade for step in (1, 2, 5, 10) if step * decade >= top), high)
+
+
+def hover_template(criterion: str, samples: int) -> str:
+    """Return the tooltip's fixed words; the rest of each cell's tooltip is in its `hover_rows`."""
+    return (
+        "<b>Removes %{customdata[2]}</b> (start %{customdata[0]}, n %{customdata[1]})<br>"
+        f"{escape(label(criterion))} %{{customdata[3]}}<br>%{{customdata[4]}}<br>%{{customdata[5]}}<br>"
+        f"over {samples:,} {'windows' if criterion in MEASURED else 'rows'} of text%{{customdata[6]}}<extra></extra>"
+    )
+
+
+def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> list[list[int | str]]:
+    """Return [start, n, layers, distance, place in its row, parameters, warnings] of every block, row by row."""
+    grid = grid_of(distances, criterion)
+    scaled = rescale_rows(grid)
+    reasons = {(start, n): reason for start, n, reason in model.illegal}
+    sinks = distances.norms.sink_layers
+    parameters = [0, *accumulate(model.layer_parameters)]
+    # As Grid.rank, a row at a time: one more than the blocks below.
+    ranks = {n: np.searchsorted(np.sort(grid.row(n)), grid.row(n)) + 1 for n in range(1, grid.num_layers + 1)}
+    rows: list[list[int | str]] = []
+    for start, n in cells(grid.num_layers):
+        gone = parameters[start + n] - parameters[start]
+        rows.append(
+            [
+                start,
+                n,
+                layer_words(start, n),
+                _value(*grid.at(Block(start=start, n=n))),
+                _place(float(scaled[n - 1, start]), int(ranks[n][start]), grid.num_layers - n + 1),
+                f"{count(gone)} parameters ({percent(gone / model.parameters)})",
+                _warnings(start, n, grid.num_layers, sinks, reasons.get((start, n))),
+            ]
+        )
+    return rows
+
+
+def _value(value: float, error: float) -> str:
+    return "not measured yet" if math.isnan(value) else with_error(value, error)
+
+
+def _place(scaled: float, rank: int, blocks: int) -> str:
+    if blocks == 1:
+        return "the only block of its size"
+    if math.isnan(scaled):
+        return f"nothing to tell the {blocks} blocks of this size apart"
+    return f"rank {rank} of {blocks} in its row, {scaled:.2f} from best (0) to worst (1)"
+
+
+def _warnings(start: int, n: int, layers: int, sinks: tuple[int, ...], reason: str | None) -> str:
+    lines = []
+    if n == layers:
+        lines.append("/ removes every layer: nothing would be left to run")
+    if reason is not None:
+        lines.append(f"/ cannot be exported: {escape(reason)}")
+    written = [sink for sink in sinks if start <= sink < start + n]
+    if written:
+        lines.append(f"~ removes layer {layers_text(written)}, which writes the attention sink")
+    return "".join(f"<br>{line}" for line in lines)
+
+
+# What a map says, in words and in tables: for people who do not see it, and for the keyboard.
+
+_SHOWN_TIES = 6
+
+
+def map_alt(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:
+    """Return the map's finding in one or two sentences: the best blocks of a few sizes, and the sink layers."""
+    grid = grid_of(distances, criterion)
+    best = best_starts(grid, model)
+    words = label(criterion)
+    if not best:
+        return f"Map of {words}: nothing is measured yet."
+    layers = grid.num_layers
+    sizes = [n for n in dict.fromkeys([1, max(1, layers // 8), max(1, layers // 4)]) if n in best]
+    found = [f"{layer_words(best[n], n)} for n {n} ({with_error(*grid.at(Block(start=best[n], n=n)))})" for n in sizes]
+    kind = "windows" if criterion in MEASURED else "rows"
+    sinks = distances.norms.sink_layers
+    sink = f" Layer {layers_text(sinks)} writes the attention sink." if sinks else ""
+    return (
+        f"By {words} over {grid.samples:,} {kind} of text, the blocks that change {model.id} ({layers} layers) least "
+        f"are {', '.join(found)}.{sink}"
+    )
+
+
+def map_table(distances: BlockDistances, criterion: str) -> "pd.DataFrame":
+    """Return the raw map as a table: one row per n (the index, from 1), one column per start layer ("0", "1", ...)."""
+    import pandas as pd
+
+    grid = grid_of(distances, criterion)
+    layers = grid.num_layers
+    index = pd.RangeIndex(1, layers + 1, name="n")
+    return pd.DataFrame(grid.mean.copy(), index=index, columns=[str(start) for start in range(layers)])
+
+
+class BestBlock(NamedTuple):
+    """The lowest block of a size that can be exported."""
+
+    n: int
+    start: int
+    layers: str
+    """`21-28`."""
+    distance: float
+    stderr: float
+    gap: float
+    """To the second best; NaN with one block."""
+    tied: bool
+    """Whether another block is within the error of it (`planning.tied_starts`)."""
+    ties: str
+    """The starts of those blocks."""
+    note: str
+
+
+def best_blocks(grid: Grid, model: ModelInfo, sinks: Sequence[int] = ()) -> list[BestBlock]:
+    """Return the best block of every n = 1..L-1 that has one; `sinks` write the attention sink."""
+    possible = exportable(grid, model)
+    found = []
+    for n, start in best_starts(grid, model).items():
+        if n == grid.num_layers:
+            continue
+        value, stderr = grid.at(Block(start=start, n=n))
+        gaps = np.delete(possible.row(n), start) - value
+        gaps = gaps[~np.isnan(gaps)]
+        ties = [other for other in tied_starts(possible, n) if other != start]
+        gone = [layer for layer in sinks if start <= layer < start + n]
+        found.append(
+            BestBlock(
+                n=n,
+                start=start,
+                layers=block_text(start, n),
+                distance=value,
+                stderr=stderr,
+                gap=float(gaps.min()) if gaps.size else math.nan,
+                tied=bool(ties),
+                ties=", ".join(map(str, ties)),
+                note=f"removes layer {layers_text(gone)}, which writes the attention sink" if gone else "",
+            )
+        )
+    return found
+
+
+def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> "pd.DataFrame":
+    """Return the best blocks as a data frame, with the fields of `BestBlock` as its columns."""
+    import pandas as pd
+
+    found = best_blocks(grid_of(distances, criterion), model, distances.norms.sink_layers)
+    return pd.DataFrame(found, columns=BestBlock._fields)
+
+
+def best_words(
+    found: Sequence[BestBlock],
+    value: str,
+    more: Mapping[str, Callable[[BestBlock], str]] | None = None,
+    *,
+    caption: str = "",
+    sign: bool = False,
+) -> Table:
+    """Return the best blocks in words, with `more` columns of one's own; a long list of ties is cut short."""
+    more = more or {}
+    rows = []
+    for block in found:
+        ties = block.ties.split(", ")
+        shown = ", ".join(ties[:_SHOWN_TIES]) + (f" and {len(ties) - _SHOWN_TIES} more" * (len(ties) > _SHOWN_TIES))
+        number = with_error(block.distance, block.stderr, sign=sign)
+        rows.append([str(block.n), block.layers, number, *(words(block) for words in more.values()), shown, block.note])
+    columns = right("n", "layers", value, *more) + left("tied with starts", "note")
+    return Table(columns, rows, caption).without_empty()

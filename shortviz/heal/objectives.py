@@ -1,0 +1,235 @@
+"""What a training minimises: next tokens, the uncut model's distribution, its residual stream behind the cut.
+
+The logits of a long window are the largest tensor of a training. They are made for a few tokens at a time: each chunk's
+gradient goes back to the head's input at once and the chunk is dropped, so that memory stays bounded and nothing is
+computed twice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shortviz.measure.logits import batch_head_input, logit_cap, logit_factor, open_head
+from shortviz.model.handle import ModelHandle
+from shortviz.model.layers import residual_boundaries
+from shortviz.records.heal import HealSettings
+
+CHUNK_BYTES = 64 * 2**20
+"""A float32 array of logits is never larger than this; at most six of them exist at a time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seam:
+    """One place where layers were removed."""
+
+    boundary: int
+    """In the cut model: the boundary at which its layers meet."""
+    teacher: int
+    """The same place in the uncut model: the boundary behind the removed layers."""
+
+
+def seams_of(base: ModelHandle, cut: ModelHandle) -> tuple[Seam, ...]:
+    """Return the seams of a cut, in the layer numbers of `base` and of `cut` as they are."""
+    before = base.plan.kept if base.plan is not None else tuple(range(base.info.num_layers))
+    after = set(cut.plan.kept) if cut.plan is not None else set(before)
+    seams: list[Seam] = []
+    kept = 0
+    for index, layer in enumerate(before):
+        if layer in after:
+            kept += 1
+        elif index + 1 == len(before) or before[index + 1] in after:
+            seams.append(Seam(boundary=kept, teacher=index + 1))
+    return tuple(seams)
+
+
+class _FarEnoughError(Exception):
+    """Ends a forward pass behind the last boundary that is wanted."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """What a forward pass gave."""
+
+    states: Tensor | None
+    """What the head gets, (rows, tokens, hidden); the logits themselves where the head is not split off."""
+    boundaries: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reader:
+    """Runs a model as far as an objective needs it."""
+
+    handle: ModelHandle
+    split: bool
+    """The head can be run apart from the decoder (see `logits.open_head`)."""
+    wanted: tuple[int, ...] = ()
+    """Boundaries to keep."""
+    stop_early: bool = False
+    """Nothing behind the last wanted boundary is needed."""
+
+    @classmethod
+    def of(
+        cls, handle: ModelHandle, tokens: Tensor, wanted: tuple[int, ...] = (), stop_early: bool = False
+    ) -> "Reader":
+        """Return a reader, its way to the logits checked on a row of tokens."""
+        return cls(handle=handle, split=open_head(handle, tokens).split, wanted=wanted, stop_early=stop_early)
+
+    def read(self, tokens: Tensor) -> Reading:
+        """Return the states and boundaries of rows of tokens; gradients flow where they are enabled."""
+        found: dict[int, Tensor] = {}
+        last = max(self.wanted, default=-1)
+
+        def keep(boundary: int, hidden: Tensor) -> None:
+            if boundary in self.wanted:
+                found[boundary] = hidden.clone()  # some families go on in place
+            if self.stop_early and boundary == last:
+                raise _FarEnoughError
+
+        with self.handle.lock, residual_boundaries(self.handle, keep):
+            try:
+                states = self._states(tokens)
+            except _FarEnoughError:
+                return Reading(states=None, boundaries=found)
+        return Reading(states=states, boundaries=found)
+
+    def _states(self, tokens: Tensor) -> Tensor:
+        model: Any = self.handle.model
+        if self.split:
+            return batch_head_input(model, tokens, use_cache=False)
+        logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
+        return logits
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits of a chunk of states, (tokens, vocabulary), float32 or wider."""
+        model: Any = self.handle.model
+        if self.split:
+            head = model.get_output_embeddings()
+            with self.handle.lock:
+                made: Tensor = head(states.to(head.weight.dtype)[None])[0] * logit_factor(model)
+            cap = logit_cap(model)
+            states = made if cap is None else cap * torch.tanh(made / cap)
+        return states if states.dtype == torch.float64 else states.float()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Objective:
+    """What is minimised, with the models that it takes."""
+
+    settings: HealSettings
+    student: Reader
+    teacher: Reader | None
+    seams: tuple[Seam, ...] = ()
+
+    def backward(self, tokens: Tensor, share: float) -> float:
+        """Add the gradients of rows of tokens to the trained weights; return `share` of their mean loss, in nats.
+
+        `share` is the part that these rows are of all rows behind one update.
+        """
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            return self._backward(tokens, share)
+
+    def _backward(self, tokens: Tensor, share: float) -> float:
+        teacher = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher = self.teacher.read(tokens)
+        student = self.student.read(tokens)
+        roots: list[Tensor] = []
+        gradients: list[Tensor | None] = []
+        total = 0.0
+        if student.states is not None:
+            rows, length = tokens.shape
+            scored = student.states[:, :-1].reshape(rows * (length - 1), -1)
+            loss, gradient = self._head_gradient(scored.detach(), tokens, teacher, share)
+            total += loss
+            if scored.requires_grad:
+                roots.append(scored)
+                gradients.append(gradient)
+        if self.seams:
+            assert teacher is not None
+            loss_at_seam = self._seam_loss(student, teacher) * share
+            total += float(loss_at_seam.detach())
+            if loss_at_seam.requires_grad:
+                roots.append(loss_at_seam)
+                gradients.append(None)
+        torch.autograd.backward(roots, gradients)
+        return total
+
+    def _head_gradient(
+        self, states: Tensor, tokens: Tensor, teacher: Reading | None, share: float
+    ) -> tuple[float, Tensor]:
+        """Return the loss of all next tokens and its gradient at the head's input, chunk by chunk."""
+        before = None
+        if teacher is not None and teacher.states is not None and self._distils:
+            before = teacher.states[:, :-1].reshape(len(states), -1)
+        targets = tokens[:, 1:].reshape(-1).to(states.device)
+        chunk = max(1, CHUNK_BYTES // (4 * self.student.handle.info.vocab_size))
+        gradient = torch.zeros_like(states)
+        total = 0.0
+        for low in range(0, len(states), chunk):
+            part = slice(low, low + chunk)
+            leaf = states[part].clone().requires_grad_()
+            loss = self._chunk_loss(leaf, targets[part], None if before is None else before[part])
+            loss = loss * (share / len(states))
+            loss.backward()
+            total += float(loss.detach())
+            assert leaf.grad is not None
+            gradient[part] = leaf.grad
+        return total, gradient
+
+    @property
+    def _distils(self) -> bool:
+        return self.settings.objective in ("distill", "mixed") and self.settings.mix > 0
+
+    def _chunk_loss(self, states: Tensor, targets: Tensor, before: Tensor | None) -> Tensor:
+        """Return the sum over some tokens of (1 - mix) cross-entropy + mix T^2 KL(uncut || student at temperature T).
+
+        T^2 keeps the gradient's size as T grows (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
+        """
+        logits = self.student.logits(states)
+        if before is None:
+            return nn.functional.cross_entropy(logits, targets, reduction="sum")
+        assert self.teacher is not None
+        temperature, mix = self.settings.temperature, self.settings.mix
+        with torch.no_grad():
+            log_p = (self.teacher.logits(before).to(logits.device, logits.dtype) / temperature).log_softmax(-1)
+        log_q = (logits / temperature).log_softmax(-1)
+        kl = (log_p.exp() * (log_p - log_q)).sum()
+        if mix == 1:
+            return kl * temperature**2
+        own = log_q if temperature == 1 else logits.log_softmax(-1)
+        cross_entropy = -own.gather(-1, targets[:, None]).sum()
+        return (1 - mix) * cross_entropy + mix * temperature**2 * kl
+
+    def _seam_loss(self, student: Reading, teacher: Reading) -> Tensor:
+        """Return |x' - x|^2 / |x|^2, a mean over tokens and seams (Gromov et al., eq. 8, made relative).
+
+        Relative for each token, because the state at position 0 is a hundred times as large as the others.
+        """
+        losses = []
+        for seam in self.seams:
+            x = teacher.boundaries[seam.teacher]
+            y = student.boundaries[seam.boundary]
+            wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+            x = x.to(y.device, wide)
+            losses.append(((y.to(wide) - x).square().sum(-1) / x.square().sum(-1).clamp_min(1e-12)).mean())
+        weight = self.settings.seam_weight if self.settings.objective == "mixed" else 1.0
+        return torch.stack(losses).mean() * weight
+
+
+def make_objective(
+    settings: HealSettings, student: ModelHandle, base: ModelHandle | None, seams: tuple[Seam, ...], row: Tensor
+) -> Objective:
+    """Return the objective of these settings; `row` is some row of tokens, to check the heads on."""
+    with_seam = settings.objective == "seam" or (settings.objective == "mixed" and settings.seam_weight > 0)
+    seams = seams if with_seam else ()
+    alone = settings.objective == "seam"
+    teacher = None
+    if settings.needs_base:
+        assert base is not None
+        teacher = Reader.of(base, row, tuple(seam.teacher for seam in seams), stop_early=alone)
+    own = Reader.of(student, row, tuple(seam.boundary for seam in seams), stop_early=alone)
+    return Objective(settings=settings, student=own, teacher=teacher, seams=seams)

@@ -1,0 +1,1 @@
+"""The course: its data, questions and pictures."""

@@ -1,0 +1,1 @@
+"""From a name to a live model: its files, its layers, its config, and the same model with fewer layers."""

@@ -1,0 +1,141 @@
+"""A treated model as a file: the few weights that are its own, and what was done. The rest is the uncut model's."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shortviz.errors import RunError
+from shortviz.files import write_atomically
+from shortviz.model.handle import ModelHandle
+from shortviz.model.prune import prune, put_weights, shared_copy
+from shortviz.records.json import Floats, from_plain, plain
+from shortviz.records.ledger import Treatment
+from shortviz.records.plan import PrunePlan
+
+if TYPE_CHECKING:
+    from shortviz.model.handle import ModelHandle
+    from shortviz.streaming.model import StreamedModel
+
+
+# Checkpoints of a long measurement: one .npz beside the run, replaced atomically, tied to what is being measured.
+
+
+def model_facts(handle: "ModelHandle | StreamedModel") -> list[object]:
+    """Return what tells one model from another, for the key of a checkpoint: weights retrained in place included."""
+    info, removed = handle.info, handle.plan.removed if handle.plan else ()
+    place = Path(handle.ref.id)
+    weights = sorted(place.glob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+    return [info.id, info.revision, info.dtype, info.device, info.parameters, removed, stamps]
+
+
+def save_checkpoint(path: Path, key: str, arrays: Mapping[str, Floats]) -> None:
+    """Write the arrays under `key`; a kill at any moment leaves the old file or the new one.
+
+    Raises ResourceError where the disk will not take it.
+    """
+    named: dict[str, Any] = dict(arrays) | {"__key__": np.array(key)}
+    write_atomically(path, lambda file: np.savez(file, **named))
+
+
+def discard_checkpoint(path: Path) -> None:
+    """Remove a checkpoint and what lies beside it under the same name: the measurement is complete."""
+    for file in path.parent.glob(f"{path.stem}.*"):
+        file.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, key: str) -> dict[str, Floats] | None:
+    """Return the arrays saved under `key`, or None where there is no checkpoint.
+
+    Raises RunError where the file belongs to another measurement or cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+        raise RunError(f"The checkpoint {path} cannot be read ({error}); delete it to start again.") from error
+    found = str(arrays.pop("__key__", ""))
+    if found != key:
+        raise RunError(
+            f"The checkpoint {path} belongs to another measurement (model, text or settings differ); "
+            "delete it to start again, or choose another --out."
+        )
+    return arrays
+
+
+def delta_weights(handle: ModelHandle, base: ModelHandle) -> dict[str, Tensor]:
+    """Return the weights of a treated model that are not the uncut model's very tensors, by name."""
+    shared = {weight.data_ptr() for weight in base.model.parameters()}
+    return {name: weight for name, weight in handle.model.named_parameters() if weight.data_ptr() not in shared}
+
+
+def save_treated(path: Path, handle: ModelHandle, base: ModelHandle, facts: Mapping[str, Any]) -> None:
+    """Write what is a treated model's own; a kill at any moment leaves the old file or the new one.
+
+    `facts` say what it is beside its model; they are given back. Raises ResourceError where the disk will not take it.
+    """
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in delta_weights(handle, base).items()}
+    metadata = {
+        "model": _identity(base),
+        "removed": [] if handle.plan is None else list(handle.plan.removed),
+        "treatments": plain(handle.treatments),
+        "facts": facts,
+    }
+    data = save(tensors, {name: json.dumps(value) for name, value in metadata.items()})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def load_treated(path: Path, base: ModelHandle) -> tuple[ModelHandle, dict[str, Any]] | None:
+    """Return the treated model of a file on the tensors of its uncut one, and its facts; None where there is no file.
+
+    Raises RunError where the file cannot be read or belongs to another model.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            found = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            treatments = tuple(from_plain(Treatment, each) for each in found["treatments"])
+            removed, model, facts = tuple(found["removed"]), found["model"], found["facts"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read ({error}); delete it to start again.") from error
+    if model != _identity(base):
+        raise RunError(
+            f"{path} belongs to {model.get('id')} ({model.get('dtype')}), or to other weights than {base.info.id} "
+            f"({base.info.dtype}) has; load that model, or delete the file to start again."
+        )
+    handle = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed)) if removed else shared_copy(base)
+    put_weights(handle.model, tensors)
+    return replace(handle, treatments=treatments), dict(facts)
+
+
+def _identity(base: ModelHandle) -> dict[str, Any]:
+    facts = model_facts(base)
+    return {"id": facts[0], "revision": facts[1], "dtype": facts[2], "weights": weights_digest(base.model)}
+
+
+@torch.no_grad()
+def weights_digest(model: PreTrainedModel) -> str:
+    """Return a SHA-256 over the name, the shape and a sample of each weight: enough to tell two models apart."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().reshape(-1)
+        places = torch.linspace(0, len(flat) - 1, min(64, len(flat)), dtype=torch.float64).long().to(flat.device)
+        sample = flat[places].double().cpu().numpy().astype("<f8")
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(sample).tobytes())
+    return digest.hexdigest()

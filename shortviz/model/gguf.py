@@ -1,0 +1,216 @@
+"""De-quantised copies of GGUF files, kept as safetensors in the user's cache: made once, atomically, by one process."""
+
+import glob
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from shortviz.errors import ModelError, ResourceError
+from shortviz.files import free_bytes
+from shortviz.model.files import INDEX, WEIGHTS
+from shortviz.model.headers import GgufHeader, safetensors_parameters
+from shortviz.progress import Watch
+from shortviz.records.formatting import size
+from shortviz.settings import settings
+
+_FORMAT = 1
+"""Raise it where the copies are written differently: older ones are then made anew."""
+_STEPS = ("reading the tokenizer", "de-quantising the weights", "writing the copy")
+_NO_DISK = ("No space left", "Disk quota exceeded", "File too large", "os error 28", "os error 27")
+_NO_MEMORY = ("MemoryError", "not enough memory", "Cannot allocate memory")
+_ERROR_LINE = re.compile(r"[A-Za-z_.]+(Error|Exception): ")
+"""Begins the message of a traceback, which can be many lines long."""
+_POLL_SECONDS = 0.1
+_STOPPED = "De-quantising was stopped; nothing was left behind."
+_PROGRAM_BYTES = 450_000_000
+"""Of memory, for Python with torch and transformers."""
+
+
+def copy_folder(gguf: Path) -> Path:
+    """Return where the copy of this GGUF file is kept, whether it is there yet or not; it depends on content alone."""
+    facts = gguf.stat()
+    digest = _digest(gguf.absolute(), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    return _copies() / f"{_stem(gguf)}-{digest[:20]}-{_FORMAT}"
+
+
+def whole_copy(gguf: Path) -> Path | None:
+    """Return the folder of the file's complete copy, or None; a file that cannot have one is not read for that."""
+    if not any(_copies().glob(f"{glob.escape(_stem(gguf))}-*-{_FORMAT}")):
+        return None
+    folder = copy_folder(gguf)
+    return folder if is_whole(folder) else None
+
+
+def _copies() -> Path:
+    return settings().cache_dir.absolute() / "gguf"
+
+
+def _stem(gguf: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", gguf.stem)[:60].lstrip(".")
+
+
+def check_memory(gguf: Path, header: GgufHeader) -> None:
+    """Raise ResourceError where the process that de-quantises the file would not have the memory it needs.
+
+    It holds every weight in float32, whatever dtype the model is loaded in afterwards, a tensor twice while it is
+    converted, and torch and transformers. Measured peaks, without the pages of the file itself, which the system can
+    take back: 1.10 GB where this says 1.21 (135 M parameters), 1.94 where it says 2.03 (379 M).
+    """
+    needed, free = 4 * (header.parameters + 2 * header.largest) + _PROGRAM_BYTES, free_bytes()
+    if needed > free:
+        raise ResourceError(
+            f"De-quantising {gguf.name}, which is done once and in float32, needs {size(needed)} of memory, and "
+            f"{size(free)} is free; close something, or give a safetensors checkpoint of the model."
+        )
+
+
+@lru_cache(maxsize=64)
+def _digest(gguf: Path, *_facts: int) -> str:
+    """Return the SHA-256 of a file, read once while it stays as it is: `_facts` change with it."""
+    with gguf.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a complete copy is in the folder."""
+    weights = [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else sorted(folder.glob("model-*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        return False
+    try:
+        for path in weights:
+            safetensors_parameters(path)
+    except ModelError:
+        return False
+    return len(weights) == 1 or (folder / INDEX).is_file()
+
+
+def make_copy(gguf: Path, folder: Path, header: GgufHeader, watch: Watch) -> Path:
+    """De-quantise the GGUF file into the folder and return it; where another process is at it, wait for that one.
+
+    Raises:
+        ModelError: Where transformers cannot read the file.
+        ResourceError: Where the disk or the memory is too small, or the cache folder cannot be written to.
+        Stopped: Where `watch.stop` was set; nothing is left behind.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    lock = FileLock(f"{folder}.lock")
+    _acquire(lock, folder, watch)
+    try:
+        if not is_whole(folder):
+            _remove_leftovers(folder)
+            check_disk(folder.parent, header.parameters * 4 + 50_000_000, "The de-quantised copy")
+            _fill(gguf, folder, watch)
+    finally:
+        lock.release()
+    return folder
+
+
+def check_disk(folder: Path, needed: int, what: str) -> None:
+    """Raise ResourceError where the disk of the folder, or of its nearest parent, has less than `needed` bytes free."""
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ResourceError(
+            f"{what} needs {size(needed)} of disk, and the disk of {parent} has {size(free)} free; free some "
+            "space, or choose a smaller model."
+        )
+
+
+def _acquire(lock: FileLock, folder: Path, watch: Watch) -> None:
+    while True:
+        watch.check(_STOPPED)
+        try:
+            lock.acquire(timeout=_POLL_SECONDS)
+        except Timeout:
+            _report(watch, 0, "waiting for another process that de-quantises the same file")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        else:
+            return
+
+
+def _fill(gguf: Path, folder: Path, watch: Watch) -> None:
+    """Run dequantise.py into a temporary folder and rename that."""
+    try:
+        room = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        checkpoint = room / "checkpoint"
+        checkpoint.mkdir()
+        _run(gguf, checkpoint, room, watch)
+        shutil.rmtree(folder, ignore_errors=True)  # a broken copy, or nothing
+        os.replace(checkpoint, folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _run(gguf: Path, into: Path, room: Path, watch: Watch) -> None:
+    script = Path(__file__).with_name("dequantise.py")
+    said, errors = room / "said.txt", room / "errors.txt"
+    with said.open("wb") as out, errors.open("wb") as err:
+        # -P: the folder of the script, which is this package, must not become importable piece by piece.
+        child = subprocess.Popen(
+            [sys.executable, "-P", str(script), str(gguf), str(into)], stdin=subprocess.DEVNULL, stdout=out, stderr=err
+        )
+        try:
+            while not _ended(child):
+                watch.check(_STOPPED)
+                step = len(said.read_text().split()) - 1
+                _report(watch, max(step, 0), _STEPS[step] if step >= 0 else "starting")
+        finally:
+            child.kill()
+            child.wait()
+    if child.returncode != 0:
+        raise _failure(gguf, into, child.returncode, errors.read_text(errors="replace"))
+
+
+def _ended(child: subprocess.Popen[bytes]) -> bool:
+    try:
+        child.wait(timeout=_POLL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _failure(gguf: Path, folder: Path, code: int, errors: str) -> ModelError | ResourceError:
+    lines = [line.strip() for line in errors.splitlines() if line.strip()] or [f"exit code {code}"]
+    named = [line for line in lines if _ERROR_LINE.match(line)]
+    last = (named or lines)[-1][:300].rstrip(".")
+    if any(sign in errors for sign in _NO_DISK):
+        return ResourceError(
+            f"The disk of {folder.parent.parent} is full: {gguf.name} was not de-quantised; free some."
+        )
+    if code < 0 or any(sign in last for sign in _NO_MEMORY):
+        return ResourceError(f"There was not enough memory to de-quantise {gguf.name}; close something, or load less.")
+    return ModelError(f"The GGUF file {gguf} cannot be de-quantised ({last}); choose another file.")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left; the lock is held, so nobody is working there."""
+    for path in folder.parent.glob(f"{folder.name}.partial-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"The cache folder {folder.parent} cannot be written to ({error.strerror}); "
+        "set SHORTVIZ_CACHE_DIR to another folder."
+    )
+
+
+def _report(watch: Watch, step: int, detail: str) -> None:
+    watch.tell("de-quantise", done=step, total=len(_STEPS), unit="steps", detail=detail)

@@ -1,0 +1,117 @@
+"""Which dtype and device a model is loaded in, why, and how much memory is free there."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shortviz.errors import ModelError
+from shortviz.files import free_bytes
+from shortviz.records.model import SPREAD, ModelRef
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where a model goes and in what dtype."""
+
+    dtype: torch.dtype
+    device: torch.device
+    """The first one, of a model that is spread over several."""
+    reason: str
+    """One sentence, for people."""
+    spread: tuple[torch.device, ...] = ()
+    """All devices of a model that is spread over several."""
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype without `torch.`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def device_name(self) -> str:
+        """The device, or all devices, for people."""
+        return ", ".join(map(str, self.spread)) or str(self.device)
+
+    @property
+    def free_memory(self) -> int:
+        """The bytes of memory that are free there now."""
+        return sum(map(free_memory, self.spread)) if self.spread else free_memory(self.device)
+
+
+def choose_placement(ref: ModelRef) -> Placement:
+    """Return the device and dtype for a model, with the reason.
+
+    Raises:
+        ModelError: For a name that is unknown, or a device that this machine does not have.
+    """
+    spread = _all_gpus() if ref.device == SPREAD else ()
+    device = spread[0] if spread else _device(ref.device)
+    where = "the CPU" if device.type == "cpu" else ", ".join(map(str, spread)) or str(device)
+    if ref.dtype != "auto":
+        dtype = _dtype(ref.dtype)
+        return Placement(dtype=dtype, device=device, spread=spread, reason=f"{ref.dtype} on {where}, as asked for.")
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Placement(
+            dtype=torch.bfloat16,
+            device=device,
+            spread=spread,
+            reason=f"bfloat16 on {where}: this GPU computes in it natively.",
+        )
+    why = {
+        "cpu": "CPUs are slow in half precision, which also blurs small distances",
+        "cuda": "this GPU does not compute in bfloat16 natively",
+    }[device.type]
+    no_gpu = "no GPU was found, and " if ref.device == "auto" and device.type == "cpu" else ""
+    return Placement(dtype=torch.float32, device=device, spread=spread, reason=f"float32 on {where}: {no_gpu}{why}.")
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ModelError(f"There is no dtype {name!r}; choose one of auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _all_gpus() -> tuple[torch.device, ...]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < 2:
+        raise ModelError(
+            f"The device {SPREAD} puts a model on several GPUs, and this machine has {count}; choose auto, and "
+            "--stream where the model does not fit."
+        )
+    return tuple(torch.device("cuda", index) for index in range(count))
+
+
+def _device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if name == "mps":
+        raise ModelError("The device mps has no float64, in which everything is summed here; choose auto or cpu.")
+    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
+        raise ModelError(f"There is no device {name!r}; choose one of auto, cpu, cuda, cuda:0, {SPREAD}.")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "auto":
+        kind = "cuda" if gpus else "cpu"
+    if kind == "cuda" and int(index or 0) >= gpus:
+        found = f"{gpus} CUDA device(s), numbered from 0" if gpus else "no CUDA device that PyTorch can use"
+        raise ModelError(f"The device {name} was asked for, but this machine has {found}; choose auto or cpu.")
+    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device. To a GPU nobody waits for it: only from pinned memory is it sent on the side."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that are free on the device now; on the CPU, within this container's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_bytes()

@@ -1,0 +1,231 @@
+"""prune: a new, smaller model that shares the tensors of the one it comes from; and the proof that it is right.
+
+The pruned model is built from its own config, exactly as `from_pretrained` will build it from the exported checkpoint,
+so that what is previewed is what is exported. The original model is never edited.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from shortviz.errors import PlanError
+from shortviz.model.handle import ModelHandle
+from shortviz.model.layers import illegal_blocks, layer_stack, pruned_config, rename_state
+from shortviz.model.load import weight_size
+from shortviz.model.spread import place_like
+from shortviz.records.model import ModelInfo
+from shortviz.records.plan import PrunePlan
+
+
+def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
+    """Return a handle on a new model without the plan's layers, sharing every tensor that stays.
+
+    The plan numbers layers as `handle` has them; the new handle's `plan` numbers them as the model that was loaded had
+    them. The original handle is untouched, and both together take the memory of one.
+
+    Raises:
+        PlanError: the plan is for another number of layers, or the stock config cannot express it (field named).
+    """
+    original = handle.model
+    config = pruned_config(original.config, plan)
+    path = layer_stack(original).path
+    model = empty_model(original, config)
+    state = original.state_dict()
+    names = rename_state(state, plan, path)
+    _fill(model, {new: state[old] for new, old in names.items()})
+    model.tie_weights()
+    _fill_computed(original, model, plan, path)
+    model.generation_config = copy.deepcopy(original.generation_config)
+    model.requires_grad_(False).eval()
+    place_like(original, model, plan, path)
+    info = pruned_info(handle.info, model, plan)
+    return ModelHandle(
+        model=model,
+        tokenizer=handle.tokenizer,
+        info=info,
+        ref=handle.ref,
+        plan=_composed(handle.plan, plan),
+        treatments=handle.treatments,
+    )
+
+
+def empty_model(like: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a model of the same class with nothing in it: every tensor on meta.
+
+    The device context is this thread's own; accelerate's init_empty_weights patches torch for all threads, and two
+    jobs that build at once would leave it patched. For the same reason the default dtype is not touched.
+    """
+    with torch.device("meta"):
+        model = type(like)._from_config(config, dtype=None, attn_implementation=like.config._attn_implementation)
+    model.config.dtype = like.config.dtype
+    for part in config.sub_configs:
+        if getattr(config, part, None) is not None:
+            getattr(model.config, part).dtype = getattr(like.config, part).dtype
+    return model
+
+
+def _fill(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+    """Put these very tensors into the model; all that it has, and nothing else."""
+    has, given = model.state_dict().keys(), weights.keys()
+    if odd := sorted(has ^ given):
+        raise PlanError(
+            f"These layers cannot be removed: layers of this model do not have the same weights everywhere "
+            f"({odd[0]} is {'missing' if odd[0] in has else 'left over'}); choose other layers."
+        )
+    model.load_state_dict(weights, strict=True, assign=True)
+
+
+def _fill_computed(original: PreTrainedModel, model: PreTrainedModel, plan: PrunePlan, path: str) -> None:
+    """Give the new model the buffers that no state dict holds, e.g. rotary frequencies.
+
+    A module without weights computes them from the new config, as `from_pretrained` will: granite_swa has one rotary
+    module for each frequency base still in use, so the same name may mean another base. The original's tensor is
+    shared wherever it holds the same values, or belongs to a module with weights.
+    """
+    theirs = dict(original.named_buffers())
+    old_names = rename_state(theirs, plan, path)
+    for name, module in model.named_modules():
+        leaves = [leaf for leaf in module._non_persistent_buffers_set if module._buffers.get(leaf) is not None]
+        computed = _computed_buffers(model, module, leaves) if next(module.parameters(), None) is None else {}
+        for leaf in leaves:
+            old = theirs.get(old_names.get(f"{name}.{leaf}", ""))
+            new = computed.get(leaf)
+            if new is not None and (old is None or old.shape != new.shape or not _close(new, old)):
+                module._buffers[leaf] = new.to(original.device)
+            elif old is not None:
+                module._buffers[leaf] = old
+    empty = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if empty:
+        raise PlanError(f"This model cannot be cut: {empty[0]} is neither a weight nor computed; choose another model.")
+
+
+@torch.no_grad()
+def _computed_buffers(model: PreTrainedModel, module: nn.Module, leaves: list[str]) -> dict[str, torch.Tensor]:
+    """Return the floating-point buffers that transformers computes for a module without weights."""
+    buffers = {leaf: buffer for leaf, buffer in module.named_buffers(recurse=False) if leaf in leaves}
+    floats = [leaf for leaf, buffer in buffers.items() if buffer.is_floating_point()]
+    for leaf in floats:
+        module._buffers[leaf] = torch.full_like(buffers[leaf], math.nan, device="cpu")
+    if floats:
+        model._init_weights(module)
+    return {leaf: buffer for leaf, buffer in module.named_buffers(recurse=False) if leaf in floats and _known(buffer)}
+
+
+def _known(buffer: torch.Tensor) -> bool:
+    return not bool(buffer.isnan().any())
+
+
+def _close(new: torch.Tensor, old: torch.Tensor) -> bool:
+    """Tell whether the values agree to the precision of the original's dtype."""
+    tolerance = 4 * torch.finfo(old.dtype).eps
+    return torch.allclose(new.to(old.dtype).double(), old.cpu().double(), rtol=tolerance, atol=0.0, equal_nan=True)
+
+
+def pruned_info(info: ModelInfo, model: PreTrainedModel, plan: PrunePlan) -> ModelInfo:
+    """Return the facts of a model that was pruned by a plan, from those of the one it comes from."""
+    parameters, num_bytes = weight_size(model)
+    return dataclasses.replace(
+        info,
+        num_layers=len(plan.kept),
+        parameters=parameters,
+        bytes=num_bytes,
+        layer_parameters=tuple(info.layer_parameters[i] for i in plan.kept),
+        layer_bytes=tuple(info.layer_bytes[i] for i in plan.kept),
+        layer_cache_bytes=tuple(info.layer_cache_bytes[i] for i in plan.kept),
+        illegal=illegal_blocks(model.config) if plan.removed else info.illegal,
+    )
+
+
+def _composed(before: PrunePlan | None, plan: PrunePlan) -> PrunePlan:
+    """Return both removals as one plan in the numbers of the loaded model."""
+    if before is None:
+        return plan
+    removed = {*before.removed, *(before.kept[i] for i in plan.removed)}
+    return PrunePlan(num_layers=before.num_layers, removed=tuple(sorted(removed)))
+
+
+@contextmanager
+def bypassed(handle: ModelHandle, plan: PrunePlan) -> Iterator[None]:
+    """Let each layer of the plan return its input while the context lasts, and hold the handle's lock for as long.
+
+    What pruning must equal. The plan numbers layers as `handle` has them; every hook is gone afterwards.
+    """
+    if plan.num_layers != handle.info.num_layers:
+        raise PlanError(f"The plan is for {plan.num_layers} layers, the model has {handle.info.num_layers}.")
+    with handle.lock:
+        layers = layer_stack(handle.model).layers
+        hooks = [layers[i].register_forward_hook(_return_input, with_kwargs=True) for i in plan.removed]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _return_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    entering = args[0] if args else kwargs["hidden_states"]
+    return type(output)((entering, *output[1:])) if isinstance(output, tuple | list) else entering
+
+
+@torch.no_grad()
+def verify_prune(handle: ModelHandle, pruned: ModelHandle, tokens: NDArray[np.int64]) -> float:
+    """Return the largest absolute difference of logits, the pruned model against `handle` with the layers bypassed.
+
+    `pruned` was made from `handle` by one or several prunes; `tokens` has shape (batch, length), without padding.
+    0.0 is bit-equal; NaN in either model gives NaN.
+    """
+    before = handle.plan or PrunePlan(num_layers=handle.info.num_layers, removed=())
+    after = pruned.plan or before
+    stay = set(after.kept)
+    plan = PrunePlan(
+        num_layers=handle.info.num_layers, removed=tuple(i for i, old in enumerate(before.kept) if old not in stay)
+    )
+    ids = torch.as_tensor(tokens, device=handle.model.device)
+    with bypassed(handle, plan):
+        expected = handle.model(input_ids=ids, use_cache=False).logits
+    with pruned.lock:
+        actual = pruned.model(input_ids=ids, use_cache=False).logits
+    return float((actual.double() - expected.double()).abs().max())
+
+
+# A model like another one but for some weights: those are new tensors, all others are shared.
+
+
+def shared_copy(handle: ModelHandle) -> ModelHandle:
+    """Return a handle on a new model that shares every tensor; its modules are its own, so weights can be put in."""
+    nothing = PrunePlan(num_layers=handle.info.num_layers, removed=())
+    return replace(prune(handle, nothing), plan=handle.plan, info=handle.info)
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Put weights into a model of one's own, as new tensors in the dtype of the old; return the old ones.
+
+    The old tensors are left alone, so a model that shares them does not change.
+    """
+    old = {name: model.get_parameter(name) for name in weights}
+    for name, weight in weights.items():
+        # Filled outside inference mode: a tensor born in it could never be trained.
+        fresh = nn.Parameter(torch.empty_like(old[name]).copy_(weight), requires_grad=False)
+        _set(model, name, fresh)
+    return old
+
+
+def restore_weights(model: nn.Module, old: Mapping[str, nn.Parameter]) -> None:
+    """Put the very tensors back that `put_weights` replaced."""
+    for name, parameter in old.items():
+        _set(model, name, parameter)
+
+
+def _set(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)

@@ -1,0 +1,112 @@
+"""Numbers as people read them, each kind written by one function: errors, shares, sizes, times, counts, layers."""
+
+import math
+from collections.abc import Sequence
+
+UNKNOWN = "-"
+"""Stands where a number is not known. ASCII, for the command line prints it in any locale."""
+
+
+def with_error(value: float | None, error: float | None = None, *, sign: bool = False) -> str:
+    """Return `0.123 ± 0.020`: two digits of the error, and as many decimals of the value; `+0.488 ± 0.033` with `sign`.
+
+    Without a known error (None, NaN, or 0, which no sample has) three digits of the value; `-` without a value.
+    """
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    if math.isinf(value):
+        return "not finite"
+    known = error is not None and math.isfinite(error) and error > 0
+    places = decimals(error, 2) if known and error is not None else decimals(value, 3)
+    form = ".3g" if abs(value) >= 1e9 else f"z,.{places}f"
+    return f"{value:{'+' * sign}{form}}" + (f" ± {error:{form}}" if known else "")
+
+
+def decimals(value: float, digits: int) -> int:
+    """Return the decimal places that show so many significant digits of a value."""
+    return digits - 1 if value == 0 else min(max(0, digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])), 12)
+
+
+def percent(share: float | None, error: float | None = None, *, sign: bool = False) -> str:
+    """Return `45.0 ± 5.0 %`; `100.0 %` alone where there is no error, or where all or none are right.
+
+    The binomial formula says 0 there, which nobody should read as certainty.
+    """
+    if share is None or math.isnan(share):
+        return UNKNOWN
+    if error is not None and math.isfinite(error) and error > 0:
+        return f"{with_error(100 * share, 100 * error, sign=sign)} %"
+    return f"{100 * share:{'+' * sign}z.1f} %"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 window`, `1,024 windows`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def count(value: float) -> str:
+    """Return `14.2 M`, `950`, `1.2 B`: for parameters, where the first digits are what matters."""
+    for least, scale, suffix in ((1e9, 1e9, " B"), (1e6, 1e6, " M"), (1e4, 1e3, " k")):
+        if abs(value) >= least:
+            return f"{value / scale:,.1f}{suffix}"
+    return f"{value:,.0f}"
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """Return layers as `parse_layers` reads them and people do, e.g. `3, 7-8`; `none` where there are none."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(_span(first, last) for first, last in runs) or "none"
+
+
+def block_text(start: int, n: int) -> str:
+    """Return `21` or `21-28`, the layers of a block."""
+    return _span(start, start + n - 1)
+
+
+def layer_words(start: int, n: int) -> str:
+    """Return `layer 21` or `layers 21-28`."""
+    return f"layer{'s' * (n > 1)} {block_text(start, n)}"
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def size(num_bytes: float) -> str:
+    """Return `541 MB`, `6.0 KB`, `1.2 GB` (powers of 1000)."""
+    value = float(num_bytes)
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def nth(index: int) -> str:
+    """Return how people count what has an index from 0: `1st` for 0, `12th` for 11."""
+    number = index + 1
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number % 100 not in (11, 12, 13) else "th"
+    return f"{number}{ending}"
+
+
+def one_line(text: str, most: int = 80) -> str:
+    """Return text from outside as it may stand in a message: printable, and not endless."""
+    kept = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
+    return kept if len(kept) <= most else kept[: most - 3] + "..."

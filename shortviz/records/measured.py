@@ -1,0 +1,334 @@
+"""The plain records that travel between the stages: frozen, checked once, numpy inside, no torch, no streamlit.
+
+Everything is 0-based. Layer i is `model.layers[i]`; boundary i is the residual stream entering layer i, and boundary L
+leaves the last layer, before the final norm. A block (start, n) is the layers start .. start+n-1.
+The records of models, texts, plans and tasks have files of their own; import all of them from here.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from shortviz.records.json import (
+    FloatMatrix,
+    Floats,
+    FloatTriangle,
+    FloatVector,
+    IntegerTriangle,
+    Known,
+    Many,
+    Number,
+    plain,
+)
+from shortviz.records.model import ModelInfo
+from shortviz.records.plan import Block
+from shortviz.records.text import (
+    TextInfo,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+# The record of how many rows of text a choice needs; import it from records.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RowsNeeded:
+    """When the choice of a start stops changing, by one criterion, for each n = 1 .. L-1.
+
+    The orders are drawn without replacement from the rows that were measured, so the last count always agrees with
+    itself: a need of more than half of the rows says only that these rows are too few.
+    """
+
+    rows: int
+    """Rows behind it."""
+    orders: int
+    """Random orders that were looked at."""
+    counts: Many[int]
+    """Row counts that were looked at, ascending; the last is `rows`."""
+    agree: FloatMatrix
+    """Share of the orders whose best start among the first rows is that of all rows, shape (len(counts), L-1)."""
+    needed: Many[int]
+    """For each n the row count from which on, in 19 of 20 orders, the best start no longer changes."""
+
+    def enough(self, n: int) -> bool:
+        """Return whether the rows were enough to say so: the choice for n stood still over the second half of them."""
+        return self.needed[n - 1] <= self.rows / 2
+
+    def words(self, n: int) -> str:
+        """Return the rows that n needs: `12`, or `> 32` where half of the rows were not enough."""
+        return str(self.needed[n - 1]) if self.enough(n) else f"> {self.rows // 2}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Grid:
+    """One number with its standard error for every block; `mean[n-1, start]`, NaN outside the triangle."""
+
+    mean: FloatTriangle
+    """Shape (L, L)."""
+    stderr: FloatTriangle
+    """Shape (L, L); NaN where fewer than two samples make an error bar impossible."""
+    samples: int
+    """Sequences the mean is taken over."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return int(self.mean.shape[0])
+
+    def at(self, block: Block) -> tuple[float, float]:
+        """Return (mean, standard error) of a block."""
+        return float(self.mean[block.n - 1, block.start]), float(self.stderr[block.n - 1, block.start])
+
+    def row(self, n: int) -> Floats:
+        """Return the means of all blocks of n layers, by start; length L-n+1."""
+        return self.mean[n - 1, : self.num_layers - n + 1]
+
+    def rank(self, block: Block) -> int:
+        """Return the block's place in its row, 1 = lowest."""
+        row = self.row(block.n)
+        return int(np.sum(row < row[block.start])) + 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BoundaryNorms:
+    """Mean Euclidean norm of the residual stream at every boundary, shape (L+1,)."""
+
+    first: FloatVector
+    """At position 0, where models keep the attention sink."""
+    rest: FloatVector
+    """At all other positions."""
+
+    @property
+    def sink_layers(self) -> tuple[int, ...]:
+        """Layers that write the attention sink: position 0 grows past ten times the rest, fivefold in one layer.
+
+        The factors are ours. In the demo model layer 11 takes position 0 from 183 to 25,300 where others stay near 200.
+        """
+        first = np.maximum(self.first, 1e-12)
+        grows = first[1:] / first[:-1]
+        stands_out = first[1:] / np.maximum(self.rest[1:], 1e-12)
+        return tuple(int(i) for i in np.flatnonzero((grows > 5) & (stands_out > 10)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BlockDistances:
+    """Every criterion for every block, over `samples` sequences."""
+
+    num_layers: int
+    criteria: Mapping[str, Grid]
+    """By criterion name, e.g. `angular_last`."""
+    norms: BoundaryNorms
+    text: TextInfo
+    seconds: float = 0.0
+    rows: int = 0
+    """Sequences run; 0 where only the criteria's own counts are known."""
+    settling: Mapping[str, RowsNeeded] = field(default_factory=dict)
+    """By criterion: how many rows the best start of each n needs; only of a finished or stopped measurement."""
+    tokens_per_row: int | None = None
+    """Evenly spaced tokens of a row that token means are taken over; None is all but the first."""
+
+    @property
+    def samples(self) -> int:
+        """Sequences measured so far; a criterion that fits something scores only some of them."""
+        return max([self.rows, *(grid.samples for grid in self.criteria.values())])
+
+    def sink_layers_in(self, block: Block) -> tuple[int, ...]:
+        """Return the layers of the block that write the attention sink."""
+        return tuple(i for i in self.norms.sink_layers if i in block.layers)
+
+
+def perplexity(nll: float) -> float:
+    """Return exp of a mean NLL in nats; infinity where a float cannot hold it."""
+    return math.exp(nll) if nll < 700 else math.inf
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A model's loss on evaluation windows."""
+
+    nll: float
+    """Mean over scored tokens, in nats."""
+    nll_stderr: Number
+    """Standard error over windows, in nats; NaN with one window."""
+    tokens: int
+    """Scored tokens."""
+    windows: int
+    forward_seconds: float
+    """Median seconds of one window's forward pass."""
+    parameters: int
+    bytes: int
+    cache_bytes_per_token: int
+    window_nll: Many[float] = ()
+    """Of each window in order, in nats: what paired errors of anything else are made of; empty where not kept."""
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of the token-weighted mean NLL."""
+        return perplexity(self.nll)
+
+    @property
+    def perplexity_stderr(self) -> float:
+        """Standard error of the perplexity, to first order."""
+        return self.perplexity * self.nll_stderr
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """A model's loss and, for a pruned model, what changed from the uncut one on the same windows."""
+
+    score: Score
+    text: TextInfo
+    removed: Many[int] = ()
+    base: Score | None = None
+    """The uncut model on the same windows; None when nothing is removed."""
+    nll_increase: Known = None
+    """NLL(pruned) - NLL(uncut), in nats."""
+    nll_increase_stderr: Known = None
+    """Paired: standard error of the per-window differences; NaN with one window."""
+    kl: Known = None
+    """KL(uncut || pruned) per token, in nats."""
+    kl_stderr: Known = None
+    same_top1: Known = None
+    """Share of tokens where both models have the same most likely next token."""
+    same_top1_stderr: Known = None
+    """Over windows, as the others are: tokens of one window are not independent. NaN with one, and in older records."""
+    complete: bool = True
+    """False while windows are still being added."""
+
+
+def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation in the shape that `shortviz evaluate --json` prints: flat, every key there, NaN as null."""
+    found: dict[str, Any] = dict.fromkeys(field.name for field in fields(evaluation)) | plain(evaluation)
+    del found["score"]
+    base = None if evaluation.base is None else _score_json(evaluation.base)
+    return _score_json(evaluation.score) | found | {"base": base}
+
+
+def _score_json(score: Score) -> dict[str, Any]:
+    found = {"perplexity": score.perplexity, "perplexity_stderr": score.perplexity_stderr} | plain(score)
+    return dict(plain(found))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """A checkpoint written and proved equal."""
+
+    folder: str
+    removed: Many[int]
+    kept: Many[int]
+    parameters: int
+    bytes: int
+    files: Mapping[str, str]
+    """File name -> SHA-256."""
+    max_logit_diff: float | None
+    """Largest absolute difference of logits, memory against reload in a fresh process; 0.0 is equal. None: not run."""
+    generation_equal: bool | None
+    """Cached generation of the reloaded model equals uncached; None where it was not run."""
+    seconds: float
+    proof: Literal["fresh process", "streamed", "bytes"] = "fresh process"
+    """By stock transformers in a fresh process; by streaming the files, where the model does not fit; by comparing
+    every kept byte, where the weights cannot be run here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BlockLosses:
+    """The measured loss of the model without each block, n < L, all on the same windows."""
+
+    num_layers: int
+    base: Score
+    """The uncut model on the windows measured so far."""
+    nll: Grid
+    """NLL of the pruned model, in nats per scored token; row n = L is NaN."""
+    increase: Grid
+    """NLL(pruned) - NLL(uncut); the error is paired, over windows."""
+    kl: Grid
+    """KL(uncut || pruned) per token, in nats."""
+    windows: IntegerTriangle
+    """Whole windows behind each cell, shape (L, L); 0 where there is at most the coarse first value."""
+    tokens: IntegerTriangle
+    """Scored tokens behind each cell, shape (L, L)."""
+    text: TextInfo
+    replayed: bool = True
+    """True: suffixes were replayed from the uncut model's boundaries; False: every pruned model was really run."""
+    complete: bool = True
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurvePoint:
+    """The loss with n layers removed."""
+
+    n: int
+    removed: Many[int]
+    """Empty for the mean over random blocks."""
+    nll: float
+    """In nats per token."""
+    stderr: Number
+    """Paired standard error of the increase from the uncut model; for random blocks the spread between starts (SD)."""
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of the NLL."""
+        return perplexity(self.nll)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurveLine:
+    """One strategy, by ascending n; sizes it has no measured plan for are left out."""
+
+    strategy: str
+    """`best measured`, `simple`, `random`, `greedy`, or the name of a criterion."""
+    label: str
+    points: Many[CurvePoint]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GreedyRemoval:
+    """Greedy removal as a run keeps it."""
+
+    line: CurveLine
+    text: TextInfo
+    """The evaluation windows that every step was measured on."""
+    complete: bool = True
+    """False: stopped before the layers asked for were gone."""
+
+
+def from_map(losses: BlockLosses | None, model: ModelInfo, block: Block) -> Evaluation | None:
+    """Return the map's cell of a block as an evaluation, so that nothing is measured twice; None where it has none.
+
+    What only a run of the cut model itself can tell (same next token, seconds) is left out.
+    """
+    if losses is None or block.n >= losses.num_layers or not losses.windows[block.n - 1, block.start]:
+        return None
+    increase, error = losses.increase.at(block)
+    nll, nll_error = losses.nll.at(block)
+    if increase != increase:
+        return None
+    gone = block.layers
+    score = Score(
+        nll=nll,
+        nll_stderr=nll_error,
+        tokens=int(losses.tokens[block.n - 1, block.start]),
+        windows=int(losses.windows[block.n - 1, block.start]),
+        forward_seconds=float("nan"),
+        parameters=model.parameters - sum(model.layer_parameters[i] for i in gone),
+        bytes=model.bytes - sum(model.layer_bytes[i] for i in gone),
+        cache_bytes_per_token=sum(model.layer_cache_bytes) - sum(model.layer_cache_bytes[i] for i in gone),
+    )
+    kl, kl_error = losses.kl.at(block)
+    return Evaluation(
+        score=score,
+        text=losses.text,
+        removed=gone,
+        base=replace(losses.base, nll=nll - increase),
+        nll_increase=increase,
+        nll_increase_stderr=error,
+        kl=kl,
+        kl_stderr=kl_error,
+        complete=losses.complete,
+    )

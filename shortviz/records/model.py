@@ -1,0 +1,103 @@
+"""What a person asked to load, what it would cost, and what was loaded: plain records, no torch."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from shortviz.records.json import Many
+from shortviz.records.plan import Block
+
+SPREAD = "spread"
+"""The device of a model that is spread over all GPUs of this machine: `device_map="auto"` of transformers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRef:
+    """What a person asked to load."""
+
+    id: str
+    """A hub id, a checkpoint folder, a `.gguf` file, or `demo`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; None is the default branch."""
+    dtype: str = "auto"
+    """`auto`, `float32`, `bfloat16`, `float16` or `float64`."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, or `spread`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelEstimate:
+    """What loading would cost, known before anything large is downloaded or read."""
+
+    id: str
+    revision: str | None
+    """Resolved commit of a hub model."""
+    architecture: str
+    num_layers: int
+    parameters: int
+    download_bytes: int
+    """Bytes still to be fetched; 0 for local files."""
+    memory_bytes: int
+    """Bytes of memory the loaded weights take in the chosen dtype."""
+    available_bytes: int
+    """Memory free for it now on the chosen device."""
+    dtype: str
+    device: str
+    reason: str
+    """One sentence: why this dtype and device."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the weights and a fifth more for activations fit in the free memory."""
+        return self.memory_bytes * 1.2 <= self.available_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInfo:
+    """A loaded model, as far as a saved run needs to know it."""
+
+    id: str
+    revision: str | None
+    """Commit of a hub model; None for local files."""
+    architecture: str
+    """Class name, e.g. `LlamaForCausalLM`."""
+    num_layers: int
+    parameters: int
+    dtype: str
+    device: str
+    reason: str
+    """One sentence: why this dtype and device."""
+    bytes: int
+    """Bytes of all weights, tied ones counted once."""
+    hidden_size: int
+    vocab_size: int
+    context_length: int | None
+    layer_parameters: Many[int]
+    """Parameters of each layer."""
+    layer_bytes: Many[int]
+    """Weight bytes of each layer."""
+    layer_cache_bytes: Many[int]
+    """Key/value cache bytes that one more token costs in each layer."""
+    illegal: Many[tuple[int, int, str]] = ()
+    """(start, n, reason) of the blocks that the stock config cannot express."""
+
+    def illegal_reason(self, block: Block) -> str | None:
+        """Return why the block cannot be exported, or None where it can."""
+        return next((r for s, n, r in self.illegal if (s, n) == (block.start, block.n)), None)
+
+
+DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What the model named `demo` is on the hub."""
+
+
+def hub_id(model_id: str) -> str:
+    """Return the name other tools know a model by: `demo` is a hub model, all other ids are their own name."""
+    return DEMO_HUB_ID if model_id == "demo" else model_id
+
+
+def hub_name(base: ModelInfo) -> str | None:
+    """Return the hub id of a model, or None for a local file or folder, whose path is nobody else's business."""
+    name = hub_id(base.id)
+    if base.revision is None and name == base.id and Path(base.id).expanduser().exists():
+        return None
+    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.endswith(".gguf") else None

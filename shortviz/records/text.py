@@ -1,0 +1,302 @@
+"""Multiple-choice questions and what a model makes of them: plain records, no torch."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shortviz.errors import TextError
+from shortviz.records.formatting import counted, percent
+from shortviz.records.json import Integers, Many, Number
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSpec:
+    """Where multiple-choice questions come from, and which of their fields are what."""
+
+    kind: Literal["file", "dataset"]
+    value: str
+    """Path of a .jsonl, .csv or .parquet file, or a hub data set id."""
+    question: str = "question"
+    """Column of the question."""
+    choices: tuple[str, ...] = ("choices",)
+    """One column with a list, or with {"text": [...], "label": [...]}; or several columns, one choice in each."""
+    label: str = "label"
+    """Column of the right choice: its number, its letter, its own label or its own text (see `read_task`)."""
+    first_label: int = 0
+    """The number that labels the first choice, 0 or 1."""
+    prompt: str = "{question}"
+    """What the model reads before a choice, e.g. `Question: {question}\\nAnswer:`."""
+    delimiter: str = " "
+    """What stands between prompt and choice; lm_eval calls it the target delimiter."""
+    subset: str | None = None
+    split: str = "validation"
+    limit: int | None = None
+    """At most this many questions; None is all."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise TextError(f"The limit of questions is {self.limit}; it must be at least 1.")
+        if not self.choices or not all(self.choices):
+            raise TextError("No column of choices was named; name one that holds a list, or one for each choice.")
+        if self.first_label not in (0, 1):
+            raise TextError(f"Labels cannot start from {self.first_label}; choose 0 or 1 for the first choice.")
+        if "{question}" not in self.prompt:
+            raise TextError(f"The prompt {self.prompt!r} has no {{question}} in it; say where the question goes.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskRow:
+    """One multiple-choice question."""
+
+    where: str
+    """Its place in the source for people, e.g. `row 3 (from 0)` or, in a .jsonl file, `line 4` (from 1)."""
+    context: str
+    """What the model reads before a choice."""
+    choices: tuple[str, ...]
+    """At least two, none empty."""
+    label: int
+    """Index of the right choice, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskRows:
+    """Multiple-choice questions, ready to be scored."""
+
+    rows: tuple[TaskRow, ...]
+    source: str
+    """For people, e.g. `file piqa.jsonl, columns goal, sol1, sol2, label`."""
+    fingerprint: str
+    """SHA-256 over contexts, choices, labels and delimiter: same questions, same fingerprint."""
+    delimiter: str = " "
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise TextError(f"The {self.source} has no questions; give at least one.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskPrediction:
+    """What the model chose in one question; all indices from 0."""
+
+    question: int
+    """Index in `TaskRows.rows`."""
+    label: int
+    """The right choice."""
+    chosen: int
+    """The choice of highest log-likelihood; the first of equals."""
+    chosen_norm: int
+    """The choice of highest log-likelihood per character."""
+    log_likelihoods: Many[float]
+    """Of each choice after the question, in nats, summed over its tokens."""
+
+
+MOST_PAIRED = 10_000
+"""Questions up to which a score keeps which of them were right; above, the error of an accuracy is small anyway."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskScore:
+    """How many multiple-choice questions a model gets right; shares between 0 and 1."""
+
+    accuracy: Number
+    """By highest log-likelihood (lm_eval's `acc`)."""
+    accuracy_stderr: Number
+    """Binomial: sqrt(p (1 - p) / (questions - 1)), as lm_eval; NaN with one question."""
+    accuracy_norm: Number
+    """By highest log-likelihood per character of the choice (lm_eval's `acc_norm`)."""
+    accuracy_norm_stderr: Number
+    questions: int
+    """Questions scored so far."""
+    chance: Number
+    """What blind guessing gets: the mean of 1 / choices."""
+    majority: Number
+    """What always answering with the most frequent label gets."""
+    source: str
+    fingerprint: str
+    removed: Many[int] = ()
+    truncated: int = 0
+    """Questions whose beginning was left out because the model's context is too short for them."""
+    shared_prefixes: bool = False
+    """True: choices continued from their question's key/value cache; False: each was run whole."""
+    predictions: Many[TaskPrediction] = ()
+    """In the order of the questions."""
+    right: str = ""
+    """`1` or `0` for each question, in order: right by highest log-likelihood or not. It is kept where predictions are
+    not, for paired comparisons; empty for more than MOST_PAIRED questions."""
+    complete: bool = True
+    """False while questions are still to be scored."""
+    seconds: float = 0.0
+
+    @property
+    def behind(self) -> str:
+        """How many questions of what, and what an accuracy on them is to be read against."""
+        return (
+            f"{counted(self.questions, 'question')} of {self.source}; chance {percent(self.chance)}, always the most "
+            f"frequent label {percent(self.majority)}"
+        )
+
+
+# Where text comes from, and the token rows and windows it becomes: plain records, no torch.
+
+Tokens = Integers
+Bos = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextSpec:
+    """Where text comes from and how it becomes token rows."""
+
+    kind: Literal["builtin", "paste", "file", "dataset"]
+    value: str
+    """Name of a built-in text, the pasted text itself, a path, or a hub data set id."""
+    key: str = "text"
+    """Column that holds the text (.jsonl, .csv, .parquet, data sets)."""
+    subset: str | None = None
+    split: str = "train"
+    limit: int | None = None
+    """At most this many rows; None is all."""
+    max_length: int = 256
+    """Tokens a row is truncated to."""
+    bos: Bos = "auto"
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise TextError(f"The row limit is {self.limit}; it must be at least 1.")
+        if self.max_length < 2:
+            raise TextError(f"The row length is {self.max_length} tokens; it must be at least 2.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowSpec:
+    """How evaluation text is cut: the joined rows, tokenised once, in consecutive windows without overlap."""
+
+    window: int = 512
+    """Tokens in a window (with BOS, its first); window - 1 are scored."""
+    windows: int = 16
+    """At most this many windows."""
+
+    def __post_init__(self) -> None:
+        if self.window < 2:
+            raise TextError(f"The window is {self.window} tokens; it must be at least 2, to have one token to score.")
+        if self.windows < 1:
+            raise TextError(f"The number of windows is {self.windows}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextInfo:
+    """What text stands behind a number."""
+
+    source: str
+    """For people, e.g. `built-in python-reference` or `file c4.jsonl, column text`."""
+    rows: int
+    tokens: int
+    """Tokens in all rows or windows together, BOS included."""
+    fingerprint: str
+    """SHA-256 over the token ids and row lengths: same tokens, same fingerprint."""
+    skipped: int = 0
+    """Rows left out because they have fewer than 2 tokens."""
+    bos: str = "auto"
+    """The policy, and what it meant for this tokenizer, e.g. `auto: no BOS`."""
+    max_length: int | None = None
+    """Tokens a row was truncated to, or the window length."""
+    options: str = ""
+    """The command line's options that name the text, as in `text_options`; empty where they cannot or are not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TokenSet:
+    """Token rows of different lengths, each at least 2 tokens."""
+
+    rows: tuple[Tokens, ...]
+    info: TextInfo
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise TextError("The text has no rows; give some text.")
+        shortest = min(map(len, self.rows))
+        if shortest < 2:
+            raise TextError(f"A row has {shortest} of the 2 tokens that a distance needs at least; leave it out.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class WindowSet:
+    """Evaluation windows of equal length, shape (windows, window)."""
+
+    tokens: Tokens
+    info: TextInfo
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 2 or self.tokens.shape[0] < 1 or self.tokens.shape[1] < 2:
+            raise TextError(f"Evaluation windows have shape {self.tokens.shape}; at least one window of two tokens.")
+
+
+ALL_TOKENS = 1 << 40
+"""For TextSpec.max_length: rows are joined, so none need be truncated."""
+
+
+# A text as options of the command line, for recipes that repeat what was done with it. No torch.
+
+_OPTIONS: Mapping[Literal["builtin", "file", "dataset"], str] = {
+    "builtin": "--builtin",
+    "file": "--text",
+    "dataset": "--dataset",
+}
+_FIELDS = ("key", "subset", "split", "bos")
+_BUILT_IN = "built-in "
+"""How the source of a built-in text begins."""
+_ROLES = {"--builtin": "--eval-builtin", "--text": "--eval-text", "--key": "--eval-key"}
+
+
+def text_options(spec: TextSpec) -> str:
+    """Return the options that name a text, without the length of its rows; "" for pasted text, which none can name.
+
+    Of a file's path only the name is told: where it lies is nobody's business.
+    """
+    if spec.kind == "paste":
+        return ""
+    parts = [_OPTIONS[spec.kind], Path(spec.value).name if spec.kind == "file" else spec.value]
+    if spec.kind != "builtin" and spec.key != "text":
+        parts += ["--key", spec.key]
+    if spec.kind == "dataset":
+        parts += [*(["--subset", spec.subset] if spec.subset else []), "--split", spec.split]
+    parts += ["--limit", str(spec.limit)] if spec.limit is not None else []
+    parts += ["--bos", spec.bos] if spec.bos != "auto" else []
+    return shlex.join(parts)
+
+
+def text_of(info: TextInfo) -> TextSpec | None:
+    """Return the text of a record, as its options or (in older ones) its name tell it; None where they do not.
+
+    A file is named without its folder, as in the options. Rows are limited where the options say so.
+    """
+    try:
+        words = shlex.split(info.options)
+        named = dict(zip(words[::2], words[1::2], strict=True))
+        fields: dict[str, Any] = {name: named[f"--{name}"] for name in _FIELDS if f"--{name}" in named}
+        if "--limit" in named:
+            fields["limit"] = int(named["--limit"])
+        if info.max_length is not None:
+            fields["max_length"] = info.max_length
+        for kind, option in _OPTIONS.items():
+            if option in named:
+                return TextSpec(kind=kind, value=named[option], **fields)
+        if info.source.startswith(_BUILT_IN):
+            fields["bos"] = info.bos.partition(":")[0]
+            return TextSpec(kind="builtin", value=info.source.removeprefix(_BUILT_IN), **fields)
+    except (ValueError, TextError):  # the record came from elsewhere
+        pass
+    return None
+
+
+def scored_options(options: str) -> str:
+    """Return the options that name the same text as one to score on; "" where there are none for it."""
+    parts = shlex.split(options)
+    found: list[str] = []
+    for name, value in zip(parts[::2], parts[1::2], strict=True):
+        if name in _ROLES:
+            found += [_ROLES[name], value]
+        elif name == "--dataset":
+            return ""
+    return shlex.join(found)

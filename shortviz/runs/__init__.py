@@ -1,0 +1,1 @@
+"""The run on disk: its folder, its zip, the library of runs, the report. No torch."""

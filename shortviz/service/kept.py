@@ -1,0 +1,151 @@
+"""Treated models that outlive the process: what is their own lies beside the run, and is put on the uncut model again.
+
+No streamlit is called in here, for jobs use it; what needs torch is imported by the functions.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shortviz.errors import ExportError, ResourceError, RunError
+from shortviz.records.formatting import size
+from shortviz.records.json import plain
+from shortviz.records.ledger import LedgerStep
+from shortviz.records.model import ModelRef
+from shortviz.service.service import Service
+from shortviz.settings import settings
+
+if TYPE_CHECKING:
+    from shortviz.heal.adapter import Adapter
+    from shortviz.heal.heal import Healed
+    from shortviz.model.handle import ModelHandle
+
+
+MEGABYTE = 2**20
+_WEIGHTS, _ADAPTER = "weights.safetensors", "adapter"
+
+
+def place(bench: Service, key: str, removed: tuple[int, ...], methods: tuple[str, ...]) -> Path:
+    """Return the folder beside a run in which a treated model's own weights are kept."""
+    name = hashlib.sha256(repr((removed, methods)).encode()).hexdigest()[:12]
+    return bench.runs.path(key) / f"treated-{name}"
+
+
+def is_kept(bench: Service, key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
+    """Return whether a treated model can be brought back without repairing or training."""
+    return key is not None and (place(bench, key, removed, methods) / _WEIGHTS).is_file()
+
+
+def has_adapter(bench: Service, key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
+    """Return whether what a model learned last is kept as an adapter of its own."""
+    return key is not None and (place(bench, key, removed, methods) / _ADAPTER).is_dir()
+
+
+def put_in_memory(
+    bench: Service, ref: ModelRef, removed: tuple[int, ...], base: "ModelHandle", model: "ModelHandle"
+) -> str:
+    """Put a treated model on the bench's shelf; return why not, in a sentence, where it is too large for that."""
+    from shortviz.model.delta import delta_weights
+
+    key, own = (ref, removed, methods_of(model)), sum(weight.nbytes for weight in delta_weights(model, base).values())
+    bench.treated.put(key, model, own)
+    if bench.treated.get(key) is not None:
+        return ""
+    return (
+        f"{size(own)} of this model are its own, and this installation keeps {settings().max_treated_mb} MB of such "
+        "models in memory, so it was measured but can be neither exported nor continue prompts."
+    )
+
+
+def keep(bench: Service, key: str, base: "ModelHandle", model: "ModelHandle", healed: "Healed | None") -> str:
+    """Write what is a treated model's own beside its run; return why not, in a sentence, where that is not possible.
+
+    Of adapters the small factors are written, and the model that they were trained on where it was repaired. A kill
+    leaves what was there before whole: the run's ledger still shows that.
+    """
+    from shortviz.export.folder import filled_beside, folder_bytes, move_into_place
+    from shortviz.heal.adapter import export_adapter
+    from shortviz.model.delta import save_treated
+
+    assert model.plan is not None, "a treated model is a cut one"
+    folder = place(bench, key, model.plan.removed, methods_of(model))
+    try:
+        with filled_beside(folder) as room:
+            made = room / "treated"
+            made.mkdir()
+            if healed is not None and healed.adapter is not None:
+                export_adapter(healed.adapter, made / _ADAPTER)
+                model = healed.adapter.cut
+            save_treated(made / _WEIGHTS, model, base, {})
+            _make_room(bench, folder, folder_bytes(made))
+            shutil.rmtree(folder, ignore_errors=True)
+            move_into_place(made, folder)
+    except (ResourceError, ExportError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return f"The model could not be kept beside its run ({error}), so it will be gone when the server ends."
+    return ""
+
+
+def _make_room(bench: Service, folder: Path, needed: int) -> None:
+    """Remove the models kept longest ago where the app is hosted, until another one finds room beside them.
+
+    Raises ResourceError where it is too large by itself.
+    """
+    from shortviz.export.folder import folder_bytes
+
+    if not settings().is_hosted:
+        return
+    most = settings().max_kept_mb * MEGABYTE
+    if needed > most:
+        raise ResourceError(f"it takes {size(needed)}, and this installation keeps {settings().max_kept_mb} MB")
+    others = [each for each in bench.runs.folder.glob("*/treated-*") if each != folder]
+    newest = sorted(others, key=lambda each: -each.stat().st_mtime)
+    for each in newest:
+        needed += folder_bytes(each)
+        if needed > most:
+            shutil.rmtree(each, ignore_errors=True)
+
+
+def bring_back(
+    bench: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], step: LedgerStep
+) -> "ModelHandle":
+    """Return the very model of a ledger's step, from what is kept beside the run.
+
+    Raises RunError where nothing is kept, it cannot be read, or it is not the model that the ledger shows.
+    """
+    found = _start(bench, key, base, removed, step.methods)
+    folder = place(bench, key, removed, step.methods) / _ADAPTER
+    if folder.is_dir():
+        from shortviz.heal.adapter import load_adapter
+
+        found = load_adapter(found, folder)
+    if plain(found.treatments) != plain(step.treatments):
+        raise RunError("What is kept beside the run is not the model that the ledger shows; repair or heal again.")
+    return found
+
+
+def adapter(
+    bench: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
+) -> "Adapter":
+    """Return what a healed model learned, alone; raises RunError where that is not kept."""
+    from shortviz.heal.adapter import read_adapter
+
+    start = _start(bench, key, base, removed, methods)
+    return read_adapter(start, place(bench, key, removed, methods) / _ADAPTER)
+
+
+def _start(
+    bench: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
+) -> "ModelHandle":
+    from shortviz.model.delta import load_treated
+
+    found = load_treated(place(bench, key, removed, methods) / _WEIGHTS, base)
+    if found is None:
+        raise RunError("Nothing of this model is kept beside the run; repair or heal again.")
+    return found[0]
+
+
+def methods_of(model: "ModelHandle") -> tuple[str, ...]:
+    """Return what tells this model from others of its cut."""
+    return tuple(treatment.method for treatment in model.treatments)

@@ -1,0 +1,403 @@
+"""What the app keeps for the whole process: loaded models, runs, and numbers measured for clicked blocks."""
+
+import gc
+import hashlib
+import math
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, field
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from cachetools import LRUCache
+
+from shortviz.errors import RunError, ShortvizError
+from shortviz.files import free_bytes
+from shortviz.progress import Watch
+from shortviz.records.heal import HealSettings
+from shortviz.records.measured import Evaluation
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block
+from shortviz.records.run import Run
+from shortviz.records.text import TaskRows, TaskScore, TaskSpec, TextSpec
+from shortviz.runs import library
+from shortviz.runs.run import EXAMPLES, FILE, example_run, folder_name, has_example, load_run, save_run, with_evaluation
+from shortviz.service import policy
+from shortviz.service.queue import JobRegistry, JobState, Lane
+from shortviz.settings import settings
+
+if TYPE_CHECKING:
+    from shortviz.measure.losses import BaseScores
+    from shortviz.model.handle import ModelHandle
+    from shortviz.records.text import WindowSet
+
+
+EXAMPLE = "example"
+"""Key of the bundled run that is shown first."""
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_V = TypeVar("_V")
+
+
+class Cache(Generic[_V]):
+    """A small LRU cache for every thread, limited by the number of its entries and, where that is said, their bytes."""
+
+    def __init__(self, limit: int, most_bytes: float = math.inf) -> None:
+        """Keep at most `limit` entries, of at most `most_bytes` together."""
+        self._limit = limit
+        self._items: LRUCache[Hashable, tuple[_V | None, int]] = LRUCache(most_bytes, getsizeof=itemgetter(1))
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> _V | None:
+        """Return the entry, or None."""
+        with self._lock:
+            return self._items.get(key, (None, 0))[0]
+
+    def put(self, key: Hashable, value: _V, num_bytes: int = 0) -> _V:
+        """Keep the entry, and return it; one that is too large by itself is not kept, and drives no other out."""
+        with self._lock:
+            self._items.pop(key, None)
+            if num_bytes <= self._items.maxsize:
+                self._items[key] = value, num_bytes
+            if len(self._items) > self._limit:
+                self._items.popitem()
+        return value
+
+    def drop(self, key: Hashable) -> None:
+        """Forget one entry."""
+        with self._lock:
+            self._items.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._items.clear()
+
+
+_importing = threading.Lock()
+
+
+def import_engine() -> None:
+    """Import torch and transformers: seconds, the first time. One thread at a time, so that none sees half a module."""
+    with _importing:
+        import shortviz.measure.losses
+        import shortviz.model.load
+        import shortviz.model.prune
+        import shortviz.text.tokens  # noqa: F401
+
+
+class ModelCache:
+    """Loaded models, shared by all sessions and never changed; at most two are kept."""
+
+    def __init__(self, limit: int = 2) -> None:
+        """Keep at most `limit` models in memory."""
+        self._handles: Cache[ModelHandle] = Cache(limit)
+        self._loading = threading.Lock()
+
+    def get(self, ref: ModelRef) -> "ModelHandle | None":
+        """Return the model where it is loaded; starts nothing."""
+        return self._handles.get(ref)
+
+    def load(self, ref: ModelRef, watch: Watch) -> "ModelHandle":
+        """Return the model, loading it where needed; for background jobs only (torch is imported here)."""
+        with self._loading:
+            found = self._handles.get(ref)
+            if found is not None:
+                return found
+            watch.tell("start", done=0, total=1, unit="steps", detail="starting the engine")
+            import_engine()
+            from shortviz.model.load import estimate, load
+
+            if settings().is_hosted:
+                policy.check_estimate(settings(), estimate(ref))
+            return self._handles.put(ref, load(ref, watch=watch))
+
+    def clear(self) -> None:
+        """Let go of all models and give a GPU's memory back."""
+        self._handles.clear()
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class RunStore:
+    """Runs by key: the bundled one, and the run directories of the app."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read and write run directories in `folder`."""
+        self.folder = folder
+        self._runs: Cache[Run] = Cache(64)
+        self._lock = threading.RLock()
+
+    def path(self, key: str) -> Path:
+        """Return the run directory of a key; raises RunError where the key could not be one of ours."""
+        if not _KEY.fullmatch(key) or ".." in key:
+            raise RunError(f"There is no run {key!r}; choose one from the Runs page.")
+        return self.folder / key
+
+    def get(self, key: str) -> Run | None:
+        """Return the run, or None where there is none of that key; raises RunError where it cannot be read."""
+        found = self._runs.get(key)
+        if found is not None:
+            return found
+        if key in EXAMPLES:
+            return self._runs.put(key, example_run(key)) if has_example(key) else None
+        path = self.path(key)
+        return self._runs.put(key, load_run(path)) if (path / "run.json").is_file() else None
+
+    def put(self, key: str, run: Run) -> None:
+        """Keep the run, in memory and (the bundled one excepted) on disk."""
+        run = policy.without_prompts(settings(), run)
+        with self._lock:
+            if key not in EXAMPLES:
+                save_run(run, self.path(key))
+                self._make_room(key)
+            self._runs.put(key, run)
+
+    def listed(self) -> dict[str, Run]:
+        """Return all runs by key, newest first, the bundled ones last; those that cannot be read are passed over.
+
+        Where strangers meet, only runs of built-in texts: the others are of somebody's own text.
+        """
+        found: dict[str, Run] = {}
+        own = [folder.name for folder in library.folders(self.folder) if _KEY.fullmatch(folder.name)]
+        for key in (*own, *EXAMPLES):
+            try:
+                run = self.get(key)
+            except RunError:
+                continue
+            if run is not None and (not settings().is_hosted or run.text.source.startswith("built-in")):
+                found[key] = run
+        return found
+
+    def add(self, run: Run) -> str:
+        """Keep a run that came from elsewhere, under a key of its own; returns the key."""
+        with self._lock:
+            key = library.free_key(self.folder, folder_name(run))
+            self.put(key, run)
+        return key
+
+    def rename(self, key: str, name: str) -> None:
+        """Give a run of this machine another name."""
+        self.update(key, lambda run: library.renamed(run, name) if run is not None else None)
+
+    def remove(self, key: str) -> str:
+        """Put a run aside; returns what `restore` brings it back by."""
+        with self._lock:
+            token = library.set_aside(self.path(key))
+            self._runs.drop(key)
+        return token
+
+    def restore(self, token: str) -> str:
+        """Bring back a run that was put aside; returns its key, a new one where another run has taken its place."""
+        with self._lock:
+            return library.bring_back(self.folder, token)
+
+    def _make_room(self, newest: str) -> None:
+        """Remove the oldest runs where strangers could fill the disk."""
+        rules = settings()
+        if not rules.is_hosted:
+            return
+        found = sorted(self.folder.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
+        for old in found[rules.max_runs :]:
+            if old.parent.name != newest:
+                shutil.rmtree(old.parent, ignore_errors=True)
+
+    def update(self, key: str, change: Callable[[Run | None], Run | None]) -> None:
+        """Put what `change` makes of the run: in one step, for two jobs may add to the same run at once."""
+        with self._lock:
+            run = change(self.get(key))
+            if run is not None:
+                self.put(key, run)
+
+    def add_evaluation(self, key: str, evaluation: Evaluation) -> None:
+        """Keep a measured block with its run; the best one per block and text stays.
+
+        Where strangers meet, the bundled run is everybody's and stays as it is.
+        """
+        if self.get(key) is not None and not (key in EXAMPLES and settings().is_hosted):
+            self.update(key, lambda run: with_evaluation(run, evaluation) if run is not None else run)
+
+
+def run_key(ref: ModelRef, spec: TextSpec) -> str:
+    """Return the name of the run directory for a model and a calibration text."""
+    name = re.sub(r"[^a-z0-9]+", "-", Path(ref.id).name.lower()).strip("-")[:40] or "model"
+    facts: list[object] = [ref, spec]
+    if spec.kind == "file" and Path(spec.value).is_file():  # changed text is another run
+        stat = Path(spec.value).stat()
+        facts += [stat.st_size, stat.st_mtime_ns]
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:10]
+    return f"{name}-{digest}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What is known about a clicked block so far."""
+
+    evaluation: Evaluation | None = None
+    prompt: str = ""
+    uncut: str = ""
+    """The uncut model's continuation of the prompt, as far as it is written."""
+    cut: str = ""
+
+
+# The one bench of a process: jobs, models and runs, shared by all sessions.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobContext:
+    """What a job is about: enough for another tab to attach to it, and for `policy` to judge it."""
+
+    kind: str
+    ref: ModelRef
+    run_key: str | None = None
+    calibration: TextSpec | None = None
+    evaluation: TextSpec | None = None
+    block: Block | None = None
+    folder: str | None = None
+    prompt: str = ""
+    texts: tuple[TextSpec, ...] = ()
+    removed: tuple[int, ...] = ()
+    """The cut that is repaired, healed or exported."""
+    methods: tuple[str, ...] = ()
+    """Treatments after the cut: those to be made, or those of the model that is exported."""
+    training: TextSpec | None = None
+    recipe: HealSettings | None = None
+    to_layers: int | None = None
+    task: TaskSpec | None = None
+    plans: tuple[tuple[int, ...], ...] = ()
+    layers: int = 0
+    target: str = ""
+    """Repository that is pushed to."""
+
+
+def _treated_cache() -> "Cache[ModelHandle]":
+    rules = settings()
+    return Cache(1, rules.max_treated_mb * 2**20) if rules.is_hosted else Cache(3)
+
+
+@dataclass(kw_only=True, eq=False)
+class Service:
+    """Everything that outlives a session. Its parts are safe to use from any thread.
+
+    Where the app is hosted, every job passes `policy` in `submit`, and belongs to the session that started it.
+    """
+
+    visitor: Callable[[], str] = lambda: ""
+    """Returns the secret name of the session that asks; "" outside of one."""
+    jobs: JobRegistry = field(init=False)
+    models: ModelCache = field(default_factory=lambda: ModelCache(1 if settings().is_hosted else 2))
+    runs: RunStore
+    measured: "Cache[Evaluation]" = field(default_factory=lambda: Cache(2000))
+    """By (model, evaluation text, removed layers)."""
+    continuations: "Cache[str]" = field(default_factory=lambda: Cache(500))
+    """By (model, removed layers, prompt)."""
+    treated: "Cache[ModelHandle]" = field(default_factory=_treated_cache)
+    """Repaired and healed models, by (model, removed layers, methods), with the bytes of the tensors of their own."""
+    tasks: "Cache[TaskScore]" = field(default_factory=lambda: Cache(500))
+    """By (model, removed layers, fingerprint of the questions)."""
+    questions: "Cache[TaskRows]" = field(default_factory=lambda: Cache(4))
+    windows: "Cache[WindowSet]" = field(default_factory=lambda: Cache(4))
+    wanted_rows: list[int] = field(default_factory=list)
+    """Rows of the measured map that people look at now; a running measurement takes them first."""
+    base_scores: "Cache[BaseScores]" = field(default_factory=lambda: Cache(2))
+    _contexts: "Cache[JobContext]" = field(default_factory=lambda: Cache(200))
+    _watchers: "Cache[frozenset[str]]" = field(default_factory=lambda: Cache(200))
+    """By job: the sessions that may see it, where the app is hosted."""
+    _submitting: Any = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.jobs = JobRegistry(queue_limit=settings().max_queue, may_cancel=self._is_own)
+
+    def submit(self, context: JobContext, title: str, work: Callable[[Watch], Any], *, lane: Lane = "long") -> str:
+        """Return the id of a new job; the same work that is waiting or running already is not started twice.
+
+        A job that may not or cannot start is one that has failed, with the reason for people.
+        """
+        owner, rules = self.visitor(), settings()
+        with self._submitting:
+            live = [state for state in self.jobs.jobs() if state.live]
+            same = next((j.id for j in live if not j.stopping and self._contexts.get(j.id) == context), None)
+            try:
+                policy.check_start(rules, context, live if same is None else (), owner, free_bytes())
+                job_id = same or self.jobs.submit(context.kind, title, _timed(work), lane=lane, owner=owner)
+            except ShortvizError as error:
+                job_id = self.jobs.refuse(context.kind, title, str(error), lane=lane, owner=owner)
+            self._contexts.put(job_id, context)
+            self._watch(job_id, owner)
+            return job_id
+
+    def context(self, job_id: str) -> JobContext | None:
+        """Return what the job is about; None where this session may not see it."""
+        return self._contexts.get(job_id) if self._visible(job_id) else None
+
+    def state(self, job_id: str | None) -> JobState | None:
+        """Return how the job stands, or None where there is none that this session may see."""
+        return None if job_id is None or not self._visible(job_id) else self.jobs.state(job_id)
+
+    def own_live(self) -> tuple[JobState, ...]:
+        """Return the live jobs of this visitor, oldest first; none on one's own machine, where everybody sees all."""
+        if not settings().is_hosted:
+            return ()
+        return tuple(job for job in self.jobs.jobs() if job.live and job.owner == self.visitor())
+
+    def inspecting(self, ref: ModelRef | None, block: Block, spec: TextSpec, own: str | None = None) -> str | None:
+        """Return the live job that measures this block: this session's `own`, or whichever session began one."""
+        for state in sorted(self.jobs.jobs(), key=lambda job: job.id != own):
+            about = self._contexts.get(state.id) if state.live and state.kind == "inspect" else None
+            if about is not None and (about.ref, about.block, about.evaluation) == (ref, block, spec):
+                self._watch(state.id, self.visitor())
+                return state.id
+        return None
+
+    def treating(self, kinds: Collection[str], ref: ModelRef | None, removed: tuple[int, ...]) -> JobState | None:
+        """Return the newest job of these kinds that is about this cut, a live one first, whichever session began it."""
+        found = None
+        for state in self.jobs.jobs():
+            about = self._contexts.get(state.id) if state.kind in kinds else None
+            if about is None or (about.ref, about.removed) != (ref, removed) or not self._visible(state.id):
+                continue
+            if found is None or state.live or not found.live:
+                found = state
+        return found
+
+    def close(self) -> None:
+        """Cancel the jobs and let go of the models."""
+        self.jobs.close()
+        self.treated.clear()
+        self.base_scores.clear()
+        self.models.clear()
+
+    def _watch(self, job_id: str, owner: str) -> None:
+        self._watchers.put(job_id, (self._watchers.get(job_id) or frozenset()) | {owner})
+
+    def _is_own(self, job: JobState) -> bool:
+        """Return whether whoever asks may stop the job: on one's own machine, everybody."""
+        return not settings().is_hosted or job.owner == self.visitor()
+
+    def _visible(self, job_id: str) -> bool:
+        return not settings().is_hosted or self.visitor() in (self._watchers.get(job_id) or ())
+
+
+def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
+    """Return work that is asked to stop once its time is up, where the app is hosted."""
+    rules = settings()
+    if not rules.is_hosted:
+        return work
+
+    def timed(watch: Watch) -> Any:
+        assert watch.stop is not None, "a job can be stopped"
+        alarm = threading.Timer(rules.max_job_seconds, watch.stop.set)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            return work(watch)
+        finally:
+            alarm.cancel()
+
+    return timed

@@ -1,0 +1,266 @@
+"""What each decoder layer is called with, found without running any layer.
+
+The decoder's own forward pass is run with recorders in the place of its layers: they note their arguments (masks,
+position embeddings, by layer type) and pass the residual stream on. That is exact as long as a layer is told nothing
+by the layers before it but the residual stream; `check_independent` finds out, for all layers, without weights.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shortviz.errors import ModelError
+from shortviz.model.layers import LayerCall, LayerStack, hidden_argument
+
+Change = Callable[[int, Tensor], Tensor]
+"""(layer, residual stream that enters it) -> the residual stream that a recorder passes on."""
+
+CHECKED_TOKENS = 12
+_UNFIT = (TypeError, ValueError, AttributeError, RuntimeError, IndexError)
+"""What a decoder raises that cannot do with recorders in the place of its layers."""
+
+
+class _AllRecordedError(Exception):
+    """Ends the decoder's forward pass once the last layer's arguments are known."""
+
+
+class _Recorder(nn.Module):
+    """Stands in for a layer; the decoder may still read the real one's attributes."""
+
+    def __init__(self, real: nn.Module, visit: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self.__dict__.update(real=real, visit=visit)  # not as a submodule: it would be listed twice
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["real"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Note the arguments and pass the residual stream on."""
+        return self.__dict__["visit"](args, kwargs)
+
+
+@contextmanager
+def _recorders(
+    stack: LayerStack, layers: Sequence[nn.Module], visit: Callable[[int], Callable[..., Any]]
+) -> Iterator[None]:
+    attribute = stack.path.rpartition(".")[2]
+    setattr(stack.decoder, attribute, nn.ModuleList(_Recorder(m, visit(i)) for i, m in enumerate(layers)))
+    try:
+        yield
+    finally:
+        setattr(stack.decoder, attribute, stack.layers)
+
+
+def record_calls(
+    stack: LayerStack, tokens: Tensor, *, in_tuple: bool, change: Change | None = None, use_cache: bool = False
+) -> tuple[list[Tensor], list[LayerCall]]:
+    """Return what entered each layer as residual stream and what else it was called with, for rows of tokens.
+
+    `in_tuple` says whether the decoder expects its layers to return a tuple. Without `change` every recorder passes on
+    what it got. Only for a model of one's own: its layer list is replaced for the time of the call.
+    """
+    entered: list[Tensor] = []
+    calls: list[LayerCall] = []
+
+    def visit(index: int) -> Callable[..., Any]:
+        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = hidden_argument(index, args, kwargs)
+            if len(calls) != index:
+                raise ModelError(f"Layer {index} runs out of turn (after {len(calls)} others); it cannot be streamed.")
+            entered.append(hidden)
+            calls.append(LayerCall.of(args, kwargs))
+            if index == len(stack.layers) - 1:
+                raise _AllRecordedError
+            passed = hidden if change is None else change(index, hidden)
+            return (passed, None) if in_tuple else passed
+
+        return note
+
+    with _recorders(stack, list(stack.layers), visit):
+        try:
+            stack.decoder(input_ids=tokens, use_cache=use_cache)
+        except _AllRecordedError:
+            return entered, calls
+    raise ModelError(f"The decoder called {len(calls)} of its {len(stack.layers)} layers; it cannot be streamed.")
+
+
+def finish(model: nn.Module, stack: LayerStack, tokens: Tensor, final: Tensor, *, in_tuple: bool) -> Any:
+    """Return what the model makes of `final`, the state at boundary L, by its own code: norm, head, scalings.
+
+    The decoder and the head must be filled; the layers need not be.
+    """
+
+    def visit(index: int) -> Callable[..., Any]:
+        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            passed = final if index == len(stack.layers) - 1 else hidden_argument(index, args, kwargs)
+            return (passed, None) if in_tuple else passed
+
+        return note
+
+    with _recorders(stack, list(stack.layers), visit):
+        return model(input_ids=tokens, use_cache=False)
+
+
+def returns_tuple(stack: LayerStack, tokens: Tensor) -> bool:
+    """Return whether the decoder expects a tuple from its layers, found by trying both.
+
+    Raises ModelError where it bears neither.
+    """
+    for in_tuple in (False, True):
+        try:
+            record_calls(stack, tokens, in_tuple=in_tuple)
+        except (ModelError, *_UNFIT) as error:
+            reason = str(error)
+        else:
+            return in_tuple
+    raise ModelError(f"{type(stack.decoder).__name__} cannot be streamed layer by layer ({reason}).")
+
+
+def check_independent(stack: LayerStack, tokens: Tensor, *, in_tuple: bool) -> None:
+    """Raise ModelError, naming the layer and the argument, where a layer is told more than the residual stream.
+
+    Two passes: in the second each recorder passes on another residual stream. Whatever else a layer is called with must
+    not change, must be plain data, and the stream must reach the next layer as it was passed on.
+    """
+    name = type(stack.decoder).__name__
+    passed: list[Tensor] = []
+
+    def disturb(index: int, hidden: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(index)
+        noise = torch.randn(hidden.shape, generator=generator).to(hidden.device, hidden.dtype)
+        passed.append(hidden.mul(0.5).add(noise))
+        return passed[-1]
+
+    _, plain = record_calls(stack, tokens, in_tuple=in_tuple)
+    entered, disturbed = record_calls(stack, tokens, in_tuple=in_tuple, change=disturb)
+    for index, (left, right) in enumerate(zip(plain, disturbed, strict=True)):
+        if index and not torch.equal(entered[index], passed[index - 1]):
+            raise ModelError(
+                f"{name} changes the residual stream between layers {index - 1} and {index}; it cannot be streamed."
+            )
+        where = difference(left, right)
+        if where is not None:
+            raise ModelError(
+                f"Layer {index} of {name} is given {where}, which the layers before it may change; it cannot be "
+                "streamed: choose a machine that the whole model fits on."
+            )
+
+
+def difference(left: LayerCall, right: LayerCall) -> str | None:
+    """Return the name of the first argument in which two calls differ; None where both are plain data and equal."""
+    return next((where for where, a, b in _pairs(left, right) if not _same(a, b)), None)
+
+
+def _pairs(left: LayerCall, right: LayerCall) -> list[tuple[str, Any, Any]]:
+    if left.kwargs.keys() != right.kwargs.keys() or len(left.args) != len(right.args):
+        return [("other arguments from call to call", 0, 1)]
+    positional = [(f"argument {i + 1}", a, b) for i, (a, b) in enumerate(zip(left.args, right.args, strict=True))]
+    return positional + [(name, left.kwargs[name], right.kwargs[name]) for name in left.kwargs]
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Tell whether two values are plain data and equal."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, tuple | list):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
+    return (a is None or isinstance(a, bool | int | float | str)) and type(a) is type(b) and a == b
+
+
+class CallBook:
+    """The calls of many batches, each tensor that repeats (masks, rotary tables of one length) kept once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], list[Tensor]] = {}
+        self.num_bytes = 0
+        """Bytes of all tensors kept."""
+
+    def add(self, calls: Sequence[LayerCall]) -> tuple[LayerCall, ...]:
+        """Return the calls of one batch, made of the tensors of this book."""
+        seen: dict[int, Tensor] = {}
+        kept: list[LayerCall] = []
+        for call in calls:
+            args = tuple(self._intern(value, seen) for value in call.args)
+            kwargs = {name: self._intern(value, seen) for name, value in call.kwargs.items()}
+            kept.append(LayerCall(positional=call.positional, args=args, kwargs=kwargs))
+        return tuple(kept)
+
+    def _intern(self, value: Any, seen: dict[int, Tensor]) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(self._intern(item, seen) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in seen:
+            seen[id(value)] = self._find(value)
+        return seen[id(value)]
+
+    def _find(self, tensor: Tensor) -> Tensor:
+        shelf = self._known.setdefault((tuple(tensor.shape), tensor.stride(), tensor.dtype), [])
+        found = next((known for known in shelf if torch.equal(known, tensor)), None)
+        if found is None:
+            # A view keeps the strides it has (an expanded mask is one row of memory).
+            shelf.append(tensor)
+            self.num_bytes += tensor.untyped_storage().nbytes()
+            found = tensor
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnMeta:
+    """What the layers of a model tell without their weights."""
+
+    cache_bytes: tuple[int, ...]
+    """By how many bytes each layer's keys and values grow with a token."""
+    dtypes: tuple[torch.dtype, ...]
+    """Of the residual stream at boundary 0..L: some families keep it wider than they compute (Mamba)."""
+
+
+def run_on_meta(stack: LayerStack, tokens: Tensor, *, in_tuple: bool) -> OnMeta:
+    """Return what the layers tell when they run on meta, on one token and on two.
+
+    Each runs as far as it will: attention fills the cache before experts ask for real numbers, and such a layer is
+    taken to keep the dtype that it was given. Raises ModelError where the decoder does not fill a cache so.
+    """
+    try:
+        one, dtypes = _run_on_meta(stack, tokens[:1, :1], in_tuple)
+        two, _ = _run_on_meta(stack, tokens[:1, :2], in_tuple)
+    except _UNFIT as error:
+        raise ModelError(
+            f"{type(stack.decoder).__name__} cannot be streamed: its layers do not fill a cache one by one ({error})."
+        ) from error
+    return OnMeta(cache_bytes=tuple(max(b - a, 0) for a, b in zip(one, two, strict=True)), dtypes=tuple(dtypes))
+
+
+def _run_on_meta(stack: LayerStack, tokens: Tensor, in_tuple: bool) -> tuple[list[int], list[torch.dtype]]:
+    """Return (bytes in each layer's cache, dtype at each boundary)."""
+    entered, calls = record_calls(stack, tokens, in_tuple=in_tuple, use_cache=True)
+    sizes, hidden = [], entered[0].to("meta")
+    dtypes = [hidden.dtype]
+    for index, (layer, call) in enumerate(zip(stack.layers, calls, strict=True)):
+        values = (*call.args, *call.kwargs.values())
+        cache = next((value for value in values if isinstance(getattr(value, "layers", None), list)), None)
+        on_meta = LayerCall(
+            positional=call.positional,
+            args=tuple(_to_meta(value) for value in call.args),
+            kwargs={name: _to_meta(value) for name, value in call.kwargs.items()},
+        )
+        with suppress(RuntimeError, NotImplementedError, ValueError, TypeError):
+            hidden = on_meta.run(layer, hidden)
+        dtypes.append(hidden.dtype)
+        held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
+        tensors = (getattr(held, name, None) for name in ("keys", "values"))
+        sizes.append(sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)))
+    return sizes, dtypes
+
+
+def _to_meta(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_to_meta(item) for item in value)
+    return value.to("meta") if isinstance(value, Tensor) else value

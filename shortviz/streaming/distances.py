@@ -1,0 +1,303 @@
+"""measure_streamed: the distances of a model that does not fit in memory, layer by layer, each weight read once.
+
+Layer-major order: all batches go through a layer while the next one is read, then the layer is dropped. The numbers
+are those of `measure_distances`, by the same code on the same states.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shortviz import criteria as known
+from shortviz.criteria.base import Criterion, Score
+from shortviz.errors import ModelError, ShortvizError
+from shortviz.measure.batches import batches_by_length, check_rows, padded_right, places_of
+from shortviz.measure.distances import distances_record, empty_sums, rows_needed_of
+from shortviz.measure.gram import NORMS, TokenSample, sequence_scores
+from shortviz.measure.processes import Ranks, added_up
+from shortviz.measure.row_scores import RowScores
+from shortviz.model.delta import discard_checkpoint, load_checkpoint, model_facts, save_checkpoint
+from shortviz.model.layers import LayerCall
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records.json import Floats
+from shortviz.records.measured import BlockDistances
+from shortviz.records.sums import Sums
+from shortviz.records.text import Tokens, TokenSet
+from shortviz.streaming.calls import CallBook
+from shortviz.streaming.model import StreamedModel, memory_limit
+from shortviz.streaming.reader import ALIGNMENT
+from shortviz.streaming.states import BatchShape, StatePlan, StateStore, batch_shapes, planned_states, sampled_positions
+
+# Running several small batches through a layer at once where that changes no bit of what each gives.
+#
+# A matrix product of few tokens waits for the weights to come out of memory; with more tokens each weight is used more
+# often while it is there. Kernels choose their path by shapes and addresses, so every new combination is tried first: a
+# batch alone and at its place in its group must give equal bits, else the layer runs batch by batch. In narrow floats
+# equal bits prove nothing, for rounding hides most of what another path does and shows it now and then: there batches
+# always run one by one.
+
+FUSED_TOKENS = 512
+"""Tokens that go through a layer at once; products of more are hardly faster, and take more memory."""
+
+
+def fuses(dtype: torch.dtype) -> bool:
+    """Tell whether batches may go together in this dtype: whether a trial would show that another path is taken."""
+    return dtype.itemsize >= 4
+
+
+def groups_of(shapes: Sequence[BatchShape], dtype: torch.dtype) -> list[range]:
+    """Return which neighbouring batches go together: those of one width, up to FUSED_TOKENS tokens."""
+    if not fuses(dtype):
+        return [range(index, index + 1) for index in range(len(shapes))]
+    groups: list[range] = []
+    for index, shape in enumerate(shapes):
+        last = groups[-1] if groups else None
+        if (
+            last is not None
+            and shapes[last[0]].width == shape.width
+            and sum(shapes[i].tokens for i in last) + shape.tokens <= FUSED_TOKENS
+        ):
+            groups[-1] = range(last.start, index + 1)
+        else:
+            groups.append(range(index, index + 1))
+    return groups
+
+
+class FusedRunner:
+    """Runs groups of batches through layers; it remembers which shapes were tried."""
+
+    def __init__(self) -> None:
+        self._equal: dict[Hashable, bool] = {}
+
+    def run(
+        self, layer: nn.Module, states: Sequence[Tensor], calls: Sequence[LayerCall], together: LayerCall | None
+    ) -> list[Tensor]:
+        """Return the layer's output for each batch of a group, each (rows, tokens, hidden).
+
+        `calls` are what the layer is called with for each batch, `together` for all of them as one batch.
+        """
+        if together is None or routes(layer):
+            return [call.run(layer, state) for call, state in zip(calls, states, strict=True)]
+        rows = [len(state) for state in states]
+        found = list(together.run(layer, torch.cat(list(states))).split(rows))
+        kind, low = _kind(layer, together), 0
+        for state, call, part in zip(states, calls, found, strict=True):
+            key = (kind, sum(rows), low, state.shape)  # its place counts: kernels treat the last rows otherwise
+            low += len(state)
+            if key not in self._equal:
+                self._equal[key] = torch.equal(call.run(layer, state), part)
+            if not self._equal[key]:
+                return self.run(layer, states, calls, None)
+        return found
+
+
+def routes(layer: nn.Module) -> bool:
+    """Tell whether tokens are sorted to experts: then shapes depend on the tokens, and trying some says nothing."""
+    return any("expert" in name or weight.ndim > 2 for name, weight in layer.named_parameters())
+
+
+def _kind(layer: nn.Module, call: LayerCall) -> Hashable:
+    """Return what kernels choose their path by, but for the rows."""
+    weights = tuple((name, w.shape, w.data_ptr() % ALIGNMENT) for name, w in layer.named_parameters())
+    given = tuple(value.shape if isinstance(value, Tensor) else str(type(value)) for value in call.kwargs.values())
+    return type(layer), weights, given
+
+
+_SMALLER = "give a smaller --batch-size, fewer rows, or --out, which keeps the states in a file"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def measure_streamed(
+    model: StreamedModel,
+    tokens: TokenSet,
+    *,
+    criteria: Sequence[str | Criterion | Score] | None = None,
+    batch_size: int = 8,
+    tokens_per_row: int | None = None,
+    memory_bytes: int | None = None,
+    checkpoint: Path | None = None,
+    ranks: Ranks | None = None,
+    watch: Watch = NO_WATCH,
+) -> BlockDistances:
+    """Return every criterion for every block, as `measure_distances` does; each weight is read once.
+
+    The states of all tokens at all boundaries are kept where they fit (`planned_states`); else, or where
+    `tokens_per_row` says so, token means are taken over that many evenly spaced tokens of each row. With a `checkpoint`
+    path the states are in a file beside it, and a killed run goes on with the layer it was in. Of several processes
+    (`ranks`) each streams the model for its share of the batches.
+
+    Raises Stopped when stopped between layers, ResourceError where memory or disk does not suffice, and what
+    `measure_distances` raises.
+    """
+    if batch_size < 1:
+        raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
+    check_rows(model.info, tokens)
+    chosen = [known.resolve(c) for c in criteria or known.names()]
+    every = batches_by_length(tokens.rows, batch_size)
+    mine = range(len(every)) if ranks is None else ranks.mine(len(every))
+    batches = [every[i] for i in mine]
+    checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
+    sample = None
+    if any(c.from_sample for c in chosen):
+        boundaries, places = model.info.num_layers + 1, places_of(every, mine)
+        sample = TokenSample.of_rows(len(tokens.rows), boundaries, model.info.hidden_size, None, places)
+    file = None if checkpoint is None else checkpoint.with_suffix(".states")
+    with planned_states(
+        model,
+        batch_shapes(batches),
+        sample,
+        tokens_per_row=tokens_per_row,
+        memory_bytes=memory_bytes,
+        file=file,
+        processes=1 if ranks is None else ranks.local_size,
+    ) as plan:
+        sweep = _Sweep(model, plan, checkpoint, _key(model, tokens, batch_size, plan.per_row), watch)
+        with memory_limit(model, plan.num_bytes if plan.file is None else 0, _SMALLER), torch.inference_mode():
+            sweep.run(batches)
+            sums, rows = _compared(sweep, chosen, sample)
+    if ranks is not None:
+        sums, sample, rows = added_up(ranks, sums, sample, rows, [len(batch) for batch in every])
+    record = distances_record(model.info, tokens, chosen, sums, sample, sweep.seconds)
+    return replace(record, settling=rows_needed_of(model.info, rows), tokens_per_row=plan.per_row)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Group:
+    """Batches that go through a layer together, with what every layer is called with."""
+
+    batches: range
+    calls: Sequence[Sequence[LayerCall]]
+    """Of each batch by itself."""
+    together: Sequence[LayerCall] | None
+    """Of all as one batch; None where there is only one."""
+
+
+class _Sweep:
+    """One pass of all batches through all layers."""
+
+    def __init__(self, model: StreamedModel, plan: StatePlan, checkpoint: Path | None, key: str, watch: Watch) -> None:
+        self.model, self.watch = model, watch
+        self._checkpoint, self._key, self._began = checkpoint, key, time.monotonic()
+        arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
+        goes_on = arrays is not None and arrays["boot"] == _boot() and plan.is_there
+        self._before = float(arrays["seconds"]) if arrays is not None and goes_on else 0.0
+        self._done = int(arrays["layers"]) if arrays is not None and goes_on else -1
+        pinned = model.placement.device.type == "cuda" and plan.file is None
+        self.store = StateStore(plan, keep_file=goes_on, pinned=pinned)
+        self._runner = FusedRunner()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent, those of runs before a kill included."""
+        return self._before + time.monotonic() - self._began
+
+    def run(self, batches: Sequence[Sequence[Tokens]]) -> None:
+        """Fill the store; raises Stopped on the way."""
+        groups = self._enter(batches)
+        for index, layer in self.model.layers_in_turn(range(max(self._done, 0), self.model.info.num_layers)):
+            self._through(index, layer, groups)
+            self._save(index + 1)
+
+    def _enter(self, batches: Sequence[Sequence[Tokens]]) -> list["_Group"]:
+        """Keep boundary 0 of all batches, and return what each layer is called with; the embeddings are then dropped.
+
+        A run that goes on has boundary 0 already, and needs the arguments only.
+        """
+        book, groups = CallBook(), []
+        self.model.load_non_layer_modules()
+        for chosen in groups_of(self.store.plan.shapes, self.model.placement.dtype):
+            calls = []
+            for index in chosen:
+                self._check_stop(0)
+                hidden, made = self.model.calls(padded_right(batches[index]))
+                if self._done < 0:
+                    self.store.write(0, index, hidden)
+                calls.append(book.add(made))
+            together = None
+            if len(chosen) > 1:
+                _, made = self.model.calls(padded_right([row for index in chosen for row in batches[index]]))
+                together = book.add(made)
+            groups.append(_Group(batches=chosen, calls=calls, together=together))
+        self.model.drop_non_layer_modules()
+        if self._done < 0:
+            self._save(0)
+        return groups
+
+    def _through(self, index: int, layer: nn.Module, groups: Sequence["_Group"]) -> None:
+        device, count = self.model.placement.device, len(self.store.plan.shapes)
+        for group in groups:
+            self._check_stop(index)
+            states = [self.store.read(index, batch, device) for batch in group.batches]
+            calls = [call[index] for call in group.calls]
+            found = self._runner.run(layer, states, calls, group.together[index] if group.together else None)
+            for batch, hidden in zip(group.batches, found, strict=True):
+                self._check_kept_whole(index, hidden)
+                self.store.write(index + 1, batch, hidden)
+            done = round(index + group.batches.stop / count, 2)
+            total = self.model.info.num_layers
+            self.watch.tell("stream", done=done, total=total, unit="layers")
+
+    def _save(self, layers: int) -> None:
+        if self._checkpoint is not None:
+            arrays = {"layers": np.array(float(layers)), "seconds": np.array(self.seconds), "boot": _boot()}
+            save_checkpoint(self._checkpoint, self._key, arrays)
+
+    def _check_kept_whole(self, index: int, hidden: Tensor) -> None:
+        if hidden.dtype != self.store.plan.dtypes[index + 1]:
+            info = self.model.info
+            if self._checkpoint is not None:  # it would stand in the way of the dtype that is advised
+                discard_checkpoint(self._checkpoint)
+            raise ModelError(
+                f"Layer {index} of {info.architecture} gives its residual stream in {str(hidden.dtype)[6:]} though the "
+                f"model computes in {info.dtype}; stream it with --dtype float32."
+            )
+
+    def _check_stop(self, index: int) -> None:
+        then = "the same command goes on there" if self._checkpoint is not None else "with --out it could go on"
+        self.watch.check(f"Stopped in layer {index} of {self.model.info.num_layers}; {then}.")
+
+
+def _compared(
+    sweep: _Sweep, chosen: Sequence[Criterion], sample: TokenSample | None
+) -> tuple[dict[str, Sums], RowScores]:
+    """Return the sums from the states of all boundaries, batch by batch; the sample is filled too."""
+    store, per_row, device = sweep.store, sweep.store.plan.per_row, sweep.model.placement.device
+    sums = empty_sums(chosen, sweep.model.info.num_layers + 1)
+    fast = [c for c in chosen if not c.from_sample]
+    rows = RowScores.beside(
+        None, [c.name for c in fast], store.plan.num_boundaries * (store.plan.num_boundaries - 1) // 2
+    )
+    for index, shape in enumerate(store.plan.shapes):
+        sweep.watch.check("Stopped while the boundaries were compared; the same command does that again.")
+        states = store.of_batch(index, device)
+        picked = None if per_row is None else [sampled_positions(length, per_row) for length in shape.lengths]
+        scores = sequence_scores(states, shape.lengths, shape.width, fast, picked)
+        sums = {name: s.add(scores[name]) for name, s in sums.items()}
+        rows.add(scores)
+        if sample is not None:
+            sample.add(states, shape.lengths, shape.width)
+        total = sum(len(shape.lengths) for shape in store.plan.shapes)
+        sweep.watch.tell("compare", done=sums[NORMS[0]].count, total=total, unit="rows")
+    return sums, rows
+
+
+def _key(model: StreamedModel, tokens: TokenSet, batch_size: int, per_row: int | None) -> str:
+    """Return a fingerprint of everything the states depend on; the criteria are computed from them at the end."""
+    facts = ["streamed 2", *model_facts(model), tokens.info.fingerprint, batch_size, per_row]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _boot() -> Floats:
+    """Return which start of this machine it is: what a mapped file held is only sure while the kernel that had it runs.
+
+    (Pages go to the disk in their own time, so that a kill loses nothing, and a power cut might.)
+    """
+    text = _BOOT.read_text().strip() if _BOOT.exists() else ""
+    return np.array(float(int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)))

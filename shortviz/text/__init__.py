@@ -1,0 +1,1 @@
+"""From a text's name to token rows, windows and questions."""

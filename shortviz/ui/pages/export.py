@@ -1,0 +1,467 @@
+"""The Export page: what will be written, where, the proof as it ticks, and the lines that load it."""
+
+import shlex
+import uuid
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from shortviz.errors import PlanError
+from shortviz.export.recipes import TreatedRecipe, loading_python, mergekit_yaml, reproduce_python, treated_recipe
+from shortviz.records.formatting import count, duration, layers_text, percent, size
+from shortviz.records.ledger import LedgerStep
+from shortviz.records.measured import ExportReport
+from shortviz.records.model import ModelInfo, ModelRef
+from shortviz.records.plan import PrunePlan
+from shortviz.server.start import can_sign_in
+from shortviz.service import export as export_actions
+from shortviz.service import export as push_actions
+from shortviz.service import kept as kept_models
+from shortviz.service.ledger import LOOKING, ledger_of, treated
+from shortviz.service.queue import JobState
+from shortviz.service.service import Service
+from shortviz.settings import settings
+from shortviz.ui.pages import inspector
+from shortviz.ui.parts import ledger as ledger_view
+from shortviz.ui.parts import ledger as step_view
+from shortviz.ui.parts import notes
+from shortviz.ui.parts.notes import plain
+from shortviz.ui.parts.proof import checklist, report_lines
+from shortviz.ui.session import state as s
+from shortviz.ui.session import state as visit
+from shortviz.ui.session.polling import follow, main_button
+from shortviz.ui.session.service import bench
+from shortviz.ui.session.shown import Shown, look, ref_of, settle_block
+
+# Which model is exported: the cut one, or what a repair or a healing made of it.
+
+PARTS = {"model": "The whole model", "adapter": "The adapter alone"}
+
+
+def choose(tools: Service, shown: Shown, removed: tuple[int, ...]) -> tuple[str, ...]:
+    """Draw the versions of a cut that can be exported, and return the methods of the chosen one; () is the cut itself.
+
+    Those that are not in memory any more are named, with the button that brings them back.
+    """
+    ledger = ledger_of(shown.run, removed)
+    steps = [step for step in ledger.steps if step.treatments] if ledger is not None else []
+    here = [step for step in steps if treated(tools, shown.ref, removed, step) is not None]
+    chosen: tuple[str, ...] = ()
+    if here:
+        by_methods = {step.methods: step for step in here}
+        best = min(here, key=lambda step: step.evaluation.score.nll).methods
+        options = [(), *by_methods]
+        chosen = st.selectbox(
+            "Which model",
+            options,
+            index=options.index(best),
+            format_func=lambda methods: _label(by_methods.get(methods)),
+            key=f"version_{layers_text(removed)}_{len(here)}",
+        )
+        if chosen in by_methods:
+            st.caption(ledger_view.step_words(by_methods[chosen]))
+        else:
+            st.caption("The cut model as it is: nothing was repaired or trained.")
+    job = tools.treating(LOOKING, shown.ref, removed)
+    live = job is not None and job.live
+    step_view.gone(tools, shown, removed, ledger, live=live)
+    if live:
+        follow(tools, job, _waiting, seconds=TICK_SECONDS)
+    notes.job_error(job)
+    return chosen
+
+
+def _waiting(job: JobState | None) -> None:
+    """Show how a model is brought back."""
+    if job is not None:
+        notes.job_progress(job)
+
+
+def adapter_alone(tools: Service, shown: Shown, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
+    """Return whether only what was learned is to be written; asks where that is kept."""
+    if not kept_models.has_adapter(tools, shown.key, removed, methods):
+        return False
+    chosen = st.segmented_control(
+        "What to write", list(PARTS), format_func=lambda name: PARTS[name], default="model", required=True,
+        key=s.PART, persist_state="session",
+    )  # fmt: skip
+    if chosen == "adapter":
+        st.caption("A LoRA adapter in peft's format. It fits this cut of this model and no other; its card says which.")
+    return chosen == "adapter"
+
+
+def step_of(shown: Shown, removed: tuple[int, ...], methods: tuple[str, ...]) -> LedgerStep | None:
+    """Return the ledger's step of the model that is chosen; None for the cut itself."""
+    ledger = ledger_of(shown.run, removed)
+    found = [step for step in ledger.steps if methods and step.methods == methods] if ledger is not None else []
+    return found[-1] if found else None
+
+
+def _label(step: LedgerStep | None) -> str:
+    return "Cut, nothing done after it" if step is None else step.label[:1].upper() + step.label[1:]
+
+
+def name_of(model: ModelInfo, removed: tuple[int, ...], methods: tuple[str, ...] = ()) -> str:
+    """Return the name of the model: what it was, which layers went, and what was done after."""
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model.id).name).strip(".-") or "model"
+    gone = layers_text(removed).replace(", ", "_")
+    done = "".join(f"-{method.replace('_', '-')}" for method in methods)
+    return f"{kept}-without-{gone[:60]}{done}"
+
+
+# Pushing an exported checkpoint to the hub from the Export page. The token lives in the session and nowhere else.
+_HELP = (
+    "A fine-grained token with write access, from your account's settings on the hub. It is used for this push, kept "
+    "in this session only, and never written anywhere."
+)
+
+
+def draw_push(tools: Service, ref: ModelRef, folder: Path) -> None:
+    """Draw the form and, while a push runs or has ended, how it stands."""
+    state = s.session()
+    first = tools.state(s.job(state, "push"))
+    live = first is not None and first.live
+    st.subheader("Push to the Hugging Face hub")
+    st.caption("The card goes along. Only a checkpoint that is still exactly what was proved is pushed, in one commit.")
+    signed_in = _sign_in()
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.text_input(
+            "Repository", key=s.REPOSITORY, placeholder=f"you/{folder.name}", max_chars=96, persist_state="session"
+        )
+        st.toggle("Private", value=True, key=s.PRIVATE, persist_state="session")
+    if signed_in is None:
+        st.text_input("Token", type="password", key=s.TOKEN, max_chars=300, help=_HELP, autocomplete="off")
+    with st.container(horizontal=True, gap="small"):
+        st.button(
+            "Push",
+            icon=":material/cloud_upload:",
+            type=main_button(),
+            disabled=live,
+            on_click=_push,
+            args=(tools, ref, folder),
+            key="push_button",
+        )
+        st.button(
+            "Cancel",
+            icon=":material/close:",
+            disabled=not live,
+            on_click=tools.jobs.cancel,
+            args=(first.id if first is not None else "",),
+            key="cancel_push",
+        )
+    follow(tools, first, _told, seconds=TICK_SECONDS)
+
+
+def _told(job: JobState | None) -> None:
+    if job is None:
+        return
+    if job.live:
+        notes.job_progress(job)
+    notes.job_error(job)
+    if job.state == "cancelled":
+        st.caption("Stopped. The repository is as it was; what has arrived is not sent again.")
+    report = job.result
+    if job.state == "done" and report is not None:
+        st.success(
+            f"Pushed {report.files} files, {size(report.bytes)}, in {duration(report.seconds)}: {plain(report.url)}",
+            icon=":material/cloud_done:",
+        )
+        st.link_button("Open it on the hub", report.url, icon=":material/open_in_new:")
+
+
+def _push(tools: Service, ref: ModelRef, folder: Path) -> None:
+    from shortviz.export.push import Destination  # not with the page: it brings the hub's client
+
+    state = s.session()
+    to = Destination(
+        repo_id=str(state.get(s.REPOSITORY, "")).strip() or folder.name,
+        token=access_token() or str(state.get(s.TOKEN, "")),
+        private=bool(state.get(s.PRIVATE, True)),
+    )
+    s.set_job(state, "push", push_actions.start_push(tools, ref, folder, to))
+
+
+def _sign_in() -> str | None:
+    """Offer to sign in where this installation can; return the name of who has, or None."""
+    if not can_sign_in(settings()):
+        return None
+    if access_token():
+        name = str(getattr(st.user, "name", "") or "you")
+        st.caption(f":material/account_circle: Signed in as {plain(name)}.")
+        return name
+    with st.container(horizontal=True, gap="small"):
+        st.button("Sign in with Hugging Face", icon=":material/login:", on_click=st.login, key="sign_in")
+        if settings().public_host:  # inside the hub's page the sign-in is blocked by the frame's sandbox
+            st.link_button("Open full page to sign in", f"https://{settings().public_host}/export")
+    st.caption("Or paste a token.")
+    return None
+
+
+def access_token() -> str:
+    """Return the token of who has signed in, or "" where nobody has or this installation has no sign-in."""
+    if not getattr(st.user, "is_logged_in", False):
+        return ""
+    tokens: Any = getattr(st.user, "tokens", None) or {}
+    return str(tokens.get("access", "") if hasattr(tokens, "get") else "")
+
+
+TARGETS = {"folder": "A folder on this machine", "zip": "Zip download", "hub": "The hub"}
+TICK_SECONDS = 0.5
+
+
+def draw() -> None:
+    """Draw the page."""
+    tools, state = bench(), s.session()
+    shown = look(tools, state)
+    ref = ref_of(shown)
+    if shown.error:
+        notes.problem(shown.error)
+    if shown.model is None or ref is None:
+        st.caption("Choose a model and a block first: on the Model page, then on the Map page.")
+        return
+    settle_block(state, shown.distances, shown.model)
+    left, right = st.columns(2, gap="large")
+    with left:
+        alone = _choose(tools, shown, shown.model, ref)
+    with right:
+        _follow(tools, state, alone=alone)
+
+
+def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bool:
+    """Draw what is to be written and where; return whether that is an adapter alone."""
+    state = s.session()
+    inspector.block_inputs(model.num_layers)
+    block, removed = s.block(state), s.cut(state)
+    if block is None:
+        st.caption("Type a start layer and n, or choose a block on the map.")
+        return False
+    try:
+        if removed == block.layers:
+            block.check(model.num_layers)
+        plan = PrunePlan(num_layers=model.num_layers, removed=removed)
+    except PlanError as error:
+        notes.problem(str(error))
+        return False
+    if removed != block.layers:
+        st.caption(f"Exported is the cut that the Heal page shows: layers {layers_text(removed)} go.")
+    reason = next((found for part in plan.blocks if (found := model.illegal_reason(part))), None)
+    if reason is not None:
+        notes.problem(f"This block cannot be exported: {reason}")
+        return False
+    methods = choose(tools, shown, removed)
+    alone = adapter_alone(tools, shown, removed, methods)
+    if not alone:
+        _what(model, plan)
+    targets = [name for name in TARGETS if name != "folder" or not settings().is_hosted]
+    targets = [name for name in targets if name != "hub" or not alone]
+    target = st.segmented_control(
+        "Where to",
+        targets,
+        format_func=lambda name: TARGETS[name],
+        default=targets[0],
+        required=True,
+        key=s.TARGET,
+        persist_state="session",
+    )
+    name = name_of(model, removed, methods) + ("-adapter" if alone else "")
+    visit.suggest_folder(state, str(Path.home() / "shortviz-exports" / name))
+    if target == "hub":
+        st.caption("Written and proved here first; then you say in which repository it goes.")
+    if target == "folder":
+        st.text_input(
+            "Folder, new or empty", key=s.FOLDER, max_chars=1000, persist_state="session", help="Never written over."
+        )
+    job = tools.state(s.newest_job(state, ("export", "adapter")))
+    live = job is not None and job.live
+    with st.container(horizontal=True):
+        st.button(
+            "Export",
+            type=main_button(),
+            icon=":material/download:",
+            disabled=live,
+            on_click=_export,
+            args=(tools, shown, ref, removed, methods, name, alone),
+            key="export_button",
+        )
+        st.button(
+            "Cancel",
+            icon=":material/close:",
+            disabled=not live,
+            on_click=tools.jobs.cancel,
+            args=(job.id if job is not None else "",),
+            key="cancel_export",
+        )
+    step = step_of(shown, removed, methods)
+    treatments = step.treatments if step is not None else ()
+    folder = str(state.get(s.FOLDER, "")) if target == "folder" else name
+    recipe = treated_recipe(
+        ref.id, plan, treatments, folder=folder, adapter=alone, revision=ref.revision, dtype=ref.dtype,
+        device=ref.device,
+    )  # fmt: skip
+    if alone:
+        _command(recipe)
+    else:
+        _recipes(ref, model, plan, folder, recipe, treated=bool(treatments))
+    return alone
+
+
+def _what(model: ModelInfo, plan: PrunePlan) -> None:
+    gone = sum(model.layer_parameters[i] for i in plan.removed)
+    weights = model.bytes - sum(model.layer_bytes[i] for i in plan.removed)
+    with st.container(horizontal=True, gap="medium", border=True):
+        st.metric("Layers", f"{model.num_layers} → {len(plan.kept)}", width="content")
+        st.metric(
+            "Parameters",
+            count(model.parameters - gone),
+            f"-{percent(gone / model.parameters)}",
+            "inverse",
+            width="content",
+        )
+        st.metric("On disk", size(weights), f"-{percent(1 - weights / model.bytes)}", "inverse", width="content")
+    st.caption(
+        "Written: weights as safetensors, config, generation config, tokenizer, chat template, a model card, "
+        "shortviz.json (plan and fingerprints) and a mergekit recipe."
+    )
+
+
+def _export(
+    tools: Service,
+    shown: Shown,
+    ref: ModelRef,
+    removed: tuple[int, ...],
+    methods: tuple[str, ...],
+    name: str,
+    alone: bool,
+) -> None:
+    state = s.session()
+    target = str(state.get(s.TARGET))
+    archive = target == "zip" or (settings().is_hosted and target != "hub")
+    typed = str(state.get(s.FOLDER, "")).strip()
+    if archive or target == "hub":
+        folder = settings().downloads_dir / uuid.uuid4().hex[:12] / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    elif typed:
+        folder = Path(typed).expanduser()
+    else:
+        return
+    if shown.ref is None:
+        s.load_for_run(state, ref)
+    if alone and shown.key is not None:
+        job_id = export_actions.start_adapter(
+            tools, ref, removed, folder, methods=methods, key=shown.key, archive=archive
+        )
+        s.set_job(state, "adapter", job_id)
+        return
+    job_id = export_actions.start_export(
+        tools, ref, removed, folder, methods=methods, key=shown.key, spec=s.evaluation(state), archive=archive
+    )
+    s.set_job(state, "export", job_id)
+
+
+def _follow(tools: Service, state: s.State, *, alone: bool) -> None:
+    """Show the newest export of this session: the checklist while it runs, then the result; before it, what to expect.
+
+    `alone` says that an adapter alone is chosen.
+    """
+    job_id = s.newest_job(state, ("export", "adapter"))
+
+    def export(job: JobState | None) -> None:
+        context = tools.context(job_id or "")
+        if context is not None and context.kind == "adapter":
+            _adapter(context.ref, job)
+            return
+        if context is None and alone:
+            st.subheader("Adapter")
+            st.caption(
+                "Written: the adapter, the repaired weights that it was trained on, and a card with the commands that "
+                "make the cut. Nothing is merged, so there is nothing to prove."
+            )
+            return
+        st.subheader("Proof" if context is None else f"Proof, without layers {layers_text(context.removed)}")
+        if context is not None and context.methods:
+            st.caption(f"After {', then '.join(method.replace('_', ' ') for method in context.methods)}.")
+        checklist(job)
+        notes.job_error(job)
+        if job is not None and job.state == "cancelled":
+            st.caption("Cancelled; nothing was left behind.")
+        report = job.result if job is not None and isinstance(job.result, ExportReport) else None
+        if report is not None:
+            report_lines(report)
+            _after(report, job)
+
+    follow(tools, tools.state(job_id), export, seconds=TICK_SECONDS)
+    context, ended = tools.context(job_id or ""), tools.state(job_id)
+    report = ended.result if ended is not None and isinstance(ended.result, ExportReport) else None
+    if context is not None and report is not None and Path(report.folder).is_dir():
+        draw_push(tools, context.ref, Path(report.folder))
+
+
+def _adapter(ref: ModelRef, job: JobState | None) -> None:
+    """Show how the export of an adapter stands."""
+    st.subheader("Adapter")
+    notes.job_error(job)
+    if job is not None and job.live:
+        notes.job_progress(job)
+    if job is None or not isinstance(job.result, str):
+        return
+    folder = Path(job.result)
+    if folder.suffix == ".zip" and folder.is_file():
+        _download(folder)
+        st.caption(
+            "Unpack it; its README.md says how to make the cut that it belongs to. Or put it on the uncut model:"
+        )
+    else:
+        st.caption(
+            f"Written to {plain(job.result)}; its README.md says how to make the cut that it belongs to. Or put it on "
+            "the uncut model:"
+        )
+    adapter = shlex.quote(folder.stem if folder.suffix == ".zip" else job.result)
+    st.code(f"shortviz evaluate {shlex.quote(ref.id)} --adapter {adapter}", language="bash", wrap_lines=True)
+
+
+def _download(folder: Path) -> None:
+    st.download_button(
+        f"Download {folder.name} ({size(folder.stat().st_size)})",
+        data=folder.read_bytes,
+        file_name=folder.name,
+        mime="application/zip",
+        type=main_button(),
+        icon=":material/download:",
+        on_click="ignore",
+        key="download_zip",
+    )
+
+
+def _after(report: ExportReport, job: JobState | None) -> None:
+    folder = Path(report.folder)
+    if folder.suffix == ".zip" and folder.is_file():
+        _download(folder)
+        st.caption("Unpack it, then load it:")
+        st.code(loading_python(folder.stem), language="python", wrap_lines=True)
+    elif job is not None and folder.is_relative_to(settings().downloads_dir):
+        st.caption("Proved and ready to be pushed; it is kept here for an hour.")
+    elif job is not None:
+        st.caption(f"Written to {plain(report.folder)}. Load it with plain transformers:")
+        st.code(loading_python(report.folder), language="python", wrap_lines=True)
+
+
+def _command(recipe: TreatedRecipe) -> None:
+    st.code(recipe.command, language="bash", wrap_lines=True)
+    for note in recipe.notes:
+        st.caption(plain(note))
+
+
+def _recipes(
+    ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str, recipe: TreatedRecipe, *, treated: bool
+) -> None:
+    command, python, mergekit = st.tabs(["Command", "Python", "mergekit"])
+    with command:
+        _command(recipe)
+    for tab in (python, mergekit) if treated else ():
+        tab.caption("These lines repeat the cut alone.")
+    python.code(
+        reproduce_python(ref.id, plan, folder=folder, revision=ref.revision, dtype=ref.dtype, device=ref.device),
+        language="python",
+    )
+    mergekit.code(mergekit_yaml(model.id, plan, model.dtype), language="yaml")

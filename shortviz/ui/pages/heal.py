@@ -1,0 +1,311 @@
+"""The Heal page: the ledger of the chosen cut, the buttons that add to it, the training as it goes, the texts."""
+
+import streamlit as st
+
+from shortviz.errors import PlanError
+from shortviz.figures import ledger as ledger_charts
+from shortviz.records.formatting import layers_text
+from shortviz.records.heal import HealHistory, HealSettings
+from shortviz.records.ledger import Ledger, LedgerStep
+from shortviz.records.model import ModelInfo
+from shortviz.records.plan import PrunePlan
+from shortviz.service import kept as kept_models
+from shortviz.service import ledger as treat_actions
+from shortviz.service.ledger import LOOKING, METHODS, TREATING, Treating, cut_problem, text_key, treated
+from shortviz.service.queue import JobState
+from shortviz.service.service import Service
+from shortviz.ui.pages import inspector
+from shortviz.ui.parts import advice, notes, texts
+from shortviz.ui.parts import ledger as ledger_view
+from shortviz.ui.parts import ledger as step_view
+from shortviz.ui.parts import ledger as treat_buttons
+from shortviz.ui.parts import recipe as recipe_view
+from shortviz.ui.parts.notes import plain
+from shortviz.ui.session import state as s
+from shortviz.ui.session.polling import follow, main_button
+from shortviz.ui.session.service import bench
+from shortviz.ui.session.shown import FONT, Shown, known_ledger, look, settle_block
+
+# What moves on the Heal page: the job at work with its loss curve, and the continuations as they are written.
+
+
+def newest(tools: Service, shown: Shown, removed: tuple[int, ...]) -> JobState | None:
+    """Return the job that the page follows: a live one on this cut, a live shrinking, or the last that has ended."""
+    found = [tools.treating(TREATING, shown.ref, removed), tools.treating(("shrink",), shown.ref, ())]
+    jobs = [job for job in found if job is not None]
+    looking = tools.treating(LOOKING, shown.ref, removed)
+    if looking is not None and (looking.live or looking.state == "failed"):  # its end hides no training's curve
+        jobs.append(looking)
+    return max(jobs, key=lambda job: (job.live, job.created), default=None)
+
+
+def draw_job(now: JobState | None) -> None:
+    """Draw a job while it runs, and how it ended."""
+    if now is None:
+        return
+    notes.job_error(now)
+    if now.live:
+        st.caption(plain(now.title))
+        notes.job_progress(now)
+    found = now.record if isinstance(now.record, Treating) else None
+    if found is None:
+        return
+    if found.note and not now.live:
+        st.info(plain(found.note), icon=":material/info:")
+    if now.kind == "shrink":
+        _shrunk(now, found)
+    if found.history is not None and found.history.points:
+        _curve(found.history)
+
+
+def _shrunk(job: JobState, found: Treating) -> None:
+    """Say which layers a shrinking has removed so far; at its end, offer to look at that cut."""
+    if not found.removed:
+        return
+    if job.live:
+        st.caption(f"Removed so far: layers {layers_text(found.removed)}.")
+    elif found.removed != s.cut(s.session()):
+        st.button(
+            f"Look at the cut of layers {layers_text(found.removed)}", icon=":material/arrow_upward:",
+            key="take_shrunk", on_click=s.take_cut, args=(s.session(), found.removed),
+        )  # fmt: skip
+
+
+def _curve(history: HealHistory) -> None:
+    alt = ledger_charts.healing_alt(history)
+    figure = ledger_charts.healing_figure(history, st.context.theme.type == "dark")
+    figure.update_layout(font={"family": FONT})
+    st.plotly_chart(
+        figure,
+        theme=None,
+        key="healing_chart",
+        config={"displayModeBar": False},
+        alt=alt,
+    )
+    last = history.points[-1]
+    speed = f" {last.tokens_per_second:,.0f} tokens/s." if last.tokens_per_second else ""
+    st.caption(f"{plain(alt)}{speed}")
+
+
+def continuations(tools: Service, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None) -> None:
+    """Draw the prompt and what the model of every step makes of it, side by side."""
+    state = s.session()
+    off = shown.handle is None
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.text_input(
+            "Prompt, continued by every model", key=s.PROMPT, max_chars=2000, persist_state="session", disabled=off
+        )
+        st.button(
+            "Run", icon=":material/play_arrow:", disabled=off, key="run_continuations",
+            help="Load a model first." if off else "Let every model that is in memory continue the prompt.",
+            on_click=_write, args=(tools, shown, removed, ledger),
+        )  # fmt: skip
+    prompt = str(state.get(s.PROMPT, ""))
+
+    def written(now: JobState | None) -> None:
+        notes.job_error(now)
+        if now is not None and now.live:
+            st.button(
+                "Stop", icon=":material/stop:", on_click=notes.cancel, args=(tools, now.id), key="stop_continuations"
+            )
+        steps = ledger.steps if ledger is not None else ()
+        for column, step in zip(st.columns(max(len(steps), 1), gap="small"), steps, strict=False):
+            with column, st.container(height=132, border=True, gap=None):
+                st.caption(plain(step.label[:1].upper() + step.label[1:]))
+                st.text(
+                    _text(tools, shown, removed, ledger, step, prompt)
+                    or ("…" if now is not None and now.live else _missing(tools, shown, removed, step))
+                )
+
+    follow(tools, tools.state(s.job(state, "continuations")), written, seconds=TICK_SECONDS)
+
+
+def _write(tools: Service, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None) -> None:
+    state = s.session()
+    if shown.ref is not None:
+        prompt = str(state.get(s.PROMPT, ""))
+        job_id = treat_actions.start_continuations(tools, shown.ref, removed, ledger, prompt)
+        s.set_job(state, "continuations", job_id)
+
+
+def _text(
+    tools: Service, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None, step: LedgerStep, prompt: str
+) -> str:
+    if shown.ref is not None:
+        kept = tools.continuations.get(text_key(shown.ref, step.evaluation.removed, step.methods, prompt))
+        if kept is not None:
+            return kept.strip()
+    return step.continuation.strip() if ledger is not None and ledger.prompt == prompt else ""
+
+
+def _missing(tools: Service, shown: Shown, removed: tuple[int, ...], step: LedgerStep) -> str:
+    if step.treatments and treated(tools, shown.ref, removed, step) is None:
+        if kept_models.is_kept(tools, shown.key, removed, step.methods):
+            return "Not in memory: bring it back, below the ledger."
+        return f"Not in memory any more: {'heal' if step.name == 'healed' else 'repair'} again."
+    return "–"
+
+
+TICK_SECONDS = 1.0
+
+
+def draw() -> None:
+    """Draw the page."""
+    tools, state = bench(), s.session()
+    shown = look(tools, state)
+    if shown.error:
+        notes.problem(shown.error)
+    if shown.model is None:
+        st.caption("Choose a model first, on the Model page; then a block, on the Map page.")
+        return
+    settle_block(state, shown.distances, shown.model)
+    inspector.block_inputs(shown.model.num_layers)
+    removed = _cut(shown)
+    problem = _problem(shown.model, removed)
+    if problem:
+        notes.problem(problem)
+        return
+    job = newest(tools, shown, removed)
+    _ledger(tools, shown, removed, job)
+    _below(tools, shown, removed, live=job is not None and job.live)
+    _actions(tools, shown, shown.model, removed, job)
+    follow(tools, job, draw_job, seconds=TICK_SECONDS)
+    continuations(tools, shown, removed, known_ledger(tools, shown, removed, s.evaluation(state)))
+    advice.draw(shown)
+
+
+def _problem(model: ModelInfo, removed: tuple[int, ...]) -> str:
+    try:
+        PrunePlan(num_layers=model.num_layers, removed=removed)
+    except PlanError as error:
+        return str(error)
+    return cut_problem(model, removed)
+
+
+def _cut(shown: Shown) -> tuple[int, ...]:
+    """Return the cut that the page is about: the chosen block, or one of the run's ledgers, where one was chosen."""
+    state = s.session()
+    block = s.block(state)
+    own = block.layers if block is not None else ()
+    ledgers = [ledger.removed for ledger in (shown.run.ledgers if shown.run is not None else ())]
+    cuts = list(dict.fromkeys([own, s.cut(state), *ledgers]))
+    if len(cuts) < 2:
+        return own
+    picked = st.selectbox(
+        "Cut",
+        cuts,
+        index=cuts.index(s.cut(state)),
+        format_func=lambda cut: f"layers {layers_text(cut)} ({len(cut)} layers)" + (" · chosen block" * (cut == own)),
+        key=f"heal_cut_{layers_text(s.cut(state))}",  # made anew where the cut was chosen elsewhere
+        label_visibility="collapsed",
+        width=420,
+    )
+    if picked != s.cut(state):
+        s.set_cut(state, picked)
+        st.rerun()
+    return picked
+
+
+def _ledger(tools: Service, shown: Shown, removed: tuple[int, ...], job: JobState | None) -> None:
+    """Draw the newest ledger: that of a job that has ended or is at work, or that of the run."""
+    live = job is not None and job.live
+
+    @st.fragment(run_every=TICK_SECONDS if live else None)
+    def ledger() -> None:
+        now = tools.state(job.id) if job is not None else None
+        found: Ledger | None = None
+        if now is not None and isinstance(now.record, Treating) and now.record.ledger is not None:
+            found = now.record.ledger if now.record.ledger.removed == removed else None
+        if found is None or not (now is not None and now.live):
+            found = known_ledger(tools, look(tools, s.session()), removed, s.evaluation(s.session())) or found
+        if found is None:
+            st.caption(
+                f"Not measured yet: what removing layers {layers_text(removed)} costs, and what comes back. "
+                + (
+                    "Repair or heal below; both measure it first."
+                    if shown.handle is not None
+                    else "Load the model first."
+                )
+            )
+            return
+        ledger_view.draw_ledger(found, key="ledger")
+
+    ledger()
+
+
+def _below(tools: Service, shown: Shown, removed: tuple[int, ...], *, live: bool) -> None:
+    """Draw what can be done with the models of the ledger."""
+    found = known_ledger(tools, shown, removed, s.evaluation(s.session()))
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        step_view.gone(tools, shown, removed, found, live=live)
+        step_view.questions(tools, shown, found, live=live)
+
+
+def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int, ...], job: JobState | None) -> None:
+    state = s.session()
+    live = job is not None and job.live
+    off = shown.handle is None or live
+    why = "Load the model first." if shown.handle is None else ("Another job is at work on this cut." if live else None)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        method = st.selectbox(
+            "Repair, no training",
+            list(METHODS),
+            format_func=lambda name: METHODS[name],
+            key=s.METHOD,
+            persist_state="session",
+            width=150,
+            help="Seam refit: the layer before the cut is solved anew, and may take over removed neurons. "
+            "Linear fold: a linear map is folded into it. "
+            "Scale: one number for the layers after it.",
+        )
+        method = method if method in METHODS else next(iter(METHODS))
+        st.button(
+            "Repair", icon=":material/build:", disabled=off, help=why, key="repair_button",
+            on_click=treat_buttons.start_repair, args=(tools, shown, removed, method),
+        )  # fmt: skip
+        name = recipe_view.preset_switch()
+        first = st.checkbox(
+            "Repair first", value=True, key=s.REPAIR_FIRST, persist_state="session",
+            help="Begin the training from the repaired model.",
+        )  # fmt: skip
+        start = st.container(horizontal=True, width="content", gap="small")
+    recipe = _settings(tools, state, name, model)
+    with start:
+        st.button(
+            "Heal", icon=":material/healing:", type=main_button(), disabled=off or recipe is None, help=why,
+            key="heal_button", on_click=treat_buttons.start_heal,
+            args=(tools, shown, removed, recipe, method if first else ""),
+        )  # fmt: skip
+        st.button(
+            "Stop", icon=":material/stop:", disabled=not live, key="stop_treating", help="Keeps the best so far.",
+            on_click=tools.jobs.cancel, args=(job.id if job is not None else "",),
+        )  # fmt: skip
+        _shrink(tools, shown, model, removed, off, method)
+    if recipe is not None:
+        st.caption(plain(recipe_view.summary(recipe)))
+
+
+def _shrink(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int, ...], off: bool, method: str) -> None:
+    with st.popover("Cut more", icon=":material/compress:", help="Cut, repair, measure again, and so on."):
+        st.caption(
+            "From the uncut model: the layer that costs least goes, the seam is repaired, every layer that is left is "
+            "measured again, and so on. Layers are chosen on the training text; the ledger is scored on the other."
+        )
+        most = max(model.num_layers - 1, 1)
+        left = min(max(model.num_layers - len(removed) - 1, 1), most)
+        layers = st.number_input(
+            f"Layers that are left, of {model.num_layers}", 1, most, value=left, key=f"{s.SHRINK_TO}_{left}"
+        )
+        st.button(
+            "Shrink", icon=":material/compress:", disabled=off, key="shrink_button",
+            on_click=treat_buttons.start_shrink, args=(tools, shown, int(layers), method),
+        )  # fmt: skip
+
+
+def _settings(tools: Service, state: s.State, name: str, model: ModelInfo) -> HealSettings | None:
+    left, right = st.columns([1.25, 1], gap="medium")
+    with left, st.expander("Settings of the training", icon=":material/tune:"):
+        recipe = recipe_view.settings(name, model)
+    with right, st.expander("Text to fit and train on", icon=":material/article:"):
+        texts.pick(tools, state, "training")
+    return recipe

@@ -1,0 +1,294 @@
+"""The right side of the Map page: what removing the chosen block means, predicted and measured."""
+
+import math
+
+import streamlit as st
+
+from shortviz import criteria
+from shortviz.records.formatting import count, counted, layers_text, percent, size, with_error
+from shortviz.records.measured import BlockDistances, Evaluation, from_map
+from shortviz.records.model import ModelInfo
+from shortviz.records.plan import Block
+from shortviz.service import measure
+from shortviz.service.ledger import ledger_of
+from shortviz.service.queue import JobState
+from shortviz.service.service import Inspection, Service
+from shortviz.ui.parts import questions
+from shortviz.ui.parts.map import is_from_map
+from shortviz.ui.parts.notes import job_error, plain
+from shortviz.ui.session import state as s
+from shortviz.ui.session.polling import main_button
+from shortviz.ui.session.shown import Shown, criterion_of, measure_job
+
+_INPUT_WIDTH = 113
+_TEXT, _LOW_TEXT = 96, 70
+"""Height of a continuation: the buttons below it stay on a screen of 720."""
+
+
+def block_inputs(num_layers: int) -> None:
+    """Say which block is chosen, beside two numbers that choose it: the keyboard's way to what a click does."""
+    state = s.session()
+    block = s.block(state) or Block(start=0, n=1)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.markdown(f"#### Removes {block}")
+        for name, low, high, value in (("start", 0, num_layers - 1, block.start), ("n", 1, num_layers, block.n)):
+            key = s.input_key(state, name)
+            st.number_input(name, low, high, value=value, key=key, on_change=_typed, width=_INPUT_WIDTH)
+
+
+def _typed() -> None:
+    s.type_block(s.session())
+    measure_wanted()
+
+
+def measure_wanted() -> None:
+    """Ask for the chosen block to be measured."""
+    s.want(s.session(), "numbers")
+    st.rerun()  # the whole page, not only the fragment that the widget is in
+
+
+def draw(
+    bench: Service,
+    shown: Shown,
+    model: ModelInfo,
+    block: Block,
+    job: JobState | None,
+    distances: BlockDistances | None,
+) -> None:
+    """Draw everything that is known about the block."""
+    state = s.session()
+    found = inspection(bench, state, shown, block, job)
+    about = bench.context(job.id) if job is not None else None
+    running = job is not None and job.live and about is not None and about.block == block
+    warnings(distances, model, block)
+    if distances is not None:
+        predicted(distances, block, criterion_of(state, distances))
+    if found.evaluation is not None:
+        newest = job.record if running and job is not None and isinstance(job.record, Inspection) else Inspection()
+        done = newest.evaluation is not None and newest.evaluation.complete
+        measured(found.evaluation, refining=running and not done)
+    elif running:
+        _measuring()
+    elif block.n < model.num_layers:
+        _not_measured(shown)
+    if about is not None and about.block == block:
+        job_error(job)
+    saves(model, block, found.evaluation)
+    if block.n < model.num_layers:
+        questions.block_score(bench, shown, block, measure_job(bench, state, shown, "tasks"))
+    continuations(bench, shown, found, running=running)
+
+
+_METRICS = ("Perplexity, uncut → cut", "NLL increase, nats", "KL, nats", "Same next token")
+
+
+def _measuring() -> None:
+    """Keep the place of the numbers that are on their way, so that nothing below jumps when they come."""
+    with st.container(horizontal=True, gap="small"):
+        for label in _METRICS:
+            st.metric(label, "…", width="content")
+    st.caption(":material/autorenew: Measuring …")
+
+
+def _not_measured(shown: Shown) -> None:
+    if shown.handle is None:
+        st.caption("Not measured yet. Load the model to see what removing this block really does.")
+    else:
+        st.button(
+            "Measure this block",
+            icon=":material/play_arrow:",
+            on_click=measure_wanted,
+            key="measure_block",
+            type=main_button(),
+        )
+
+
+def predicted(distances: BlockDistances, block: Block, criterion: str) -> None:
+    """Show what every criterion says about the block, the chosen criterion first.
+
+    The others have a line each, in two columns: in one paragraph a digit more would be a line more, and the rest jumps.
+    """
+    names = [criterion, *(name for name in distances.criteria if name != criterion)]
+    lines = [_predicted_line(distances, block, name, strong=name == criterion) for name in names]
+    with st.container(gap=None):
+        st.markdown(lines[0])
+        others = [f":small[{line}]" for line in lines[1:]]
+        half = math.ceil(len(others) / 2)
+        for column, shown in zip(st.columns(2, gap="small"), (others[:half], others[half:]), strict=True):
+            column.markdown("  \n".join(shown))
+
+
+def _predicted_line(distances: BlockDistances, block: Block, name: str, *, strong: bool) -> str:
+    grid = distances.criteria[name]
+    number = with_error(*grid.at(block))
+    blocks = grid.num_layers - block.n + 1
+    if math.isnan(grid.at(block)[0]):
+        return f"{plain(criteria.label(name))} not measured yet"
+    if strong:
+        return f"{plain(criteria.label(name))} **{number}** · rank {grid.rank(block)} of {blocks} with n {block.n}"
+    return f"{plain(criteria.label(name))} {number} (rank {grid.rank(block)})"
+
+
+def measured(evaluation: Evaluation, *, refining: bool) -> None:
+    """Show perplexity before and after, what changed, and how much text stands behind it."""
+    score, base = evaluation.score, evaluation.base
+    with st.container(horizontal=True, gap="small"):
+        after = with_error(score.perplexity, score.perplexity_stderr)
+        before = f"{with_error(base.perplexity)} → " if base is not None else ""
+        st.metric(_METRICS[0], before + after, width="content")
+        if evaluation.nll_increase is not None and evaluation.nll_increase_stderr is not None:
+            st.metric(
+                _METRICS[1],
+                with_error(evaluation.nll_increase, evaluation.nll_increase_stderr, sign=True),
+                width="content",
+                help="Per token, on the same windows; the error is paired.",
+            )
+        if evaluation.kl is not None:
+            st.metric(_METRICS[2], with_error(evaluation.kl, evaluation.kl_stderr), width="content", help=_KL_HELP)
+        if evaluation.same_top1 is not None:
+            same = percent(evaluation.same_top1, evaluation.same_top1_stderr)
+            st.metric(_METRICS[3], same, width="content", help=_TOP1_HELP)
+    words = [
+        f"{counted(score.tokens, 'token')} scored of {plain(evaluation.text.source)}, "
+        f"{counted(score.windows, 'window')} of {evaluation.text.max_length}"
+    ]
+    if score.windows < 2:
+        words.append("no error from one window" if evaluation.complete else "no error yet")
+    if is_from_map(evaluation):
+        words.append("from the measured map")
+    if refining:
+        words.append(":material/autorenew: still refining")
+    elif not is_from_map(evaluation):
+        words.append("steady" if evaluation.complete else "stopped early")
+    st.caption(" · ".join(words))
+
+
+_KL_HELP = "KL(uncut ‖ cut) per token: how far the cut model's predictions have moved from the uncut model's."
+_TOP1_HELP = "Share of tokens where both models think the same next token most likely."
+
+
+def saves(model: ModelInfo, block: Block, evaluation: Evaluation | None) -> None:
+    """Show what the cut saves: parameters, bytes, cache, time."""
+    parameters = sum(model.layer_parameters[i] for i in block.layers)
+    words = [
+        f"Saves {count(parameters)} parameters ({percent(parameters / model.parameters)})",
+        size(sum(model.layer_bytes[i] for i in block.layers)),
+        f"{size(sum(model.layer_cache_bytes[i] for i in block.layers))} of cache per token",
+    ]
+    if evaluation is not None and evaluation.base is not None and evaluation.score.forward_seconds > 0:
+        words.append(f"{evaluation.base.forward_seconds / evaluation.score.forward_seconds:.2f}× forward speed")
+    st.caption(" · ".join(words))
+
+
+def warnings(distances: BlockDistances | None, model: ModelInfo, block: Block) -> None:
+    """Say what speaks against the block: it cannot be exported, or it takes the attention sink away."""
+    if block.n >= model.num_layers:
+        st.warning("This removes every layer; nothing would be left to run.", icon=":material/block:")
+        return
+    reason = model.illegal_reason(block)
+    if reason is not None:
+        st.warning(f"Cannot be exported: {plain(reason)}", icon=":material/block:")
+    sinks = distances.norms.sink_layers if distances is not None else ()
+    gone = [i for i in sinks if i in block.layers]
+    if gone:
+        st.markdown(
+            f":orange[:material/warning: Removes layer {layers_text(gone)}, which writes the attention sink: "
+            "expect a higher loss than the distance says.]"
+        )
+    elif sinks:
+        st.caption(f"Keeps layer {layers_text(sinks)}, which writes the attention sink.")
+
+
+def continuations(bench: Service, shown: Shown, found: Inspection | None, *, running: bool) -> None:
+    """Draw the prompt and what both models make of it."""
+    state = s.session()
+    block = s.block(state)
+    ledger = ledger_of(shown.run, block.layers) if block is not None else None
+    treated = ledger is not None and ledger.best is not None  # has a line of its own below
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.text_input(
+            "Prompt, continued by both models",
+            key=s.PROMPT,
+            max_chars=2000,
+            persist_state="session",
+            on_change=_prompted,
+            disabled=shown.handle is None,
+        )
+        st.button(
+            "Run",
+            icon=":material/play_arrow:",
+            disabled=shown.handle is None,
+            on_click=_prompted,
+            help="Load a model first." if shown.handle is None else "Let both models continue the prompt.",
+            key="run_prompt",
+        )
+        questions.questions_button(bench)
+    if shown.handle is None:
+        return
+    prompt = str(state.get(s.PROMPT, ""))
+    same = found is not None and found.prompt == prompt
+    left, right = st.columns(2, gap="small")
+    for column, title, text in (
+        (left, "Uncut", found.uncut if found is not None and same else ""),
+        (right, "Cut", found.cut if found is not None and same else ""),
+    ):
+        with column, st.container(height=_LOW_TEXT if treated else _TEXT, border=True, gap=None):
+            st.caption(title)
+            st.text(text.strip() or ("…" if running else "–"))
+
+
+def _prompted() -> None:
+    s.want(s.session(), "text")
+    st.rerun()
+
+
+def start_wanted(bench: Service, shown: Shown, block: Block | None, job: JobState | None) -> None:
+    """Start the measurement that the person's choice asked for; one that was begun for another block is cancelled."""
+    state = s.session()
+    wanted = s.wanted(state)
+    if not wanted or shown.handle is None or shown.ref is None or block is None:
+        return
+    s.want(state, "")
+    if job is not None and job.live:
+        bench.jobs.cancel(job.id)
+    if shown.model is None or block.n >= shown.model.num_layers or shown.model.illegal_reason(block):
+        return
+    job_id = measure.start_inspect(
+        bench,
+        shown.ref,
+        block,
+        s.evaluation(state),
+        prompt=str(state.get(s.PROMPT, "")),
+        key=shown.key,
+        text_first=wanted == "text",
+    )
+    s.set_job(state, "inspect", job_id)
+
+
+def inspection(bench: Service, state: s.State, shown: Shown, block: Block, job: JobState | None) -> Inspection:
+    """Return what is known about the block: from the running job, from this process, or from the run."""
+    spec = s.evaluation(state)
+    prompt = str(state.get(s.PROMPT, ""))
+    found = Inspection(prompt=prompt)
+    context = bench.context(job.id) if job is not None else None
+    about = (context.block, context.ref, context.evaluation) if context is not None else None
+    if job is not None and isinstance(job.record, Inspection) and about == (block, shown.ref, spec):
+        found = job.record
+    evaluation = found.evaluation
+    if evaluation is None and shown.ref is not None:
+        evaluation = measure.measured(bench, shown.ref, spec, block)
+    if (evaluation is None or not evaluation.complete) and shown.run is not None:
+        kept = shown.run.evaluation_of(block.layers) or from_map(shown.run.losses, shown.run.model, block)
+        evaluation = _more_text(evaluation, kept)
+    return (
+        found
+        if evaluation is found.evaluation
+        else Inspection(evaluation=evaluation, prompt=found.prompt, uncut=found.uncut, cut=found.cut)
+    )
+
+
+def _more_text(new: Evaluation | None, kept: Evaluation | None) -> Evaluation | None:
+    """Return the evaluation with more text behind it: a first look does not push out what was measured on more."""
+    if new is None or kept is None:
+        return new or kept
+    return new if new.score.tokens >= kept.score.tokens else kept

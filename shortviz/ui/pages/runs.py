@@ -1,0 +1,373 @@
+"""The Runs page: everything measured before; open, name, compare, remove with undo, and take along as one file."""
+
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from shortviz.criteria.base import label
+from shortviz.errors import PlanError, ShortvizError
+from shortviz.figures import map as charts
+from shortviz.figures.cells import map_alt
+from shortviz.figures.compare import InRun, block_in, in_common, is_measured, maps, shared_limits
+from shortviz.records.formatting import counted, with_error
+from shortviz.records.measured import BlockDistances
+from shortviz.records.model import ModelInfo
+from shortviz.records.plan import Block
+from shortviz.records.run import Run
+from shortviz.records.table import Table, left, right
+from shortviz.runs.library import MOST_CHARACTERS
+from shortviz.runs.run import EXAMPLES
+from shortviz.runs.zip import file_name, pack_run, unpack_run
+from shortviz.service.service import Service
+from shortviz.settings import settings
+from shortviz.ui.pages import inspector
+from shortviz.ui.parts.notes import plain
+from shortviz.ui.session import state as s
+from shortviz.ui.session import state as visit
+from shortviz.ui.session.address import go_to
+from shortviz.ui.session.polling import main_button
+from shortviz.ui.session.service import bench
+from shortviz.ui.session.shown import FONT, parse_selection
+
+# Several runs side by side on the Runs page: one scale, one chosen block, and the difference of two.
+
+HEIGHT = 330
+_WIDTH, _BAR = 1100, 76
+"""Pixels of a window of 1280 that the maps share, and that the one bar of colours takes beside the last."""
+SHORT, SHORTEST = 40, 18
+"""Characters of a run's name over its map where there are several beside it, and in a key."""
+
+
+def draw_comparison(runs: Mapping[str, Run]) -> None:
+    """Draw the maps of these runs, by name, the chosen block's numbers in each, and the difference of the first two."""
+    state = s.session()
+    found = {name: one for name, run in runs.items() if (one := maps(run)) is not None}
+    names = in_common(list(found.values()))
+    if len(found) < 2 or not names:
+        st.info("These runs have nothing measured in common: measure the same criterion in both.")
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        criterion = st.selectbox("Compare by", names, format_func=label, key="compare_by", width=260)
+        raw = (
+            st.segmented_control("Scale", ("per n", "raw"), default="per n", required=True, key="compare_scale")
+            == "raw"
+        )
+        layers = max(one.num_layers for one in found.values())
+        chosen = s.block(state)
+        if chosen is None or chosen.start >= layers or chosen.n > layers:
+            s.set_block(state, Block(start=layers // 2, n=max(1, layers // 8)))
+    inspector.block_inputs(layers)
+    block = s.block(state)
+    _maps(runs, found, criterion, raw=raw, block=block)
+    if block is not None:
+        _numbers(block_in(found, criterion, block), criterion, block)
+    if len(found) > 2:
+        st.caption("Choose two runs to see their difference, block by block.")
+    else:
+        _difference(runs, found, criterion, raw=raw, block=block)
+
+
+def _maps(
+    runs: Mapping[str, Run], found: Mapping[str, BlockDistances], criterion: str, *, raw: bool, block: Block | None
+) -> None:
+    limits = shared_limits(list(found.values()), criterion) if raw else None
+    each = (_WIDTH - _BAR) / len(found)
+    columns = st.columns([*[each] * (len(found) - 1), each + _BAR], gap="small")
+    for place, (name, one) in zip(columns, found.items(), strict=True):
+        model = runs[name].model
+        view = charts.MapView(
+            scale="raw" if raw else "per_n",
+            selected=_fitting(block, model),
+            dark=st.context.theme.type == "dark",
+            limits=limits,
+        )
+        figure = charts.distance_map(one, criterion, model, view)
+        figure.update_layout(height=max(HEIGHT, 4 * one.num_layers), font={"family": FONT, "size": 11})
+        if place is not columns[-1]:  # one scale for all has one bar
+            figure.update_traces(showscale=False, selector={"type": "heatmap"})
+            figure.update_layout(margin={"r": 12})
+        if len(found) > 2:
+            figure.update_layout(annotations=[])
+        with place:
+            text = runs[name].text
+            shown = name if len(found) < 3 or len(name) <= SHORT else f"{name[:SHORT]} …"
+            st.markdown(f"**{plain(shown)}**  \n:small[{plain(text.source)}]")
+            _chart(figure, f"compare_{list(found).index(name)}", model, map_alt(one, criterion, model))
+
+
+def _chart(figure: go.Figure, key: str, model: ModelInfo, alt: str) -> None:
+    st.plotly_chart(
+        figure,
+        theme=None,
+        key=key,
+        on_select=partial(_clicked, key, model.num_layers),
+        selection_mode="points",
+        config={"displaylogo": False},
+        alt=alt,
+    )
+
+
+def _clicked(key: str, num_layers: int) -> None:
+    block = parse_selection(s.session().get(key), num_layers)
+    if block is not None:
+        s.set_block(s.session(), block)
+
+
+def _fitting(block: Block | None, model: ModelInfo) -> Block | None:
+    try:
+        return block.check(model.num_layers) if block is not None else None
+    except PlanError:
+        return None
+
+
+def _numbers(rows: list[InRun], criterion: str, block: Block) -> None:
+    unit = "nats" if is_measured(criterion) else ""
+    heading = f"{label(criterion)}{f', {unit}' if unit else ''}"
+    cells = [
+        [plain(row.name), with_error(row.value, row.stderr), f"{row.rank} of {row.blocks}", str(row.best)]
+        for row in rows
+    ]
+    table = Table(left("run") + right(heading, "rank", f"best start for n {block.n}"), cells)
+    st.markdown(table.markdown() if rows else f"None of these runs has {block}.")
+
+
+def _short(run: Run, name: str, other: Run) -> str:
+    """Return a word or two for a run beside another one: what it was measured on, where that is what differs."""
+    text = run.text.source.removeprefix("built-in ")
+    return (text if run.text.source != other.text.source else name)[:SHORTEST]
+
+
+def _difference(
+    runs: Mapping[str, Run], found: Mapping[str, BlockDistances], criterion: str, *, raw: bool, block: Block | None
+) -> None:
+    (first, one), (second, other) = found.items()
+    if one.num_layers != other.num_layers:
+        st.caption(
+            f"No difference map: {plain(first)} has {one.num_layers} layers, {plain(second)} {other.num_layers}."
+        )
+        return
+    model = runs[first].model
+    grids = one.criteria[criterion], other.criteria[criterion]
+    short = _short(runs[first], first, runs[second]), _short(runs[second], second, runs[first])
+    figure = charts.difference_figure(
+        *grids,
+        model,
+        criterion=criterion,
+        names=short,
+        per_n=not raw,
+        selected=_fitting(block, model),
+        dark=st.context.theme.type == "dark",
+    )
+    figure.update_layout(font={"family": FONT, "size": 11})
+    st.markdown(f"**{plain(second)} minus {plain(first)}**")
+    alt = charts.difference_alt(*grids, model, criterion=criterion, names=short)
+    _chart(figure, "compare_difference", model, alt)
+    st.caption(plain(alt))
+
+
+MOST_COMPARED = 4
+_KEY_LENGTH = 12
+_ROW_HEIGHT = 57
+"""Words wrap in rows higher than 4 rem (Streamlit 1.67): long names then leave a phone room for what a run holds."""
+_COLUMNS = {
+    "name": st.column_config.TextColumn(width=150),
+    "model": st.column_config.TextColumn(width=70),
+    "measured": st.column_config.TextColumn(width=110),
+}
+
+
+def draw() -> None:
+    """Draw the page."""
+    tools, state = bench(), s.session()
+    target = visit.take_target(state)
+    if target:
+        go_to(tools, state, target)
+    runs = tools.runs.listed()
+    visit.pick_runs(state, [key for key in visit.picked_runs(state) if key in runs])
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.subheader("Runs")
+        if not settings().is_hosted:
+            _import(tools)
+    _undo(tools)
+    _table(runs)
+    st.multiselect(
+        "Chosen runs",
+        list(runs),
+        format_func=lambda key: name_of(key, runs[key]),
+        key=s.PICKED,
+        max_selections=MOST_COMPARED,
+        placeholder="Choose one to open it, or several to compare them",
+    )
+    picked = [key for key in visit.picked_runs(state) if key in runs]
+    if picked:
+        _buttons(tools, runs, picked)
+    if len(picked) > 1:
+        names = [name_of(key, runs[key]) for key in picked]
+        unlike = [n if names.count(n) == 1 else f"{n} ({key})" for key, n in zip(picked, names, strict=True)]
+        draw_comparison({name: runs[key] for name, key in zip(unlike, picked, strict=True)})
+
+
+def name_of(key: str, run: Run) -> str:
+    """Return the name that a person knows a run by."""
+    return f"{run.name} (bundled)" if key in EXAMPLES else run.name or key
+
+
+def _table(runs: Mapping[str, Run]) -> None:
+    keys = list(runs)
+    digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:_KEY_LENGTH]
+    # The selection is by row number: with other rows the table is a new one, or a click would mean another run.
+    st.dataframe(
+        [_row(key, run) for key, run in runs.items()],
+        key=f"runs_table_{digest}",
+        hide_index=True,
+        on_select=partial(_chosen, f"runs_table_{digest}", keys),
+        selection_mode="multi-row",
+        row_height=_ROW_HEIGHT,
+        column_config=_COLUMNS,
+        alt=f"{len(runs)} runs: model, text, what was measured, when",
+    )
+
+
+def _row(key: str, run: Run) -> dict[str, object]:
+    return {
+        "name": name_of(key, run),
+        "measured": _measured(run),
+        "model": run.model.id,
+        "layers": run.model.num_layers,
+        "text": run.text.source,
+        "rows": run.distances.samples if run.distances is not None else 0,
+        "when (UTC)": run.created[:16].replace("T", " "),
+    }
+
+
+def _measured(run: Run) -> str:
+    found = [f"{len(run.distances.criteria)} criteria"] if run.distances is not None else []
+    if run.losses is not None:
+        found.append("loss map" if run.losses.complete else "loss map, unfinished")
+    cuts = sum(1 for e in run.evaluations if e.removed)
+    found += [counted(cuts, "cut")] if cuts else []
+    found += [counted(len(run.ledgers), "ledger")] if run.ledgers else []
+    return ", ".join(found) or "nothing yet"
+
+
+def _chosen(table: str, keys: list[str]) -> None:
+    state = s.session()
+    rows = state[table]["selection"]["rows"]
+    visit.pick_runs(state, [keys[row] for row in rows if 0 <= row < len(keys)][:MOST_COMPARED])
+
+
+def _buttons(tools: Service, runs: Mapping[str, Run], picked: list[str]) -> None:
+    first = picked[0]
+    own = [key for key in picked if key not in EXAMPLES]
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.button(
+            plain(f"Open {name_of(first, runs[first])}") if len(picked) > 1 else "Open on the map",
+            icon=":material/grid_on:",
+            type=main_button(),
+            on_click=_open,
+            args=(first,),
+            key="open_run",
+        )
+        st.download_button(
+            "Export as a file",
+            data=partial(pack_run, runs[first]),
+            file_name=file_name(runs[first]),
+            mime="application/zip",
+            icon=":material/download:",
+            on_click="ignore",
+            disabled=len(picked) > 1,
+            help="One file with everything measured; import it here or on another machine.",
+            key="export_run",
+        )
+        if not settings().is_hosted:
+            _rename(tools, runs, picked)
+            st.button(
+                "Delete" if len(own) < 2 else f"Delete {len(own)} runs",
+                icon=":material/delete:",
+                disabled=len(own) < len(picked),
+                help="A bundled run stays." if len(own) < len(picked) else "It can be brought back for seven days.",
+                on_click=_remove,
+                args=(tools, {key: name_of(key, runs[key]) for key in own}),
+                key="remove_run",
+            )
+
+
+def _rename(tools: Service, runs: Mapping[str, Run], picked: list[str]) -> None:
+    key = picked[0]
+    with st.popover("Rename", icon=":material/edit:", disabled=len(picked) > 1 or key in EXAMPLES):
+        st.text_input("Name", value=name_of(key, runs[key]), max_chars=MOST_CHARACTERS, key=f"name_of_{key}")
+        st.button("Save the name", on_click=_save_name, args=(tools, key), key="save_name")
+
+
+def _save_name(tools: Service, key: str) -> None:
+    state = s.session()
+    try:
+        tools.runs.rename(key, str(state.get(f"name_of_{key}", "")))
+    except ShortvizError as error:
+        visit.tell(state, str(error))
+
+
+def _open(key: str) -> None:
+    state = s.session()
+    s.open_run(state, key)
+    visit.leave_for(state, "pages/map.py")
+
+
+def _remove(tools: Service, names: Mapping[str, str]) -> None:
+    state = s.session()
+    removed: dict[str, str] = {}
+    for key, name in names.items():
+        try:
+            removed[tools.runs.remove(key)] = name
+        except ShortvizError as error:
+            visit.tell(state, str(error))
+        if s.run_key(state) == key:
+            s.leave_run(state)
+    state[s.REMOVED] = removed
+
+
+def _undo(tools: Service) -> None:
+    removed = visit.removed_runs(s.session())
+    if not removed:
+        return
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.markdown(f":material/delete: Deleted: {plain(', '.join(removed.values()))}.", width="content")
+        st.button("Undo", icon=":material/undo:", on_click=_bring_back, args=(tools,), key="undo_remove")
+
+
+def _bring_back(tools: Service) -> None:
+    state = s.session()
+    for token in visit.removed_runs(state):
+        try:
+            tools.runs.restore(token)
+        except ShortvizError as error:
+            visit.tell(state, str(error))
+    state[s.REMOVED] = {}
+
+
+def _import(tools: Service) -> None:
+    with st.popover("Import", icon=":material/upload:"):
+        st.file_uploader(
+            "A run: a .zip from “Export as a file”, or a run.json",
+            type=["zip", "json"],
+            key="import_run",
+            on_change=_imported,
+            args=(tools,),
+        )
+
+
+def _imported(tools: Service) -> None:
+    """Keep what was uploaded, or say why it is no run; the page then shows it chosen."""
+    state = s.session()
+    upload = state.get("import_run")
+    if upload is None:
+        return
+    try:
+        key = tools.runs.add(unpack_run(upload.getvalue(), f"The file {upload.name[:80]}"))
+    except ShortvizError as error:
+        visit.tell(state, str(error))
+        return
+    visit.pick_runs(state, [key])

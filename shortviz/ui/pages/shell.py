@@ -1,0 +1,162 @@
+"""What is around every page: a session is prefilled from the address, the status line, and the address again."""
+
+from collections.abc import Callable
+
+# plotly 7.1 looks for pandas among the modules at every figure, and fails on one that another thread (a job, the
+# engine's import) has imported by half: it is whole before any page draws.
+import pandas  # noqa: F401
+import streamlit as st
+from streamlit.navigation.page import StreamlitPage
+
+from shortviz.server.guard import VISITOR
+from shortviz.service import measure
+from shortviz.service.queue import JobState
+from shortviz.service.service import Service
+from shortviz.settings import settings
+from shortviz.ui.pages.links import late_problem, link_problems
+from shortviz.ui.parts import notes
+from shortviz.ui.parts.notes import plain
+from shortviz.ui.session import polling
+from shortviz.ui.session import state as s
+from shortviz.ui.session import state as visit
+from shortviz.ui.session.address import (
+    VIEW_PARAMETERS,
+    attach_own,
+    follow_address,
+    linked,
+    read_address,
+    went_back,
+    write_address,
+)
+from shortviz.ui.session.polling import follow
+from shortviz.ui.session.service import bench
+from shortviz.ui.session.shown import Shown, look, ref_of
+
+TICK_SECONDS = 0.5
+
+
+def navigation() -> StreamlitPage:
+    """Say which pages there are, and return the one that was asked for."""
+    st.set_page_config(page_title="shortviz", page_icon=":material/layers_clear:", layout="wide")
+    return st.navigation(
+        [
+            st.Page("pages/learn.py", title="Learn", icon=":material/school:", url_path="start", default=True),
+            st.Page("pages/model.py", title="Model", icon=":material/deployed_code:", url_path="model"),
+            st.Page("pages/map.py", title="Map", icon=":material/grid_on:", url_path="map"),
+            st.Page("pages/heal.py", title="Heal", icon=":material/healing:", url_path="heal"),
+            st.Page("pages/export.py", title="Export", icon=":material/download:", url_path="export"),
+            st.Page("pages/runs.py", title="Runs", icon=":material/history:", url_path="runs"),
+            st.Page(_to_learn, title="Learn", url_path="learn", visibility="hidden"),
+        ],
+        position="top",
+    )
+
+
+def _to_learn() -> None:
+    """Go on to Learn from /learn: the default page is served at / alone, and people type the name they see."""
+    st.switch_page("pages/learn.py", query_params=linked())
+
+
+def open_page(page: StreamlitPage) -> None:
+    """Prefill a new session from the address it was opened with, and draw what is above every page.
+
+    An address without a page opens on Learn; one that carries a view of the map, and no lesson, goes to the map.
+    """
+    state = s.session()
+    if not visit.begun(state):
+        visit.begin(state, str(st.context.cookies.get(VISITOR, "")) if settings().is_hosted else "")
+        parameters = linked()
+        read_address(bench(), state, parameters)
+        attach_own(bench(), state)
+        told = link_problems(bench(), state, parameters)
+        if told:
+            visit.tell(state, f"{visit.notice(state)} {told}".strip())
+        if page.url_path == "" and s.STEP not in parameters and any(key in VIEW_PARAMETERS for key in parameters):
+            st.switch_page("pages/map.py", query_params=parameters)
+    elif went_back():
+        follow_address(bench(), state, linked())
+    else:
+        late = late_problem(bench(), state)
+        if late:
+            visit.tell(state, late)
+    visit.frame(state)
+    visit.keep_prompt(state)
+    told = visit.notice(state)
+    if told:
+        notes.problem(told)
+    status_line()
+
+
+def inside(draw: Callable[[], None]) -> None:
+    """Draw a page inside the app's frame.
+
+    A server that has not run app.py yet answers a link to a page by running that file alone, because Streamlit 1.67
+    takes a folder `pages/` for its old kind of multipage app until st.navigation was called once. Call it, begin anew.
+    """
+    if not visit.take_frame(s.session()):
+        navigation()
+        st.rerun()
+    draw()
+
+
+def status_line() -> None:
+    """Say which model is in memory; where none is, say what is shown instead and offer to load its model."""
+    tools, state = bench(), s.session()
+    shown = look(tools, state)
+
+    def line(job: JobState | None) -> None:
+        if job is not None and job.live:
+            _loading(tools, job)
+        elif shown.handle is not None:
+            st.markdown(f":material/check_circle: {notes.model_words(shown.handle.info)}")
+        else:
+            notes.job_error(job)
+            _offer(tools, shown)
+
+    follow(tools, tools.state(s.job(state, "load")), line, seconds=TICK_SECONDS)
+
+
+def close_page() -> None:
+    """Write what a link must carry into the address; then there is time for what the next page will need."""
+    write_address(bench(), s.session())
+    polling.page_was_drawn()
+
+
+def _loading(tools: Service, job: JobState) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.progress(job.fraction, text=f"{plain(job.title)}: {notes.progress_words(job)}")
+        st.button("Cancel", icon=":material/close:", on_click=tools.jobs.cancel, args=(job.id,), key="cancel_load")
+
+
+def _offer(tools: Service, shown: Shown) -> None:
+    ref = ref_of(shown)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.markdown(f":material/info: {_unloaded(shown)}", width="content")
+        if ref is not None:
+            st.button(
+                plain(f"Load {ref.id}"),
+                icon=":material/memory:",
+                on_click=_load,
+                args=(tools, shown),
+                key="load_shown",
+            )
+        st.page_link("pages/model.py", label="Choose another model", icon=":material/deployed_code:")
+
+
+def _unloaded(shown: Shown) -> str:
+    if shown.bundled and shown.model is not None:
+        return f"No model loaded: this is the **bundled run** of the {plain(shown.model.id)} model. Load it to measure."
+    if shown.run is not None and shown.model is not None:
+        return f"No model loaded: this is a **saved run** of {plain(shown.model.id)}. Load it to measure more."
+    return "No model loaded." if shown.ref is None else f"No model loaded; {plain(shown.ref.id)} is chosen."
+
+
+def _load(tools: Service, shown: Shown) -> None:
+    """Load the model of what is shown; its chosen block is measured when it is there."""
+    ref = ref_of(shown)
+    if ref is not None:
+        state = s.session()
+        s.load_for_run(state, ref)
+        s.want(state, "numbers")
+        s.set_job(state, "load", measure.start_load(tools, ref, s.evaluation(state)))
+        st.rerun()  # the whole page, not only the fragment that the button is in

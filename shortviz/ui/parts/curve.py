@@ -1,0 +1,172 @@
+"""The removal curve on the Map page: loss, perplexity or accuracy; greedy removal and questions scored from here."""
+
+import streamlit as st
+
+from shortviz.analysis.curve import (
+    AccuracyLine,
+    RemovalCurve,
+    accuracy_lines,
+    curve_from_map,
+    default_sizes,
+    plans_to_score,
+    strategies_of,
+)
+from shortviz.analysis.planning import parse_layers
+from shortviz.errors import PlanError
+from shortviz.figures import losses as loss_charts
+from shortviz.records.formatting import duration
+from shortviz.records.measured import BlockDistances, BlockLosses
+from shortviz.records.model import ModelInfo
+from shortviz.service import measure
+from shortviz.service.queue import JobState
+from shortviz.service.service import Service
+from shortviz.ui.parts import notes
+from shortviz.ui.parts import questions as task_picker
+from shortviz.ui.parts import questions as task_view
+from shortviz.ui.parts.notes import missing, plain
+from shortviz.ui.session import state as s
+from shortviz.ui.session.shown import FONT, Shown
+
+AXES = ("NLL", "perplexity", "accuracy")
+
+
+def draw(
+    bench: Service,
+    shown: Shown,
+    distances: BlockDistances | None,
+    losses: BlockLosses | None,
+    model: ModelInfo,
+    jobs: tuple[JobState | None, JobState | None],
+) -> None:
+    """Draw the curve of every strategy; `jobs` are greedy removal and the scoring of questions."""
+    if losses is None:
+        missing("The removal curve is read off the measured map.")
+        return
+    greedy_job, task_job = jobs
+    curve = _curve(shown, distances, losses, model, greedy_job)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        axis = st.segmented_control(
+            "y axis", AXES, default=AXES[0], required=True, key="curve_axis", label_visibility="collapsed"
+        )
+        _greedy_button(bench, shown, curve, greedy_job)
+        _task_button(bench, shown, curve, task_job)
+    for job in jobs:
+        if job is not None and job.live:
+            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                notes.job_progress(job)
+                st.button("Stop", on_click=notes.cancel, args=(bench, job.id), key=f"stop_{job.kind}_curve")
+        notes.job_error(job)
+    if axis == "accuracy":
+        _accuracy(bench, shown, curve)
+    else:
+        _loss(curve, perplexity=axis == "perplexity")
+
+
+def _curve(
+    shown: Shown,
+    distances: BlockDistances | None,
+    losses: BlockLosses,
+    model: ModelInfo,
+    job: JobState | None,
+) -> RemovalCurve:
+    """Return the curve with the newest greedy removal, where it is of the windows of the map."""
+    from shortviz.records.measured import GreedyRemoval
+
+    greedy = shown.run.greedy if shown.run is not None else None
+    if job is not None and job.live and isinstance(job.partial, GreedyRemoval):
+        greedy = job.partial
+    same = greedy is not None and greedy.text.fingerprint == losses.text.fingerprint
+    return curve_from_map(losses, distances, model, greedy.line if greedy is not None and same else None)
+
+
+def _loss(curve: RemovalCurve, *, perplexity: bool) -> None:
+    dark = st.context.theme.type == "dark"
+    figure = loss_charts.curve_figure(curve, perplexity=perplexity, top=curve.base_nll + 6.0, dark=dark)
+    alt = loss_charts.curve_alt(curve)
+    figure.update_layout(font={"family": FONT, "size": 11})
+    st.plotly_chart(figure, theme=None, key="curve", config={"displaylogo": False}, alt=alt)
+    st.caption(plain(alt))
+
+
+def _accuracy(bench: Service, shown: Shown, curve: RemovalCurve) -> None:
+    rows = task_picker.chosen_rows(bench)
+    kept = shown.run.tasks if shown.run is not None else ()
+    fingerprint = rows.fingerprint if rows is not None else (kept[-1].fingerprint if kept else "")
+    scores = list(kept)
+    if rows is not None and shown.ref is not None:
+        cuts = {point.removed for line in curve.lines for point in line.points}
+        found = (measure.known_score(bench, shown.ref, shown.run, cut, rows) for cut in cuts)
+        scores = [score for score in found if score is not None]
+    lines: tuple[AccuracyLine, ...] = accuracy_lines(curve, scores, fingerprint)
+    if not lines:
+        with st.container(height=400, border=True, vertical_alignment="center"):
+            st.caption("No cut on this curve was scored yet: choose questions and score some.", text_alignment="center")
+        return
+    figure = loss_charts.accuracy_figure(lines, dark=st.context.theme.type == "dark")
+    alt = loss_charts.accuracy_alt(lines)
+    figure.update_layout(font={"family": FONT, "size": 11})
+    st.plotly_chart(figure, theme=None, key="curve_accuracy", config={"displaylogo": False}, alt=alt)
+    st.caption(plain(alt))
+
+
+def _greedy_button(bench: Service, shown: Shown, curve: RemovalCurve, job: JobState | None) -> None:
+    live = job is not None and job.live
+    with st.popover("Greedy removal", icon=":material/layers_clear:", disabled=shown.handle is None):
+        st.caption("Removes the least harmful single layer, measures every layer that is left again, and so on.")
+        most = curve.num_layers - 1
+        layers = st.number_input("Layers to remove", 1, most, value=max(1, most // 3), key="greedy_layers")
+        st.button(
+            "Remove one by one",
+            icon=":material/play_arrow:",
+            disabled=live or shown.handle is None or shown.key is None,
+            on_click=_start_greedy,
+            args=(bench, shown, int(layers)),
+            key="start_greedy",
+        )
+
+
+def _start_greedy(bench: Service, shown: Shown, layers: int) -> None:
+    state = s.session()
+    if shown.ref is not None and shown.key is not None:
+        job = measure.start_greedy(bench, shown.ref, s.evaluation(state), layers, shown.key)
+        s.set_job(state, "greedy", job)
+        st.rerun()  # the whole page, so that it follows the job
+
+
+def _task_button(bench: Service, shown: Shown, curve: RemovalCurve, job: JobState | None) -> None:
+    with st.popover("Accuracy", icon=":material/quiz:", disabled=shown.handle is None):
+        task_picker.picker(bench, key="curve")
+        rows = task_picker.chosen_rows(bench)
+        if rows is None:
+            return
+        known = strategies_of(curve)
+        labels = {line.strategy: line.label for line in curve.lines}
+        chosen = st.multiselect(
+            "Strategies", known, default=known[:1], format_func=labels.__getitem__, key="curve_strategies"
+        )
+        sizes = st.text_input(
+            "Layers removed", value=", ".join(map(str, default_sizes(curve.num_layers))), key="curve_sizes"
+        )
+        try:
+            plans = plans_to_score(curve, chosen, parse_layers(sizes))
+        except PlanError as error:
+            notes.problem(str(error))
+            return
+        left = [p for p in plans if measure.known_score(bench, shown.ref, shown.run, p, rows) is None]
+        st.caption(_cost(bench, shown, len(left), len(rows.rows)))
+        st.button(
+            "Score",
+            icon=":material/play_arrow:",
+            disabled=not left or (job is not None and job.live),
+            on_click=task_view.start,
+            args=(bench, shown, tuple(left)),
+            key="score_curve",
+        )
+
+
+def _cost(bench: Service, shown: Shown, models: int, questions: int) -> str:
+    """Return what scoring costs, in seconds too where these questions were scored before."""
+    rows = task_picker.chosen_rows(bench)
+    uncut = measure.known_score(bench, shown.ref, shown.run, (), rows) if rows is not None else None
+    time = f", about {duration(models * uncut.seconds)} at most" if uncut is not None and uncut.seconds else ""
+    return f"{questions:,} questions with each of {models} models that have no score yet{time}."

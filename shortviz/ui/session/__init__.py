@@ -1,0 +1,1 @@
+"""What a visit remembers, and its address."""

@@ -1,0 +1,111 @@
+"""While a person reads the first page, torch and transformers are imported in the background, once per process.
+
+They take most of the time of the first load. The page must not notice: nothing starts before the browser has had time
+to draw, and a person who clicks puts it off.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import streamlit as st
+from streamlit import runtime
+
+from shortviz.service.queue import JobState
+from shortviz.service.service import Service, import_engine
+from shortviz.settings import Settings, settings
+
+QUIET_SECONDS: Final = 2.5
+"""Since a page's script ran last: by then its chart is drawn."""
+
+
+class Warmth:
+    """Does some work once, as soon as no page has been asked for during `quiet_seconds`."""
+
+    def __init__(self, work: Callable[[], None], *, quiet_seconds: float) -> None:
+        """Nothing happens before a page was drawn."""
+        self._work = work
+        self._quiet_seconds = quiet_seconds
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._last = 0.0
+
+    def page_was_drawn(self) -> None:
+        """Begin to wait for a quiet moment, or wait on."""
+        with self._lock:
+            self._last = time.monotonic()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._wait_and_work, name="shortviz-warm", daemon=True)
+                self._thread.start()
+
+    def _wait_and_work(self) -> None:
+        while (left := self._last + self._quiet_seconds - time.monotonic()) > 0:
+            time.sleep(left)
+        self._work()
+
+
+_warmth = Warmth(import_engine, quiet_seconds=QUIET_SECONDS)
+
+
+def page_was_drawn() -> None:
+    """Import the engine soon, where this is a server; a script that runs without one (a test) stays light.
+
+    AppTest puts a stand-in that claims to be one in the server's place; a thread that imports would race with the test.
+    """
+    if settings().preload and runtime.exists() and type(runtime.get_instance()) is runtime.Runtime:
+        _warmth.page_was_drawn()
+
+
+# A part of a page that follows a job: drawn again and again while it runs, and the whole page once it has ended.
+
+
+def follow(tools: Service, first: JobState | None, draw: Callable[[JobState | None], None], *, seconds: float) -> None:
+    """Call `draw` with how a job stands now, every so many seconds while it runs; None where there is no job.
+
+    `first` is the job as the rest of the page was drawn with: where it has ended since, the page is drawn anew.
+    """
+    live = first is not None and first.live
+
+    @st.fragment(run_every=seconds if live else None)
+    def following() -> None:
+        job = tools.state(first.id) if first is not None else None
+        if live and (job is None or not job.live):
+            st.rerun()
+        draw(job)
+
+    following()
+
+
+# How the app looks where Streamlit's theme alone cannot say it.
+
+
+def main_button() -> Literal["primary", "secondary"]:
+    """Return the type of a page's main button.
+
+    Streamlit 1.67 writes it in white on the primary colour, and a chosen segment in that colour on the page: on a dark
+    page no one colour has a contrast of 4.5 in both, so there the main button is told by its place and icon alone.
+    """
+    return "secondary" if st.context.theme.type == "dark" else "primary"
+
+
+# Sign-in with a Hugging Face account, where a Space hands out OAuth credentials: what Streamlit must know of it.
+
+SCOPE = "openid profile contribute-repos"
+"""`contribute-repos` creates repositories and writes to those that this app created: nothing else of the account."""
+
+
+def auth_secrets(rules: Settings) -> dict[str, Any]:
+    """Return Streamlit's secrets for signing in; the cookie's secret is new with every start of the server."""
+    return {
+        "auth": {
+            "redirect_uri": f"https://{rules.public_host}/oauth2callback",
+            "cookie_secret": secrets.token_hex(32),
+            "client_id": rules.oauth_client_id,
+            "client_secret": rules.oauth_client_secret,
+            "server_metadata_url": f"{rules.openid_provider_url.rstrip('/')}/.well-known/openid-configuration",
+            "client_kwargs": {"scope": SCOPE},
+            "expose_tokens": ["access"],
+        }
+    }

@@ -1,0 +1,80 @@
+"""TODO tests/support/app.py."""
+
+from streamlit.testing.v1 import AppTest
+
+from shortviz.service.queue import JobState
+from shortviz.ui.session import state as s
+from shortviz.ui.session.service import bench
+from tests.app.conftest import plain
+from tests.support.paths import ROOT
+
+JOB_SECONDS = 300
+TEXT = "The river carries what the hills let go, and the mill turns it into bread. " * 40
+
+
+class App:
+    """An AppTest with the words that tests need; it opens on the map unless `first_page` says otherwise."""
+
+    def __init__(self, first_page: str = "map", **parameters: str) -> None:
+        self.at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
+        if first_page:
+            self.at.switch_page(f"pages/{first_page}.py")
+        for key, value in parameters.items():
+            self.at.query_params[key] = value
+        self.run()
+
+    def run(self) -> "App":
+        self.at.run()
+        assert not self.at.exception, [e.value for e in self.at.exception]
+        return self
+
+    def page(self, name: str) -> "App":
+        self.at.switch_page(f"pages/{name}.py")
+        return self.run()
+
+    @property
+    def state(self):  # noqa: ANN201  (AppTest's session state has no public type)
+        return self.at.session_state
+
+    def number(self, name: str):  # noqa: ANN201  (AppTest's widgets have no public type)
+        """The number input of the block: `start` or `n`."""
+        return next(w for w in self.at.number_input if w.label == name)
+
+    def click(self, key: str) -> "App":
+        self.at.button(key=key).click()
+        return self.run()
+
+    def finish(self, kind: str) -> JobState:
+        """Wait for the newest job of a kind, and let the page see how it ended."""
+        found = bench().jobs.wait(self.state["jobs"][kind], JOB_SECONDS)
+        assert found is not None
+        assert not found.live, found
+        self.run()
+        return found
+
+    @property
+    def errors(self) -> list[str]:
+        return [plain(e.value) for e in self.at.error]
+
+    @property
+    def words(self) -> str:
+        """Everything the page says in text, without its markup."""
+        kinds = (self.at.markdown, self.at.caption, self.at.subheader, self.at.text, self.at.warning, self.at.success)
+        return "\n".join(plain(str(e.value)) for kind in kinds for e in kind)
+
+
+def show(page: App, what: str) -> App:
+    next(w for w in page.at.segmented_control if w.key == s.SHOW).set_value(what)
+    return page.run()
+
+
+def view(page: App, what: str) -> App:
+    next(w for w in page.at.segmented_control if w.key == s.VIEW).set_value(what)
+    return page.run()
+
+
+ROWS = [
+    {"goal": "The river carries", "sol1": "what the hills let go", "sol2": "nothing", "label": 0},
+    {"goal": "The mill turns it", "sol1": "away", "sol2": "into bread", "label": 1},
+    {"goal": "What the hills", "sol1": "let go", "sol2": "turn", "label": 0},
+]

@@ -1,0 +1,108 @@
+"""The parts of healing: presets, schedule, seams, text, targets."""
+
+import numpy as np
+import pytest
+
+from shortviz.errors import ShortvizError, TextError
+from shortviz.heal.data import batch_of, pack, split_heldout
+from shortviz.heal.objectives import Seam, seams_of
+from shortviz.heal.student import find_targets
+from shortviz.heal.training import learning_rate_at
+from shortviz.model.handle import ModelHandle
+from shortviz.model.prune import prune
+from shortviz.records.heal import PRESETS, HealSettings, preset
+from shortviz.records.plan import PrunePlan
+from shortviz.records.text import TextInfo, TokenSet
+from tests.support.families import shared_handle
+
+
+@pytest.fixture(scope="module")
+def base() -> ModelHandle:
+    return shared_handle("llama")
+
+
+def test_a_preset_is_fitted_to_the_model_and_its_changes_are_not(base):
+    fitted = preset("paper", base.info)
+    assert fitted.length == 512, "the tiny model's context"
+    assert preset("paper").length == 2048
+    assert preset("quick", base.info, length=64, steps=3).length == 64
+    with pytest.raises(ShortvizError, match="no preset 'fast'; choose one of quick, good, paper"):
+        preset("fast")
+    with pytest.raises(ShortvizError, match="no setting 'lr'"):
+        preset("quick", lr=1)
+    assert set(PRESETS) == {"quick", "good", "paper"}
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing_along_a_cosine():
+    settings = HealSettings(steps=110, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate_at(settings, step) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[-1] < 0.001
+    assert max(rates) == 1.0
+
+
+def test_seams_are_where_the_kept_layers_meet(base):
+    def seams(*removed: int) -> tuple[Seam, ...]:
+        return seams_of(base, prune(base, PrunePlan(num_layers=6, removed=removed)))
+
+    assert seams(2, 3) == (Seam(boundary=2, teacher=4),)
+    assert seams(0, 3, 5) == (Seam(boundary=0, teacher=1), Seam(boundary=2, teacher=4), Seam(boundary=3, teacher=6))
+    once = prune(base, PrunePlan(num_layers=6, removed=(2,)))
+    twice = prune(once, PrunePlan(num_layers=5, removed=(2,)))
+    assert seams_of(once, twice) == (Seam(boundary=2, teacher=3),)
+
+
+def test_every_window_comes_once_in_each_pass_and_the_order_depends_on_the_seed():
+    windows = np.arange(10).reshape(5, 2)
+    first = batch_of(windows, 0, 5, seed=0)
+    assert sorted(first[:, 0]) == [0, 2, 4, 6, 8]
+    again = np.concatenate([batch_of(windows, 0, 2, 0), batch_of(windows, 2, 3, 0)])
+    assert np.array_equal(first, again)
+    across = batch_of(windows, 4, 3, 0)
+    assert np.array_equal(across[0], first[4])
+    assert any(not np.array_equal(batch_of(windows, 0, 5, seed), first) for seed in range(1, 4))
+
+
+def _tokens(*rows: list[int]) -> TokenSet:
+    arrays = tuple(np.asarray(row, dtype=np.int64) for row in rows)
+    size = sum(len(row) for row in arrays)
+    return TokenSet(rows=arrays, info=TextInfo(source="test text", rows=len(rows), tokens=size, fingerprint="f"))
+
+
+def test_rows_are_packed_with_a_separator_and_the_rest_is_left_out():
+    assert pack(_tokens([1, 2, 3], [4, 5]), 3, [9]).tolist() == [[1, 2, 3], [9, 4, 5]]
+    assert pack(_tokens([1, 2, 3], [4, 5]), 2, []).tolist() == [[1, 2], [3, 4]]
+
+
+def test_held_out_text_is_the_end_and_not_trained_on():
+    rows = [[i * 10 + k for k in range(10)] for i in range(20)]
+    train, held = split_heldout(_tokens(*rows), windows=2, window=8)
+    assert held.tokens.shape == (2, 8)
+    seen = set(np.concatenate(train.rows))
+    assert not seen & set(held.tokens.flatten())
+    assert train.info.fingerprint != held.info.fingerprint
+    one_row = split_heldout(_tokens(list(range(100))), windows=2, window=8)
+    assert len(one_row[0].rows[0]) == 84
+    assert one_row[1].tokens[0, 0] == 84
+    with pytest.raises(TextError, match="at least 40 tokens"):
+        split_heldout(_tokens([1] * 30), windows=2, window=8)
+
+
+def test_targets_are_found_by_structure():
+    def mlp(name: str) -> tuple[str, ...]:
+        found = find_targets(shared_handle(name).model, "mlp")
+        return (*found.modules, *found.parameters)
+
+    assert mlp("llama") == ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    assert mlp("gpt2") == ("mlp.c_fc", "mlp.c_proj")
+    assert mlp("phi3") == ("mlp.gate_up_proj", "mlp.down_proj")
+    assert mlp("opt") == ("fc1", "fc2")
+    assert mlp("mixtral") == ("mlp.experts.down_proj", "mlp.experts.gate_up_proj")
+    assert "The layers have no MLP" in find_targets(shared_handle("mamba").model, "mlp").note
+    everything = find_targets(shared_handle("llama").model, "all").modules
+    assert set(everything) - set(mlp("llama")) == {f"self_attn.{part}_proj" for part in "qkvo"}
+    assert find_targets(shared_handle("llama").model, "q_proj, mlp.up_proj").modules == (
+        "self_attn.q_proj",
+        "mlp.up_proj",
+    )

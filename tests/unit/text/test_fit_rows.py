@@ -1,0 +1,52 @@
+"""Rows that a repair is fitted to: none of what a training holds out, and those that the command line names."""
+
+import shlex
+
+import numpy as np
+import pytest
+
+from shortviz.heal.data import split_heldout
+from shortviz.records.text import TextSpec, scored_options, text_options
+from shortviz.text.tokens import fit_rows, tokenize
+from tests.support.families import tiny_tokenizer
+
+
+@pytest.mark.parametrize("limit", [3, 12, None])
+@pytest.mark.parametrize(("max_length", "bos"), [(64, "auto"), (1 << 40, "always")])
+def test_no_row_reaches_into_what_is_held_out(limit: int | None, max_length: int, bos: str) -> None:
+    tokenizer = tiny_tokenizer()
+    bos = bos if tokenizer.bos_token_id is not None else "auto"
+    spec = TextSpec(kind="builtin", value="passages/prose", limit=limit, max_length=max_length, bos=bos)
+    train, heldout = split_heldout(tokenize(spec, tokenizer), windows=2, window=16)
+    rows = fit_rows(spec, tokenizer, tokens=10**6, length=32, before=train)
+    everything = fit_rows(spec, tokenizer, tokens=10**6, length=32)
+    assert len(rows.rows) < len(everything.rows), "the end of the text is left out"
+    assert all(np.array_equal(a, b) for a, b in zip(rows.rows, everything.rows, strict=False))
+    fitted = tokenizer.decode(np.concatenate(rows.rows), skip_special_tokens=True)
+    held = tokenizer.decode(heldout.tokens[0], skip_special_tokens=True).strip()
+    assert held not in fitted
+    assert held in tokenizer.decode(np.concatenate(everything.rows), skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "scored"),
+    [
+        (
+            TextSpec(kind="builtin", value="passages", limit=4),
+            "--builtin passages --limit 4",
+            "--eval-builtin passages",
+        ),
+        (
+            TextSpec(kind="file", value="/home/me/my text.jsonl", key="body", bos="never"),
+            "--text 'my text.jsonl' --key body --bos never",
+            "--eval-text 'my text.jsonl' --eval-key body",
+        ),
+        (TextSpec(kind="dataset", value="a/b", subset="c"), "--dataset a/b --subset c --split train", ""),
+        (TextSpec(kind="paste", value="words"), "", ""),
+    ],
+)
+def test_a_text_is_named_as_the_command_line_names_it(spec: TextSpec, options: str, scored: str) -> None:
+    assert text_options(spec) == options
+    assert scored_options(options) == scored
+    assert "/home" not in options
+    assert len(shlex.split(options)) % 2 == 0
