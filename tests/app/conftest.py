@@ -14,10 +14,6 @@ from shortviz.ui.session.service import bench
 from tests.support.app import TEXT, App
 
 
-def plain(markdown: str) -> str:
-    return markdown.replace("\\", "")
-
-
 @pytest.fixture
 def tools(tmp_path: Path) -> Iterator[Service]:
     """A bench that no other test has used, with a folder of runs of its own."""

@@ -5,11 +5,14 @@ from streamlit.testing.v1 import AppTest
 from shortviz.service.queue import JobState
 from shortviz.ui.session import state as s
 from shortviz.ui.session.service import bench
-from tests.app.conftest import plain
 from tests.support.paths import ROOT
 
 JOB_SECONDS = 300
 TEXT = "The river carries what the hills let go, and the mill turns it into bread. " * 40
+
+
+def plain(markdown: str) -> str:
+    return markdown.replace("\\", "")
 
 
 class App:

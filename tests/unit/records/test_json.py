@@ -2,8 +2,10 @@
 
 import json
 import math
+import pkgutil
 import types
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from importlib import import_module
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import jsonschema
@@ -12,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import shortviz.records
 from shortviz.analysis import curve
 from shortviz.measure import search
-from shortviz.records import ledger, measured, sums
-from shortviz.records.advice import Advice, Budget, Candidate
-from shortviz.records.heal import HealHistory, HealPoint, HealSettings
+from shortviz.records import ledger
+from shortviz.records.advice import Budget
+from shortviz.records.heal import HealSettings
 from shortviz.records.json import (
     FloatMatrix,
     Floats,
@@ -31,7 +34,7 @@ from shortviz.records.json import (
     plain,
     to_json,
 )
-from shortviz.records.measured import CurveLine, CurvePoint, GreedyRemoval
+from shortviz.records.measured import CurvePoint, GreedyRemoval
 from shortviz.records.plan import PrunePlan
 from shortviz.records.run import Run
 from shortviz.records.text import TaskRow, TaskRows, TaskSpec, TextSpec, TokenSet, WindowSet, WindowSpec
@@ -39,14 +42,12 @@ from shortviz.repair.shrink import ShrinkStep
 from shortviz.runs.run import example_run
 from tests.support.records import assert_same
 
+ROOMS = [import_module(f"shortviz.records.{one.name}") for one in pkgutil.iter_modules(shortviz.records.__path__)]
 RECORDS = [
-    *(one for name in measured.__all__ if hasattr(one := getattr(measured, name), "__dataclass_fields__")),
-    *(ledger.Treatment, ledger.LedgerStep, ledger.Ledger),
-    *(CurvePoint, CurveLine, GreedyRemoval, curve.RemovalCurve),
-    *(sums.Sums, sums.CellSums, search.RowBest, search.SearchResult),
-    *(Budget, Candidate, Advice, HealSettings, HealPoint, HealHistory, ShrinkStep),
+    *(one for room in ROOMS for one in vars(room).values() if is_dataclass(one) and one.__module__ == room.__name__),
+    *(curve.RemovalCurve, search.RowBest, search.SearchResult, ShrinkStep),
 ]
-RECORDS.remove(measured.Progress)  # it holds a function
+RECORDS = [one for one in RECORDS if not one.__name__.startswith("_") and one.__name__ not in ("Table", "Column")]
 NAMES = {"Ledger": ledger.Ledger, "GreedyRemoval": GreedyRemoval}
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
