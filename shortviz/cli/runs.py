@@ -164,7 +164,7 @@ def start_app(
 
     if not 0 <= port <= 65535:
         raise ShortvizError(f"--port is {port}; it must be 1 to 65535, or 0 for one that is free.")
-    root, rules = Path(__file__).resolve().parents[1], settings()
+    root, rules = Path(__file__).resolve().parents[2], settings()
     if not (root / "app.py").is_file():
         raise ShortvizError(f"The app's files are not at {root}; run this from a checkout (see the README).")
     command = server_command(rules, root, host, port)

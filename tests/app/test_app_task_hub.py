@@ -16,9 +16,9 @@ SCRIPT = """
 import json, logging, sys
 from streamlit.testing.v1 import AppTest
 from tests.app.conftest import TEXT, App
-from shortviz.records import TextSpec
-from shortviz.ui import state as s
-from shortviz.ui.bench import bench
+from shortviz.records.text import TextSpec
+from shortviz.ui.session import state as s
+from shortviz.ui.session.service import bench
 logging.getLogger("streamlit").setLevel(logging.ERROR)
 asked = json.loads(sys.stdin.read())
 page = App(model=asked["model"])
