@@ -82,10 +82,9 @@ def accuracies(ledger: Ledger) -> str:
     changes = [(step, accuracy_change(ledger, step)) for step in ledger.steps[1:]]
     told = [f"{plain(step.label)} {percent(*change, sign=True)}" for step, change in changes if change is not None]
     left = [plain(step.label) for step, change in changes if change is None]
-    return (
-        f"Accuracy against uncut, paired, in percentage points: {'; '.join(told) or 'no other step was asked'}. {plain(asked.behind)}."
-        + (f" Not asked: {', '.join(left)}." if left else "")
-    )
+    unasked = f" Not asked: {', '.join(left)}." if left else ""
+    found = "; ".join(told) or "no other step was asked"
+    return f"Accuracy against uncut, paired, in percentage points: {found}. {plain(asked.behind)}.{unasked}"
 
 
 def step_words(step: LedgerStep) -> str:
