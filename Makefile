@@ -36,6 +36,7 @@ lint: $(TEST_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_structure.py
 
 bench: $(RUN_READY)
 	$(BIN)/python benchmarks/measure.py
