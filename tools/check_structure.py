@@ -21,9 +21,9 @@ SMALL_LINES = 80
 LONG_LINES = 500
 
 LINES: Mapping[str, int] = {
-    "": 32_289,  # the aim is 27,000
+    "": 32_303,  # the aim is 27,000
     "cli": 2_777,  # 1,700
-    "ui": 6_002,  # 5,000
+    "ui": 6_015,  # 5,000
 }
 """By folder: the most lines it may have."""
 
