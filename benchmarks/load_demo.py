@@ -16,8 +16,8 @@ start = time.perf_counter()
 import torch, transformers
 from transformers import LlamaForCausalLM
 libraries = time.perf_counter()
-from shortviz.loading import load
-from shortviz.records import ModelRef
+from shortviz.model.load import load
+from shortviz.records.model import ModelRef
 imported = time.perf_counter()
 load(ModelRef(id="demo"))
 done = time.perf_counter()
