@@ -1,6 +1,6 @@
 # shortviz for strangers: the limits of docs/hosting.md hold, the demo model is inside, no network is needed at run time.
 #   docker build -t shortviz . && docker run --rm -p 8501:8501 shortviz
-# Every command that sets something up is a target of the Makefile, which tests/unit/test_hosting.py checks.
+# Every command that sets something up is a target of the Makefile.
 FROM python:3.11-slim
 
 RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -rf /var/lib/apt/lists/*

@@ -20,7 +20,7 @@ BROWSER_READY := $(VENV)/.ready-to-browse
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1 STREAMLIT_BROWSER_GATHER_USAGE_STATS=false
 
 .DEFAULT_GOAL := help
-.PHONY: example help run test lint bench setup setup-test setup-hosted demo clean
+.PHONY: example files help run test lint bench setup setup-test setup-hosted demo clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -36,6 +36,7 @@ lint: $(TEST_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_structure.py
 
 bench: $(RUN_READY)
 	$(BIN)/python benchmarks/measure.py
@@ -45,6 +46,10 @@ example: $(RUN_READY)
 	$(BIN)/python tools/make_example_run.py $(EXAMPLE_ARGS)
 	$(BIN)/python tools/make_lesson_data.py
 	$(BIN)/python tools/make_teaching_sheet.py
+
+# README's list of files, from the first lines of the modules.
+files: $(RUN_READY)
+	$(BIN)/python tools/make_file_table.py
 
 setup: $(RUN_READY)
 

@@ -1,8 +1,5 @@
-"""The app: `streamlit run app.py`. One page per question; the status line says what is in memory."""
+"""The app of a checkout, for `streamlit run app.py`; `shortviz app` runs the same script of the package."""
 
-from shortviz.ui.pages import shell
+from shortviz.ui.pages.shell import show
 
-page = shell.navigation()
-shell.open_page(page)
-page.run()
-shell.close_page()
+show()

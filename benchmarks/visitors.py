@@ -32,7 +32,8 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from shortviz import criteria
 from shortviz.files import versions
 from shortviz.records.table import Table, left, right
-from tests.support.app_server import FLAGS, PATIENCE_MS, ROOT, AppServer, chromium_path, start_server
+from shortviz.server.start import SCRIPTS
+from tests.support.app_server import FLAGS, PATIENCE_MS, AppServer, chromium_path, start_server
 
 EXPLORED = ("learn", "map", "heal", "export", "runs")
 """Pages that a bundled run fills; Model would start an estimate, which imports torch."""
@@ -211,7 +212,7 @@ def main() -> None:
     os.environ["STREAMLIT_SERVER_DISCONNECTED_SESSION_TTL"] = str(options.ttl)
     load = [round(os.getloadavg()[0], 1)]
     with tempfile.TemporaryDirectory() as runs:
-        server = start_server(ROOT / "asgi_app.py", Path(runs))  # what `make run` serves where it is hosted
+        server = start_server(SCRIPTS / "asgi_app.py", Path(runs))  # what `make run` serves where it is hosted
         try:
             found = measure_waves(server, options)
             paints = {} if options.no_browser else first_paints(server)

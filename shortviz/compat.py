@@ -2,7 +2,7 @@
 
 What differs, on purpose: row n-1 of a result holds blocks of n layers and is read so everywhere; the model given to
 `from_model` stays as it is; no hook stays behind; rows may come in batches; per-layer config fields are cut too; and a
-second `prune` works. `docs/decisions.md` says why.
+second `prune` works. `docs/decisions/compat.md` says why.
 """
 
 import math

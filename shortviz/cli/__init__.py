@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: options, what is printed, exit codes."""

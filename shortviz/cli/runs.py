@@ -164,13 +164,9 @@ def start_app(
 
     if not 0 <= port <= 65535:
         raise ShortvizError(f"--port is {port}; it must be 1 to 65535, or 0 for one that is free.")
-    root, rules = Path(__file__).resolve().parents[2], settings()
-    if not (root / "app.py").is_file():
-        raise ShortvizError(f"The app's files are not at {root}; run this from a checkout (see the README).")
-    command = server_command(rules, root, host, port)
-    environment = server_environment(rules)
+    rules = settings()
+    command, environment = server_command(rules, host, port), server_environment(rules)
     if os.name == "nt":  # has no exec that keeps the process
-        raise typer.Exit(subprocess.run(command, cwd=root, env=environment, check=False).returncode)
+        raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
     # In place of this process, so that whoever ends the process ends the server: SIGTERM reaches no child of it.
-    os.chdir(root)
     os.execve(command[0], command, environment)

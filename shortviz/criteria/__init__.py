@@ -1,4 +1,4 @@
-"""The rules that score a block. Each file of this folder that has a `CRITERION` is one; there is no list to edit.
+"""The rules that score a block: each file of this folder that has a `CRITERION` is one; there is no list to edit.
 
 Names, labels and explanations are read without torch, so that a saved run can be shown without it.
 """

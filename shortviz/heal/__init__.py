@@ -1,4 +1,7 @@
-"""Training after a cut: `shortviz.heal(...)` is `shortviz.heal.heal.heal(...)`."""
+"""Training after a cut: the text, what is trained and towards what, checkpoints, the adapter alone.
+
+The room can be called: `shortviz.heal(...)` is `shortviz.heal.heal.heal(...)`.
+"""
 
 import sys
 from types import ModuleType

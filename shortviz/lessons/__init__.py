@@ -1,1 +1,1 @@
-"""The course: its data, questions and pictures."""
+"""The course of the Learn page: its data, questions and pictures."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from shortviz.settings import Settings
 
+SCRIPTS = Path(__file__).resolve().parents[1] / "ui" / "start"
+
 HOSTED_OPTIONS: Mapping[str, str] = {
     "client.showErrorDetails": "type",
     "client.toolbarMode": "viewer",
@@ -35,13 +37,13 @@ def host_names(rules: Settings) -> tuple[str, ...]:
     return (rules.public_host.lower(), "localhost", "127.0.0.1") if rules.is_hosted and rules.public_host else ()
 
 
-def server_command(rules: Settings, root: Path, host: str, port: int) -> list[str]:
-    """Return the command that serves the app whose files are in `root`."""
-    page = root / ("asgi_app.py" if rules.is_hosted or can_sign_in(rules) else "app.py")
+def server_command(rules: Settings, host: str, port: int) -> list[str]:
+    """Return the command that serves the app: a script of this package, wherever that is installed."""
+    script = SCRIPTS / ("asgi_app.py" if rules.is_hosted or can_sign_in(rules) else "app.py")
     options = {"server.address": host, "server.port": str(port), "server.headless": "true"}
     if rules.is_hosted:
         options |= {**HOSTED_OPTIONS, "server.maxUploadSize": str(rules.max_upload_mb)}
-    command = [sys.executable, "-m", "streamlit", "run", str(page)]
+    command = [sys.executable, "-m", "streamlit", "run", str(script)]
     command += [f"--{name}={value}" for name, value in options.items()]
     command += [f"--server.allowedHosts={name}" for name in host_names(rules)]
     if rules.is_hosted and rules.public_host:

@@ -1,1 +1,1 @@
-"""Requests and what carries them out: jobs, loaded models, runs, and what a hosted installation allows."""
+"""What the app and the command line both do: jobs, loaded models, runs, and what a hosted installation allows."""

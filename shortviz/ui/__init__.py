@@ -1,1 +1,1 @@
-"""The app's side of shortviz: the only package here that imports streamlit."""
+"""The app: its screens, their parts, and what a visit remembers. The only room that imports streamlit."""

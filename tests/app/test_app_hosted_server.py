@@ -15,7 +15,7 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 from shortviz.server.guard import VISITOR, owner_of
-from tests.support.paths import ROOT
+from shortviz.server.start import SCRIPTS
 
 PUBLIC = "shortviz.example"
 UPLOAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--x--\r\n'
@@ -150,8 +150,9 @@ def test_what_a_stranger_can_read_is_the_pages_and_nothing_of_the_server(port: i
     for path in ("/static/../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/media/..%2f..%2fetc/passwd"):
         status, words = ask(port, "GET", path, {})
         assert status in (400, 404) or "root:" not in words, path
-    here = (ROOT / "app.py").read_text(encoding="utf-8").splitlines()[0]
-    assert here not in ask(port, "GET", "/app/static/app.py", {})[1]
+    for script in SCRIPTS.glob("*.py"):
+        here = script.read_text(encoding="utf-8").splitlines()[0]
+        assert here not in ask(port, "GET", f"/app/static/{script.name}", {})[1]
 
 
 def cookies(port: int, headers: Mapping[str, str]) -> list[str]:

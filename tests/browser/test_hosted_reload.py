@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, expect
 
+from shortviz.server.start import SCRIPTS
 from tests.support.app_server import PATIENCE_MS, AppServer
 from tests.support.map_mouse import wait_for_map
-from tests.support.paths import ROOT
 from tests.support.visitor import SLOW_MS, load_demo, no_failure, rows_done, start_measuring
 
 pytestmark = [pytest.mark.browser, pytest.mark.demo, pytest.mark.timeout(1500)]
@@ -21,7 +21,7 @@ def server(start_app: Callable[[Path], AppServer]) -> Iterator[AppServer]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SHORTVIZ_HOSTED", "1")
         environment.setenv("SHORTVIZ_MIN_FREE_MB", "0")
-        yield start_app(ROOT / "asgi_app.py")
+        yield start_app(SCRIPTS / "asgi_app.py")
 
 
 def test_a_visitor_who_reloads_sees_their_job_and_another_visitor_does_not(

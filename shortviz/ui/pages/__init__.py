@@ -1,1 +1,1 @@
-"""One module a page."""
+"""The screens, one module each, and what is around them."""

@@ -188,7 +188,7 @@ def _load_button(
             key="load_button",
         )
         if in_use:
-            st.page_link("pages/map.py", label="Go to the map", icon=":material/grid_on:")
+            st.page_link(s.page(s.session(), "Map"), label="Go to the map", icon=":material/grid_on:")
 
 
 def _load(tools: Service, ref: ModelRef) -> None:

@@ -313,7 +313,7 @@ def _save_name(tools: Service, key: str) -> None:
 def _open(key: str) -> None:
     state = s.session()
     s.open_run(state, key)
-    visit.leave_for(state, "pages/map.py")
+    visit.leave_for(state, "Map")
 
 
 def _remove(tools: Service, names: Mapping[str, str]) -> None:

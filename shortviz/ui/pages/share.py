@@ -255,7 +255,7 @@ def buttons(tools: Service, shown: Shown, block: Block) -> None:
     with st.container(horizontal=True, gap="small"):
         ledger.buttons(tools, shown, block)
         if st.button("Export", icon=":material/download:", key="to_export"):
-            go_to(tools, state, "pages/export.py")
+            go_to(tools, state, "Export")
         with st.popover("Copy link", icon=":material/link:"):
             st.caption("Restores this view; it starts no work.")
             st.code(link(tools, state), language=None, wrap_lines=True)

@@ -1,7 +1,5 @@
 """What is around every page: a session is prefilled from the address, the status line, and the address again."""
 
-from collections.abc import Callable
-
 # plotly 7.1 looks for pandas among the modules at every figure, and fails on one that another thread (a job, the
 # engine's import) has imported by half: it is whole before any page draws.
 import pandas  # noqa: F401
@@ -13,6 +11,8 @@ from shortviz.service import measure
 from shortviz.service.queue import JobState
 from shortviz.service.service import Service
 from shortviz.settings import settings
+from shortviz.ui.pages import export, heal, learn, model, runs
+from shortviz.ui.pages import map as map_page
 from shortviz.ui.pages.links import late_problem, link_problems
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
@@ -35,29 +35,37 @@ from shortviz.ui.session.shown import Shown, look, ref_of
 TICK_SECONDS = 0.5
 
 
-def navigation() -> StreamlitPage:
-    """Say which pages there are, and return the one that was asked for."""
+def show() -> None:
+    """Draw the page that was asked for, inside what is around every page: the whole of the app's script."""
     st.set_page_config(page_title="shortviz", page_icon=":material/layers_clear:", layout="wide")
-    return st.navigation(
-        [
-            st.Page("pages/learn.py", title="Learn", icon=":material/school:", url_path="start", default=True),
-            st.Page("pages/model.py", title="Model", icon=":material/deployed_code:", url_path="model"),
-            st.Page("pages/map.py", title="Map", icon=":material/grid_on:", url_path="map"),
-            st.Page("pages/heal.py", title="Heal", icon=":material/healing:", url_path="heal"),
-            st.Page("pages/export.py", title="Export", icon=":material/download:", url_path="export"),
-            st.Page("pages/runs.py", title="Runs", icon=":material/history:", url_path="runs"),
-            st.Page(_to_learn, title="Learn", url_path="learn", visibility="hidden"),
-        ],
-        position="top",
-    )
+    page = _navigation()
+    _open_page(page)
+    page.run()
+    write_address(bench(), s.session())
+    polling.page_was_drawn()  # then there is time for what the next page will need
+
+
+def _navigation() -> StreamlitPage:
+    """Say which pages there are, and return the one that was asked for."""
+    pages = [
+        st.Page(learn.draw, title="Learn", icon=":material/school:", url_path="start", default=True),
+        st.Page(model.draw, title="Model", icon=":material/deployed_code:", url_path="model"),
+        st.Page(map_page.draw, title="Map", icon=":material/grid_on:", url_path="map"),
+        st.Page(heal.draw, title="Heal", icon=":material/healing:", url_path="heal"),
+        st.Page(export.draw, title="Export", icon=":material/download:", url_path="export"),
+        st.Page(runs.draw, title="Runs", icon=":material/history:", url_path="runs"),
+    ]
+    visit.set_pages(s.session(), {page.title: page for page in pages})
+    by_name = st.Page(_to_learn, title="Learn", url_path="learn", visibility="hidden")
+    return st.navigation([*pages, by_name], position="top")
 
 
 def _to_learn() -> None:
     """Go on to Learn from /learn: the default page is served at / alone, and people type the name they see."""
-    st.switch_page("pages/learn.py", query_params=linked())
+    st.switch_page(visit.page(s.session(), "Learn"), query_params=linked())
 
 
-def open_page(page: StreamlitPage) -> None:
+def _open_page(page: StreamlitPage) -> None:
     """Prefill a new session from the address it was opened with, and draw what is above every page.
 
     An address without a page opens on Learn; one that carries a view of the map, and no lesson, goes to the map.
@@ -72,34 +80,21 @@ def open_page(page: StreamlitPage) -> None:
         if told:
             visit.tell(state, f"{visit.notice(state)} {told}".strip())
         if page.url_path == "" and s.STEP not in parameters and any(key in VIEW_PARAMETERS for key in parameters):
-            st.switch_page("pages/map.py", query_params=parameters)
+            st.switch_page(visit.page(state, "Map"), query_params=parameters)
     elif went_back():
         follow_address(bench(), state, linked())
     else:
         late = late_problem(bench(), state)
         if late:
             visit.tell(state, late)
-    visit.frame(state)
     visit.keep_prompt(state)
     told = visit.notice(state)
     if told:
         notes.problem(told)
-    status_line()
+    _status_line()
 
 
-def inside(draw: Callable[[], None]) -> None:
-    """Draw a page inside the app's frame.
-
-    A server that has not run app.py yet answers a link to a page by running that file alone, because Streamlit 1.67
-    takes a folder `pages/` for its old kind of multipage app until st.navigation was called once. Call it, begin anew.
-    """
-    if not visit.take_frame(s.session()):
-        navigation()
-        st.rerun()
-    draw()
-
-
-def status_line() -> None:
+def _status_line() -> None:
     """Say which model is in memory; where none is, say what is shown instead and offer to load its model."""
     tools, state = bench(), s.session()
     shown = look(tools, state)
@@ -114,12 +109,6 @@ def status_line() -> None:
             _offer(tools, shown)
 
     follow(tools, tools.state(s.job(state, "load")), line, seconds=TICK_SECONDS)
-
-
-def close_page() -> None:
-    """Write what a link must carry into the address; then there is time for what the next page will need."""
-    write_address(bench(), s.session())
-    polling.page_was_drawn()
 
 
 def _loading(tools: Service, job: JobState) -> None:
@@ -140,7 +129,7 @@ def _offer(tools: Service, shown: Shown) -> None:
                 args=(tools, shown),
                 key="load_shown",
             )
-        st.page_link("pages/model.py", label="Choose another model", icon=":material/deployed_code:")
+        st.page_link(visit.page(s.session(), "Model"), label="Choose another model", icon=":material/deployed_code:")
 
 
 def _unloaded(shown: Shown) -> str:

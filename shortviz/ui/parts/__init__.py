@@ -1,1 +1,1 @@
-"""Pieces that several pages show."""
+"""Pieces that several screens show."""

@@ -234,7 +234,7 @@ def buttons(tools: Service, shown: Shown, block: Block) -> None:
         on_click=start_repair, args=(tools, shown, block.layers, method),
     )  # fmt: skip
     if st.button("Heal", icon=":material/healing:", key="to_heal"):
-        go_to(tools, s.session(), "pages/heal.py")
+        go_to(tools, s.session(), "Heal")
 
 
 def cell(tools: Service, shown: Shown, block: Block) -> None:

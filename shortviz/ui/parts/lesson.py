@@ -71,7 +71,7 @@ def choose_on_map(block: Block | None = None, view: Mapping[str, str] | None = N
         s.set_block(state, block)
     for key, value in (view or {}).items():
         state[key] = value
-    visit.leave_for(state, "pages/map.py")
+    visit.leave_for(state, "Map")
 
 
 def for_real(label: str, block: Block | None = None, **view: str) -> None:

@@ -1,1 +1,1 @@
-"""What a visit remembers, and its address."""
+"""What a visit remembers, and the address that brings it back."""

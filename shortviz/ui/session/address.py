@@ -156,7 +156,7 @@ def write_address(bench: Service, state: s.State) -> None:
         st.query_params.update(changed)
 
 
-def go_to(bench: Service, state: s.State, page: str) -> None:
+def go_to(bench: Service, state: s.State, title: str) -> None:
     """Open a page with its address: written afterwards it would be an entry of its own, and Back would need two.
 
     The navigation's links cannot carry it and take two. Streamlit's default refuses to drop what widgets hold.
@@ -164,7 +164,7 @@ def go_to(bench: Service, state: s.State, page: str) -> None:
     shown = look(bench, state)
     if shown.model is not None:
         settle_block(state, shown.distances, shown.model)
-    st.switch_page(page, query_params=address(bench, state))
+    st.switch_page(s.page(state, title), query_params=address(bench, state))
 
 
 def address(bench: Service, state: s.State) -> dict[str, str]:

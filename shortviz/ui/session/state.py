@@ -20,6 +20,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Final, Literal
 
 import streamlit as st
+from streamlit.navigation.page import StreamlitPage
 
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block
@@ -33,7 +34,7 @@ Wanted = Literal["", "numbers", "text"]
 BEGUN: Final = "begun"
 OWNER: Final = "owner"
 NOTICE: Final = "notice"
-FRAMED: Final = "framed"
+PAGES: Final = "pages"
 REF: Final = "ref"
 RUN: Final = "run"
 CALIBRATION: Final = "calibration"
@@ -323,14 +324,15 @@ def notice(state: State) -> str:
     return found if isinstance(found, str) else ""
 
 
-def frame(state: State) -> None:
-    """Remember that this run of the script went through app.py."""
-    state[FRAMED] = True
+def set_pages(state: State, pages: Mapping[str, StreamlitPage]) -> None:
+    """Remember the pages of the app by their titles, so that every room can lead to one."""
+    state[PAGES] = pages
 
 
-def take_frame(state: State) -> bool:
-    """Return whether this run went through app.py, once."""
-    return bool(state.pop(FRAMED, False))
+def page(state: State, title: str) -> StreamlitPage:
+    """Return the page of that title."""
+    found: StreamlitPage = state[PAGES][title]
+    return found
 
 
 def pick_runs(state: State, keys: Sequence[str]) -> None:
@@ -350,9 +352,9 @@ def removed_runs(state: State) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def leave_for(state: State, page: str) -> None:
+def leave_for(state: State, title: str) -> None:
     """Remember which page a button asked for; the page that is open goes there when it runs."""
-    state[TARGET_PAGE] = page
+    state[TARGET_PAGE] = title
 
 
 def take_target(state: State) -> str:

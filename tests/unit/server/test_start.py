@@ -22,7 +22,7 @@ def options_of(command: list[str]) -> dict[str, list[str]]:
 
 def test_a_hosted_server_gets_the_settings_of_the_checklist() -> None:
     rules = Settings.model_validate({"hosted": True, "public_host": "me-x.hf.space", "max_upload_mb": 5})
-    options = options_of(server_command(rules, ROOT, "0.0.0.0", 8501))
+    options = options_of(server_command(rules, "0.0.0.0", 8501))
     assert {name: options[name] for name in HOSTED_OPTIONS} == {n: [v] for n, v in HOSTED_OPTIONS.items()}
     assert options["server.maxUploadSize"] == ["5"]
     assert options["server.allowedHosts"] == ["me-x.hf.space", "localhost", "127.0.0.1"]
@@ -39,7 +39,7 @@ def test_streamlit_knows_every_option_by_that_name() -> None:
 
 
 def test_ones_own_server_listens_on_localhost_and_is_otherwise_as_configured() -> None:
-    options = options_of(server_command(Settings(hosted=False), ROOT, "localhost", 9000))
+    options = options_of(server_command(Settings(hosted=False), "localhost", 9000))
     assert options == {"server.address": ["localhost"], "server.port": ["9000"], "server.headless": ["true"]}
 
 
