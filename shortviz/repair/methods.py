@@ -1,12 +1,11 @@
 """Seam refit and linear fold: the layer before a seam made to give what the removed layers gave."""
 
 import torch
-from torch import Tensor
 
 from shortviz.errors import ModelError, PlanError
 from shortviz.model.layers import layer_stack
 from shortviz.records.plan import Block
-from shortviz.repair.candidate import Candidate, Trial, Work
+from shortviz.repair.candidate import Candidate, Trial, Work, open_candidate
 from shortviz.repair.fit import FitTarget
 from shortviz.repair.neurons import find_neurons
 from shortviz.repair.probe import (
@@ -36,9 +35,8 @@ def refit(work: Work) -> tuple[Candidate, list[Trial]]:
     tokens = sum(map(len, work.fitted))
     targets = [target if tokens >= _unknowns(work, target) else target.alone for target in targets]
     passes = sum(_passes(target, block) for target, block in zip(targets, blocks, strict=True))
-    candidate = work.open_candidate(
-        wanted={target.boundary for target in targets}, first=targets[0].layer, passes=passes
-    )
+    wanted = {target.boundary for target in targets}
+    candidate = open_candidate(work, wanted=wanted, first=targets[0].layer, passes=passes)
     return candidate, [candidate.try_target(target) for target in targets]
 
 
@@ -81,17 +79,16 @@ def _passes(target: FitTarget, block: Block) -> int:
     return target.fits if target.neurons is None else 2 * target.fits + 1 + block.n
 
 
-# Scale compensation (Prune&Comp, arXiv 2507.18212): one number a seam, without touching the embeddings.
-#
-# a = mean over channels of (mean |x^(start+n)| / mean |x^(start)|), means over tokens. The paper multiplies the
-# embeddings and the adding layers before the seam by a, which multiplies the logits too where embeddings are tied.
-# Dividing the adding layers behind the seam by a is the same to a pre-norm model: its norms forget the stream's size.
-
 _TOLERANCE = 1e-3
 
 
 def rescale(work: Work) -> tuple[Candidate, list[Trial]]:
     """Return a candidate with the layers behind each seam scaled where that helps, and what each gave.
+
+    Scale compensation (Prune&Comp, arXiv 2507.18212): one number a seam, without touching the embeddings. a = mean over
+    channels of (mean |x^(start+n)| / mean |x^(start)|), means over tokens. The paper multiplies the embeddings and the
+    adding layers before the seam by a, which multiplies the logits too where embeddings are tied. Dividing the adding
+    layers behind the seam by a is the same to a pre-norm model: its norms forget the stream's size.
 
     Raises PlanError where no layer stands behind any of the seams, ModelError where layers or final norm do not forget
     the size of the stream, TextError for too little text.
@@ -105,7 +102,7 @@ def rescale(work: Work) -> tuple[Candidate, list[Trial]]:
     work.check_enough(1)
     names = _adding_layers(work, work.plan.kept.index(blocks[0].start + blocks[0].n))
     wanted = {boundary for block in blocks for boundary in (block.start, block.start + block.n)}
-    candidate = work.open_candidate(wanted=wanted, first=0, passes=0)
+    candidate = open_candidate(work, wanted=wanted, first=0, passes=0)
     _check_tail(work, candidate)
     return candidate, [_try_scale(work, candidate, block, names) for block in blocks]
 
@@ -129,43 +126,31 @@ def _adding_layers(work: Work, first: int) -> dict[int, tuple[str, ...]]:
 
 @torch.inference_mode()
 def _check_tail(work: Work, candidate: Candidate) -> None:
-    state = candidate.held_out[0].state
-    ends = []
-    for size in (1.0, 2.0):
-        end: Tensor = size * state
-        for module in candidate.end_loss.tail:
-            end = module(end)
-        ends.append(end)
-    tolerance = max(_TOLERANCE, torch.finfo(ends[0].dtype).eps)  # in half precision one rounding is more
-    if bool(((ends[0] - ends[1]).abs() > tolerance * ends[0].abs().amax()).any()):
+    once, twice = (candidate.through_tail(size * candidate.held_out[0].state) for size in (1.0, 2.0))
+    tolerance = max(_TOLERANCE, torch.finfo(once.dtype).eps)  # in half precision one rounding is more
+    if bool(((once - twice).abs() > tolerance * once.abs().amax()).any()):
         raise ModelError(
             f"The final norm of {work.cut.info.architecture} does not forget the size of the stream, so a scale cannot "
             "be put behind the seam; choose another repair."
         )
 
 
-def factor(candidate: Candidate, block: Block) -> float:
-    """Return the mean over channels of how much larger the stream is behind the block than before it."""
+def _try_scale(work: Work, candidate: Candidate, block: Block, names: dict[int, tuple[str, ...]]) -> Trial:
     sums = [
         torch.stack([s.uncut_states[boundary][s.real].double().abs().sum(0) for s in candidate.fit_on]).sum(0)
         for boundary in (block.start, block.start + block.n)
     ]
-    return float((sums[1] / sums[0].clamp_min(1e-300)).mean())
-
-
-def _try_scale(work: Work, candidate: Candidate, block: Block, names: dict[int, tuple[str, ...]]) -> Trial:
-    found = factor(candidate, block)
-    first = work.plan.kept.index(block.start + block.n)
+    found = float((sums[1] / sums[0].clamp_min(1e-300)).mean())
+    kept, after_block = work.plan.kept, block.start + block.n
     weights = {
         f"{index}.{name}": weight
-        for index in range(first, len(work.plan.kept))
+        for index in range(kept.index(after_block), len(kept))
         for name, weight in divided_weights(candidate.layers[index], names[index], found).items()
     }
     before, after = candidate.nll, candidate.nll_with(weights)
     applied = candidate.keep_if_better(weights, after)
-    kept = work.plan.kept
     return Trial(
-        subject=f"All from layer {block.start + block.n} on",
+        subject=f"All from layer {after_block} on",
         how=f"its additions divided by {found:.4f}",
         weights=tuple(f"{kept[int(i)]}.{rest}" for i, _, rest in (name.partition(".") for name in weights)),
         found=found,
@@ -173,5 +158,5 @@ def _try_scale(work: Work, candidate: Candidate, block: Block, names: dict[int, 
         before=before,
         after=after,
         applied=applied,
-        remark=f"What the layers from {block.start + block.n} on add was divided by {found:.4f}.",
+        remark=f"What the layers from {after_block} on add was divided by {found:.4f}.",
     )
