@@ -126,12 +126,12 @@ def test_a_training_killed_at_once_goes_on_to_the_losses_of_an_uninterrupted_one
     child = f"""
 import os, signal
 from pathlib import Path
-from shortviz.healing import heal
+from shortviz.heal.heal import heal
 from shortviz.progress import Watch
-from shortviz.pruning import prune
-from shortviz.records import PrunePlan
-from tests.families import shared_handle
-from tests.healing_fixture import small_recipe, small_text
+from shortviz.model.prune import prune
+from shortviz.records.plan import PrunePlan
+from tests.support.families import shared_handle
+from tests.support.healing import small_recipe, small_text
 
 def kill(progress):
     if progress.done == 5:
