@@ -15,7 +15,7 @@ from shortviz.errors import ModelError
 from shortviz.export.card import CARDS
 from shortviz.export.folder import check_space, check_target, filled_beside, move_into_place, write_error
 from shortviz.export.recipes import treated_recipe
-from shortviz.heal.student import Student, check_peft, inject, merge
+from shortviz.heal.student import Student, check_package, inject, merge
 from shortviz.model.delta import delta_weights, weights_digest
 from shortviz.model.handle import ModelHandle
 from shortviz.model.prune import put_weights, shared_copy
@@ -234,7 +234,7 @@ def _student(cut: ModelHandle, folder: Path) -> tuple[Student, Treatment]:
 
 
 def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
-    check_peft()
+    check_package("peft", "Reading an adapter needs")
     import peft
 
     try:
