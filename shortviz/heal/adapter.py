@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shortviz.errors import ModelError
 from shortviz.export.card import CARDS
-from shortviz.export.folder import check_space, check_target, filled_beside, move_into_place, write_error
+from shortviz.export.folder import check_target, filled_beside, move_into_place, write_error
 from shortviz.export.recipes import treated_recipe
 from shortviz.heal.student import Student, check_package, inject, merge
 from shortviz.model.delta import delta_weights, weights_digest
@@ -144,7 +144,6 @@ def export_adapter(adapter: Adapter, folder: Path, *, base: ModelHandle | None =
         own = delta_weights(adapter.cut, base)  # of one that was trained before they are many: it is exported whole
         repairs = {name: weight.detach().cpu().contiguous() for name, weight in own.items()}
     needed = sum(tensor.nbytes for tensor in (*adapter.tensors.values(), *repairs.values())) + _ROOM
-    check_space(target, needed)
     facts = cut_facts(adapter.cut) | {"treatment": plain(adapter.treatment)}
     whole = bool(repairs) or not treatments
     if repairs:
@@ -155,7 +154,7 @@ def export_adapter(adapter: Adapter, folder: Path, *, base: ModelHandle | None =
         "inference_mode": True,
         "auto_mapping": {"shortviz": facts},  # the one field that peft hands on as it is
     }
-    with filled_beside(target) as room:
+    with filled_beside(target, needed) as room:
         made = room / "adapter"
         try:
             made.mkdir()

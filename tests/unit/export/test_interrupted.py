@@ -103,8 +103,8 @@ def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from shortviz.errors import ResourceError
-from shortviz.export import export_checkpoint
-from tests.families import tiny_handle
+from shortviz.export.export import export_checkpoint
+from tests.support.families import tiny_handle
 
 handle = tiny_handle("llama")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -184,7 +184,7 @@ def test_a_zip_without_room_is_refused(folder: Path, small_disk: Callable[..., P
 KILLED = """
 import sys, time
 from pathlib import Path
-from shortviz.checkpoint_folder import filled_beside
+from shortviz.export.folder import filled_beside
 with filled_beside(Path(sys.argv[1])) as room:
     (room / "checkpoint").mkdir()
     (room / "checkpoint" / "model.safetensors").write_bytes(bytes(1000))
