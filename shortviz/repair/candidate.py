@@ -112,7 +112,7 @@ class Candidate:
     place: int
     """The layer that the streams are about to enter."""
     tell: Callable[[int, str], None]
-    """Told of rows done, and in which part of the work."""
+    """Told of rows done, and in which part of the work; raises Stopped where a stop was asked for."""
     nll: Floats = field(default_factory=lambda: np.array([]))
     """Of each held-out row, mean over its scored tokens, as the candidate is now."""
 
@@ -147,16 +147,18 @@ class Candidate:
         return state
 
     @torch.inference_mode()
-    def judge(self, tell: Callable[[int, int], None] | None = None) -> Floats:
-        """Return the NLL of each held-out row as the candidate is now; `tell` is told how many of how many are done."""
+    def judge(self, *, told: bool = True) -> Floats:
+        """Return the NLL of each held-out row as the candidate is now; progress is told if asked."""
         self.work.watch.check(STOPPED)
         found: list[float] = []
         for batch in self.held_out:
             states = self.through_tail(self._entering(batch, len(self.layers)))
             lengths = batch.real.sum(1).tolist()
             found += [self._row(s[:r], i[:r]) for s, i, r in zip(states, batch.ids, lengths, strict=True)]
-            if tell is not None:
-                tell(len(found), len(self.weights))
+            if told:
+                detail = "the loss on held-out rows, with what was fitted"
+                done, total = len(found), len(self.weights)
+                self.work.watch.tell("judge", done=done, total=total, unit="rows", detail=detail)
         return np.array(found)
 
     def _row(self, states: Tensor, ids: Tensor) -> float:
@@ -177,14 +179,8 @@ class Candidate:
 
         Names begin with the candidate's number of the layer, which is not before the candidate's place.
         """
-
-        def judged(rows: int, of: int) -> None:
-            """Tell what is done once every row has gone through: the end loss of the held-out rows."""
-            detail = "the loss on held-out rows, with what was fitted"
-            self.work.watch.tell("judge", done=rows, total=of, unit="rows", detail=detail)
-
         with weights_tried(self.layers, weights):
-            return self.judge(judged)
+            return self.judge()
 
     def keep_if_better(self, weights: Mapping[str, Tensor], after: Floats) -> bool:
         """Put weights into the layers if the held-out loss falls with them, to `after`; return whether it does."""
@@ -240,7 +236,6 @@ class Candidate:
 
         def told(rows: int) -> None:
             nonlocal left
-            self.work.watch.check(STOPPED)
             left -= rows
             self.tell(rows, detail)
 
@@ -264,7 +259,7 @@ class Candidate:
         """Return the moments of a target on the rows to fit on and on those held out."""
         number, layer = self.numbers[target.layer], self.layers[target.layer]
         return [
-            gather(layer, target, batches, number, self.work.watch, lambda rows: self.tell(rows, f"layer {number}"))
+            gather(layer, target, batches, number, lambda rows: self.tell(rows, f"layer {number}"))
             for batches in (self.fit_on, self.held_out)
         ]
 
@@ -293,18 +288,19 @@ def open_candidate(work: Work, *, wanted: Set[int], first: int, passes: int) -> 
     `wanted` are the boundaries of the uncut model that will be needed; rows go through the candidate `passes` times
     after the uncut model, for the progress. Raises ModelError where the family's layers cannot be run one by one.
     """
+    work.watch.check(STOPPED)
     total, done = len(work.tokens.rows) * (1 + passes), 0
 
     def tell(rows: int, detail: str) -> None:
         nonlocal done
         done += rows
         work.watch.tell("repair", done=done, total=total, unit="rows", detail=detail)
+        work.watch.check(STOPPED)
 
     handle, start = shared_copy(work.cut), shared_front(work.cut, work.base, work.plan.kept, first)
 
     def opened(part: Sequence[Tokens], end: int) -> Iterator[PairedBatch]:
         for batch in batches_by_length(part, work.batch_size):
-            work.watch.check(STOPPED)
             yield open_paired_batch(work.base, batch, wanted, start, end)
             tell(len(batch), "the uncut model")
 
@@ -324,7 +320,7 @@ def open_candidate(work: Work, *, wanted: Set[int], first: int, passes: int) -> 
         place=start,
         tell=tell,
     )
-    candidate.nll = candidate.judge()
+    candidate.nll = candidate.judge(told=False)
     _check_replay(head, ordered[0], float(candidate.nll[0]))
     return candidate
 

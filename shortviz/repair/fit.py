@@ -11,8 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shortviz.errors import NumericsError
 from shortviz.model.prune import put_weights, restore_weights
-from shortviz.progress import Watch
-from shortviz.repair.batches import STOPPED, PairedBatch, probe_modules
+from shortviz.repair.batches import PairedBatch, probe_modules
 from shortviz.repair.neurons import Neurons
 from shortviz.repair.probe import Writer, linear_weight, scale_features
 
@@ -166,25 +165,20 @@ class Fitted:
     weights: dict[str, Tensor]
     """New weights by name in the layer."""
     ridge: float
-    missed: float
-    """Share of the wanted change's square, on held-out rows, that the new weights still miss."""
     tokens: int
     """Fitted on."""
 
 
 def gather(
-    layer: nn.Module,
-    target: FitTarget,
-    batches: Sequence[PairedBatch],
-    number: int,
-    watch: Watch,
-    on_batch: Callable[[int], None],
+    layer: nn.Module, target: FitTarget, batches: Sequence[PairedBatch], number: int, tell: Callable[[int], None]
 ) -> Moments:
-    """Return the moments of a target over the batches, which stand at its layer; `number` is its uncut number."""
+    """Return the moments of a target over the batches, which stand at its layer; `number` is its uncut number.
+
+    `tell` is told of the rows of every batch, and may raise to stop.
+    """
     module, scale = layer.get_submodule(target.writer.name), target.writer.scale
     moments: Moments | None = None
     for batch in batches:
-        watch.check(STOPPED)
         seen = probe_modules(layer, target.modules, batch, batch.calls[number])
         reached = batch.uncut_states[target.boundary][batch.real]
         wanted = (reached.double() - seen.output.double()) / target.writer.gain
@@ -197,7 +191,7 @@ def gather(
             bias = not scale and module.bias is not None
             moments = Moments.zeros(groups, wanted.shape[-1], bias=bias, device=wanted.device)
         moments.add(torch.cat(features, dim=1), wanted, reached)
-        on_batch(len(batch.ids))
+        tell(len(batch.ids))
     assert moments is not None
     return moments
 
@@ -205,14 +199,14 @@ def gather(
 def fit(layer: nn.Module, target: FitTarget, fit_on: Moments, held_out: Moments) -> Fitted:
     """Return the weights that least squares gives, with the ridge that misses least on held-out rows."""
     tried = [(held_out.missed(solution), ridge, solution) for ridge in RIDGES for solution in [fit_on.solve(ridge)]]
-    missed, ridge, solution = min(tried, key=lambda found: found[0])
+    _, ridge, solution = min(tried, key=lambda found: found[0])
     change = _scaled if target.writer.scale else _refitted if target.reads == "inputs" else _folded
     inputs = [linear_weight(layer.get_submodule(name)).shape[1] for name in target.others]
     parts = solution.split([*inputs, len(solution) - sum(inputs)])
     weights: dict[str, Tensor] = {}
     for name, part in zip(target.modules, parts, strict=True):
         weights |= {f"{name}.{leaf}": new for leaf, new in change(layer.get_submodule(name), part).items()}
-    return Fitted(weights=weights, ridge=ridge, missed=missed, tokens=fit_on.tokens)
+    return Fitted(weights=weights, ridge=ridge, tokens=fit_on.tokens)
 
 
 def _scaled(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:
