@@ -37,34 +37,22 @@ class Team:
     """
 
     rank: int = 0
+    """0 is the one that writes files and reports."""
     size: int = 1
     device: torch.device = torch.device("cpu")
     """Where numbers that travel must be."""
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and reports."""
-        return self.rank == 0
-
     def mean(self, value: float) -> float:
         """Return the mean of a number over the processes."""
-        if self.size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(total)
-        return float(total) / self.size
+        number = torch.tensor(value, dtype=torch.float64, device=self.device)
+        self.average((number,))
+        return float(number)
 
-    def any(self, flag: bool) -> bool:
-        """Tell whether any process says so; all must ask together."""
-        return self.mean(float(flag)) > 0
-
-    def average(self, gradients: Iterable[Tensor]) -> None:
+    def average(self, tensors: Iterable[Tensor]) -> None:
         """Put the mean over the processes into each tensor."""
-        if self.size == 1:
-            return
-        for gradient in gradients:
-            torch.distributed.all_reduce(gradient)
-            gradient.div_(self.size)
+        for tensor in tensors if self.size > 1 else ():
+            torch.distributed.all_reduce(tensor)
+            tensor.div_(self.size)
 
 
 def team(device: torch.device) -> Team:
@@ -184,7 +172,7 @@ class Training:
     def _save(self, now: bool) -> None:
         """Write the checkpoint: now where asked to, else once a minute."""
         due = now or time.monotonic() - self.saved >= CHECKPOINT_SECONDS
-        if self.checkpoint is None or not self.team.is_main or not due:
+        if self.checkpoint is None or self.team.rank != 0 or not due:
             return
         tensors = {f"weights/{name}": value for name, value in self.student.state().items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
@@ -203,7 +191,7 @@ class Training:
             self._measure(HealPoint(step=0, loss=None))
             self._tell(watch)
         while self.step < self.settings.steps and not self.note:
-            if self.team.any(watch.stopped):
+            if self.team.mean(float(watch.stopped)):  # in any process: all end together
                 self._end_early()
                 return
             try:
@@ -237,15 +225,8 @@ class Training:
         rate = learning_rate_at(self.settings, self.step)
         loss = self._update(rate)
         self.step += 1
-        took = time.perf_counter() - began
-        done = self.settings.batch_size * self.settings.accumulate * self.team.size * self.settings.length
-        point = HealPoint(
-            step=self.step,
-            loss=loss,
-            learning_rate=rate,
-            tokens_per_second=done / took,
-            seconds=self.seconds,
-        )
+        speed = self.settings.tokens_per_step * self.team.size / (time.perf_counter() - began)
+        point = HealPoint(step=self.step, loss=loss, learning_rate=rate, tokens_per_second=speed, seconds=self.seconds)
         if self.step % self.settings.eval_every == 0 or self.step == self.settings.steps:
             self._measure(point)
         else:
@@ -313,7 +294,7 @@ class Training:
             )
 
     def _tell(self, watch: Watch) -> None:
-        if not self.team.is_main:
+        if self.team.rank != 0:
             return
         history = self.history()
         last = history.points[-1]
