@@ -58,12 +58,7 @@ def shortviz_json(facts: CardFacts) -> dict[str, Any]:
         "schema": 1,
         "base": _identity(facts.base),
         "model": _identity(facts.pruned),
-        "plan": {
-            "num_layers": facts.plan.num_layers,
-            "removed": list(facts.plan.removed),
-            "kept": list(facts.plan.kept),
-            "blocks": plain(facts.plan.blocks),
-        },
+        "plan": plain(facts.plan) | {"kept": list(facts.plan.kept), "blocks": plain(facts.plan.blocks)},
         "layer_map": {str(layer): new.get(layer) for layer in range(facts.plan.num_layers)},
         "treatments": plain(facts.treatments),
         "text": plain(facts.text),

@@ -6,25 +6,23 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from shortviz.export.card import CardFacts, model_card, shortviz_json
 from shortviz.export.folder import (
-    check_space,
+    RECORD,
     check_target,
     filled_beside,
     fingerprints,
     folder_bytes,
     move_into_place,
-    remove_leftovers,
     write_error,
 )
 from shortviz.export.proving import EXPORT_STOPPED, fresh_process, proof_prompts, prove_checkpoint
@@ -37,64 +35,6 @@ from shortviz.records.model import ModelInfo
 from shortviz.records.plan import PrunePlan
 from shortviz.records.text import TextInfo
 
-# Generation configs that can be saved: transformers refuses to write some that it gladly loads.
-
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_BEAMS = ("early_stopping", "length_penalty")
-_CACHE = ("cache_implementation", "cache_config")
-_OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
-def savable(config: GenerationConfig) -> tuple[GenerationConfig, tuple[str, ...]]:
-    """Return a copy that `save_pretrained` accepts, and sentences about what had to go.
-
-    First only values without effect go (a temperature beside `do_sample=False`); where that is not enough, everything
-    but the token ids.
-    """
-    found = copy.deepcopy(config)
-    if _problem(found) is None:
-        return found, ()
-    idle = {name: getattr(found, name) for name in _idle(found) if getattr(found, name, None) is not None}
-    for name in idle:
-        setattr(found, name, None)
-    problem = _problem(found)
-    if problem is None:
-        dropped = ", ".join(f"{name}={value!r}" for name, value in idle.items())
-        return found, (
-            f"`generation_config.json` leaves out {dropped}: without effect there, and refused by transformers.",
-        )
-    bare = GenerationConfig(**{name: getattr(config, name) for name in _TOKENS})
-    return bare, (f"`generation_config.json` holds only the token ids; the original is invalid ({problem}).",)
-
-
-def _problem(config: GenerationConfig) -> str | None:
-    """Return why `save_pretrained` would refuse the config; one unchanged since it was loaded is only warned about."""
-    unchanged = getattr(config, "_original_object_hash", None) == hash(config)
-    try:
-        config.validate(strict=not unchanged)
-    except ValueError as error:
-        lines = [line.strip("- ") for line in str(error).splitlines() if line.strip()]
-        return lines[1] if len(lines) > 1 else lines[0]
-    return None
-
-
-def _idle(config: GenerationConfig) -> tuple[str, ...]:
-    """Return the fields that the other fields switch off."""
-    idle: tuple[str, ...] = ()
-    if config.do_sample is not True:
-        idle += _SAMPLING
-    if config.num_beams in (None, 1):
-        idle += _BEAMS
-    if config.use_cache is False:
-        idle += _CACHE
-    if config.return_dict_in_generate is not True:
-        idle += _OUTPUTS
-    if config.pad_token_id is not None and config.pad_token_id < 0:
-        idle += ("pad_token_id",)
-    return idle
-
-
 SHARD_BYTES = 2_000_000_000
 """Largest shard: a stop or an interrupted upload costs at most this much."""
 TEXT_FILES_BYTES = 32 * 1024 * 1024
@@ -103,7 +43,6 @@ _LEFTOVERS = ("quantization_config", "gguf_file", "transformers_weights", "_comm
 _LOADING_ARGUMENTS = ("gguf_file", "is_local", "local_files_only", "name_or_path")
 """How our own tokenizer was loaded; transformers writes it into tokenizer_config.json."""
 _POLL_SECONDS = 0.1
-RECORD = "shortviz.json"
 
 
 def export_checkpoint(
@@ -128,10 +67,8 @@ def export_checkpoint(
     target = check_target(Path(folder))
     refuse_spread(pruned, "The proof of an export (which can be streamed)")
     needed = needed_bytes(pruned)
-    remove_leftovers(target.parent)
-    check_space(target, needed)
     plan = pruned.plan or PrunePlan(num_layers=base_info.num_layers, removed=())
-    with filled_beside(target) as room:
+    with filled_beside(target, needed) as room:
         checkpoint = room / "checkpoint"
         try:
             with fresh_process(room) as child:
@@ -185,7 +122,11 @@ def write_checkpoint(
     with ThreadPoolExecutor(max_workers=1) as writer, _no_progress_bars():
         work = writer.submit(stock.save_pretrained, folder, max_shard_size=shard_bytes)
         try:
-            _wait_for(work, folder, total, watch)
+            while True:  # callbacks stay on the calling thread
+                watch.check(EXPORT_STOPPED)
+                watch.tell("write", done=min(folder_bytes(folder), total), total=total, unit="bytes")
+                if wait([work], timeout=_POLL_SECONDS).done:
+                    break
             work.result()
             save_tokenizer(pruned, folder)
         except BaseException:
@@ -204,33 +145,19 @@ def save_tokenizer(pruned: ModelHandle, folder: Path) -> None:
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _wait_for(work: Future[Any], folder: Path, total: int, watch: Watch) -> None:
-    """Report how much is written until the writer is done; callbacks stay on the calling thread."""
-    while True:
-        watch.check(EXPORT_STOPPED)
-        written = folder_bytes(folder) if folder.is_dir() else 0
-        watch.tell("write", done=min(written, total), total=total, unit="bytes")
-        if wait([work], timeout=_POLL_SECONDS).done:
-            return
-
-
 def stock_copy(model: PreTrainedModel) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """Return a shallow copy with its own configs, for save_pretrained writes to the configs of what it saves."""
+    """Return a shallow copy with its own configs, for save_pretrained writes to the configs of what it saves.
+
+    What belongs to the file the model came from (quantisation, GGUF) is left out of them.
+    """
     stock = copy.copy(model)
-    stock.config = _stock_config(model.config)
+    stock.config = copy.deepcopy(model.config)
+    for name in _LEFTOVERS:
+        stock.config.__dict__.pop(name, None)
     notes: tuple[str, ...] = ()
     if model.generation_config is not None:
         stock.generation_config, notes = savable(model.generation_config)
     return stock, notes
-
-
-def _stock_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return a copy without what belongs to the file the model came from (quantisation, GGUF)."""
-    stock = copy.deepcopy(config)
-    for name in _LEFTOVERS:
-        if name in stock.__dict__:
-            delattr(stock, name)
-    return stock
 
 
 def write_card(checkpoint: Path, facts: CardFacts, known: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -259,3 +186,50 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAMS = ("early_stopping", "length_penalty")
+_CACHE = ("cache_implementation", "cache_config")
+_OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def savable(config: GenerationConfig) -> tuple[GenerationConfig, tuple[str, ...]]:
+    """Return a copy that `save_pretrained` accepts, and sentences about what had to go: it refuses what loading takes.
+
+    First only values without effect go (a temperature beside `do_sample=False`); where that is not enough, everything
+    but the token ids.
+    """
+    found = copy.deepcopy(config)
+    if _problem(found) is None:
+        return found, ()
+    names = (
+        *(_SAMPLING if config.do_sample is not True else ()),
+        *(_BEAMS if config.num_beams in (None, 1) else ()),
+        *(_CACHE if config.use_cache is False else ()),
+        *(_OUTPUTS if config.return_dict_in_generate is not True else ()),
+        *(("pad_token_id",) if config.pad_token_id is not None and config.pad_token_id < 0 else ()),
+    )
+    idle = {name: getattr(found, name) for name in names if getattr(found, name, None) is not None}
+    for name in idle:
+        setattr(found, name, None)
+    problem = _problem(found)
+    if problem is None:
+        dropped = ", ".join(f"{name}={value!r}" for name, value in idle.items())
+        return found, (
+            f"`generation_config.json` leaves out {dropped}: without effect there, and refused by transformers.",
+        )
+    bare = GenerationConfig(**{name: getattr(config, name) for name in _TOKENS})
+    return bare, (f"`generation_config.json` holds only the token ids; the original is invalid ({problem}).",)
+
+
+def _problem(config: GenerationConfig) -> str | None:
+    """Return why `save_pretrained` would refuse the config; one unchanged since it was loaded is only warned about."""
+    unchanged = getattr(config, "_original_object_hash", None) == hash(config)
+    try:
+        config.validate(strict=not unchanged)
+    except ValueError as error:
+        lines = [line.strip("- ") for line in str(error).splitlines() if line.strip()]
+        return lines[1] if len(lines) > 1 else lines[0]
+    return None

@@ -17,6 +17,7 @@ from shortviz.errors import ExportError, ResourceError, ShortvizError
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
 
+RECORD = "shortviz.json"
 _CHUNK = 4 * 1024 * 1024
 _LOCK, _OWNER = "lock", "owner"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -66,18 +67,25 @@ def check_space(folder: Path, needed_bytes: int) -> None:
 
 
 @contextmanager
-def filled_beside(target: Path) -> Iterator[Path]:
+def filled_beside(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """Give a new temporary folder beside `target`; whatever happens, nothing of it stays.
 
     What is to stay is moved out of it (`move_into_place`). Parents that had to be made go again when nothing came of
     it. A lock in it tells others that its process lives; what a killed one left here is removed first. Raises
-    ExportError where the place cannot be written to.
+    ExportError where the place cannot be written to, ResourceError where its disk has fewer bytes free than needed.
     """
     remove_leftovers(target.parent)
+    check_space(target, needed_bytes)
     made = [parent for parent in target.parents if not parent.exists()]
     room: Path | None = None
     try:
-        room = _make_room(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            room = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        except OSError as error:
+            raise ExportError(
+                f"Nothing can be written to {target.parent} ({error.strerror}); choose a folder you may write to."
+            ) from error
         with _owned(room):
             yield room
     finally:
@@ -86,16 +94,6 @@ def filled_beside(target: Path) -> Iterator[Path]:
         for parent in made:  # nearest first; a parent that holds the checkpoint is not empty and stays
             with suppress(OSError):
                 parent.rmdir()
-
-
-def _make_room(target: Path) -> Path:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    except OSError as error:
-        raise ExportError(
-            f"Nothing can be written to {target.parent} ({error.strerror}); choose a folder you may write to."
-        ) from error
 
 
 @contextmanager
@@ -188,9 +186,7 @@ def zip_checkpoint(folder: Path, target: Path, *, watch: Watch = NO_WATCH) -> Pa
     if target.exists():
         raise ExportError(f"{target} exists; choose another name.")
     total = folder_bytes(folder)
-    remove_leftovers(target.parent)
-    check_space(target.parent, total)
-    with filled_beside(target) as room:
+    with filled_beside(target, total) as room:
         try:
             _write_zip(folder, room / target.name, total, watch)
             os.replace(room / target.name, target)

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from shortviz.errors import ExportError, ResourceError, ShortvizError
-from shortviz.export.folder import fingerprints
+from shortviz.export.folder import RECORD, fingerprints
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import duration, size
 
-RECORD = "shortviz.json"
 _REPOSITORY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*(?<![.-])")
 _NOT_A_TOKEN = re.compile(r"[^\x21-\x7e]")
 _STOPPED = "The push was stopped; the repository is as it was, and what has arrived is not sent again."
@@ -105,7 +104,7 @@ def check_destination(to: Destination) -> Destination:
         raise ExportError("There is no token; make one with write access in your account's settings on the hub.")
     if _NOT_A_TOKEN.search(token):
         raise ExportError("The token holds characters that no token has; copy it again.")
-    return Destination(repo_id=name, token=token, private=to.private, endpoint=to.endpoint)
+    return replace(to, repo_id=name, token=token)
 
 
 def check_proved(folder: Path, watch: Watch = NO_WATCH) -> tuple[str, ...]:
@@ -115,7 +114,10 @@ def check_proved(folder: Path, watch: Watch = NO_WATCH) -> tuple[str, ...]:
     """
     record = _read_record(folder)
     wanted, proof = record.get("files"), record.get("proof")
-    if not isinstance(wanted, dict) or not isinstance(proof, dict) or not _holds(proof):
+    proof = proof if isinstance(proof, dict) else {}
+    generated, streamed = proof.get("generation_equal"), proof.get("kind") in ("streamed", "bytes")
+    # One too large for a fresh process was proved layer by layer, and did not generate.
+    if not isinstance(wanted, dict) or not (generated is True or (generated is None and streamed)):
         raise ExportError(f"{folder} holds no proof that it was reloaded and found equal; export it again.")
     watch.tell("check", done=0, total=1, unit="steps", detail="fingerprints of all files")
     found = fingerprints(folder)
@@ -126,12 +128,6 @@ def check_proved(folder: Path, watch: Watch = NO_WATCH) -> tuple[str, ...]:
             f"{folder} is not what was proved: {changed[0]} was changed, added or removed since; export it again."
         )
     return (*sorted(found), RECORD)
-
-
-def _holds(proof: dict[str, Any]) -> bool:
-    """Return whether a proof found the files equal: in a fresh process, or, too large for one, layer by layer."""
-    generated = proof.get("generation_equal")
-    return generated is True or (generated is None and proof.get("kind") in ("streamed", "bytes"))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -170,7 +166,8 @@ def push_errors(to: Destination) -> Iterator[None]:
     except ShortvizError:
         raise
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, *_MALFORMED) as error:
-        raise _told(error, to) from _without(error, to.token)
+        hidden = any(to.token in str(cause) for cause in _causes(error))
+        raise _told(error, to) from None if hidden else error
 
 
 def _told(error: BaseException, to: Destination) -> ShortvizError:
@@ -191,7 +188,7 @@ def _told(error: BaseException, to: Destination) -> ShortvizError:
             "or a sign-in page stands before it, then push again."
         )
     last = chain[-1]  # where it began; what came after only says that uploading failed
-    said = _masked(next(iter(str(last).strip().splitlines()), type(last).__name__), to.token)
+    said = next(iter(str(last).strip().splitlines()), type(last).__name__).replace(to.token, "***")
     return ExportError(f"Pushing {to.repo_id} failed ({said[:200]}); push again, or upload the folder by hand.")
 
 
@@ -222,15 +219,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _without(error: BaseException, token: str) -> BaseException | None:
-    """Return the cause of a message, or None where its own words, or those of its causes, hold the token."""
-    return None if any(token in str(cause) for cause in _causes(error)) else error
-
-
-def _masked(text: str, token: str) -> str:
-    return text.replace(token, "***") if token else text
 
 
 def _report(watch: Watch, done: int, total: int, detail: str) -> None:

@@ -13,32 +13,25 @@ from torch import Tensor
 
 from shortviz.errors import ModelError
 from shortviz.export.card import CARDS
-from shortviz.export.folder import check_space, check_target, filled_beside, move_into_place, write_error
+from shortviz.export.folder import check_target, filled_beside, move_into_place, write_error
 from shortviz.export.recipes import treated_recipe
-from shortviz.heal.student import Student, check_peft, inject, merge
+from shortviz.heal.student import Student, check_package, inject, merge
 from shortviz.model.delta import delta_weights, weights_digest
 from shortviz.model.handle import ModelHandle
 from shortviz.model.prune import put_weights, shared_copy
 from shortviz.records.formatting import counted, layers_text
 from shortviz.records.json import from_plain, plain
 from shortviz.records.ledger import Treatment
-from shortviz.records.model import ModelInfo, hub_name
+from shortviz.records.model import hub_name
 from shortviz.records.plan import PrunePlan
 
-# Which cut of which model an adapter belongs to, and the repairs of that cut that its folder brings along.
-
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 REPAIRED = "repaired.safetensors"
 """Beside an adapter that was trained on a repaired cut: the weights that the repairs made. peft does not look at it."""
-
-
-def repaired_weights(cut: ModelHandle, base: ModelHandle) -> dict[str, Tensor]:
-    """Return the weights of a repaired cut that are not the uncut model's, on the CPU.
-
-    None where it was trained before: those are many, and such a model is exported whole.
-    """
-    if not cut.treatments or any(treatment.kind != "repair" for treatment in cut.treatments):
-        return {}
-    return {name: weight.detach().cpu().contiguous() for name, weight in delta_weights(cut, base).items()}
+_ROOM = 4 * 2**20
+_CUT = ("id", "revision", "architecture", "num_layers", "removed")
+"""What tells one cut from another."""
 
 
 def with_repairs(cut: ModelHandle, folder: Path, facts: Mapping[str, Any]) -> ModelHandle:
@@ -49,7 +42,7 @@ def with_repairs(cut: ModelHandle, folder: Path, facts: Mapping[str, Any]) -> Mo
     if cut.plan is None or cut.treatments or not facts.get("repairs"):
         return cut
     mine = cut_facts(cut)
-    if any(facts.get(name) != mine[name] for name in ("id", "revision", "architecture", "num_layers", "removed")):
+    if any(facts.get(name) != mine[name] for name in _CUT):
         return cut
     known = dict(cut.model.named_parameters())
     try:
@@ -68,8 +61,7 @@ def with_repairs(cut: ModelHandle, folder: Path, facts: Mapping[str, Any]) -> Mo
 def refuse_other(folder: Path, facts: dict[str, Any], cut: ModelHandle) -> None:
     """Raise ModelError where an adapter was trained on another model, cut or repair than this; say on which."""
     mine = cut_facts(cut)
-    same = ("id", "revision", "architecture", "num_layers", "removed", "treatments")
-    differs = [name for name in same if facts.get(name) != mine[name]]
+    differs = [name for name in (*_CUT, "treatments") if facts.get(name) != mine[name]]
     if not differs and facts["dtype"] == mine["dtype"] and facts["weights"] != mine["weights"]:
         differs = ["weights"]
     as_it_is = cut.plan is None and all(facts[name] == mine[name] for name in ("architecture", "dtype", "weights"))
@@ -90,7 +82,7 @@ def refuse_other(folder: Path, facts: dict[str, Any], cut: ModelHandle) -> None:
 
 def cut_facts(cut: ModelHandle) -> dict[str, Any]:
     """Return what an adapter's model is: by name, cut and repairs, and by a digest of its weights."""
-    plan = plan_of(cut)
+    plan = _plan_of(cut)
     return {
         "id": cut.info.id if hub_name(cut.info) else Path(cut.info.id).name,
         "revision": cut.info.revision,
@@ -111,14 +103,8 @@ def _name(facts: Mapping[str, Any]) -> str:
     return model + cut + (f", treated by {', '.join(treated)}" if treated else "")
 
 
-def plan_of(cut: ModelHandle) -> PrunePlan:
-    """Return what was removed; a model that nothing was removed from has an empty plan."""
+def _plan_of(cut: ModelHandle) -> PrunePlan:
     return cut.plan or PrunePlan(num_layers=cut.info.num_layers, removed=())
-
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-_ROOM = 4 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,27 +139,35 @@ def export_adapter(adapter: Adapter, folder: Path, *, base: ModelHandle | None =
     Raises ExportError where the folder is taken or cannot be written, ResourceError where the disk is too small.
     """
     target = check_target(Path(folder))
-    repairs = repaired_weights(adapter.cut, base) if base is not None else {}
+    treatments, repairs = adapter.cut.treatments, {}
+    if base is not None and treatments and all(treatment.kind == "repair" for treatment in treatments):
+        own = delta_weights(adapter.cut, base)  # of one that was trained before they are many: it is exported whole
+        repairs = {name: weight.detach().cpu().contiguous() for name, weight in own.items()}
     needed = sum(tensor.nbytes for tensor in (*adapter.tensors.values(), *repairs.values())) + _ROOM
-    check_space(target, needed)
     facts = cut_facts(adapter.cut) | {"treatment": plain(adapter.treatment)}
-    whole = bool(repairs) or not adapter.cut.treatments
+    whole = bool(repairs) or not treatments
     if repairs:
-        facts["repairs"] = plain(adapter.cut.treatments)
+        facts["repairs"] = plain(treatments)
     config = adapter.config.to_dict() | {
         "base_model_name_or_path": hub_name(adapter.cut.info) or Path(adapter.cut.info.id).name,
         "revision": adapter.cut.info.revision,
         "inference_mode": True,
         "auto_mapping": {"shortviz": facts},  # the one field that peft hands on as it is
     }
-    with filled_beside(target) as room:
+    with filled_beside(target, needed) as room:
         made = room / "adapter"
         try:
             made.mkdir()
             if repairs:
                 save_file(repairs, made / REPAIRED, {"format": "pt"})
             save_file(dict(adapter.tensors), made / WEIGHTS, {"format": "pt"})
-            text = json.dumps(config, indent=2, default=_plain, allow_nan=False)
+            # JSON has no word for sets, nor for peft's enumerations
+            text = json.dumps(
+                config,
+                indent=2,
+                default=lambda value: sorted(value) if isinstance(value, set) else getattr(value, "value", str(value)),
+                allow_nan=False,
+            )
             (made / CONFIG).write_text(f"{text}\n", encoding="utf-8")
             (made / "README.md").write_text(_card(adapter, target.name, whole), encoding="utf-8")
             for weights in made.glob("*.safetensors"):
@@ -182,11 +176,6 @@ def export_adapter(adapter: Adapter, folder: Path, *, base: ModelHandle | None =
             raise write_error(error, target, needed) from error
         move_into_place(made, target)
     return target
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON has no word for: sets as sorted lists, peft's enumerations as their value."""
-    return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))
 
 
 def load_adapter(cut: ModelHandle, folder: Path) -> ModelHandle:
@@ -234,7 +223,7 @@ def _student(cut: ModelHandle, folder: Path) -> tuple[Student, Treatment]:
 
 
 def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
-    check_peft()
+    check_package("peft", "Reading an adapter needs")
     import peft
 
     try:
@@ -254,9 +243,7 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 def _card(adapter: Adapter, folder: str, whole: bool) -> str:
     """Return the card; `whole` says that the folder has all that is needed beside the uncut model."""
-    cut = adapter.cut
-    base: ModelInfo = cut.info
-    plan = plan_of(cut)
+    cut, base, plan = adapter.cut, adapter.cut.info, _plan_of(adapter.cut)
     shown = base.id if hub_name(base) else Path(base.id).name
     return CARDS.get_template("adapter_card.md").render(
         folder=folder,

@@ -1,11 +1,12 @@
 """The text of a training: rows packed into windows, their order, and what is held out. No torch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from shortviz.errors import TextError
-from shortviz.records.text import TextInfo, Tokens, TokenSet, WindowSet
+from shortviz.records.text import Tokens, TokenSet, WindowSet
 from shortviz.text.tokens import fingerprint
 
 PARAMETERS_PER_TOKEN = 250
@@ -66,13 +67,12 @@ def split_heldout(
     """
     total = sum(len(row) for row in tokens.rows)
     wanted = min(windows * window, total // 5)
-    held = 0
-    cut = len(tokens.rows)
+    held, cut = 0, len(tokens.rows)
     while cut > 1 and held < wanted:
         cut -= 1
         held += len(tokens.rows[cut])
     count = min(windows, held // window)
-    if cut < 1 or count < 1 or held > total // 2:
+    if count < 1 or held > total // 2:
         return _split_tokens(tokens, windows, window, total)
     rest = part_of(tokens, tokens.rows[:cut])
     packed = pack(part_of(tokens, tokens.rows[cut:]), window, ())[:count]
@@ -94,25 +94,12 @@ def _split_tokens(tokens: TokenSet, windows: int, window: int, total: int) -> tu
 
 def part_of(tokens: TokenSet, rows: tuple[Tokens, ...]) -> TokenSet:
     """Return some rows of a text as a text of their own."""
-    info = TextInfo(
-        source=tokens.info.source,
-        rows=len(rows),
-        tokens=sum(len(row) for row in rows),
-        fingerprint=fingerprint(rows),
-        bos=tokens.info.bos,
-        max_length=tokens.info.max_length,
-        options=tokens.info.options,
-    )
+    size = sum(len(row) for row in rows)
+    info = replace(tokens.info, rows=len(rows), tokens=size, fingerprint=fingerprint(rows), skipped=0)
     return TokenSet(rows=rows, info=info)
 
 
 def _windows(tokens: TokenSet, packed: Tokens) -> WindowSet:
-    info = TextInfo(
-        source=f"{tokens.info.source}, its end held out",
-        rows=len(packed),
-        tokens=packed.size,
-        fingerprint=fingerprint(packed),
-        bos=tokens.info.bos,
-        max_length=packed.shape[1],
-    )
+    part = part_of(tokens, tuple(packed)).info
+    info = replace(part, source=f"{part.source}, its end held out", max_length=packed.shape[1], options="")
     return WindowSet(tokens=np.ascontiguousarray(packed), info=info)

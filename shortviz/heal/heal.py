@@ -1,20 +1,22 @@
 """heal: train a cut model, keep what is best on held-out text, and return it merged into new tensors."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from shortviz.errors import PlanError, ResourceError, ShortvizError, TextError, is_out_of_memory
 from shortviz.heal.adapter import Adapter, adapter_of
-from shortviz.heal.checkpoint import load_state, training_facts
 from shortviz.heal.data import pack, refuse_too_little
 from shortviz.heal.objectives import make_objective, seams_of
 from shortviz.heal.student import Student, make_student, merge, set_training
-from shortviz.heal.training import Training, own_random_numbers, saver, team
+from shortviz.heal.training import Training, own_random_numbers, team
 from shortviz.measure.losses import check_windows
+from shortviz.model.delta import model_facts
 from shortviz.model.handle import ModelHandle
 from shortviz.model.spread import refuse_spread
 from shortviz.progress import NO_WATCH, Watch
@@ -23,8 +25,6 @@ from shortviz.records.heal import HealHistory, HealSettings
 from shortviz.records.ledger import Treatment
 from shortviz.records.model import ModelInfo
 from shortviz.records.text import TokenSet, WindowSet
-
-# How much memory a training takes, roughly. No torch.
 
 _ACTIVATIONS = 24
 """Numbers kept for the backward pass, per token, layer and hidden unit: the residual stream, norms, attention, MLP."""
@@ -101,15 +101,38 @@ def heal(
         objective = make_objective(settings, student.handle, base, seams, row)
         together = team(cut.model.device)
         training = Training(
-            student=student, objective=objective, settings=settings, windows=windows, heldout=heldout, team=together
+            student=student,
+            objective=objective,
+            settings=settings,
+            windows=windows,
+            heldout=heldout,
+            team=together,
+            checkpoint=checkpoint,
+            facts=_facts(cut, base, tokens, heldout, settings, together.size),
         )
-        save = None
-        if checkpoint is not None:
-            facts = training_facts(cut, base, tokens, heldout, settings, together.size)
-            training.resume(load_state(checkpoint, facts))
-            save = saver(training, checkpoint, facts)
-        training.run(watch, save)
+        training.resume()
+        training.run(watch)
     return _healed(training, tokens)
+
+
+def _facts(
+    cut: ModelHandle, base: ModelHandle | None, tokens: TokenSet, heldout: WindowSet, settings: HealSettings, world: int
+) -> dict[str, Any]:
+    """Return what a training is, by name: a checkpoint goes on only where all of it is the same."""
+    *model, on_disk = model_facts(cut)
+    treatments = [(each.kind, each.method, each.text.fingerprint if each.text else None) for each in cut.treatments]
+    facts = {field.name.replace("_", " "): getattr(settings, field.name) for field in fields(settings)}
+    facts |= {
+        "model": model,
+        "weights on disk": on_disk,
+        "earlier treatments": treatments,
+        "uncut model": model_facts(base) if base is not None and settings.needs_base else None,
+        "training text": tokens.info.fingerprint,
+        "held-out text": heldout.info.fingerprint,
+        "processes": world,
+    }
+    found: dict[str, Any] = json.loads(json.dumps(facts))  # as it comes back from a file: tuples are lists
+    return found
 
 
 def _check(cut: ModelHandle, base: ModelHandle | None, settings: HealSettings, heldout: WindowSet) -> None:

@@ -6,6 +6,7 @@ computed twice.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,17 +66,10 @@ class Reader:
     handle: ModelHandle
     split: bool
     """The head can be run apart from the decoder (see `logits.open_head`)."""
-    wanted: tuple[int, ...] = ()
+    wanted: tuple[int, ...]
     """Boundaries to keep."""
-    stop_early: bool = False
+    stop_early: bool
     """Nothing behind the last wanted boundary is needed."""
-
-    @classmethod
-    def of(
-        cls, handle: ModelHandle, tokens: Tensor, wanted: tuple[int, ...] = (), stop_early: bool = False
-    ) -> "Reader":
-        """Return a reader, its way to the logits checked on a row of tokens."""
-        return cls(handle=handle, split=open_head(handle, tokens).split, wanted=wanted, stop_early=stop_early)
 
     def read(self, tokens: Tensor) -> Reading:
         """Return the states and boundaries of rows of tokens; gradients flow where they are enabled."""
@@ -88,19 +82,14 @@ class Reader:
             if self.stop_early and boundary == last:
                 raise _FarEnoughError
 
-        with self.handle.lock, residual_boundaries(self.handle, keep):
-            try:
-                states = self._states(tokens)
-            except _FarEnoughError:
-                return Reading(states=None, boundaries=found)
-        return Reading(states=states, boundaries=found)
-
-    def _states(self, tokens: Tensor) -> Tensor:
         model: Any = self.handle.model
-        if self.split:
-            return batch_head_input(model, tokens, use_cache=False)
-        logits: Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
-        return logits
+        states: Tensor | None = None
+        with self.handle.lock, residual_boundaries(self.handle, keep), suppress(_FarEnoughError):
+            if self.split:
+                states = batch_head_input(model, tokens, use_cache=False)
+            else:
+                states = model(input_ids=tokens.to(model.device), use_cache=False).logits
+        return Reading(states=states, boundaries=found)
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits of a chunk of states, (tokens, vocabulary), float32 or wider."""
@@ -121,41 +110,37 @@ class Objective:
     settings: HealSettings
     student: Reader
     teacher: Reader | None
-    seams: tuple[Seam, ...] = ()
+    seams: tuple[Seam, ...]
 
     def backward(self, tokens: Tensor, share: float) -> float:
         """Add the gradients of rows of tokens to the trained weights; return `share` of their mean loss, in nats.
 
         `share` is the part that these rows are of all rows behind one update.
         """
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            return self._backward(tokens, share)
-
-    def _backward(self, tokens: Tensor, share: float) -> float:
-        teacher = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher = self.teacher.read(tokens)
-        student = self.student.read(tokens)
         roots: list[Tensor] = []
         gradients: list[Tensor | None] = []
-        total = 0.0
-        if student.states is not None:
-            rows, length = tokens.shape
-            scored = student.states[:, :-1].reshape(rows * (length - 1), -1)
-            loss, gradient = self._head_gradient(scored.detach(), tokens, teacher, share)
-            total += loss
-            if scored.requires_grad:
-                roots.append(scored)
-                gradients.append(gradient)
-        if self.seams:
-            assert teacher is not None
-            loss_at_seam = self._seam_loss(student, teacher) * share
-            total += float(loss_at_seam.detach())
-            if loss_at_seam.requires_grad:
-                roots.append(loss_at_seam)
-                gradients.append(None)
-        torch.autograd.backward(roots, gradients)
+        total, teacher = 0.0, None
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            if self.teacher is not None:
+                with torch.no_grad():
+                    teacher = self.teacher.read(tokens)
+            student = self.student.read(tokens)
+            if student.states is not None:
+                rows, length = tokens.shape
+                scored = student.states[:, :-1].reshape(rows * (length - 1), -1)
+                loss, gradient = self._head_gradient(scored.detach(), tokens, teacher, share)
+                total += loss
+                if scored.requires_grad:
+                    roots.append(scored)
+                    gradients.append(gradient)
+            if self.seams:
+                assert teacher is not None
+                loss_at_seam = self._seam_loss(student, teacher) * share
+                total += float(loss_at_seam.detach())
+                if loss_at_seam.requires_grad:
+                    roots.append(loss_at_seam)
+                    gradients.append(None)
+            torch.autograd.backward(roots, gradients)
         return total
 
     def _head_gradient(
@@ -163,7 +148,8 @@ class Objective:
     ) -> tuple[float, Tensor]:
         """Return the loss of all next tokens and its gradient at the head's input, chunk by chunk."""
         before = None
-        if teacher is not None and teacher.states is not None and self._distils:
+        distils = self.settings.objective in ("distill", "mixed") and self.settings.mix > 0
+        if distils and teacher is not None and teacher.states is not None:
             before = teacher.states[:, :-1].reshape(len(states), -1)
         targets = tokens[:, 1:].reshape(-1).to(states.device)
         chunk = max(1, CHUNK_BYTES // (4 * self.student.handle.info.vocab_size))
@@ -179,10 +165,6 @@ class Objective:
             assert leaf.grad is not None
             gradient[part] = leaf.grad
         return total, gradient
-
-    @property
-    def _distils(self) -> bool:
-        return self.settings.objective in ("distill", "mixed") and self.settings.mix > 0
 
     def _chunk_loss(self, states: Tensor, targets: Tensor, before: Tensor | None) -> Tensor:
         """Return the sum over some tokens of (1 - mix) cross-entropy + mix T^2 KL(uncut || student at temperature T).
@@ -224,12 +206,15 @@ def make_objective(
     settings: HealSettings, student: ModelHandle, base: ModelHandle | None, seams: tuple[Seam, ...], row: Tensor
 ) -> Objective:
     """Return the objective of these settings; `row` is some row of tokens, to check the heads on."""
-    with_seam = settings.objective == "seam" or (settings.objective == "mixed" and settings.seam_weight > 0)
-    seams = seams if with_seam else ()
     alone = settings.objective == "seam"
+    seams = seams if alone or (settings.objective == "mixed" and settings.seam_weight > 0) else ()
+
+    def reader(handle: ModelHandle, wanted: tuple[int, ...]) -> Reader:
+        return Reader(handle=handle, split=open_head(handle, row).split, wanted=wanted, stop_early=alone)
+
     teacher = None
     if settings.needs_base:
         assert base is not None
-        teacher = Reader.of(base, row, tuple(seam.teacher for seam in seams), stop_early=alone)
-    own = Reader.of(student, row, tuple(seam.boundary for seam in seams), stop_early=alone)
+        teacher = reader(base, tuple(seam.teacher for seam in seams))
+    own = reader(student, tuple(seam.boundary for seam in seams))
     return Objective(settings=settings, student=own, teacher=teacher, seams=seams)

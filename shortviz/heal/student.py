@@ -21,32 +21,6 @@ from shortviz.model.layers import layer_stack
 from shortviz.model.prune import shared_copy
 from shortviz.records.heal import HealSettings
 
-# The packages that a training needs beside the models' own: looked for before a model is loaded. No torch.
-
-
-def check_packages(settings: HealSettings) -> None:
-    """Raise ResourceError with the install command where a recipe needs a package that is not there."""
-    if settings.method == "lora":
-        check_peft("Training adapters needs", " or choose method partial")
-
-
-def check_peft(needs: str = "Reading an adapter needs", otherwise: str = "") -> None:
-    """Raise ResourceError where peft is not installed."""
-    if importlib.util.find_spec("peft") is None:
-        other = f",{otherwise}" if otherwise else ""
-        raise ResourceError(f"{needs} the package peft, which is not installed; run `pip install peft`{other}.")
-
-
-def check_bitsandbytes() -> None:
-    """Raise ResourceError where bitsandbytes is not installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ResourceError(
-            "Training in 4 bits needs the package bitsandbytes, which is not installed; run `pip install bitsandbytes`."
-        )
-
-
-# Which weights of a model are trained: found by structure and by name inside a layer, for every family.
-
 _MIXERS = re.compile(r"att|mamba|mixer|conv|temporal_block|indexer")
 """In a module's path inside a layer: it mixes tokens (attention, state space, convolution)."""
 _ROUTERS = re.compile(r"(^|\.|_)(gate|router)$")
@@ -72,35 +46,39 @@ class Targets:
 def find_targets(model: PreTrainedModel, wanted: str) -> Targets:
     """Return what `wanted` names: `mlp`, `all`, or names of modules inside a layer, separated by commas.
 
-    Raises PlanError where a name is not there, or there is nothing of the kind.
+    They are found by structure and by name inside a layer, for every family; routers are left out. Raises PlanError
+    where a name is not there, or there is nothing of the kind.
     """
-    found = dict(_linears(model))
-    experts = set(_expert_weights(model))
-    paths = (*found, *sorted(experts))
+    layers = layer_stack(model).layers
+    modules = [found for layer in layers for found in layer.named_modules()]
+    linear = {path: module for path, module in modules if _is_adaptable(path, module)}
+    weights = [found for layer in layers for found in layer.named_parameters()]
+    experts = {path for path, weight in weights if weight.ndim == 3 and "expert" in path}
+    paths = (*linear, *sorted(experts))
+    usable = [p for p in paths if "att" in p or not _MIXERS.search(p) or p.rpartition(".")[2] not in _NOT_ADAPTED]
     note = ""
     if wanted == "all":
-        chosen = [path for path in paths if not _refused(path)]
+        chosen = usable
     elif wanted == "mlp":
         chosen = [path for path in paths if not _MIXERS.search(path)]
         if not chosen:
-            chosen = [path for path in paths if not _refused(path)]
+            chosen = usable
             note = f"The layers have no MLP; {', '.join(chosen)} of their mixers were trained."
     else:
         chosen = _named(wanted, paths)
     if not chosen:
         raise PlanError(f"The layers of {type(model).__name__} have nothing that {wanted!r} could name; choose all.")
-    modules = tuple(path for path in chosen if path in found)
-    kinds = {issubclass(found[path], Conv1D) for path in modules}
     return Targets(
-        modules=modules,
+        modules=tuple(path for path in chosen if path in linear),
         parameters=tuple(path for path in chosen if path in experts),
-        transposed=kinds == {True},
+        transposed={isinstance(linear[path], Conv1D) for path in chosen if path in linear} == {True},
         note=note,
     )
 
 
-def _refused(path: str) -> bool:
-    return bool(_MIXERS.search(path)) and path.rpartition(".")[2] in _NOT_ADAPTED and "att" not in path
+def _is_adaptable(path: str, module: nn.Module) -> bool:
+    single = isinstance(module, nn.Linear) and module.out_features == 1
+    return isinstance(module, nn.Linear | Conv1D) and not single and not _ROUTERS.search(path)
 
 
 def _named(wanted: str, paths: tuple[str, ...]) -> list[str]:
@@ -113,29 +91,6 @@ def _named(wanted: str, paths: tuple[str, ...]) -> list[str]:
     return chosen
 
 
-def _linears(model: PreTrainedModel) -> Iterator[tuple[str, type[Any]]]:
-    """Yield (path inside a layer, class) of each kind of linear layer, once; routers are left out."""
-    seen = set()
-    for layer in layer_stack(model).layers:
-        for path, module in layer.named_modules():
-            if path in seen or not isinstance(module, nn.Linear | Conv1D) or _ROUTERS.search(path):
-                continue
-            if isinstance(module, nn.Linear) and module.out_features == 1:
-                continue
-            seen.add(path)
-            yield path, type(module)
-
-
-def _expert_weights(model: PreTrainedModel) -> Iterator[str]:
-    """Yield the paths inside a layer of weights that hold all experts in one tensor, (experts, ., .), once each."""
-    seen = set()
-    for layer in layer_stack(model).layers:
-        for path, weight in layer.named_parameters():
-            if weight.ndim == 3 and "expert" in path and path not in seen:
-                seen.add(path)
-                yield path
-
-
 def last_part(model: PreTrainedModel, last_layers: int) -> dict[str, nn.Parameter]:
     """Return the weights that partial fine-tuning trains, by name: last layers, final norm, and the head if it is free.
 
@@ -143,28 +98,20 @@ def last_part(model: PreTrainedModel, last_layers: int) -> dict[str, nn.Paramete
 
     Raises PlanError where the model has fewer layers.
     """
-    stack = layer_stack(model)
+    stack, head = layer_stack(model), model.get_output_embeddings()
     count = len(stack.layers)
     if last_layers > count:
         raise PlanError(f"The last {last_layers} layers were to be trained, and the model has {count}; choose fewer.")
-    layers = {f"{stack.path}.{i}." for i in range(count)}
-    trained = {f"{stack.path}.{i}." for i in range(count - last_layers, count)}
-    embeddings = {id(weight) for weight in model.get_input_embeddings().parameters()}
-    head = model.get_output_embeddings()
-    heads = {id(weight) for weight in head.parameters()} - embeddings if head is not None else set()
-    norms = {id(w) for m in _final_norms(stack.decoder) for w in m.parameters(recurse=False)}
-    chosen = {}
-    for name, weight in model.named_parameters():
-        inside = next((prefix for prefix in layers if name.startswith(prefix)), None)
-        if inside in trained or (inside is None and (id(weight) in heads or id(weight) in norms)):
-            chosen[name] = weight
-    return chosen
+    beside = stack.decoder.named_children()
+    norms = [m for name, m in beside if "norm" in type(m).__name__.lower() and "embed" not in name]  # bloom has one
+    heads = [] if head is None else [head]
+    trained = _weight_ids(*stack.layers[count - last_layers :], *norms, *heads)
+    trained -= _weight_ids(*stack.layers[: count - last_layers], model.get_input_embeddings())
+    return {name: weight for name, weight in model.named_parameters() if id(weight) in trained}
 
 
-def _final_norms(decoder: nn.Module) -> list[nn.Module]:
-    """Return the norms that stand beside the layers, short of one on the embeddings (bloom)."""
-    named = decoder.named_children()
-    return [child for name, child in named if "norm" in type(child).__name__.lower() and "embed" not in name]
+def _weight_ids(*modules: nn.Module) -> set[int]:
+    return {id(weight) for module in modules for weight in module.parameters()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -233,6 +180,7 @@ def _with_adapters(cut: ModelHandle, settings: HealSettings) -> Student:
     check_packages(settings)
     import peft
 
+    in_4bit = settings.quantize == "4bit"
     targets = find_targets(cut.model, settings.targets)
     config = peft.LoraConfig(
         r=settings.rank,
@@ -245,14 +193,13 @@ def _with_adapters(cut: ModelHandle, settings: HealSettings) -> Student:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    student = inject(cut, config, in_4bit=settings.quantize == "4bit")
+    student = inject(cut, config, in_4bit=in_4bit)
     _check_adapted(student.handle.model, cut, targets)
     quantised = (
         "The frozen weights were held in 4 bits while training, and the held-out losses are that model's; the healed "
         "model has its own weights in full."
     )
-    notes = (targets.note, quantised if settings.quantize == "4bit" else "")
-    return replace(student, note=" ".join(note for note in notes if note))
+    return replace(student, note=" ".join(filter(None, (targets.note, quantised if in_4bit else ""))))
 
 
 def inject(cut: ModelHandle, config: Any, *, in_4bit: bool = False) -> Student:
@@ -262,7 +209,7 @@ def inject(cut: ModelHandle, config: Any, *, in_4bit: bool = False) -> Student:
     shared = shared_copy(cut)
     if in_4bit:
         check_quantiser(shared.model.device)
-        quantise_layers(shared.model)
+        _quantise_layers(shared.model)
     peft.inject_adapter_in_model(config, shared.model)
     trained = {name: weight for name, weight in shared.model.named_parameters() if weight.requires_grad}
     return Student(handle=shared, cut=cut, trained=trained, adapter_config=config)
@@ -298,12 +245,10 @@ def adapted_weights(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
 def _partly_free(cut: ModelHandle, settings: HealSettings) -> Student:
     """Return a student with its own copies of the weights that are trained, in place of the shared ones."""
     shared = shared_copy(cut)
-    trained: dict[str, nn.Parameter] = {}
-    for name, weight in last_part(shared.model, settings.last_layers).items():
-        trained[name] = nn.Parameter(weight.detach().clone(), requires_grad=True)
-    head = shared.model.get_output_embeddings()
-    embeddings = {id(weight) for weight in shared.model.get_input_embeddings().parameters()}
-    tied = head is not None and any(id(weight) in embeddings for weight in head.parameters())
+    free, head = last_part(shared.model, settings.last_layers), shared.model.get_output_embeddings()
+    ids = set(map(id, free.values()))
+    tied = head is not None and any(id(weight) not in ids for weight in head.parameters())
+    trained = {name: nn.Parameter(weight.detach().clone(), requires_grad=True) for name, weight in free.items()}
     _put_by_all_names(shared.model, trained)
     note = "The head is tied to the input embeddings and was not trained." if tied else ""
     return Student(handle=shared, cut=cut, trained=trained, note=note)
@@ -311,28 +256,24 @@ def _partly_free(cut: ModelHandle, settings: HealSettings) -> Student:
 
 def _put_by_all_names(model: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
     """Put parameters into a model by name, in place of its own; a weight that has several names gets all of them."""
-    names: dict[int, list[str]] = {}
-    for name, weight in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(weight), []).append(name)
-    own = dict(model.named_parameters(remove_duplicate=False))
-    for name, new in weights.items():
-        for place in names[id(own[name])]:
+    fresh = {id(model.get_parameter(name)): weight for name, weight in weights.items()}
+    for place, weight in list(model.named_parameters(remove_duplicate=False)):
+        if id(weight) in fresh:
             parent, _, leaf = place.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, new)
+            setattr(model.get_submodule(parent), leaf, fresh[id(weight)])
 
 
 @torch.no_grad()
 def merge(student: Student) -> ModelHandle:
     """Return a new handle on the cut model with what was learned; only the changed weights are new tensors."""
     healed = shared_copy(student.cut)
-    own = dict(healed.model.named_parameters(remove_duplicate=False))
     new: dict[str, nn.Parameter] = {}
     if student.adapter_config is None:
         for name, weight in student.trained.items():
             new[name] = nn.Parameter(weight.detach().clone(), requires_grad=False)
     else:
         for name, layer in adapted_weights(student.handle.model):
-            before = own[name]
+            before = healed.model.get_parameter(name)
             wide = torch.float64 if before.dtype == torch.float64 else torch.float32
             delta = layer.get_delta_weight("default").to(before.device, wide)
             new[name] = nn.Parameter((before.to(wide) + delta).to(before.dtype), requires_grad=False)
@@ -341,9 +282,16 @@ def merge(student: Student) -> ModelHandle:
     return healed
 
 
-# QLoRA: the frozen linear layers of a student in 4 bits while it is trained (Dettmers et al. 2023, arXiv 2305.14314).
-#
-# What is learned is added to the cut model's own weights in their own precision: nothing that is kept was quantised.
+def check_packages(settings: HealSettings) -> None:
+    """Raise ResourceError with the install command where a recipe needs a package that is not there."""
+    if settings.method == "lora":
+        check_package("peft", "Training adapters needs", ", or choose method partial")
+
+
+def check_package(name: str, needs: str, otherwise: str = "") -> None:
+    """Raise ResourceError where a package is not installed; `needs` begins its sentence, `otherwise` ends it."""
+    if importlib.util.find_spec(name) is None:
+        raise ResourceError(f"{needs} the package {name}, which is not installed; run `pip install {name}`{otherwise}.")
 
 
 def check_quantiser(device: torch.device) -> None:
@@ -353,26 +301,24 @@ def check_quantiser(device: torch.device) -> None:
             f"Training in 4 bits needs a CUDA device, and the model is on {device}; choose quantize none, or load the "
             "model with device cuda."
         )
-    check_bitsandbytes()
+    check_package("bitsandbytes", "Training in 4 bits needs")
 
 
-def quantise_layers(model: PreTrainedModel) -> int:
-    """Replace the linear layers inside the decoder layers by 4-bit ones, and return their number.
+def _quantise_layers(model: PreTrainedModel) -> None:
+    """Replace the linear layers inside the decoder layers by 4-bit ones (QLoRA, arXiv 2305.14314).
 
     The model must own its modules (a shared-tensor copy does); the tensors it shares with others are read, not changed.
+    What is learned is added to the cut model's own weights in their own precision: nothing that is kept was quantised.
     """
     import bitsandbytes as bnb
 
     compute = model.dtype if model.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
-    replaced = 0
     for layer in layer_stack(model).layers:
         for path, module in list(layer.named_modules()):
             if type(module) is nn.Linear:
                 parent, _, leaf = path.rpartition(".")
                 setattr(layer.get_submodule(parent), leaf, _in_4bit(bnb, module, compute))
-                replaced += 1
     model.is_loaded_in_4bit = True  # what peft looks at
-    return replaced
 
 
 def _in_4bit(bnb: Any, linear: nn.Linear, compute: torch.dtype) -> nn.Module:

@@ -1,64 +1,58 @@
-"""The steps of a training: batches, gradients, updates, looks at held-out text, checkpoints."""
+"""The steps of a training: batches, gradients, updates, looks at held-out text, checkpoints.
+
+A checkpoint is one safetensors file, replaced atomically, tied to what is being trained. It holds the trained weights,
+the best ones so far, and AdamW's moments. The schedule, the place in the text and all random numbers (order of the
+text, dropout) follow from the settings and the step, so the step stands for them.
+"""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from shortviz.errors import NumericsError, Stopped, is_out_of_memory
-from shortviz.heal.checkpoint import HealState, save_state
 from shortviz.heal.data import batch_of
 from shortviz.heal.objectives import Objective
 from shortviz.heal.student import Student, set_training
 from shortviz.measure.losses import evaluate
+from shortviz.model.delta import read_tensors, refuse_other_work, write_tensors
 from shortviz.model.handle import ModelHandle
 from shortviz.progress import Watch
 from shortviz.records.heal import HealHistory, HealPoint, HealSettings
+from shortviz.records.json import from_plain, plain
 from shortviz.records.text import Tokens, WindowSet
-
-# Several processes training one model (`accelerate launch`): each has its own windows, the gradients are averaged.
-#
-# Only the trained weights' gradients travel, which for adapters is little; no wrapper around the model is needed.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Team:
-    """One process among those that train together."""
+    """One process among those that train one model together (`accelerate launch`), each on its own windows.
+
+    Only the trained weights' gradients travel, which for adapters is little; no wrapper around the model is needed.
+    """
 
     rank: int = 0
+    """0 is the one that writes files and reports."""
     size: int = 1
     device: torch.device = torch.device("cpu")
     """Where numbers that travel must be."""
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and reports."""
-        return self.rank == 0
-
     def mean(self, value: float) -> float:
         """Return the mean of a number over the processes."""
-        if self.size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(total)
-        return float(total) / self.size
+        number = torch.tensor(value, dtype=torch.float64, device=self.device)
+        self.average((number,))
+        return float(number)
 
-    def any(self, flag: bool) -> bool:
-        """Tell whether any process says so; all must ask together."""
-        return self.mean(float(flag)) > 0
-
-    def average(self, gradients: Iterable[Tensor]) -> None:
+    def average(self, tensors: Iterable[Tensor]) -> None:
         """Put the mean over the processes into each tensor."""
-        if self.size == 1:
-            return
-        for gradient in gradients:
-            torch.distributed.all_reduce(gradient)
-            gradient.div_(self.size)
+        for tensor in tensors if self.size > 1 else ():
+            torch.distributed.all_reduce(tensor)
+            tensor.div_(self.size)
 
 
 def team(device: torch.device) -> Team:
@@ -111,6 +105,9 @@ class Training:
     windows: Tokens
     heldout: WindowSet
     team: Team
+    checkpoint: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the training is, by name: a checkpoint goes on only where all of it is the same."""
     step: int = 0
     points: list[HealPoint] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -120,6 +117,8 @@ class Training:
     """Windows that are run at once: the batch size, less once memory ran out."""
     earlier_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
+    saved: float = field(default_factory=time.monotonic)
+    """When a checkpoint was written last."""
 
     def __post_init__(self) -> None:
         self.rows = self.settings.batch_size
@@ -146,56 +145,66 @@ class Training:
             note=self.note,
         )
 
-    def resume(self, state: HealState | None) -> None:
-        """Take up a saved training, where there is one."""
-        if state is None:
-            return
-        self.step, self.points, self.best = state.step, list(state.history.points), dict(state.best)
-        self.best_step, self.note = state.history.best_step, state.history.note
-        self.earlier_seconds = state.history.points[-1].seconds
-        self.student.load(state.weights)
-        for name, weight in zip(self.student.trained, self.weights, strict=True):
-            if name in state.moments:
-                self.optimizer.state[weight] = {
-                    kind: value if kind == "step" else value.to(weight.device)
-                    for kind, value in state.moments[name].items()
-                }
+    def resume(self) -> None:
+        """Take up the training of the checkpoint, where there is one.
 
-    def state(self) -> HealState:
-        """Return what a checkpoint holds."""
-        named = zip(self.student.trained, self.weights, strict=True)
-        return HealState(
-            step=self.step,
-            weights=self.student.state(),
-            best=self.best,
-            moments={name: self.optimizer.state[w] for name, w in named if w in self.optimizer.state},
-            history=self.history(),
-        )
+        Raises RunError where the file cannot be read, or belongs to another training: the differences are listed.
+        """
+        found = read_tensors(self.checkpoint, ("facts", "step", "history")) if self.checkpoint is not None else None
+        if found is None:
+            return
+        tensors, saved = found
+        refuse_other_work(f"The training in {self.checkpoint}", saved["facts"], self.facts)
+        history = from_plain(HealHistory, saved["history"])
+        self.step, self.points, self.best_step = int(saved["step"]), list(history.points), history.best_step
+        self.note, self.earlier_seconds = history.note, history.points[-1].seconds
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            parts.setdefault(kind, {})[name] = value
+        self.best = parts.pop("best", {})
+        self.student.load(parts.pop("weights"))
+        for name, weight in zip(self.student.trained, self.weights, strict=True):
+            for kind in (kind for kind in parts if name in parts[kind]):
+                value = parts[kind][name]
+                self.optimizer.state[weight][kind] = value if kind == "step" else value.to(weight.device)
+
+    def _save(self, now: bool) -> None:
+        """Write the checkpoint: now where asked to, else once a minute."""
+        due = now or time.monotonic() - self.saved >= CHECKPOINT_SECONDS
+        if self.checkpoint is None or self.team.rank != 0 or not due:
+            return
+        tensors = {f"weights/{name}": value for name, value in self.student.state().items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        for name, weight in zip(self.student.trained, self.weights, strict=True):
+            moments = self.optimizer.state.get(weight, {})  # AdamW's own: step, exp_avg, exp_avg_sq
+            tensors |= {f"{kind}/{name}": value for kind, value in moments.items()}
+        metadata = {"facts": self.facts, "step": self.step, "history": plain(self.history())}
+        write_tensors(self.checkpoint, tensors, metadata)
+        self.saved = time.monotonic()
 
     # What it does
 
-    def run(self, watch: Watch, save: Callable[[bool], None] | None) -> None:
+    def run(self, watch: Watch) -> None:
         """Make the steps that are left."""
         if not self.points:
             self._measure(HealPoint(step=0, loss=None))
             self._tell(watch)
         while self.step < self.settings.steps and not self.note:
-            if self.team.any(watch.stopped):
-                self._end_early(save)
+            if self.team.mean(float(watch.stopped)):  # in any process: all end together
+                self._end_early()
                 return
             try:
                 self._advance()
             except _RanAwayError as error:
                 self._ran_away(error)
             self._tell(watch)
-            if save is not None:
-                save(self.points[-1].heldout_nll is not None or bool(self.note))
+            self._save(self.points[-1].heldout_nll is not None or bool(self.note))
 
-    def _end_early(self, save: Callable[[bool], None] | None) -> None:
+    def _end_early(self) -> None:
         if not self.step:
             raise Stopped("Stopped before the first step of the training; there is nothing to keep.")
-        if save is not None:
-            save(True)
+        self._save(True)
         if self.points[-1].heldout_nll is None:
             with suppress(_RanAwayError):  # the best so far is kept all the same
                 self._measure(self.points.pop())
@@ -216,15 +225,8 @@ class Training:
         rate = learning_rate_at(self.settings, self.step)
         loss = self._update(rate)
         self.step += 1
-        took = time.perf_counter() - began
-        done = self.settings.batch_size * self.settings.accumulate * self.team.size * self.settings.length
-        point = HealPoint(
-            step=self.step,
-            loss=loss,
-            learning_rate=rate,
-            tokens_per_second=done / took,
-            seconds=self.seconds,
-        )
+        speed = self.settings.tokens_per_step * self.team.size / (time.perf_counter() - began)
+        point = HealPoint(step=self.step, loss=loss, learning_rate=rate, tokens_per_second=speed, seconds=self.seconds)
         if self.step % self.settings.eval_every == 0 or self.step == self.settings.steps:
             self._measure(point)
         else:
@@ -292,7 +294,7 @@ class Training:
             )
 
     def _tell(self, watch: Watch) -> None:
-        if not self.team.is_main:
+        if self.team.rank != 0:
             return
         history = self.history()
         last = history.points[-1]
@@ -302,16 +304,3 @@ class Training:
         watch.tell(
             "heal", done=self.step, total=self.settings.steps, unit="steps", detail=detail, snapshot=lambda: history
         )
-
-
-def saver(training: Training, path: Path, facts: dict[str, object]) -> Callable[[bool], None]:
-    """Return what saves the training to `path`: now where asked to, else once a minute."""
-    last = time.monotonic()
-
-    def save(now: bool) -> None:
-        nonlocal last
-        if training.team.is_main and (now or time.monotonic() - last >= CHECKPOINT_SECONDS):
-            save_state(path, facts, training.state())
-            last = time.monotonic()
-
-    return save

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,15 +87,13 @@ def save_treated(path: Path, handle: ModelHandle, base: ModelHandle, facts: Mapp
 
     `facts` say what it is beside its model; they are given back. Raises ResourceError where the disk will not take it.
     """
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in delta_weights(handle, base).items()}
     metadata = {
         "model": _identity(base),
         "removed": [] if handle.plan is None else list(handle.plan.removed),
         "treatments": plain(handle.treatments),
         "facts": facts,
     }
-    data = save(tensors, {name: json.dumps(value) for name, value in metadata.items()})
-    write_atomically(path, lambda file: file.write(data))
+    write_tensors(path, delta_weights(handle, base), metadata)
 
 
 def load_treated(path: Path, base: ModelHandle) -> tuple[ModelHandle, dict[str, Any]] | None:
@@ -103,16 +101,12 @@ def load_treated(path: Path, base: ModelHandle) -> tuple[ModelHandle, dict[str, 
 
     Raises RunError where the file cannot be read or belongs to another model.
     """
-    if not path.exists():
+    read = read_tensors(path, ("model", "removed", "treatments", "facts"))
+    if read is None:
         return None
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            found = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-            treatments = tuple(from_plain(Treatment, each) for each in found["treatments"])
-            removed, model, facts = tuple(found["removed"]), found["model"], found["facts"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RunError(f"{path} cannot be read ({error}); delete it to start again.") from error
+    tensors, found = read
+    treatments = tuple(from_plain(Treatment, each) for each in found["treatments"])
+    removed, model = tuple(found["removed"]), found["model"]
     if model != _identity(base):
         raise RunError(
             f"{path} belongs to {model.get('id')} ({model.get('dtype')}), or to other weights than {base.info.id} "
@@ -120,7 +114,48 @@ def load_treated(path: Path, base: ModelHandle) -> tuple[ModelHandle, dict[str, 
         )
     handle = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed)) if removed else shared_copy(base)
     put_weights(handle.model, tensors)
-    return replace(handle, treatments=treatments), dict(facts)
+    return replace(handle, treatments=treatments), dict(found["facts"])
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors, and what is to be known of them, as one safetensors file that replaces an older one whole.
+
+    Raises ResourceError where the disk will not take it.
+    """
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = save(own, {name: json.dumps(value) for name, value in metadata.items()})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def read_tensors(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the tensors of a file of `write_tensors` and its metadata, which has these names; None where none is.
+
+    Raises RunError where the file cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            found = file.metadata() or {}
+            metadata = {name: json.loads(found[name]) for name in names}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118  # not a mapping
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read ({error}); delete it to start again.") from error
+
+
+def refuse_other_work(work: str, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Raise RunError where a checkpoint's facts are not those of the work that is to go on, listing the differences."""
+    differs = [name for name in {**saved, **facts} if saved.get(name) != facts.get(name)]
+    if differs:
+        shown = "; ".join(f"{name} was {_short(saved.get(name))} and is {_short(facts.get(name))}" for name in differs)
+        raise RunError(
+            f"{work} was begun otherwise: {shown}; give what it was begun with, or delete the file to start again."
+        )
+
+
+def _short(value: Any) -> str:
+    text = "not given" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _identity(base: ModelHandle) -> dict[str, Any]:

@@ -5,8 +5,8 @@ candidate's layers are then called in the same way, one after another, with what
 a seam further on sees what the repaired layers before it really give, and no layer runs twice.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from shortviz.measure.batches import padded_right
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import LayerCall, hidden_argument, hooked_layers, layer_stack
 from shortviz.records.text import Tokens
+from shortviz.repair.probe import hooked_modules
 
 STOPPED = "Stopped before the repair was finished; the cut model is as it was."
 
@@ -48,26 +49,13 @@ def open_paired_batch(base: ModelHandle, rows: Sequence[Tokens], wanted: Set[int
     The uncut model runs up to boundary `end`.
     """
     ids = padded_right(rows)
-    real = torch.zeros(ids.shape, dtype=torch.bool)
-    for line, row in zip(real, rows, strict=True):
-        line[: len(row)] = True
+    real = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
+    stack, device = layer_stack(base.model), base.model.device
     kept: dict[int, Tensor] = {}
     calls: list[LayerCall] = []
-    with base.lock, _recording(base, wanted | {start}, end, kept, calls) as decoder:
-        device = base.model.device
-        with suppress(_ReachedError):
-            decoder(input_ids=ids.to(device), use_cache=False)
-    return PairedBatch(ids=ids.to(device), real=real.to(device), uncut_states=kept, calls=calls, state=kept[start])
-
-
-@contextmanager
-def _recording(
-    base: ModelHandle, wanted: Set[int], end: int, kept: dict[int, Tensor], calls: list[LayerCall]
-) -> Iterator[nn.Module]:
-    stack = layer_stack(base.model)
 
     def keep(boundary: int, hidden: Tensor) -> None:
-        if boundary in wanted:
+        if boundary in wanted or boundary == start:
             kept[boundary] = hidden.clone()
         if boundary == end:
             raise _ReachedError
@@ -76,8 +64,10 @@ def _recording(
         keep(index, hidden_argument(index, args, kwargs))
         calls.append(LayerCall.of(args, kwargs))
 
-    with hooked_layers(stack.layers, enters, lambda hidden: keep(len(stack.layers), hidden)):
-        yield stack.decoder
+    hooks = hooked_layers(stack.layers, enters, lambda hidden: keep(len(stack.layers), hidden))
+    with base.lock, suppress(_ReachedError), hooks:
+        stack.decoder(input_ids=ids.to(device), use_cache=False)
+    return PairedBatch(ids=ids.to(device), real=real.to(device), uncut_states=kept, calls=calls, state=kept[start])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -97,27 +87,12 @@ def probe_modules(layer: nn.Module, modules: Sequence[str], batch: PairedBatch, 
     """Run a candidate's layer on the batch as it stands, and return what its modules read and gave; the batch stays."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            seen[name] = args[0].clone(), output.clone()  # clones: falcon adds to the output in place afterwards
+    def keep(name: str, args: tuple[Any, ...], output: Tensor) -> None:
+        seen[name] = args[0].clone(), output.clone()  # clones: falcon adds to the output in place afterwards
 
-        return hook
-
-    with ExitStack() as hooks:
-        for name in modules:
-            hooks.callback(layer.get_submodule(name).register_forward_hook(keep(name)).remove)
+    with hooked_modules(layer, modules, keep):
         output = call.run(layer, batch.state.clone())
     shape = (*batch.real.shape, -1)
     entered = [seen[name][0].view(shape)[batch.real] for name in modules]
     left = seen[modules[-1]][1].view(shape)[batch.real]
     return ProbedModules(entered=entered, left=left, output=output[batch.real])
-
-
-@torch.inference_mode()
-def advance(
-    layers: nn.ModuleList, numbers: Sequence[int], batches: Sequence[PairedBatch], first: int, last: int
-) -> None:
-    """Take every batch through the candidate's layers first .. last-1; `numbers` are the layers' uncut numbers."""
-    for batch in batches:
-        for index in range(first, last):
-            batch.state = batch.calls[numbers[index]].run(layers[index], batch.state)

@@ -1,6 +1,7 @@
 """Fitting one module of a candidate to the uncut model's boundary: moments, a ridge from held-out rows, new weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,20 +10,29 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shortviz.errors import NumericsError
-from shortviz.progress import Watch
-from shortviz.repair.batches import STOPPED, PairedBatch, ProbedModules, probe_modules
+from shortviz.model.prune import put_weights, restore_weights
+from shortviz.repair.batches import PairedBatch, probe_modules
 from shortviz.repair.neurons import Neurons
 from shortviz.repair.probe import Writer, linear_weight, scale_features
 
-# Second moments at a seam: what a module reads, and what its output should gain, summed over tokens in float64.
-#
-# Nothing is kept of a batch but its share of the sums: features^2 + features x hidden numbers of 8 bytes (26 MB for the
-# demo model's 1,536 features, 1.3 GB for a 7B model's 11,008), whatever the length of the text.
+
+@contextmanager
+def weights_tried(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Have weights in a model of one's own while the context lasts."""
+    old = put_weights(model, weights)
+    try:
+        yield
+    finally:
+        restore_weights(model, old)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Moments:
-    """Sums over tokens of features x and wanted gains y: what least squares needs, whatever the number of tokens."""
+    """Sums in float64, over tokens, of features x that a module reads and gains y that its output should have.
+
+    Nothing else is kept of a batch: features^2 + features x hidden numbers of 8 bytes (26 MB for the demo model's 1,536
+    features, 1.3 GB for a 7B model's 11,008), whatever the length of the text.
+    """
 
     xx: Tensor
     """(features, features); for a scale, whose channels are fitted one by one, (hidden,)."""
@@ -37,15 +47,11 @@ class Moments:
 
     @classmethod
     def zeros(cls, groups: Sequence[int], hidden: int, *, bias: bool, device: torch.device) -> "Moments":
-        """Return sums of nothing, for new weights of so many features each."""
+        """Return sums of nothing: for new weights of so many features each, without groups for one number a channel."""
         whole = sum(groups) + bias
-        xx, xy = _zeros(device, whole, whole), _zeros(device, whole, hidden)
+        shapes = ((whole, whole), (whole, hidden)) if groups else ((hidden,), (hidden,))
+        xx, xy = (torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes)
         return cls(xx=xx, xy=xy, bias=bias, groups=tuple(groups))
-
-    @classmethod
-    def scale_zeros(cls, hidden: int, *, device: torch.device) -> "Moments":
-        """Return sums of nothing, for one number a channel."""
-        return cls(xx=_zeros(device, hidden), xy=_zeros(device, hidden), bias=False)
 
     def add(self, features: Tensor, gains: Tensor, reached: Tensor) -> None:
         """Add tokens: features (tokens, features) and what the module's output should gain, (tokens, hidden).
@@ -114,10 +120,6 @@ def token_weights(reached: Tensor) -> Tensor:
     return reached.square().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
 
 
-def _zeros(device: torch.device, *shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64, device=device)
-
-
 Reads = Literal["inputs", "outputs"]
 """`inputs`: a new weight from what the module reads; `outputs`: a linear map behind what it gives, folded in."""
 RIDGES = tuple(10.0 ** (step / 2) for step in range(-6, 5))
@@ -163,62 +165,48 @@ class Fitted:
     weights: dict[str, Tensor]
     """New weights by name in the layer."""
     ridge: float
-    missed: float
-    """Share of the wanted change's square, on held-out rows, that the new weights still miss."""
     tokens: int
     """Fitted on."""
 
 
 def gather(
-    layer: nn.Module,
-    target: FitTarget,
-    batches: Sequence[PairedBatch],
-    number: int,
-    watch: Watch,
-    on_batch: Callable[[int], None],
+    layer: nn.Module, target: FitTarget, batches: Sequence[PairedBatch], number: int, tell: Callable[[int], None]
 ) -> Moments:
-    """Return the moments of a target over the batches, which stand at its layer; `number` is its uncut number."""
-    module = layer.get_submodule(target.writer.name)
-    hidden, device = batches[0].state.shape[-1], batches[0].state.device
-    moments = Moments.scale_zeros(hidden, device=device) if target.writer.scale else None
+    """Return the moments of a target over the batches, which stand at its layer; `number` is its uncut number.
+
+    `tell` is told of the rows of every batch, and may raise to stop.
+    """
+    module, scale = layer.get_submodule(target.writer.name), target.writer.scale
+    moments: Moments | None = None
     for batch in batches:
-        watch.check(STOPPED)
         seen = probe_modules(layer, target.modules, batch, batch.calls[number])
         reached = batch.uncut_states[target.boundary][batch.real]
         wanted = (reached.double() - seen.output.double()) / target.writer.gain
-        features = _features(module, target, seen)
+        if scale:
+            features = [scale_features(module, seen.entered[-1])]
+        else:
+            features = seen.entered if target.reads == "inputs" else [seen.left]
         if moments is None:
-            groups = [f.shape[-1] for f in features]
-            moments = Moments.zeros(groups, hidden, bias=module.bias is not None, device=device)
+            groups = [] if scale else [f.shape[-1] for f in features]
+            bias = not scale and module.bias is not None
+            moments = Moments.zeros(groups, wanted.shape[-1], bias=bias, device=wanted.device)
         moments.add(torch.cat(features, dim=1), wanted, reached)
-        on_batch(len(batch.ids))
+        tell(len(batch.ids))
     assert moments is not None
     return moments
-
-
-@torch.inference_mode()
-def _features(module: nn.Module, target: FitTarget, seen: ProbedModules) -> list[Tensor]:
-    if target.writer.scale:
-        return [scale_features(module, seen.entered[-1])]
-    return seen.entered if target.reads == "inputs" else [seen.left]
 
 
 def fit(layer: nn.Module, target: FitTarget, fit_on: Moments, held_out: Moments) -> Fitted:
     """Return the weights that least squares gives, with the ridge that misses least on held-out rows."""
     tried = [(held_out.missed(solution), ridge, solution) for ridge in RIDGES for solution in [fit_on.solve(ridge)]]
-    missed, ridge, solution = min(tried, key=lambda found: found[0])
-    weights: dict[str, Tensor] = {}
-    at = 0
-    for name in target.others:
-        module = layer.get_submodule(name)
-        inputs = linear_weight(module).shape[1]
-        changed = _refitted(module, solution[at : at + inputs])
-        weights |= {f"{name}.{leaf}": weight for leaf, weight in changed.items()}
-        at += inputs
-    module = layer.get_submodule(target.writer.name)
+    _, ridge, solution = min(tried, key=lambda found: found[0])
     change = _scaled if target.writer.scale else _refitted if target.reads == "inputs" else _folded
-    weights |= {f"{target.writer.name}.{leaf}": weight for leaf, weight in change(module, solution[at:]).items()}
-    return Fitted(weights=weights, ridge=ridge, missed=missed, tokens=fit_on.tokens)
+    inputs = [linear_weight(layer.get_submodule(name)).shape[1] for name in target.others]
+    parts = solution.split([*inputs, len(solution) - sum(inputs)])
+    weights: dict[str, Tensor] = {}
+    for name, part in zip(target.modules, parts, strict=True):
+        weights |= {f"{name}.{leaf}": new for leaf, new in change(layer.get_submodule(name), part).items()}
+    return Fitted(weights=weights, ridge=ridge, tokens=fit_on.tokens)
 
 
 def _scaled(module: nn.Module, solution: Tensor) -> dict[str, Tensor]:

@@ -2,12 +2,11 @@
 
 A neuron that reads the stream through a norm can be moved to another layer: its rows go along, times the ratio of the
 two norms' weights, and its column of the last linear layer. Which modules these are is found by hooks, not by
-family, as writers are (`residual_writers`).
+family, as writers are (`find_writers`).
 """
 
 import copy
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shortviz.repair.probe import ModuleIO, Probe, Writer, linear_weight
+from shortviz.repair.probe import ModuleIO, Probe, Writer, hooked_modules, linear_weight
 
 _TOLERANCE = 64
 """Units of the dtype's rounding."""
@@ -89,15 +88,15 @@ def _follow(probe: Probe, neurons: Neurons, seen: Mapping[str, ModuleIO]) -> boo
         moved.append(args[0].clone())
         return (args[0][..., back], *args[1:])
 
-    def move(_module: nn.Module, _args: tuple[Tensor, ...], left: Tensor) -> Tensor:
+    def move(_name: str, _args: tuple[Tensor, ...], left: Tensor) -> Tensor:
         return left.view(*left.shape[:-1], neurons.parts, -1)[..., order].flatten(-2)
 
-    with ExitStack() as hooks:
-        for name in neurons.inward:
-            hook = probe.layer.get_submodule(name).register_forward_hook(move)
-            hooks.callback(hook.remove)
-        hooks.callback(probe.layer.get_submodule(neurons.outward).register_forward_pre_hook(read).remove)
-        after = probe.run()
+    reader = probe.layer.get_submodule(neurons.outward).register_forward_pre_hook(read)
+    try:
+        with hooked_modules(probe.layer, neurons.inward, move):
+            after = probe.run()
+    finally:
+        reader.remove()
     return _near(moved[0], features[..., order]) and _near(after, left)
 
 

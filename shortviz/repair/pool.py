@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shortviz.model.prune import put_weights, restore_weights
 from shortviz.repair.batches import PairedBatch, probe_modules
-from shortviz.repair.fit import FitTarget, token_weights
+from shortviz.repair.fit import FitTarget, token_weights, weights_tried
 from shortviz.repair.neurons import Neurons, as_read_by
 from shortviz.repair.probe import linear_weight
 
@@ -41,11 +40,8 @@ def choose(
         weights = as_read_by(layer, donor, target.neurons)
         if weights is None:
             continue
-        old = put_weights(layer, weights)
-        try:
+        with weights_tried(layer, weights):
             found = _written(layer, target, batches, number, tell) * _column_squares(donor, target.neurons)
-        finally:
-            restore_weights(layer, old)
         found[_known(layer, target.neurons, weights) | ~found.isfinite()] = -1.0  # float16 may overflow in this layer
         donors.append(donor)
         scores.append(found)

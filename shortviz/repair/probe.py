@@ -8,13 +8,14 @@ no linear writer at all. The attention's projection of a sequential layer is non
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -22,14 +23,24 @@ from shortviz.measure.replay import Recording, record
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import LayerCall, layer_stack
 
-# One layer on a short input, and what its modules read and give there, seen through hooks.
-#
-# In half precision a rounding of 0.4 % hides what is asked: whether an output moves exactly as a module's does. So a
-# layer of a narrower model is probed as a float32 copy.
-
 _TOKENS = 12
 ModuleIO = tuple[nn.Module, Tensor, Tensor]
 """A module, its first argument and its output, as a hook records them."""
+
+
+@contextmanager
+def hooked_modules(
+    layer: nn.Module, names: Iterable[str], hook: Callable[[str, tuple[Any, ...], Any], Any]
+) -> Iterator[None]:
+    """Call `hook(name, args, output)` behind each of a layer's modules; what it returns takes the output's place."""
+
+    def named(name: str) -> Callable[..., Any]:
+        return lambda _module, args, output: hook(name, args, output)
+
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.callback(layer.get_submodule(name).register_forward_hook(named(name)).remove)
+        yield
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -48,18 +59,13 @@ class Probe:
     def module_io(self) -> dict[str, ModuleIO]:
         """Return name -> what was seen of each module without children that runs once, in the order of running."""
         calls: dict[str, list[ModuleIO]] = {}
+        modules = {name: m for name, m in self.layer.named_modules() if name and next(m.children(), None) is None}
 
-        def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-                    calls.setdefault(name, []).append((module, args[0].clone(), output.clone()))
+        def keep(name: str, args: tuple[Any, ...], output: Any) -> None:
+            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+                calls.setdefault(name, []).append((modules[name], args[0].clone(), output.clone()))
 
-            return hook
-
-        with ExitStack() as hooks:
-            for name, module in self.layer.named_modules():
-                if name and next(module.children(), None) is None:
-                    hooks.callback(module.register_forward_hook(keep(name)).remove)
+        with hooked_modules(self.layer, modules, keep):
             self.run()
         return {name: found[0] for name, found in calls.items() if len(found) == 1}
 
@@ -71,7 +77,11 @@ def short_recording(handle: ModelHandle) -> Recording:
 
 @torch.no_grad()
 def open_probe(handle: ModelHandle, layer: int, recording: Recording | None = None) -> Probe:
-    """Return a layer of a model on a short input (a `short_recording`); the caller holds the handle's lock."""
+    """Return a layer of a model on a short input (a `short_recording`); the caller holds the handle's lock.
+
+    In half precision a rounding of 0.4 % hides what is asked: whether an output moves exactly as a module's does. So a
+    layer of a narrower model is probed as a float32 copy.
+    """
     found = short_recording(handle) if recording is None else recording
     module, call = layer_stack(handle.model).layers[layer], found.calls[layer]
     entering = found.boundaries[layer].clone()
@@ -79,21 +89,13 @@ def open_probe(handle: ModelHandle, layer: int, recording: Recording | None = No
     dtype = max((*kinds, torch.float32), key=lambda kind: kind.itemsize)
     if kinds == {dtype}:
         return Probe(layer=module, call=call, entering=entering)
-    kwargs = {name: _widened(value, dtype) for name, value in call.kwargs.items()}
-    call = LayerCall(positional=call.positional, args=_widened(call.args, dtype), kwargs=kwargs)
-    return Probe(layer=copy.deepcopy(module).to(dtype), call=call, entering=entering.to(dtype))
 
-
-def _widened(value: Any, dtype: torch.dtype) -> Any:
-    """Return an argument of a layer with its tensors of fractions in another dtype."""
-    if isinstance(value, Tensor):
+    def widened(value: Tensor) -> Tensor:
         return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, tuple | list):
-        widened = [_widened(each, dtype) for each in value]
-        return widened if isinstance(value, list) else tuple(widened)
-    if isinstance(value, dict):
-        return {name: _widened(each, dtype) for name, each in value.items()}
-    return value
+
+    args, kwargs = recursively_apply(widened, (call.args, call.kwargs))
+    call = LayerCall(positional=call.positional, args=args, kwargs=kwargs)
+    return Probe(layer=copy.deepcopy(module).to(dtype), call=call, entering=entering.to(dtype))
 
 
 _ROUNDING = 32
@@ -126,23 +128,20 @@ def find_writers(probe: Probe) -> tuple[Writer, ...]:
         found = [
             Writer(name=name, gain=gain, inputs=args.shape[-1], scale=scale)
             for name, (module, args, output) in seen.items()
-            if is_kind(module, args, output) and (gain := _gain(probe, module, output)) is not None
+            if is_kind(module, args, output) and (gain := _gain(probe, name)) is not None
         ]
         if found:
             return tuple(sorted(reversed(found), key=lambda writer: -writer.inputs))
     return ()
 
 
-def _gain(probe: Probe, module: nn.Module, output: Tensor) -> float | None:
+def _gain(probe: Probe, name: str) -> float | None:
     """Return how much the layer's output moves with the module's, None where it does not simply move along."""
     before = probe.run()
     noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(0)).to(before)
     move = noise * before.float().square().mean(-1, keepdim=True).sqrt().to(before.dtype)
-    hook = module.register_forward_hook(lambda _m, _a, out: out + move.view_as(out))
-    try:
+    with hooked_modules(probe.layer, (name,), lambda _name, _args, output: output + move.view_as(output)):
         moved = probe.run()
-    finally:
-        hook.remove()
     change, step = (moved.double() - before.double()), move.double()
     gain = float((change * step).sum() / step.square().sum())
     scale = torch.maximum(before.abs(), moved.abs()).double().amax(-1) + step.abs().amax(-1)
@@ -165,7 +164,7 @@ def _is_scale(module: nn.Module, entered: Tensor, left: Tensor) -> bool:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.shape != left.shape[-1:]:
         return False
-    once, twice = (_with_weight(module, weight + step, entered).double() for step in (1.0, 2.0))
+    once, twice = (_with_weights(module, {"weight": weight + step}, entered).double() for step in (1.0, 2.0))
     return _equal(2 * once - left.double(), twice, left.dtype) and not torch.equal(once, left.double())
 
 
@@ -176,16 +175,12 @@ def scale_features(module: nn.Module, entered: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(entered.dtype, torch.float32)
     wide = {name: weight.to(dtype) for name, weight in module.named_parameters()}
-    once, twice = (
-        torch.func.functional_call(module, wide | {"weight": wide["weight"] + step}, (entered.to(dtype),))
-        for step in (0.0, 1.0)
-    )
-    found: Tensor = twice - once
-    return found
+    more = wide | {"weight": wide["weight"] + 1.0}
+    return _with_weights(module, more, entered.to(dtype)) - _with_weights(module, wide, entered.to(dtype))
 
 
-def _with_weight(module: nn.Module, weight: Tensor, entered: Tensor) -> Tensor:
-    left: Tensor = torch.func.functional_call(module, {"weight": weight}, (entered,))
+def _with_weights(module: nn.Module, weights: dict[str, Tensor], entered: Tensor) -> Tensor:
+    left: Tensor = torch.func.functional_call(module, weights, (entered,))
     return left
 
 
@@ -201,12 +196,6 @@ def linear_weight(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-# Which linear layers of a decoder layer have to be divided by a for its output to follow a stream divided by a.
-#
-# A pre-norm layer f(x) = x + attention(norm x) + mlp(norm ...) forgets the size of what it reads, not of what it adds
-# to. With its adding layers divided by a, a * f'(x) = f(a * x): the model goes on as if x had been a times larger.
-# Found by trying sets of linear layers on a short input, so that no family needs a table.
-
 _TRIED = 1.7
 """A factor to try with."""
 _LARGE = 100.0
@@ -220,7 +209,10 @@ _MOST = 6
 def adding_layers(probe: Probe, known: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the names of the linear layers that add to the stream, with biases; empty where no set of them will do.
 
-    `known` are names that did in another layer, tried first.
+    A pre-norm layer f(x) = x + attention(norm x) + mlp(norm ...) forgets the size of what it reads, not of what it adds
+    to. With its adding layers divided by a, a * f'(x) = f(a * x): the model goes on as if x had been a times larger.
+    Found by trying sets of linear layers on a short input, so that no family needs a table; `known` are names that did
+    in another layer, tried first.
     """
     entering = probe.entering
     x = entering / entering.square().mean(-1, keepdim=True).sqrt() * _LARGE
@@ -228,7 +220,7 @@ def adding_layers(probe: Probe, known: Sequence[str] = ()) -> tuple[str, ...]:
     names = [
         name
         for name, module in probe.layer.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and _outputs(module) == entering.shape[-1]
+        if isinstance(module, nn.Linear | Conv1D) and len(linear_weight(module)) == entering.shape[-1]
     ]
     tried = [tuple(known), *(s for count in (2, 1, 3) for s in combinations(reversed(names), count))]
     for chosen in tried[: 2**_MOST]:
@@ -237,17 +229,8 @@ def adding_layers(probe: Probe, known: Sequence[str] = ()) -> tuple[str, ...]:
     return ()
 
 
-def _outputs(module: nn.Linear | Conv1D) -> int:
-    return int(module.nf if isinstance(module, Conv1D) else module.out_features)
-
-
 def _does(probe: Probe, names: Sequence[str], x: Tensor, expected: Tensor) -> bool:
-    def divided() -> Callable[..., Tensor]:
-        return lambda _module, _args, output: output / _TRIED
-
-    with ExitStack() as hooks:
-        for name in names:
-            hooks.callback(probe.layer.get_submodule(name).register_forward_hook(divided()).remove)
+    with hooked_modules(probe.layer, names, lambda _name, _args, output: output / _TRIED):
         found = _TRIED * probe.call.run(probe.layer, x.clone())
     added = (expected - _TRIED * x).abs().amax()
     rounding = 16 * torch.finfo(x.dtype).eps * expected.abs().amax()

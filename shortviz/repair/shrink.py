@@ -3,10 +3,8 @@
 Greedy as in SLEB (arXiv 2402.09025), but every step measures the model as the repairs so far have left it.
 """
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from shortviz.errors import PlanError, RunError, ShortvizError, Stopped, TextErr
 from shortviz.measure.logits import open_head
 from shortviz.measure.losses import check_windows, score_window
 from shortviz.measure.search import single_layer_losses
-from shortviz.model.delta import load_treated, save_treated
+from shortviz.model.delta import load_treated, refuse_other_work, save_treated
 from shortviz.model.handle import ModelHandle
 from shortviz.model.prune import prune
 from shortviz.progress import NO_WATCH, Progress, Watch
@@ -28,7 +26,8 @@ from shortviz.records.sums import mean_and_stderr
 from shortviz.records.text import TokenSet, WindowSet, scored_options
 from shortviz.repair.repair import Repaired, check_method, repair
 
-# The steps of a shrinking, and the file that it goes on from: the repaired weights so far, and how they came about.
+_MEASURING = 0.5
+"""Share of a step's progress that measuring takes; the rest is the repair."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,60 +51,6 @@ class ShrinkStep:
     note: str
     """What was said of the repair."""
     seconds: float
-
-
-def shrink_facts(windows: WindowSet, tokens: TokenSet, method: str, batch_size: int) -> dict[str, Any]:
-    """Return what a shrinking is, by name; it goes on only where all of it is the same."""
-    return {
-        "method": method,
-        "batch size": batch_size,
-        "text that layers are chosen on": windows.info.fingerprint,
-        "text that repairs are fitted to": tokens.info.fingerprint,
-    }
-
-
-def save_shrink(
-    path: Path, handle: ModelHandle, base: ModelHandle, facts: Mapping[str, Any], steps: Sequence[ShrinkStep]
-) -> None:
-    """Write a shrinking as far as it has come; raises ResourceError where the disk will not take it."""
-    save_treated(path, handle, base, {"work": facts, "steps": plain(steps)})
-
-
-def load_shrink(
-    path: Path, base: ModelHandle, facts: Mapping[str, Any], most: int
-) -> tuple[ModelHandle, list[ShrinkStep]] | None:
-    """Return the model and the steps of work that was cut short, None where there is no file.
-
-    Raises RunError where the file belongs to other work (the differences are listed), or to more than `most` steps.
-    """
-    found = load_treated(path, base)
-    if found is None:
-        return None
-    handle, saved = found
-    work = saved.get("work", {})
-    differs = [name for name in {**work, **facts} if work.get(name) != facts.get(name)]
-    if differs:
-        shown = "; ".join(f"{name} was {_short(work.get(name))} and is {_short(facts.get(name))}" for name in differs)
-        raise RunError(
-            f"The shrinking in {path} was begun otherwise: {shown}; give what it was begun with, or delete the file to "
-            "start again."
-        )
-    steps = [from_plain(ShrinkStep, step) for step in saved["steps"]]
-    if len(steps) > most:
-        raise RunError(
-            f"The shrinking in {path} has removed {len(steps)} layers already, and {most} are to go; ask for fewer "
-            "layers, or delete the file to start again."
-        )
-    return handle, steps
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 20 else f"{text[:12]}..."
-
-
-_MEASURING = 0.5
-"""Share of a step's progress that measuring takes; the rest is the repair."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -144,75 +89,24 @@ def shrink(
     Raises PlanError for a number of layers that is not below the model's, RunError for a checkpoint of other work,
     Stopped before the first step is done, and before that what `repair` and `evaluate` raise.
     """
-    _check(base, windows, to_layers, method)
-    total, uncut = base.info.num_layers - to_layers, _nll(base, windows)
-    facts = shrink_facts(windows, tokens, method, batch_size)
-    known = load_shrink(checkpoint, base, facts, total) if checkpoint is not None else None
-    done = _Done(*(known or (base, [])))
-
-    def partial() -> Shrunk:
-        complete = len(done.steps) == total
-        return Shrunk(
-            handle=done.handle,
-            steps=tuple(done.steps),
-            base_nll=float(uncut.mean()),
-            complete=complete,
-            note=done.note,
-        )
-
-    def tell(share: float, detail: str) -> None:
-        at = len(done.steps) + share
-        watch.tell("shrink", done=at, total=total, unit="layers", detail=detail, snapshot=partial)
-
-    job = _Job(
+    check_layers(base.info.num_layers, to_layers)
+    check_method(method)
+    check_windows(base, windows)
+    shrinking = _Shrinking(
         base=base,
         windows=windows,
         tokens=tokens,
-        uncut=uncut,
+        uncut=_nll(base, windows),
         method=method,
         batch_size=batch_size,
-        tell=tell,
+        total=base.info.num_layers - to_layers,
+        checkpoint=checkpoint,
         watch=watch,
+        handle=base,
     )
-
-    def keep() -> None:
-        if checkpoint is not None:
-            save_shrink(checkpoint, done.handle, base, facts, done.steps)
-
-    _go_on(job, done, total, keep)
-    return partial()
-
-
-@dataclass(slots=True, eq=False)
-class _Done:
-    """A shrinking as far as it has come."""
-
-    handle: ModelHandle
-    steps: list[ShrinkStep]
-    note: str = ""
-
-
-def _go_on(job: "_Job", done: _Done, total: int, keep: Callable[[], None]) -> None:
-    """Make the steps that are left; what ends them early is told in the note, or raised where no step would be lost."""
-    stopped = Stopped("Stopped before the first layer was removed; there is nothing to keep.")
-    while len(done.steps) < total:
-        try:
-            found = _step(job, done.handle, first=not done.steps)
-        except ShortvizError as error:
-            if not done.steps:
-                raise (stopped if isinstance(error, Stopped) else error) from None
-            done.note = "" if isinstance(error, Stopped) else str(error)
-            return
-        if found is None:
-            left = "none of its layers" if not done.steps else "none of the layers that are left"
-            done.note = f"The stock config of {job.base.info.architecture} can do without {left}."
-            if not done.steps:
-                raise PlanError(done.note)
-            return
-        done.handle, step = found
-        done.steps.append(step)
-        keep()
-        job.tell(0.0, f"removed layer {step.layer}")
+    shrinking.resume()
+    shrinking.run()
+    return shrinking.result()
 
 
 def check_layers(num_layers: int, to_layers: int) -> None:
@@ -221,15 +115,10 @@ def check_layers(num_layers: int, to_layers: int) -> None:
         raise PlanError(f"The model has {num_layers} layers and is to have {to_layers}; give 1 to {num_layers - 1}.")
 
 
-def _check(base: ModelHandle, windows: WindowSet, to_layers: int, method: str) -> None:
-    now = base.info.num_layers
-    check_layers(now, to_layers)
-    check_method(method)
-    check_windows(base, windows)
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Shrinking:
+    """A shrinking as far as it has come."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Job:
     base: ModelHandle
     windows: WindowSet
     tokens: TokenSet
@@ -237,91 +126,157 @@ class _Job:
     """NLL of each window, uncut."""
     method: str
     batch_size: int
-    tell: Callable[[float, str], None]
-    """Told how much of the step is done, and what."""
+    total: int
+    """Layers that are to go."""
+    checkpoint: Path | None
     watch: Watch
+    handle: ModelHandle
+    steps: list[ShrinkStep] = field(default_factory=list)
+    note: str = ""
 
+    def result(self) -> Shrunk:
+        """Return what is done by now."""
+        return Shrunk(
+            handle=self.handle,
+            steps=tuple(self.steps),
+            base_nll=float(self.uncut.mean()),
+            complete=len(self.steps) == self.total,
+            note=self.note,
+        )
 
-def _step(job: _Job, handle: ModelHandle, *, first: bool) -> tuple[ModelHandle, ShrinkStep] | None:
-    """Return the model with one layer fewer, repaired; None where no layer can go. Raises Stopped.
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the shrinking is, by name: a checkpoint goes on only where all of it is the same."""
+        return {
+            "method": self.method,
+            "batch size": self.batch_size,
+            "text that layers are chosen on": self.windows.info.fingerprint,
+            "text that repairs are fitted to": self.tokens.info.fingerprint,
+        }
 
-    A repair that is refused leaves the step without one: later seams may be repaired again. Only too little text, which
-    will not do for any, is told at once where no step is lost by it.
-    """
-    began = time.perf_counter()
-    measured = single_layer_losses(
-        handle, job.windows, job.watch, lambda share: job.tell(_MEASURING * share, "measuring layers")
-    )
-    if measured is None:
-        raise Stopped("Stopped while the layers were measured.")
-    nll = measured[1].mean(0)
-    if np.isnan(nll).all():
-        return None
-    place = int(np.nanargmin(nll))
-    cut = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=(place,)))
-    layer = place if handle.plan is None else handle.plan.kept[place]
-    repaired, refused = None, "Not repaired: no layer stands before the seam."
-    try:
-        repaired = _repaired(job, cut, layer)
-    except Stopped:
-        raise
-    except ShortvizError as refusal:
-        if first and isinstance(refusal, TextError):
+    def resume(self) -> None:
+        """Take up work that was cut short, where there is any; raises RunError where it is other work, or more."""
+        found = load_treated(self.checkpoint, self.base) if self.checkpoint is not None else None
+        if found is None:
+            return
+        self.handle, saved = found
+        refuse_other_work(f"The shrinking in {self.checkpoint}", saved.get("work", {}), self.facts)
+        self.steps = [from_plain(ShrinkStep, step) for step in saved["steps"]]
+        if len(self.steps) > self.total:
+            raise RunError(
+                f"The shrinking in {self.checkpoint} has removed {len(self.steps)} layers already, and {self.total} "
+                "are to go; ask for fewer layers, or delete the file to start again."
+            )
+
+    def run(self) -> None:
+        """Make the steps left; what ends them early is told in the note, or raised where no step would be lost."""
+        stopped = Stopped("Stopped before the first layer was removed; there is nothing to keep.")
+        while len(self.steps) < self.total:
+            try:
+                found = self._step()
+            except ShortvizError as error:
+                if not self.steps:
+                    raise (stopped if isinstance(error, Stopped) else error) from None
+                self.note = "" if isinstance(error, Stopped) else str(error)
+                return
+            if found is None:
+                left = "none of its layers" if not self.steps else "none of the layers that are left"
+                self.note = f"The stock config of {self.base.info.architecture} can do without {left}."
+                if not self.steps:
+                    raise PlanError(self.note)
+                return
+            self.handle, step = found
+            self.steps.append(step)
+            if self.checkpoint is not None:
+                facts = {"work": self.facts, "steps": plain(self.steps)}
+                save_treated(self.checkpoint, self.handle, self.base, facts)
+            self._tell(0.0, f"removed layer {step.layer}")
+
+    def _tell(self, share: float, detail: str) -> None:
+        """Tell how much of the step is done, and what."""
+        done = len(self.steps) + share
+        self.watch.tell("shrink", done=done, total=self.total, unit="layers", detail=detail, snapshot=self.result)
+
+    def _step(self) -> tuple[ModelHandle, ShrinkStep] | None:
+        """Return the model with one layer fewer, repaired; None where no layer can go. Raises Stopped.
+
+        A repair that is refused leaves the step without one: later seams may be repaired again. Only too little text,
+        which will not do for any, is told at once where no step is lost by it.
+        """
+        began, handle = time.perf_counter(), self.handle
+        measured = single_layer_losses(
+            handle, self.windows, self.watch, lambda share: self._tell(_MEASURING * share, "measuring layers")
+        )
+        if measured is None:
+            raise Stopped("Stopped while the layers were measured.")
+        nll = measured[1].mean(0)
+        if np.isnan(nll).all():
+            return None
+        place = int(np.nanargmin(nll))
+        cut = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=(place,)))
+        layer = place if handle.plan is None else handle.plan.kept[place]
+        repaired, note = None, "Not repaired: no layer stands before the seam."
+        try:
+            repaired = self._repaired(cut, layer)
+        except Stopped:
             raise
-        refused = f"Not repaired: {refusal}"
-    result = cut if repaired is None else _with_choice(job, repaired)
-    after = _nll(result, job.windows)
-    increase, error = mean_and_stderr((after - job.uncut).tolist())
-    step = ShrinkStep(
-        layer=layer,
-        removed=_plan(cut).removed,
-        nll_cut=float(nll[place]),
-        nll=float(after.mean()),
-        increase=increase,
-        increase_stderr=error,
-        treatment=result.treatments[-1] if repaired is not None and repaired.applied else None,
-        note=repaired.treatment.note if repaired is not None else refused,
-        seconds=time.perf_counter() - began,
-    )
-    return result, step
+        except ShortvizError as refusal:
+            if not self.steps and isinstance(refusal, TextError):
+                raise
+            note = f"Not repaired: {refusal}"
+        result, treatment = cut, None
+        if repaired is not None:
+            result, note = repaired.handle, repaired.treatment.note
+            if repaired.applied:
+                treatment = self._with_choice(repaired.treatment)
+                result = replace(result, treatments=(*result.treatments[:-1], treatment))
+        after = _nll(result, self.windows)
+        increase, error = mean_and_stderr((after - self.uncut).tolist())
+        step = ShrinkStep(
+            layer=layer,
+            removed=_plan(cut).removed,
+            nll_cut=float(nll[place]),
+            nll=float(after.mean()),
+            increase=increase,
+            increase_stderr=error,
+            treatment=treatment,
+            note=note,
+            seconds=time.perf_counter() - began,
+        )
+        return result, step
 
+    def _with_choice(self, treatment: Treatment) -> Treatment:
+        """Return a repair that also says what the layers were chosen on, so that it can be done again."""
+        info = self.windows.info
+        named = scored_options(info.options)
+        options = f"{named} --window {info.max_length} --windows {info.rows}" if named else ""
+        chosen = {"chosen_on": info.source, "chosen_options": options}
+        return replace(treatment, settings={**treatment.settings, **chosen})
 
-def _with_choice(job: _Job, repaired: Repaired) -> ModelHandle:
-    """Return the repaired model; its treatment says what the layers were chosen on, so that it can be done again."""
-    if not repaired.applied:
-        return repaired.handle
-    info = job.windows.info
-    named = scored_options(info.options)
-    options = f"{named} --window {info.max_length} --windows {info.rows}" if named else ""
-    settings = {**repaired.treatment.settings, "chosen_on": info.source, "chosen_options": options}
-    done = replace(repaired.treatment, settings=settings)
-    return replace(repaired.handle, treatments=(*repaired.handle.treatments[:-1], done))
+    def _repaired(self, cut: ModelHandle, layer: int) -> Repaired | None:
+        """Return the cut repaired at the seam that removing this layer left; None where no layer stands before it."""
+        block = next(block for block in _plan(cut).blocks if layer in block.layers)
+        if block.start == 0:
+            return None
 
+        share = 0.0
 
-def _repaired(job: _Job, cut: ModelHandle, layer: int) -> Repaired | None:
-    """Return the cut repaired at the seam that removing this layer left; None where no layer stands before it."""
-    block = next(block for block in _plan(cut).blocks if layer in block.layers)
-    if block.start == 0:
-        return None
+        def tell(progress: Progress) -> None:
+            nonlocal share
+            if progress.stage == "repair":  # other stages are about what was repaired, and count for themselves
+                share = progress.done / progress.total
+            what = "repairing" if progress.stage == "repair" else "judging the repair of"
+            self._tell(_MEASURING + (1 - _MEASURING) * share, f"{what} the seam of layer {layer}")
 
-    share = 0.0
-
-    def tell(progress: Progress) -> None:
-        nonlocal share
-        if progress.stage == "repair":  # other stages are about what was repaired, and count for themselves
-            share = progress.done / progress.total
-        what = "repairing" if progress.stage == "repair" else "judging the repair of"
-        job.tell(_MEASURING + (1 - _MEASURING) * share, f"{what} the seam of layer {layer}")
-
-    return repair(
-        cut,
-        job.base,
-        job.tokens,
-        method=job.method,
-        blocks=(block,),
-        batch_size=job.batch_size,
-        watch=Watch(tell, job.watch.stop),
-    )
+        return repair(
+            cut,
+            self.base,
+            self.tokens,
+            method=self.method,
+            blocks=(block,),
+            batch_size=self.batch_size,
+            watch=Watch(tell, self.watch.stop),
+        )
 
 
 def _plan(cut: ModelHandle) -> PrunePlan:
