@@ -21,8 +21,7 @@ from shortviz.figures.cells import best_blocks, best_words, grid_of, map_alt
 from shortviz.files import write_atomically
 from shortviz.records.citations import bibtex_of
 from shortviz.records.formatting import UNKNOWN, counted, duration, layers_text, percent, size, with_error
-from shortviz.records.ledger import Ledger, LedgerStep
-from shortviz.records.ledger_steps import accuracy_change
+from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change
 from shortviz.records.measured import BlockDistances, BlockLosses, Evaluation, Grid
 from shortviz.records.model import ModelInfo, hub_name
 from shortviz.records.run import Run

@@ -78,7 +78,7 @@ def test_an_evaluation_of_before_there_was_an_error_of_the_same_next_token_is_re
     assert old.same_top1 == 0.7
     assert math.isnan(old.same_top1_stderr)
     assert "same top token    70.0 %" in evaluation_text(old)
-    assert "same top token    70.0 +- 2.0 %" in evaluation_text(known)
+    assert "same top token    70.0 ± 2.0 %" in evaluation_text(known)
 
 
 def test_an_evaluation_replaces_the_one_of_the_same_layers_and_text():

@@ -197,8 +197,8 @@ def test_a_deep_run_opens_within_a_second_of_processor_time_and_without_torch(tm
 
     save_run(fixture_run(126), tmp_path / "deep")
     program = (
-        "import sys, time; from pathlib import Path; from shortviz.runs import load_run; "
-        "from shortviz.charts import MapView, distance_map; begun = time.process_time(); "
+        "import sys, time; from pathlib import Path; from shortviz.runs.run import load_run; "
+        "from shortviz.figures.map import MapView, distance_map; begun = time.process_time(); "
         "run = load_run(Path(sys.argv[1])); "
         "distance_map(run.distances, 'angular_last', run.model, MapView()).to_json(); "
         "print(time.process_time() - begun, 'torch' in sys.modules)"
