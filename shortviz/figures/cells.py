@@ -52,11 +52,19 @@ def raw_range(grid: Grid, criterion: str) -> tuple[float, float]:
     return low, min(next(step * decade for step in (1, 2, 5, 10) if step * decade >= top), high)
 
 
+HOVER_BLOCK = "<b>Removes %{customdata[2]}</b> (start %{customdata[0]}, n %{customdata[1]})<br>"
+
+
+def row_ranks(grid: Grid) -> dict[int, list[int]]:
+    """Return the places of all blocks in their rows, as `Grid.rank` has them: one more than the blocks below."""
+    rows = {n: grid.row(n) for n in range(1, grid.num_layers + 1)}
+    return {n: (np.searchsorted(np.sort(row), row) + 1).tolist() for n, row in rows.items()}
+
+
 def hover_template(criterion: str, samples: int) -> str:
     """Return the tooltip's fixed words; the rest of each cell's tooltip is in its `hover_rows`."""
     return (
-        "<b>Removes %{customdata[2]}</b> (start %{customdata[0]}, n %{customdata[1]})<br>"
-        f"{escape(label(criterion))} %{{customdata[3]}}<br>%{{customdata[4]}}<br>%{{customdata[5]}}<br>"
+        f"{HOVER_BLOCK}{escape(label(criterion))} %{{customdata[3]}}<br>%{{customdata[4]}}<br>%{{customdata[5]}}<br>"
         f"over {samples:,} {'windows' if criterion in MEASURED else 'rows'} of text%{{customdata[6]}}<extra></extra>"
     )
 
@@ -68,8 +76,7 @@ def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> l
     reasons = {(start, n): reason for start, n, reason in model.illegal}
     sinks = distances.norms.sink_layers
     parameters = [0, *accumulate(model.layer_parameters)]
-    # As Grid.rank, a row at a time: one more than the blocks below.
-    ranks = {n: np.searchsorted(np.sort(grid.row(n)), grid.row(n)) + 1 for n in range(1, grid.num_layers + 1)}
+    ranks = row_ranks(grid)
     rows: list[list[int | str]] = []
     for start, n in cells(grid.num_layers):
         gone = parameters[start + n] - parameters[start]
@@ -79,7 +86,7 @@ def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> l
                 n,
                 layer_words(start, n),
                 _value(*grid.at(Block(start=start, n=n))),
-                _place(float(scaled[n - 1, start]), int(ranks[n][start]), grid.num_layers - n + 1),
+                _place(float(scaled[n - 1, start]), ranks[n][start], grid.num_layers - n + 1),
                 f"{count(gone)} parameters ({percent(gone / model.parameters)})",
                 _warnings(start, n, grid.num_layers, sinks, reasons.get((start, n))),
             ]
