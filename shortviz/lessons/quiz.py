@@ -112,7 +112,7 @@ def angle_lines(text: str, block: Block) -> str:
     return f"""import math
 import torch
 from shortviz import ModelRef, load
-from shortviz.capture import residual_boundaries
+from shortviz.model.layers import residual_boundaries
 
 handle = load(ModelRef(id="demo"))
 ids = torch.tensor([handle.tokenizer({text!r})["input_ids"]])

@@ -29,7 +29,7 @@ def run() -> Run:
 
 
 def test_the_lesson_data_are_of_the_model_and_text_of_the_bundled_run(data: LessonData, run: Run) -> None:
-    assert data.model_id == run.model.id
+    assert data.model == run.model.id
     assert data.num_layers == run.model.num_layers
     assert data.text == run.text
     assert {"torch", "transformers", "shortviz"} <= set(data.versions)
