@@ -1,7 +1,5 @@
 """measure_distances: one streaming pass, all criteria, every block."""
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +17,7 @@ from shortviz.measure.batches import batches_by_length, check_rows, places_of, s
 from shortviz.measure.gram import NORMS, BoundaryStates, TokenSample, sequence_scores
 from shortviz.measure.processes import Ranks, added_up
 from shortviz.measure.row_scores import RowScores
-from shortviz.model.delta import load_checkpoint, model_facts, save_checkpoint
+from shortviz.model.delta import checkpoint_key, load_checkpoint, save_checkpoint
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import residual_boundaries
 from shortviz.progress import NO_WATCH, Watch
@@ -106,7 +104,7 @@ def measure_distances(
     mine = range(len(every)) if ranks is None else ranks.mine(len(every))
     batches = [every[i] for i in mine]
     checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
-    key = _key(handle, tokens, chosen, batch_size)
+    key = checkpoint_key(_FORMAT, handle, tokens.info.fingerprint, [c.name for c in chosen], batch_size)
     began, saved = time.monotonic(), time.monotonic()
     states = BoundaryStates(handle.info.num_layers + 1)
     sample = None
@@ -160,13 +158,6 @@ def _measure_batch(
     if sample is not None:
         sample.add(states, lengths, max(lengths))
     return scores
-
-
-def _key(handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], batch_size: int) -> str:
-    """Return a fingerprint of everything the sums depend on."""
-    facts: list[object] = [_FORMAT, *model_facts(handle)]
-    facts += [tokens.info.fingerprint, [c.name for c in criteria], batch_size]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _resume(

@@ -249,12 +249,10 @@ def _step(job: _Job, handle: ModelHandle, *, first: bool) -> tuple[ModelHandle, 
     will not do for any, is told at once where no step is lost by it.
     """
     began = time.perf_counter()
-    measured = single_layer_losses(
+    _, losses = single_layer_losses(
         handle, job.windows, job.watch, lambda share: job.tell(_MEASURING * share, "measuring layers")
     )
-    if measured is None:
-        raise Stopped("Stopped while the layers were measured.")
-    nll = measured[1].mean(0)
+    nll = losses.mean(0)
     if np.isnan(nll).all():
         return None
     place = int(np.nanargmin(nll))

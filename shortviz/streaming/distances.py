@@ -5,7 +5,6 @@ are those of `measure_distances`, by the same code on the same states.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from shortviz.measure.distances import distances_record, empty_sums, rows_needed
 from shortviz.measure.gram import NORMS, TokenSample, sequence_scores
 from shortviz.measure.processes import Ranks, added_up
 from shortviz.measure.row_scores import RowScores
-from shortviz.model.delta import discard_checkpoint, load_checkpoint, model_facts, save_checkpoint
+from shortviz.model.delta import checkpoint_key, discard_checkpoint, load_checkpoint, save_checkpoint
 from shortviz.model.layers import LayerCall
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.json import Floats
@@ -290,8 +289,7 @@ def _compared(
 
 def _key(model: StreamedModel, tokens: TokenSet, batch_size: int, per_row: int | None) -> str:
     """Return a fingerprint of everything the states depend on; the criteria are computed from them at the end."""
-    facts = ["streamed 2", *model_facts(model), tokens.info.fingerprint, batch_size, per_row]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return checkpoint_key("streamed 2", model, tokens.info.fingerprint, batch_size, per_row)
 
 
 def _boot() -> Floats:
