@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,19 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from shortviz import criteria
-from shortviz.analysis.planning import best_starts, exportable, tied_starts
+from shortviz.analysis.planning import best_starts, cells, exportable, rescale_rows, tied_starts
 from shortviz.criteria.base import MEASURED, label
 from shortviz.errors import RunError
 from shortviz.records.formatting import block_text, count, layer_words, layers_text, percent, with_error
-from shortviz.records.measured import BlockDistances, Grid
+from shortviz.records.measured import BlockDistances, BlockLosses, BoundaryNorms, Grid
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
+from shortviz.records.run import Run
 from shortviz.records.table import Table, left, right
 
 if TYPE_CHECKING:
     import pandas as pd
-
-from shortviz.analysis.planning import cells, rescale_rows
 
 
 def grid_of(distances: BlockDistances, criterion: str) -> Grid:
@@ -224,3 +224,66 @@ def best_words(
         rows.append([str(block.n), block.layers, number, *(words(block) for words in more.values()), shown, block.note])
     columns = right("n", "layers", value, *more) + left("tied with starts", "note")
     return Table(columns, rows, caption).without_empty()
+
+
+# Several runs side by side: what they have in common, one scale for all, one block in each.
+
+
+def as_map(losses: BlockLosses, beside: BlockDistances | None = None) -> BlockDistances:
+    """Return the measured map in the shape of a distance map, so that the same charts and tables show it.
+
+    Its criteria are those of MEASURED; the norms of the distances `beside` it mark the blocks that remove a sink layer.
+    """
+    zeros = np.zeros(losses.num_layers + 1)
+    return BlockDistances(
+        num_layers=losses.num_layers,
+        criteria={"nll_increase": losses.increase, "kl": losses.kl},
+        norms=BoundaryNorms(first=zeros, rest=zeros) if beside is None else beside.norms,
+        text=losses.text,
+        seconds=losses.seconds,
+    )
+
+
+def maps(run: Run) -> BlockDistances | None:
+    """Return everything that can be drawn as a map, distances and measured losses, as criteria of one record."""
+    measured = as_map(run.losses, run.distances) if run.losses else None
+    if run.distances is None or measured is None:
+        return run.distances or measured
+    return replace(run.distances, criteria={**run.distances.criteria, **measured.criteria})
+
+
+def in_common(found: Sequence[BlockDistances]) -> list[str]:
+    """Return the criteria that all of these have, in the order of the first."""
+    return [name for name in found[0].criteria if all(name in one.criteria for one in found)] if found else []
+
+
+def shared_limits(found: Sequence[BlockDistances], criterion: str) -> tuple[float, float]:
+    """Return the ends of one raw scale for all these maps."""
+    ends = [raw_range(one.criteria[criterion], criterion) for one in found]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+class InRun(NamedTuple):
+    """One block in one run."""
+
+    name: str
+    value: float
+    stderr: float
+    rank: int
+    blocks: int
+    """Blocks of its size in that model."""
+    best: int
+    """Start of the lowest block of its size."""
+
+
+def block_in(found: Mapping[str, BlockDistances], criterion: str, block: Block) -> list[InRun]:
+    """Return the block's number in every run whose model is deep enough for it and has it measured."""
+    rows = []
+    for name, one in found.items():
+        grid = one.criteria[criterion]
+        if block.start + block.n > grid.num_layers or math.isnan(grid.at(block)[0]):
+            continue
+        row = grid.row(block.n)
+        known = int(np.isfinite(row).sum())
+        rows.append(InRun(name, *grid.at(block), grid.rank(block), known, int(np.nanargmin(row))))
+    return rows

@@ -14,7 +14,7 @@ from shortviz.analysis.planning import cells
 from shortviz.criteria.base import MEASURED
 from shortviz.figures.theme import CHOSEN, error_bars, lay_out, text_colour
 from shortviz.records.formatting import layer_words, layers_text, percent, with_error
-from shortviz.records.measured import BlockDistances, BlockLosses, BoundaryNorms, Grid
+from shortviz.records.measured import BlockDistances, BlockLosses, Grid
 from shortviz.records.plan import Block
 from shortviz.records.text import TaskScore
 
@@ -40,21 +40,6 @@ _MARGIN = {"l": 60, "r": 16, "t": 12, "b": 48}
 _LOOKS: dict[str, Any] = {"height": 440, "margin": _MARGIN, "uirevision": "losses", "showlegend": True}
 _WITH_KEY = _LOOKS | {"height": 560, "legend": {"orientation": "h", "x": 0, "y": -0.19, "yanchor": "top"}}
 """With the legend where up to ten lines cover neither a line nor, on a phone, the title of the axis."""
-
-
-def as_map(losses: BlockLosses, norms: BoundaryNorms | None = None) -> BlockDistances:
-    """Return the measured map in the shape of a distance map, so that the same charts and tables show it.
-
-    Its criteria are those of MEASURED; `norms` of the distances mark the blocks that remove a sink layer.
-    """
-    zeros = np.zeros(losses.num_layers + 1)
-    return BlockDistances(
-        num_layers=losses.num_layers,
-        criteria={"nll_increase": losses.increase, "kl": losses.kl},
-        norms=norms or BoundaryNorms(first=zeros, rest=zeros),
-        text=losses.text,
-        seconds=losses.seconds,
-    )
 
 
 def agreement_figure(

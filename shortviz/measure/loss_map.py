@@ -19,7 +19,7 @@ from shortviz.measure.losses import (
     score_of_windows,
     score_window,
 )
-from shortviz.measure.processes import Ranks
+from shortviz.measure.processes import ALONE, Ranks
 from shortviz.measure.replay import Replay, TiledHead, find_tail, is_tileable, record
 from shortviz.model.delta import checkpoint_key, load_checkpoint, save_checkpoint
 from shortviz.model.handle import ModelHandle
@@ -183,8 +183,8 @@ def measure_losses(
     passes = _passes(windows, coarse_tokens)
     groups = [_groups(handle.info.num_layers, len(p.tokens)) for p in passes]
     key = checkpoint_key("losses", handle, windows.info.fingerprint, windows.tokens.shape, coarse_tokens, GROUP_TOKENS)
-    checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
-    mine = range(len(passes)) if ranks is None else ranks.mine(len(passes))
+    ranks = ranks or ALONE
+    checkpoint, mine = ranks.checkpoint(checkpoint), ranks.mine(len(passes))
     state = _resume(checkpoint, key, handle.info.num_layers, groups, mine)
     began, saved, before = time.monotonic(), time.monotonic(), state.seconds
     engine = open_engine(handle, windows.tokens[0])
@@ -212,7 +212,7 @@ def measure_losses(
             )
             total = sum(len(group) for i in mine for group in groups[i])
             watch.tell("map", done=done, total=total, unit="blocks", detail=one.name, snapshot=record)
-    if ranks is not None:
+    if ranks.size > 1:
         state = _added_up(ranks, state)
     if not np.any(state.done == 1):
         raise Stopped("Stopped before the first rows of the map were measured; there is nothing to keep.")

@@ -53,8 +53,10 @@ class Ranks:
         """Return which of `count` batches are this process's."""
         return range(self.rank, count, self.size)
 
-    def checkpoint(self, path: Path) -> Path:
-        """Return where this process keeps its own checkpoint, beside the common name."""
+    def checkpoint(self, path: Path | None) -> Path | None:
+        """Return where this process keeps its own checkpoint: of several each beside the common name."""
+        if path is None or self.size == 1:
+            return path
         return path.with_name(f"{path.stem}.rank{self.rank}of{self.size}{path.suffix}")
 
     def all(self, mine: T) -> list[T]:
@@ -85,6 +87,9 @@ class Ranks:
                     f"Process {odd} of {self.size} has other {name} than process 0; start all of them alike, on the "
                     "same files."
                 )
+
+
+ALONE = Ranks(rank=0, size=1)
 
 
 @contextmanager
