@@ -13,7 +13,8 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from shortviz.errors import NumericsError, Stopped, TextError
+from shortviz.errors import NumericsError, Stopped
+from shortviz.measure.batches import check_fits
 from shortviz.measure.logits import LogitHead, open_head
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import residual_boundaries
@@ -266,18 +267,7 @@ def evaluate(
 
 def check_windows(handle: ModelHandle, windows: WindowSet) -> None:
     """Raise TextError where the windows are too long for the model or hold tokens that it does not have."""
-    length, context = windows.tokens.shape[1], handle.info.context_length
-    if context is not None and length > context:
-        raise TextError(
-            f"A window of {length} tokens is longer than the model's context of {context}; choose a window of at "
-            f"most {context}."
-        )
-    highest = int(windows.tokens.max())
-    if highest >= handle.info.vocab_size:
-        raise TextError(
-            f"The windows hold token {highest}, but the model's vocabulary has {handle.info.vocab_size}; "
-            "make them with this model's tokenizer."
-        )
+    check_fits(handle.info, windows.tokens.shape[1], int(windows.tokens.max()), "window", "window")
 
 
 def score_of_windows(handle: ModelHandle, windows: Sequence[WindowScore]) -> Score:
