@@ -184,7 +184,13 @@ def measure_callable(handle: ModelHandle, tokens: TokenSet, distance: Distance) 
     num_layers = handle.info.num_layers
     result = np.zeros((num_layers, num_layers))
     for number, row in enumerate(tokens.rows):
-        states = _states(handle, torch.from_numpy(np.array(row))[None])
+        states: list[Tensor] = []
+
+        def keep(_boundary: int, hidden: Tensor, states: list[Tensor] = states) -> None:
+            states.append(hidden.to("cpu", torch.float32, copy=True))
+
+        with handle.lock, torch.no_grad(), residual_boundaries(handle, keep) as decoder:
+            decoder(input_ids=torch.tensor(row, device=handle.model.device)[None], use_cache=False)
         for start in range(num_layers):
             for end in range(start + 1, num_layers + 1):
                 value = float(distance(states[start], states[end]))
@@ -195,17 +201,6 @@ def measure_callable(handle: ModelHandle, tokens: TokenSet, distance: Distance) 
                     )
                 result[end - start - 1, start] += (value - result[end - start - 1, start]) / (number + 1)
     return result
-
-
-def _states(handle: ModelHandle, ids: Tensor) -> list[Tensor]:
-    states: list[Tensor] = []
-
-    def keep(_boundary: int, hidden: Tensor) -> None:
-        states.append(hidden.detach().to("cpu", torch.float32, copy=True))
-
-    with handle.lock, torch.no_grad(), residual_boundaries(handle, keep) as decoder:
-        decoder(input_ids=ids.to(handle.model.device), use_cache=False)
-    return states
 
 
 def token_set(

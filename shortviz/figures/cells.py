@@ -25,16 +25,11 @@ if TYPE_CHECKING:
 
 
 def grid_of(distances: BlockDistances, criterion: str) -> Grid:
-    """Return the grid of a criterion.
-
-    Raises:
-        RunError: it was not measured; the message names those that were.
-    """
-    try:
-        return distances.criteria[criterion]
-    except KeyError:
+    """Return the grid of a criterion; raises RunError, naming those that were measured, where it was not."""
+    if criterion not in distances.criteria:
         measured = ", ".join(distances.criteria)
-        raise RunError(f"Criterion {criterion!r} was not measured in this run; choose from {measured}.") from None
+        raise RunError(f"Criterion {criterion!r} was not measured in this run; choose from {measured}.")
+    return distances.criteria[criterion]
 
 
 def raw_range(grid: Grid, criterion: str) -> tuple[float, float]:
@@ -85,17 +80,15 @@ def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> l
                 start,
                 n,
                 layer_words(start, n),
-                _value(*grid.at(Block(start=start, n=n))),
+                "not measured yet"
+                if math.isnan(grid.mean[n - 1, start])
+                else with_error(*grid.at(Block(start=start, n=n))),
                 _place(float(scaled[n - 1, start]), ranks[n][start], grid.num_layers - n + 1),
                 f"{count(gone)} parameters ({percent(gone / model.parameters)})",
                 _warnings(start, n, grid.num_layers, sinks, reasons.get((start, n))),
             ]
         )
     return rows
-
-
-def _value(value: float, error: float) -> str:
-    return "not measured yet" if math.isnan(value) else with_error(value, error)
 
 
 def _place(scaled: float, rank: int, blocks: int) -> str:

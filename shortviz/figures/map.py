@@ -142,9 +142,7 @@ def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, vi
 
     The traces are always the same, whatever has been measured so far; the last one is the hit target, with
     `customdata` rows [start, n, words ...] as Python lists (an array comes back from the browser as an object).
-
-    Raises:
-        RunError: the criterion was not measured.
+    Raises RunError where the criterion was not measured.
     """
     grid = grid_of(distances, criterion)
     layers = grid.num_layers

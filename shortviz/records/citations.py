@@ -24,10 +24,8 @@ _OF_TREATMENT = {
 def bibtex(criteria: Iterable[str] = (), treatments: Iterable[str] = (), *, sink: bool = False) -> str:
     """Return the entries of these criteria and treatments, each once; the paper of the whole method comes first.
 
-    Args:
-        criteria: names of criteria; one of a person's own has no paper.
-        treatments: methods of repair and healing, e.g. `linear_fold`, `lora`.
-        sink: whether an attention sink is spoken of.
+    A criterion of a person's own has no paper; `treatments` are methods of repair and healing, e.g. `linear_fold`,
+    `lora`; `sink` says whether an attention sink is spoken of.
     """
     found = ["gromov2024unreasonable", *(_OF_CRITERION[name] for name in criteria if name in _OF_CRITERION)]
     found += [key for method in treatments for word, key in _OF_TREATMENT.items() if word in method]
