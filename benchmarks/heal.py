@@ -21,7 +21,7 @@ from shortviz.model.load import load
 from shortviz.model.prune import prune
 from shortviz.records.formatting import percent
 from shortviz.records.heal import HealSettings, preset
-from shortviz.records.ledger_steps import recovered_share
+from shortviz.records.ledger import recovered_share
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import ALL_TOKENS, TextSpec, TokenSet, WindowSpec

@@ -24,7 +24,7 @@ from shortviz.model.handle import ModelHandle
 from shortviz.model.load import load
 from shortviz.model.prune import prune
 from shortviz.records.formatting import percent
-from shortviz.records.ledger_steps import recovered_share
+from shortviz.records.ledger import recovered_share
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import TextSpec, TokenSet, WindowSet, WindowSpec

@@ -26,7 +26,7 @@ from shortviz.measure.loss_map import open_engine
 from shortviz.measure.search import SearchResult, SuccessiveElimination, search_best_starts
 from shortviz.model.handle import ModelHandle
 from shortviz.model.load import load
-from shortviz.progress import Progress, Watch
+from shortviz.progress import NO_WATCH, Progress, Watch
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block
 from shortviz.records.table import Table, right
@@ -47,8 +47,7 @@ def exhaustive(handle: ModelHandle, windows: WindowSet, max_n: int, table: Path 
         if np.isfinite(found[index, 0, 0]):
             continue
         opened = engine.open(tokens)
-        measured = opened.losses(blocks)
-        assert measured is not None
+        measured = opened.losses(blocks, NO_WATCH)
         for block, nll in zip(measured[0], measured[1][0], strict=True):
             found[index, block.n - 1, block.start] = nll - opened.base.nll
         if table is not None:

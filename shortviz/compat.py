@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from shortviz import criteria
+from shortviz.analysis.planning import rescale_rows
 from shortviz.criteria.angles import angle
 from shortviz.errors import ModelError, NumericsError, PlanError, ShortvizError, TextError
 from shortviz.export.export import savable
@@ -30,17 +31,12 @@ from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import residual_boundaries
 from shortviz.model.load import load, model_info
 from shortviz.records.json import Floats
+from shortviz.records.measured import Grid
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import TextSpec, TokenSet
 from shortviz.text import tokens as texts
 from shortviz.text.sources import TextRows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-# draw_diagram of the seed's calls: the triangular map as a figure and in a file. A .png needs no browser.
 
 SCALE = "Viridis_r"
 """Yellow is low = redundant."""
@@ -72,14 +68,12 @@ def draw_diagram(
 
 def triangle(results: Floats, normalized: bool) -> Floats:
     """Return the array with NaN outside the triangle, each row rescaled to 0-1 where asked."""
-    size = results.shape[0]
-    shown = np.full((size, size), np.nan)
-    for n in range(1, size + 1):
-        row = results[n - 1, : size - n + 1]
-        span = row.max() - row.min()
-        rescaled = (row - row.min()) / span if span > 0 else np.full(len(row), 0.5)
-        shown[n - 1, : len(row)] = rescaled if normalized else row
-    return shown
+    inside = np.tri(len(results), dtype=bool)[::-1]
+    shown = np.where(inside, results, np.nan)
+    if not normalized:
+        return shown
+    scaled = rescale_rows(Grid(mean=shown, stderr=shown, samples=1))
+    return np.where(inside, np.nan_to_num(scaled, nan=0.5), np.nan)
 
 
 def _write(figure: go.Figure, shown: Floats, path: Path, title: str) -> None:
@@ -98,9 +92,9 @@ def _write(figure: go.Figure, shown: Floats, path: Path, title: str) -> None:
     except OSError as error:
         raise ShortvizError(f"The diagram cannot be written to {path} ({error.strerror or error}).") from error
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ShortvizError(
-            f"A {kind} diagram needs the package kaleido and a Chrome ({reason}); choose a name that ends in .png."
+            f"A {kind} diagram needs the package kaleido and a Chrome ({_line(error)}); choose a name that ends in "
+            ".png."
         ) from error
 
 
@@ -123,9 +117,8 @@ def _picture(shown: Floats, title: str) -> Image.Image:
         draw.text((left - 8, top + width - middle), str(i + 1), fill="black", font=font, anchor="rm")
     draw.text((left + width / 2, top + width + 32), "start layer", fill="black", font=font, anchor="mt")
     draw.text((left, top - 8), f"block size n   {title}".rstrip(), fill="black", font=font, anchor="ls")
-    for step in range(width):
-        value = high - (high - low) * step / width
-        y = top + step
+    for y in range(top, top + width):
+        value = high - (high - low) * (y - top) / width
         draw.line((left + width + 24, y, left + width + 40, y), fill=_colour(value, low, high))
     for value, y in ((high, top), (low, top + width)):
         draw.text((left + width + 46, y), f"{value:.3g}", fill="black", font=font, anchor="lm")
@@ -137,8 +130,6 @@ def _colour(value: float, low: float, high: float) -> tuple[int, int, int]:
     red, green, blue = sample_colorscale(SCALE, [share], colortype="tuple")[0]
     return round(red * 255), round(green * 255), round(blue * 255)
 
-
-# What the seed's calls do with their (L, L) array, `result[n-1, start]`: best start, table, distances of one's own.
 
 Distance = Callable[[Tensor, Tensor], float]
 """(input, output) of a block, each (1, tokens, hidden) in float32 on the CPU -> one number, low = redundant."""
@@ -193,7 +184,13 @@ def measure_callable(handle: ModelHandle, tokens: TokenSet, distance: Distance) 
     num_layers = handle.info.num_layers
     result = np.zeros((num_layers, num_layers))
     for number, row in enumerate(tokens.rows):
-        states = _states(handle, torch.from_numpy(np.array(row))[None])
+        states: list[Tensor] = []
+
+        def keep(_boundary: int, hidden: Tensor, states: list[Tensor] = states) -> None:
+            states.append(hidden.to("cpu", torch.float32, copy=True))
+
+        with handle.lock, torch.no_grad(), residual_boundaries(handle, keep) as decoder:
+            decoder(input_ids=torch.tensor(row, device=handle.model.device)[None], use_cache=False)
         for start in range(num_layers):
             for end in range(start + 1, num_layers + 1):
                 value = float(distance(states[start], states[end]))
@@ -206,23 +203,9 @@ def measure_callable(handle: ModelHandle, tokens: TokenSet, distance: Distance) 
     return result
 
 
-def _states(handle: ModelHandle, ids: Tensor) -> list[Tensor]:
-    states: list[Tensor] = []
-
-    def keep(_boundary: int, hidden: Tensor) -> None:
-        states.append(hidden.detach().to("cpu", torch.float32, copy=True))
-
-    with handle.lock, torch.no_grad(), residual_boundaries(handle, keep) as decoder:
-        decoder(input_ids=ids.to(handle.model.device), use_cache=False)
-    return states
-
-
-# The data sets that the seed's calls take, as text rows: `datasets` objects, lists of dicts, lists of strings.
-
-
 def token_set(
     dataset: Iterable[Any],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     *,
     key: str | None,
     limit: int,
@@ -250,7 +233,7 @@ def token_set(
     return texts.tokenize_rows(TextRows(rows=rows, source="dataset given in Python"), spec, tokenizer)
 
 
-def _row(row: Any, number: int, key: str | None, template: "PreTrainedTokenizerBase | None") -> str:
+def _row(row: Any, number: int, key: str | None, template: PreTrainedTokenizerBase | None) -> str:
     value = row
     if isinstance(row, Mapping):
         column = key or next((name for name in ("text", "content") if name in row), "text")
@@ -360,10 +343,7 @@ class ShortTransformer:
         if not isinstance(chosen, str):
             return measure_callable(handle, tokens, chosen)
         grid = measure_distances(handle, tokens, criteria=[chosen], batch_size=batch_size).criteria[chosen]
-        result = grid.mean.copy()
-        for n in range(1, grid.num_layers + 1):
-            result[n - 1, grid.num_layers - n + 1 :] = 0.0
-        return result
+        return np.nan_to_num(grid.mean)
 
     def remove_layers(
         self,

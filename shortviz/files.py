@@ -6,11 +6,15 @@ import threading
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from shortviz.errors import ResourceError
+
+T = TypeVar("T", np.float32, np.float64)
 
 
 def append(path: Path, data: bytes) -> None:
@@ -21,6 +25,16 @@ def append(path: Path, data: bytes) -> None:
             file.write(data)
     except OSError as error:
         raise _refused(path, error) from error
+
+
+def read_back(path: Path | None, kind: type[T], count: int) -> NDArray[T] | None:
+    """Return the first `count` numbers of a raw file and drop what stands after them; None where it has fewer."""
+    size = count * np.dtype(kind).itemsize
+    if path is None or not path.exists() or path.stat().st_size < size:
+        return None
+    with path.open("r+b") as file:
+        file.truncate(size)
+    return np.fromfile(path, dtype=kind)
 
 
 def _refused(path: Path, error: OSError) -> ResourceError:

@@ -25,8 +25,7 @@ from shortviz.model.handle import ModelHandle
 from shortviz.model.load import load
 from shortviz.model.prune import prune
 from shortviz.progress import Watch
-from shortviz.records.ledger import Ledger, treated_name
-from shortviz.records.ledger_steps import add_step, start_ledger
+from shortviz.records.ledger import Ledger, add_step, start_ledger, treated_name
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import PrunePlan
 from shortviz.records.run import Run

@@ -99,7 +99,11 @@ def numbers(handle: ModelHandle) -> dict[str, Any]:
             "rest_stderr": rounded(torch.stack(rest).std(dim=0) / count),
         },
         "positions": [
-            {"first": a, "last": b, "samples": len(first), "mean": triangle(mean[k]), "stderr": triangle(stderr[k])}
+            {
+                "first": a,
+                "last": b,
+                "grid": {"samples": len(first)} | {"mean": triangle(mean[k]), "stderr": triangle(stderr[k])},
+            }
             for k, (a, b) in enumerate(BINS)
         ],
     }

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,17 +42,20 @@ def advise(run: Run, budget: Budget) -> Advice:
     rivals = [c for c in fitting if c is not chosen and _tied(c, chosen) and _removes_as_much(c, chosen, budget, model)]
     expected, method = _expected(run, chosen)
     return Advice(
-        budget=budget,
-        plan=chosen,
+        **_planned(chosen, budget, model),
         measured=True,
         ties=tuple(sorted(rivals, key=lambda c: c.increase)),
         compared=len(fitting),
-        parameters=model.parameters - _parameters(chosen, model),
-        bytes=model.bytes - _bytes(chosen, model),
         expected=expected,
         expected_method=method,
         notes=(*_notes(run, budget, chosen, rivals, len(fitting)), *_unrepaired(fitting, chosen)),
     )
+
+
+def _planned(plan: Candidate, budget: Budget, model: ModelInfo) -> dict[str, Any]:
+    parameters, weights, _ = model.sizes(plan.removed)
+    left = {"parameters": model.parameters - parameters, "bytes": model.bytes - weights}
+    return {"budget": budget, "plan": plan, **left}
 
 
 def candidates(run: Run) -> list[Candidate]:
@@ -117,18 +121,18 @@ def _fits(found: Candidate, budget: Budget, model: ModelInfo) -> bool:
     if budget.layers is not None:
         return len(found.removed) >= budget.layers
     if budget.bytes is not None:
-        return model.bytes - _bytes(found, model) <= budget.bytes
+        return model.bytes - model.sizes(found.removed)[1] <= budget.bytes
     return found.increase <= (budget.max_increase or 0.0)
 
 
 def _choose(fitting: Sequence[Candidate], budget: Budget, model: ModelInfo) -> Candidate:
     if budget.max_increase is None:
         return min(fitting, key=lambda c: c.increase)
-    return min(fitting, key=lambda c: (-_parameters(c, model), c.increase))
+    return min(fitting, key=lambda c: (-model.sizes(c.removed)[0], c.increase))
 
 
 def _removes_as_much(one: Candidate, other: Candidate, budget: Budget, model: ModelInfo) -> bool:
-    return budget.max_increase is None or _parameters(one, model) >= _parameters(other, model)
+    return budget.max_increase is None or model.sizes(one.removed)[0] >= model.sizes(other.removed)[0]
 
 
 def _tied(one: Candidate, other: Candidate) -> bool:
@@ -141,14 +145,6 @@ def _tied(one: Candidate, other: Candidate) -> bool:
 
 def _error(found: Candidate) -> float:
     return 0.0 if math.isnan(found.stderr) else found.stderr
-
-
-def _parameters(found: Candidate, model: ModelInfo) -> int:
-    return sum(model.layer_parameters[i] for i in found.removed)
-
-
-def _bytes(found: Candidate, model: ModelInfo) -> int:
-    return sum(model.layer_bytes[i] for i in found.removed)
 
 
 def _expected(run: Run, chosen: Candidate) -> tuple[tuple[float, float] | None, str]:
@@ -204,23 +200,15 @@ def _by_distance(run: Run, budget: Budget, known: Sequence[Candidate]) -> Advice
         raise PlanError(_nothing(budget, known))
     found = _closest_block(run.distances, budget, model) if run.distances is not None else None
     if found is None:
-        raise PlanError(_too_much(budget, model) if _impossible(budget, model) else _nothing(budget, known))
+        raise PlanError(_too_much(budget, model) or _nothing(budget, known))
     candidate, sink = found
     notes = [
         f"No cut that {budget.words} was measured: {criteria.label(candidate.source)} says how little the block "
         "changes the residual stream, not what removing it costs; measure it before you rely on it."
     ]
     notes += ["It removes a layer that writes the attention sink: expect far more loss."] if sink else []
-    return Advice(
-        budget=budget,
-        plan=candidate,
-        measured=False,
-        ties=(),
-        compared=0,
-        parameters=model.parameters - _parameters(candidate, model),
-        bytes=model.bytes - _bytes(candidate, model),
-        notes=tuple(notes),
-    )
+    planned = _planned(candidate, budget, model)
+    return Advice(**planned, measured=False, ties=(), compared=0, notes=tuple(notes))
 
 
 def _closest_block(distances: BlockDistances, budget: Budget, model: ModelInfo) -> tuple[Candidate, bool] | None:
@@ -230,33 +218,29 @@ def _closest_block(distances: BlockDistances, budget: Budget, model: ModelInfo) 
     """
     name = next((c for c in _FALLBACKS if c in distances.criteria), next(iter(distances.criteria), None))
     for n in range(1, model.num_layers) if name is not None else ():
-        blocks = [Block(start=start, n=n) for start in range(model.num_layers - n + 1)]
-        plans = [Candidate(removed=block.layers, source=name or "") for block in blocks]
-        scored = [
-            (bool(distances.sink_layers_in(block)), distances.criteria[name or ""].at(block)[0], plan)
-            for block, plan in zip(blocks, plans, strict=True)
-            if _fits(plan, budget, model) and _exportable(plan.removed, model)
-        ]
-        scored = [each for each in scored if math.isfinite(each[1])]
+        scored = []
+        for block in (Block(start=start, n=n) for start in range(model.num_layers - n + 1)):
+            plan = Candidate(removed=block.layers, source=name or "")
+            value = distances.criteria[name or ""].at(block)[0]
+            if _fits(plan, budget, model) and _exportable(plan.removed, model) and math.isfinite(value):
+                scored.append((bool(distances.sink_layers_in(block)), value, plan))
         if scored:
             sink, _, plan = min(scored, key=lambda each: each[:2])
             return plan, sink
     return None
 
 
-def _impossible(budget: Budget, model: ModelInfo) -> bool:
-    least = model.bytes - sum(model.layer_bytes) + min(model.layer_bytes)
-    return (budget.layers or 0) >= model.num_layers or (budget.bytes is not None and budget.bytes < least)
-
-
 def _too_much(budget: Budget, model: ModelInfo) -> str:
-    if budget.layers is not None:
+    """Return why no cut of this model whatever fits the budget; "" where one might."""
+    if (budget.layers or 0) >= model.num_layers:
         most = model.num_layers - 1
         return f"{model.id} has {model.num_layers} layers, so at most {most} can go; {budget.layers} is too many."
     least = model.bytes - sum(model.layer_bytes) + min(model.layer_bytes)
+    if budget.bytes is None or budget.bytes >= least:
+        return ""
     return (
         f"{model.id} takes at least {size(least)} with one layer left, for embeddings and head stay; "
-        f"{size(budget.bytes or 0)} is too little."
+        f"{size(budget.bytes)} is too little."
     )
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shortviz.analysis.planning import best_start, exportable
+from shortviz.analysis.planning import best_starts, exportable
 from shortviz.records.json import Floats
 from shortviz.records.measured import BlockDistances, BlockLosses, Grid
 from shortviz.records.model import ModelInfo
@@ -76,26 +76,26 @@ def agreement(distances: BlockDistances, losses: BlockLosses, model: ModelInfo |
 
     Blocks without a measured loss are left out; with `model`, so are blocks that cannot be exported.
     """
-    known = (name for name, grid in distances.criteria.items() if grid.samples)
-    return tuple(_agreement(name, distances.criteria[name], losses, model) for name in known)
+    measured = exportable(losses.increase, model)
+    best, sizes = best_starts(measured), range(1, losses.num_layers)
+    found = []
+    for name, grid in distances.criteria.items():
+        if not grid.samples:
+            continue
+        picked = best_starts(grid, model)
+        regrets = [_regret(n, picked[n], best[n], measured) for n in sizes if n in picked and n in best]
+        found.append(
+            Agreement(
+                criterion=name,
+                spearman=spearman(grid.mean.ravel(), measured.mean.ravel()),
+                spearman_rows=np.array([spearman(grid.row(n), measured.row(n)) for n in (*sizes, losses.num_layers)]),
+                regrets=tuple(regret for regret in regrets if np.isfinite(regret.nats)),
+            )
+        )
+    return tuple(found)
 
 
-def _agreement(name: str, grid: Grid, losses: BlockLosses, model: ModelInfo | None) -> Agreement:
-    measured = losses.increase if model is None else exportable(losses.increase, model)
-    rows = np.array([spearman(grid.row(n), measured.row(n)) for n in range(1, losses.num_layers + 1)])
-    regrets = [_regret(n, grid, measured, model) for n in range(1, losses.num_layers)]
-    return Agreement(
-        criterion=name,
-        spearman=spearman(grid.mean.ravel(), measured.mean.ravel()),
-        spearman_rows=rows,
-        regrets=tuple(r for r in regrets if r is not None),
-    )
-
-
-def _regret(n: int, grid: Grid, measured: Grid, model: ModelInfo | None) -> Regret | None:
-    picked, best = best_start(grid, n, model), best_start(measured, n, model)
-    if picked is None or best is None or not np.isfinite(measured.mean[n - 1, picked]):
-        return None
+def _regret(n: int, picked: int, best: int, measured: Grid) -> Regret:
     (there, there_error), (here, here_error) = (measured.at(Block(start=s, n=n)) for s in (picked, best))
     error = 0.0 if picked == best else float(np.hypot(there_error, here_error))
     return Regret(n=n, picked=picked, best=best, nats=there - here, stderr=error)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shortviz.analysis.planning import best_start, rescale_rows, tied_starts
+from shortviz.analysis.planning import best_starts, row_spreads, tied_starts
 from shortviz.errors import RunError
 from shortviz.records.json import Floats
 from shortviz.records.measured import Grid
@@ -58,21 +58,16 @@ def grid_difference(one: Grid, other: Grid, *, per_n: bool = True) -> Grid:
 
 
 def _scaled(grid: Grid) -> tuple[Floats, Floats]:
-    known = ~np.isnan(grid.mean)
-    high = np.max(grid.mean, axis=1, where=known, initial=-np.inf, keepdims=True)
-    low = np.min(grid.mean, axis=1, where=known, initial=np.inf, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.where(high > low, grid.stderr / (high - low), np.nan)
-    return rescale_rows(grid), error
+    low, spread = row_spreads(grid)
+    return (grid.mean - low) / spread, grid.stderr / spread
 
 
 def start_shifts(one: Grid, other: Grid, model: ModelInfo | None = None) -> tuple[StartShift, ...]:
     """Return for each n = 1 .. L-1 where the best start is on either text; rows without a legal block are left out."""
     found = []
-    for n in range(1, one.num_layers):
-        here, there = best_start(one, n, model), best_start(other, n, model)
-        if here is None or there is None:
-            continue
+    best = (best_starts(one, model), best_starts(other, model))
+    for n in (n for n in range(1, one.num_layers) if n in best[0] and n in best[1]):
+        here, there = best[0][n], best[1][n]
         tied = here != there and (there in tied_starts(one, n) or here in tied_starts(other, n))
         at_there, at_here = (one.at(Block(start=s, n=n))[0] for s in (there, here))
         found.append(StartShift(n=n, one=here, other=there, tied=tied, cost=at_there - at_here))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shortviz import criteria
-from shortviz.analysis.planning import best_start, exportable, simple_plan
+from shortviz.analysis.planning import best_starts, exportable, simple_plan
 from shortviz.errors import PlanError
 from shortviz.records.measured import BlockDistances, BlockLosses, CurveLine, CurvePoint, GreedyRemoval
 from shortviz.records.model import ModelInfo
@@ -38,18 +38,17 @@ def curve_from_map(
     block, and the mean over all blocks of a size, which is what a random one costs on average. `greedy` adds the line
     of `greedy_removal`. With `model`, blocks that cannot be exported are on no line.
     """
-    if model is not None:
-        losses = replace(losses, increase=exportable(losses.increase, model))
-    layers, sizes = losses.num_layers, range(1, losses.num_layers)
+    losses = replace(losses, increase=exportable(losses.increase, model))
+    layers = losses.num_layers
     grids = {"best measured": losses.increase}
     if distances is not None:
         grids |= {name: grid for name, grid in distances.criteria.items() if grid.samples}
     lines = []
     for name, grid in grids.items():
-        starts = ((n, best_start(grid, n, model)) for n in sizes)
+        blocks = [Block(start=s, n=n) for n, s in best_starts(grid, model).items() if n < layers]
         label = "best measured block" if name == "best measured" else f"block by {criteria.label(name)}"
-        lines.append(_line(name, label, losses, [Block(start=s, n=n) for n, s in starts if s is not None]))
-    deepest = [simple_plan(layers, n).blocks[0] for n in sizes]
+        lines.append(_line(name, label, losses, blocks))
+    deepest = [simple_plan(layers, n).blocks[0] for n in range(1, layers)]
     lines.append(_line("simple", "deepest block but the last layer", losses, deepest))
     lines.append(_random(losses))
     return RemovalCurve(

@@ -13,23 +13,36 @@ from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block, PrunePlan
 
 
+def exportable(grid: Grid, model: ModelInfo | None) -> Grid:
+    """Return the grid without the blocks that the stock config cannot express: NaN there. None knows of none."""
+    if model is None or not model.illegal:
+        return grid
+    mean = grid.mean.copy()
+    for start, n, _ in model.illegal:
+        mean[n - 1, start] = np.nan
+    return replace(grid, mean=mean)
+
+
 def best_start(grid: Grid, n: int, model: ModelInfo | None = None) -> int | None:
     """Return the start of the lowest block of n layers, the first of equals; None where the row has no legal block.
 
     With `model`, blocks that its stock config cannot express are passed over.
     """
-    row = grid.row(n).copy()
-    for start, size, _ in model.illegal if model is not None else ():
-        if size == n:
-            row[start] = np.nan
+    row = exportable(grid, model).row(n)
     return None if np.isnan(row).all() else int(np.nanargmin(row))
+
+
+def best_starts(grid: Grid, model: ModelInfo | None = None) -> dict[int, int]:
+    """Return n -> start of the lowest block, for every row n = 1..L that has one; as `best_start` has it."""
+    possible = exportable(grid, model)
+    best = {n: best_start(possible, n) for n in range(1, grid.num_layers + 1)}
+    return {n: start for n, start in best.items() if start is not None}
 
 
 def best_blocks(distances: BlockDistances, criterion: str, model: ModelInfo | None = None) -> tuple[Block, ...]:
     """Return the lowest block of each size n = 1 .. L-1 by a criterion (Gromov et al., eq. 8: argmin over start)."""
-    grid = distances.criteria[criterion]
-    starts = ((n, best_start(grid, n, model)) for n in range(1, distances.num_layers))
-    return tuple(Block(start=start, n=n) for n, start in starts if start is not None)
+    found = best_starts(distances.criteria[criterion], model)
+    return tuple(Block(start=start, n=n) for n, start in found.items() if n < distances.num_layers)
 
 
 def tied_starts(grid: Grid, n: int) -> tuple[int, ...]:
@@ -78,26 +91,16 @@ def rescale_rows(grid: Grid) -> Floats:
 
     NaN outside the triangle, where nothing is measured, and in rows without a spread: 0/0 would say something there.
     """
+    low, spread = row_spreads(grid)
+    return (grid.mean - low) / spread
+
+
+def row_spreads(grid: Grid) -> tuple[Floats, Floats]:
+    """Return the lowest of each row and how far the highest is from it, shape (L, 1) each; NaN where it is not far."""
     known = ~np.isnan(grid.mean)
     low = np.min(grid.mean, axis=1, where=known, initial=np.inf, keepdims=True)
     high = np.max(grid.mean, axis=1, where=known, initial=-np.inf, keepdims=True)
-    spread = np.where(high > low, high - low, np.nan)
-    return (grid.mean - np.where(np.isfinite(low), low, np.nan)) / spread
-
-
-def exportable(grid: Grid, model: ModelInfo) -> Grid:
-    """Return the grid without the blocks that the stock config cannot express: NaN there."""
-    mean = grid.mean.copy()
-    for start, n, _ in model.illegal:
-        mean[n - 1, start] = np.nan
-    return replace(grid, mean=mean)
-
-
-def best_starts(grid: Grid, model: ModelInfo) -> dict[int, int]:
-    """Return n -> start of the lowest block that can be exported, for every row n = 1..L that has one."""
-    possible = exportable(grid, model)
-    best = {n: best_start(possible, n) for n in range(1, grid.num_layers + 1)}
-    return {n: start for n, start in best.items() if start is not None}
+    return np.where(np.isfinite(low), low, np.nan), np.where(high > low, high - low, np.nan)
 
 
 def cells(num_layers: int) -> Iterable[tuple[int, int]]:

@@ -1,11 +1,11 @@
 """How many rows of text a choice needs: the best start among the first rows of random orders. No torch."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shortviz.records.formatting import layers_text
 from shortviz.records.json import Floats
 from shortviz.records.measured import RowsNeeded
 
@@ -76,17 +76,8 @@ def rows_needed_words(found: RowsNeeded, sizes: Sequence[int]) -> str:
     if not known:
         return f"{found.rows} rows are too few to settle the best start of any size."
     most = max(found.needed[n - 1] for n in known)
-    rest = f"; not settled: n {ranges(open_)}" if open_ else ""
+    rest = f"; not settled: n {layers_text(open_)}" if open_ else ""
     return (
-        f"The best start no longer changes after {most} rows for n {ranges(known)} (in 19 of 20 random orders of the "
-        f"{found.rows} rows){rest}."
+        f"The best start no longer changes after {most} rows for n {layers_text(known)} (in 19 of 20 random orders of "
+        f"the {found.rows} rows){rest}."
     )
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers as `1-4, 6, 9-12`."""
-    if not numbers:
-        return "none"
-    breaks = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(numbers)) if b != a + 1), len(numbers)]
-    runs = [numbers[low:high] for low, high in pairwise(breaks)]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

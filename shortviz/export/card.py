@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shortviz.export.recipes import loading_python, treated_recipe
 from shortviz.files import versions
-from shortviz.records.citations import GROMOV
+from shortviz.records.citations import bibtex
 from shortviz.records.formatting import UNKNOWN, counted, duration, percent, size, with_error
 from shortviz.records.json import plain
 from shortviz.records.ledger import Treatment
@@ -99,7 +99,7 @@ def model_card(facts: CardFacts) -> str:
         measured=None if facts.evaluation is None else _measured(facts.evaluation),
         loading=loading_python(facts.name),
         recipe=recipe,
-        citation=GROMOV,
+        citation=bibtex().rstrip(),
         counted=counted,
         duration=duration,
     )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,32 +10,26 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from shortviz import criteria
-from shortviz.analysis.planning import best_starts, exportable, tied_starts
+from shortviz.analysis.planning import best_starts, cells, exportable, rescale_rows, tied_starts
 from shortviz.criteria.base import MEASURED, label
 from shortviz.errors import RunError
 from shortviz.records.formatting import block_text, count, layer_words, layers_text, percent, with_error
-from shortviz.records.measured import BlockDistances, Grid
+from shortviz.records.measured import BlockDistances, BlockLosses, BoundaryNorms, Grid
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
+from shortviz.records.run import Run
 from shortviz.records.table import Table, left, right
 
 if TYPE_CHECKING:
     import pandas as pd
 
-from shortviz.analysis.planning import cells, rescale_rows
-
 
 def grid_of(distances: BlockDistances, criterion: str) -> Grid:
-    """Return the grid of a criterion.
-
-    Raises:
-        RunError: it was not measured; the message names those that were.
-    """
-    try:
-        return distances.criteria[criterion]
-    except KeyError:
+    """Return the grid of a criterion; raises RunError, naming those that were measured, where it was not."""
+    if criterion not in distances.criteria:
         measured = ", ".join(distances.criteria)
-        raise RunError(f"Criterion {criterion!r} was not measured in this run; choose from {measured}.") from None
+        raise RunError(f"Criterion {criterion!r} was not measured in this run; choose from {measured}.")
+    return distances.criteria[criterion]
 
 
 def raw_range(grid: Grid, criterion: str) -> tuple[float, float]:
@@ -52,11 +47,19 @@ def raw_range(grid: Grid, criterion: str) -> tuple[float, float]:
     return low, min(next(step * decade for step in (1, 2, 5, 10) if step * decade >= top), high)
 
 
+HOVER_BLOCK = "<b>Removes %{customdata[2]}</b> (start %{customdata[0]}, n %{customdata[1]})<br>"
+
+
+def row_ranks(grid: Grid) -> dict[int, list[int]]:
+    """Return the places of all blocks in their rows, as `Grid.rank` has them: one more than the blocks below."""
+    rows = {n: grid.row(n) for n in range(1, grid.num_layers + 1)}
+    return {n: (np.searchsorted(np.sort(row), row) + 1).tolist() for n, row in rows.items()}
+
+
 def hover_template(criterion: str, samples: int) -> str:
     """Return the tooltip's fixed words; the rest of each cell's tooltip is in its `hover_rows`."""
     return (
-        "<b>Removes %{customdata[2]}</b> (start %{customdata[0]}, n %{customdata[1]})<br>"
-        f"{escape(label(criterion))} %{{customdata[3]}}<br>%{{customdata[4]}}<br>%{{customdata[5]}}<br>"
+        f"{HOVER_BLOCK}{escape(label(criterion))} %{{customdata[3]}}<br>%{{customdata[4]}}<br>%{{customdata[5]}}<br>"
         f"over {samples:,} {'windows' if criterion in MEASURED else 'rows'} of text%{{customdata[6]}}<extra></extra>"
     )
 
@@ -68,8 +71,7 @@ def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> l
     reasons = {(start, n): reason for start, n, reason in model.illegal}
     sinks = distances.norms.sink_layers
     parameters = [0, *accumulate(model.layer_parameters)]
-    # As Grid.rank, a row at a time: one more than the blocks below.
-    ranks = {n: np.searchsorted(np.sort(grid.row(n)), grid.row(n)) + 1 for n in range(1, grid.num_layers + 1)}
+    ranks = row_ranks(grid)
     rows: list[list[int | str]] = []
     for start, n in cells(grid.num_layers):
         gone = parameters[start + n] - parameters[start]
@@ -78,17 +80,15 @@ def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> l
                 start,
                 n,
                 layer_words(start, n),
-                _value(*grid.at(Block(start=start, n=n))),
-                _place(float(scaled[n - 1, start]), int(ranks[n][start]), grid.num_layers - n + 1),
+                "not measured yet"
+                if math.isnan(grid.mean[n - 1, start])
+                else with_error(*grid.at(Block(start=start, n=n))),
+                _place(float(scaled[n - 1, start]), ranks[n][start], grid.num_layers - n + 1),
                 f"{count(gone)} parameters ({percent(gone / model.parameters)})",
                 _warnings(start, n, grid.num_layers, sinks, reasons.get((start, n))),
             ]
         )
     return rows
-
-
-def _value(value: float, error: float) -> str:
-    return "not measured yet" if math.isnan(value) else with_error(value, error)
 
 
 def _place(scaled: float, rank: int, blocks: int) -> str:
@@ -217,3 +217,66 @@ def best_words(
         rows.append([str(block.n), block.layers, number, *(words(block) for words in more.values()), shown, block.note])
     columns = right("n", "layers", value, *more) + left("tied with starts", "note")
     return Table(columns, rows, caption).without_empty()
+
+
+# Several runs side by side: what they have in common, one scale for all, one block in each.
+
+
+def as_map(losses: BlockLosses, beside: BlockDistances | None = None) -> BlockDistances:
+    """Return the measured map in the shape of a distance map, so that the same charts and tables show it.
+
+    Its criteria are those of MEASURED; the norms of the distances `beside` it mark the blocks that remove a sink layer.
+    """
+    zeros = np.zeros(losses.num_layers + 1)
+    return BlockDistances(
+        num_layers=losses.num_layers,
+        criteria={"nll_increase": losses.increase, "kl": losses.kl},
+        norms=BoundaryNorms(first=zeros, rest=zeros) if beside is None else beside.norms,
+        text=losses.text,
+        seconds=losses.seconds,
+    )
+
+
+def maps(run: Run) -> BlockDistances | None:
+    """Return everything that can be drawn as a map, distances and measured losses, as criteria of one record."""
+    measured = as_map(run.losses, run.distances) if run.losses else None
+    if run.distances is None or measured is None:
+        return run.distances or measured
+    return replace(run.distances, criteria={**run.distances.criteria, **measured.criteria})
+
+
+def in_common(found: Sequence[BlockDistances]) -> list[str]:
+    """Return the criteria that all of these have, in the order of the first."""
+    return [name for name in found[0].criteria if all(name in one.criteria for one in found)] if found else []
+
+
+def shared_limits(found: Sequence[BlockDistances], criterion: str) -> tuple[float, float]:
+    """Return the ends of one raw scale for all these maps."""
+    ends = [raw_range(one.criteria[criterion], criterion) for one in found]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+class InRun(NamedTuple):
+    """One block in one run."""
+
+    name: str
+    value: float
+    stderr: float
+    rank: int
+    blocks: int
+    """Blocks of its size in that model."""
+    best: int
+    """Start of the lowest block of its size."""
+
+
+def block_in(found: Mapping[str, BlockDistances], criterion: str, block: Block) -> list[InRun]:
+    """Return the block's number in every run whose model is deep enough for it and has it measured."""
+    rows = []
+    for name, one in found.items():
+        grid = one.criteria[criterion]
+        if block.start + block.n > grid.num_layers or math.isnan(grid.at(block)[0]):
+            continue
+        row = grid.row(block.n)
+        known = int(np.isfinite(row).sum())
+        rows.append(InRun(name, *grid.at(block), grid.rank(block), known, int(np.nanargmin(row))))
+    return rows

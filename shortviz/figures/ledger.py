@@ -1,13 +1,9 @@
 """Figures over a ledger and a training: what each step won back, and the loss as it heals. No streamlit, no torch."""
 
-import math
-from typing import Any
-
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from shortviz.figures.losses import ERROR_BARS
-from shortviz.figures.map import text_colour
+from shortviz.figures.theme import CHOSEN, error_bars, lay_out, text_colour
 from shortviz.records.formatting import UNKNOWN, counted, layers_text, percent, with_error
 from shortviz.records.heal import HealHistory
 from shortviz.records.ledger import Ledger, LedgerStep
@@ -16,7 +12,7 @@ _LEFT, _WON = "#d55e00", "#009e73"
 """Loss that is left, loss that was won back: apart for every kind of colour vision, and hatched apart too."""
 _HATCH = {"shape": "/", "bgcolor": _WON, "fgcolor": "#ffffff", "size": 6}
 """With its own background: Streamlit's plotly.js draws none from the marker's colour."""
-_BEST = "#d5006d"
+_LEGEND = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
 _ROW_HEIGHT, _FRAME_HEIGHT = 44, 92
 
 
@@ -29,9 +25,10 @@ def recovery_figure(ledger: Ledger, dark: bool = False) -> go.Figure:
     lost = ledger.lost[0]
     steps = [step for step in ledger.steps if step.name != "uncut"]
     left = [step.evaluation.nll_increase or 0.0 for step in steps]
-    errors = [_known(step.evaluation.nll_increase_stderr) for step in steps]
+    bars = error_bars([step.evaluation.nll_increase_stderr for step in steps], color=ink)
     won = [max(lost - value, 0.0) if step.treatments else 0.0 for step, value in zip(steps, left, strict=True)]
-    labels = [_two_lines(step.label) for step in steps]
+    # A line of their own for the methods: on a phone one line would take half the width.
+    labels = [step.label.replace(" (", "<br>(", 1) for step in steps]
     figure = go.Figure(
         [
             go.Bar(
@@ -40,7 +37,7 @@ def recovery_figure(ledger: Ledger, dark: bool = False) -> go.Figure:
                 name="still lost",
                 orientation="h",
                 marker={"color": _LEFT},
-                error_x={"type": "data", "array": errors, "color": ink, **ERROR_BARS},
+                error_x=bars,
                 hovertemplate="%{y}: %{x:+.4f} nats over uncut<extra></extra>",
             ),
             go.Bar(
@@ -54,31 +51,26 @@ def recovery_figure(ledger: Ledger, dark: bool = False) -> go.Figure:
             ),
         ]
     )
-    ends = [max(value, lost) + error for value, error in zip(left, errors, strict=True)]
-    for step, end in zip(steps, ends, strict=True):
-        figure.add_annotation(
-            y=_two_lines(step.label), x=max(end, 0.0), text=_bar_words(step), showarrow=False, xanchor="left", xshift=8,
-            font={"color": ink},
-        )  # fmt: skip
-    axis = {"fixedrange": True, "tickfont": {"color": ink}, "zeroline": False}
-    figure.update_layout(
+    ends = [max(value, lost) + error for value, error in zip(left, bars["array"], strict=True)]
+    for label, step, end in zip(labels, steps, ends, strict=True):
+        place = {"x": max(end, 0.0), "y": label, "xanchor": "left", "xshift": 8}
+        figure.add_annotation(text=_bar_words(step), showarrow=False, **place)
+    low, high = min([0.0, *left]), max([1e-6, *ends])
+    lay_out(
+        figure,
+        dark,
+        "NLL over the uncut model, nats a token",
         height=_FRAME_HEIGHT + _ROW_HEIGHT * len(steps),
         barmode="overlay",
         bargap=0.35,
         margin={"l": 8, "r": 16, "t": 8, "b": 44},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": ink, "size": 12},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "font": {"color": ink}},
+        legend=_LEGEND,
         showlegend=any(step.treatments for step in steps),
         uirevision="ledger",
-        xaxis={
-            **axis,
-            "title": {"text": "NLL over the uncut model, nats a token", "font": {"color": ink, "size": 12}},
-            "range": _range(left, ends),
-            "gridcolor": "rgba(128,128,128,0.2)",
-        },
-        yaxis={**axis, "autorange": "reversed", "automargin": True, "ticksuffix": "  "},
+        xaxis_title_font_size=12,
+        # With room on the right for the words beside the bars.
+        xaxis_range=[low - 0.02 * (high - low), high + 0.5 * (high - low)],
+        yaxis={"autorange": "reversed", "automargin": True, "ticksuffix": "  "},
     )
     figure.add_vline(x=0, line={"color": ink, "width": 1})
     return figure
@@ -103,66 +95,54 @@ def share_words(step: LedgerStep) -> str:
 
 def healing_figure(history: HealHistory, dark: bool = False) -> go.Figure:
     """Return the training so far: held-out NLL with errors and the best step above, what is minimised below."""
-    ink = text_colour(dark)
-    measured = history.measured
     trained = [p for p in history.points if p.loss is not None]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.06)
-    figure.add_trace(
+    above = [
         go.Scatter(
-            x=[p.step for p in measured],
-            y=[p.heldout_nll for p in measured],
-            error_y={"type": "data", "array": [_known(p.heldout_stderr) for p in measured], **ERROR_BARS},
+            x=[p.step for p in history.measured],
+            y=[p.heldout_nll for p in history.measured],
+            error_y=error_bars(p.heldout_stderr for p in history.measured),
             mode="lines+markers",
             name="held out",
             line={"color": "#56b4e9" if dark else "#0072b2", "width": 2},
             marker={"size": 7},
             hovertemplate="step %{x}: held-out NLL %{y:.4f} nats<extra></extra>",
-        ),
-        row=1,
-        col=1,
-    )
-    figure.add_trace(
-        go.Scatter(
-            x=[p.step for p in trained],
-            y=[p.loss for p in trained],
-            mode="lines+markers" if len(trained) < 3 else "lines",
-            name="training",
-            line={"color": "#b0760a" if not dark else "#e69f00", "width": 1.5},
-            hovertemplate="step %{x}: training loss %{y:.4f}<extra></extra>",
-        ),
-        row=2,
-        col=1,
-    )
+        )
+    ]
     if history.best_nll is not None:
-        figure.add_trace(
+        above.append(
             go.Scatter(
                 x=[history.best_step],
                 y=[history.best_nll],
                 mode="markers",
                 name="best, kept",
-                marker={"symbol": "star", "size": 14, "color": _BEST, "line": {"color": "#ffffff", "width": 1}},
+                marker={"symbol": "star", "size": 14, "color": CHOSEN, "line": {"color": "#ffffff", "width": 1}},
                 hovertemplate="best step %{x}: %{y:.4f} nats, kept<extra></extra>",
-            ),
-            row=1,
-            col=1,
+            )
         )
-    axis: dict[str, Any] = {"fixedrange": True, "tickfont": {"color": ink}, "zeroline": False}
-    axis["gridcolor"] = "rgba(128,128,128,0.2)"
-    figure.update_layout(
+    below = go.Scatter(
+        x=[p.step for p in trained],
+        y=[p.loss for p in trained],
+        mode="lines+markers" if len(trained) < 3 else "lines",
+        name="training",
+        line={"color": "#e69f00" if dark else "#b0760a", "width": 1.5},
+        hovertemplate="step %{x}: training loss %{y:.4f}<extra></extra>",
+    )
+    for row, trace in [(1, above[0]), (2, below), *((1, best) for best in above[1:])]:
+        figure.add_trace(trace, row=row, col=1)
+    lay_out(
+        figure,
+        dark,
         height=330,
         margin={"l": 64, "r": 16, "t": 28, "b": 44},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": ink, "size": 12},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom", "font": {"color": ink}},
+        legend=_LEGEND,
         uirevision="healing",
+        xaxis2_title_text="step",
+        yaxis_title_text="held-out NLL, nats",
+        yaxis2_title_text="training loss",
     )
-    figure.update_xaxes(**axis, range=[-0.5, max(history.steps, 1) + 0.5])
-    figure.update_yaxes(**axis)
-    figure.update_yaxes(title={"text": "held-out NLL, nats", "font": {"color": ink, "size": 12}}, row=1, col=1)
-    figure.update_yaxes(title={"text": "training loss", "font": {"color": ink, "size": 12}}, row=2, col=1)
-    figure.update_xaxes(title={"text": "step", "font": {"color": ink, "size": 12}}, row=2, col=1)
-    return figure
+    figure.update_xaxes(title_font_size=12, range=[-0.5, max(history.steps, 1) + 0.5])
+    return figure.update_yaxes(title_font_size=12)
 
 
 def healing_alt(history: HealHistory) -> str:
@@ -178,23 +158,8 @@ def healing_alt(history: HealHistory) -> str:
     )
 
 
-def _two_lines(label: str) -> str:
-    """Return a step's label with its methods on a line of their own: on a phone one line would take half the width."""
-    return label.replace(" (", "<br>(", 1)
-
-
 def _bar_words(step: LedgerStep) -> str:
     if not step.treatments:
         return with_error(step.evaluation.nll_increase, step.evaluation.nll_increase_stderr)
     share = percent(step.recovered, step.recovered_stderr)
     return "nothing to win back" if share == UNKNOWN else share
-
-
-def _range(left: list[float], ends: list[float]) -> list[float]:
-    """Return the limits of the axis, with room on the right for the words beside the bars."""
-    low, high = min([0.0, *left]), max([1e-6, *ends])
-    return [low - 0.02 * (high - low), high + 0.5 * (high - low)]
-
-
-def _known(value: float | None) -> float:
-    return 0.0 if value is None or math.isnan(value) else value

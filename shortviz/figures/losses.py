@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,16 +12,14 @@ from shortviz.analysis.agreement import Agreement
 from shortviz.analysis.curve import AccuracyLine, RemovalCurve
 from shortviz.analysis.planning import cells
 from shortviz.criteria.base import MEASURED
-from shortviz.figures.map import text_colour
+from shortviz.figures.theme import CHOSEN, error_bars, lay_out, text_colour
 from shortviz.records.formatting import layer_words, layers_text, percent, with_error
-from shortviz.records.measured import BlockDistances, BlockLosses, BoundaryNorms, CurveLine, Grid
+from shortviz.records.measured import BlockDistances, BlockLosses, Grid
 from shortviz.records.plan import Block
 from shortviz.records.text import TaskScore
 
 TOP_NATS = 10.0
 """Where the y axes end: a model 10 nats worse is broken, and showing how much would flatten everything else."""
-
-ERROR_BARS: Final = {"thickness": 1, "width": 2}
 
 _COLOURS = (
     "#0072b2",
@@ -38,23 +36,10 @@ _COLOURS = (
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon", "hourglass", "star-diamond")
 _GLYPHS = "●■◆✚▲✖★⬟⧗✦"
 """The symbols as characters, for a table that is the key of a chart too small for a legend."""
-_BELOW = {"orientation": "h", "x": 0, "y": -0.19, "yanchor": "top"}
-"""Where the legend of up to ten lines covers none of them, nor, on a phone, the title of the axis."""
-
-
-def as_map(losses: BlockLosses, norms: BoundaryNorms | None = None) -> BlockDistances:
-    """Return the measured map in the shape of a distance map, so that the same charts and tables show it.
-
-    Its criteria are those of MEASURED; `norms` of the distances mark the blocks that remove a sink layer.
-    """
-    zeros = np.zeros(losses.num_layers + 1)
-    return BlockDistances(
-        num_layers=losses.num_layers,
-        criteria={"nll_increase": losses.increase, "kl": losses.kl},
-        norms=norms or BoundaryNorms(first=zeros, rest=zeros),
-        text=losses.text,
-        seconds=losses.seconds,
-    )
+_MARGIN = {"l": 60, "r": 16, "t": 12, "b": 48}
+_LOOKS: dict[str, Any] = {"height": 440, "margin": _MARGIN, "uirevision": "losses", "showlegend": True}
+_WITH_KEY = _LOOKS | {"height": 560, "legend": {"orientation": "h", "x": 0, "y": -0.19, "yanchor": "top"}}
+"""With the legend where up to ten lines cover neither a line nor, on a phone, the title of the axis."""
 
 
 def agreement_figure(
@@ -88,11 +73,11 @@ def agreement_figure(
     )
     if selected is not None and (selected.start, selected.n) in points:
         x, y = grid.at(selected)[0], losses.increase.at(selected)[0]
-        ring = {"symbol": "circle-open", "size": 15, "color": "#d5006d", "line": {"width": 2.5}}
+        ring = {"symbol": "circle-open", "size": 15, "color": CHOSEN, "line": {"width": 2.5}}
         figure.add_trace(go.Scatter(mode="markers", x=[x], y=[y], marker=ring, hoverinfo="skip", showlegend=False))
     axes = (f"predicted: {criteria.label(criterion)}", f"{MEASURED['nll_increase']}, nats")
-    figure.update_yaxes(range=[-0.5, TOP_NATS])
-    return _lay_out(figure, *axes, dark=dark, legend=False, right=80)
+    lay_out(figure, dark, *axes, **_LOOKS)
+    return figure.update_layout(margin_r=80, yaxis_range=[-0.5, TOP_NATS], showlegend=False)
 
 
 def regret_figure(found: tuple[Agreement, ...], dark: bool = False) -> go.Figure:
@@ -109,8 +94,9 @@ def regret_figure(found: tuple[Agreement, ...], dark: bool = False) -> go.Figure
                 [f"picks {layer_words(r.picked, r.n)}, best {layer_words(r.best, r.n)}" for r in one.regrets],
             )
         )
-    figure.update_yaxes(range=[-0.3, TOP_NATS])
-    return _lay_out(figure, "n (layers removed)", "regret, nats", dark=dark)
+    legend = {"x": 0.01, "y": 0.99, "bgcolor": "rgba(0,0,0,0)", "font_size": 11}
+    lay_out(figure, dark, "n (layers removed)", "regret, nats", **_LOOKS, legend=legend)
+    return figure.update_yaxes(range=[-0.3, TOP_NATS])
 
 
 def curve_figure(curve: RemovalCurve, *, perplexity: bool = False, top: float = 0.0, dark: bool = False) -> go.Figure:
@@ -123,10 +109,14 @@ def curve_figure(curve: RemovalCurve, *, perplexity: bool = False, top: float = 
         values = [p.perplexity if perplexity else p.nll for p in line.points]
         spread = line.strategy == "random"  # between blocks, not an error: told in the tooltip
         errors = [0.0 if spread else p.stderr * (p.perplexity if perplexity else 1.0) for p in line.points]
-        words = [_removed_words(line, p.removed, p.stderr) for p in line.points]
+        words = [
+            f"mean over all blocks of this size, spread {p.stderr:.2g} nats"
+            if spread and p.n
+            else _cut_words(p.removed)
+            for p in line.points
+        ]
         figure.add_trace(_line(index, line.label, [p.n for p in line.points], values, errors, words))
-    _lay_out(figure, "layers removed", "perplexity" if perplexity else "NLL, nats per token", dark=dark)
-    figure.update_layout(height=560, legend=_BELOW)
+    lay_out(figure, dark, "layers removed", "perplexity" if perplexity else "NLL, nats per token", **_WITH_KEY)
     if perplexity:
         figure.update_yaxes(type="log")
     elif top > 0:
@@ -151,12 +141,10 @@ def accuracy_figure(lines: Sequence[AccuracyLine], *, dark: bool = False) -> go.
         figure.add_hline(
             y=100 * value,
             line={"color": text_colour(dark), "dash": "dot", "width": 1},
-            annotation={"text": f"{name}, {percent(value)}", "font": {"color": text_colour(dark), "size": 11}},
+            annotation={"text": f"{name}, {percent(value)}", "font": {"size": 11}},
             annotation_position="bottom right" if name == "chance" else "top right",
         )
-    _lay_out(figure, "layers removed", "questions answered rightly, %", dark=dark)
-    figure.update_layout(height=560, legend=_BELOW)
-    figure.update_yaxes(range=[0, 100])
+    lay_out(figure, dark, "layers removed", "questions answered rightly, %", **_WITH_KEY, yaxis_range=[0, 100])
     if max(n for line in lines for n, _ in line.points) <= 16:
         figure.update_xaxes(dtick=1)
     return figure
@@ -221,17 +209,8 @@ def difference_grid(predicted: Grid, measured: Grid) -> Grid:
     return Grid(mean=mean, stderr=np.full_like(mean, np.nan), samples=min(predicted.samples, measured.samples))
 
 
-def _removed_words(line: CurveLine, removed: tuple[int, ...], spread: float) -> str:
-    if not removed:
-        mean = f"mean over all blocks of this size, spread {spread:.2g} nats"
-        return mean if line.strategy == "random" else "uncut"
-    return _cut_words(removed)
-
-
 def _cut_words(removed: tuple[int, ...]) -> str:
-    if not removed:
-        return "uncut"
-    return f"layer{'s' * (len(removed) > 1)} {layers_text(removed)}"
+    return f"layer{'s' * (len(removed) > 1)} {layers_text(removed)}" if removed else "uncut"
 
 
 def mark(index: int) -> tuple[str, str]:
@@ -241,7 +220,6 @@ def mark(index: int) -> tuple[str, str]:
 
 def _line(index: int, label: str, x: list[int], y: list[float], error: list[float], words: list[str]) -> go.Scatter:
     colour, symbol = _COLOURS[index % len(_COLOURS)], _SYMBOLS[index % len(_SYMBOLS)]
-    bars = [0.0 if math.isnan(e) else e for e in error]
     return go.Scatter(
         x=x,
         y=y,
@@ -249,27 +227,7 @@ def _line(index: int, label: str, x: list[int], y: list[float], error: list[floa
         mode="lines+markers",
         line={"color": colour, "width": 1.5},
         marker={"symbol": symbol, "size": 6},
-        error_y={"type": "data", "array": bars, **ERROR_BARS},
+        error_y=error_bars(error),
         text=words,
         hovertemplate=f"{label}<br>n %{{x}}: %{{y:.4g}}<br>%{{text}}<extra></extra>",
     )
-
-
-def _lay_out(figure: go.Figure, x: str, y: str, *, dark: bool, legend: bool = True, right: int = 16) -> go.Figure:
-    ink = text_colour(dark)
-    axis: dict[str, Any] = {"fixedrange": True, "tickfont": {"color": ink}, "zeroline": False}
-    grid = "rgba(128,128,128,0.2)"
-    figure.update_layout(
-        height=440,
-        margin={"l": 60, "r": right, "t": 12, "b": 48},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": ink, "size": 12},
-        showlegend=legend,
-        legend={"x": 0.01, "y": 0.99, "bgcolor": "rgba(0,0,0,0)", "font": {"color": ink, "size": 11}},
-        hovermode="closest",
-        uirevision="losses",
-        xaxis={**axis, "title": {"text": x, "font": {"color": ink}}, "gridcolor": grid},
-        yaxis={**axis, "title": {"text": y, "font": {"color": ink}}, "gridcolor": grid},
-    )
-    return figure

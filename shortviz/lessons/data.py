@@ -1,23 +1,27 @@
 """What the lessons show: numbers and texts of the demo model, measured by tools/make_lesson_data.py. No torch."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+from pydantic import BeforeValidator
 
-from shortviz.records.json import Floats
+from shortviz.records.formatting import block_text
+from shortviz.records.json import FloatMatrix, FloatVector, Many, from_json
 from shortviz.records.measured import Grid
 from shortviz.records.plan import Block
 from shortviz.records.text import TextInfo
 
-FILE = "data.json"
 KINDS = ("fact", "copy", "arithmetic", "reasoning")
 """What the questions ask for: something learned, something just read, a sum, a conclusion."""
+
+
+def _whole(rows: Any) -> list[list[float]]:
+    """Return the whole of a symmetric matrix, of which row i is given from its diagonal on."""
+    return [[rows[min(i, j)][abs(i - j)] for j in range(len(rows))] for i in range(len(rows))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -25,12 +29,12 @@ class Sentence:
     """One short text, token by token."""
 
     text: str
-    tokens: tuple[str, ...]
-    norms: Floats
+    tokens: Many[str]
+    norms: FloatMatrix
     """Norm of the residual stream, shape (tokens, L+1)."""
-    updates: Floats
+    updates: FloatMatrix
     """Norm of what each layer adds, shape (tokens, L)."""
-    gram: Floats
+    gram: Annotated[FloatMatrix, BeforeValidator(_whole)]
     """Dot products of the last token's states at all pairs of boundaries, shape (L+1, L+1)."""
 
     def angle(self, block: Block) -> float:
@@ -47,11 +51,11 @@ class Sentence:
 class Updates:
     """Mean norm of what each layer adds, over the rows of a text; each array has shape (L,)."""
 
-    first: Floats
+    first: FloatVector
     """At position 0."""
-    rest: Floats
+    rest: FloatVector
     """At the other positions."""
-    rest_stderr: Floats
+    rest_stderr: FloatVector
     """Over rows."""
 
 
@@ -90,8 +94,8 @@ class Answers:
 
     step: str
     """`uncut`, `cut`, `repaired` or `healed`."""
-    removed: tuple[int, ...]
-    written: tuple[str, ...]
+    removed: Many[int]
+    written: Many[str]
     """In the order of the questions."""
 
     @property
@@ -99,8 +103,7 @@ class Answers:
         """The model in short: `uncut`, `12-15` for the layers that are gone, `12-15 healed`."""
         if not self.removed:
             return self.step
-        first, last = self.removed[0], self.removed[-1]
-        layers = str(first) if first == last else f"{first}-{last}"
+        layers = block_text(self.removed[0], len(self.removed))
         return layers if self.step == "cut" else f"{layers} {self.step}"
 
 
@@ -108,15 +111,15 @@ class Answers:
 class LessonData:
     """Everything that the lessons need beside the bundled run."""
 
-    model_id: str
+    model: str
     sentence: Sentence
     text: TextInfo
     """What updates and angles are averaged over: the text of the bundled run."""
     updates: Updates
-    positions: tuple[PositionAngles, ...]
+    positions: Many[PositionAngles]
     """By ascending position; the last one is the last token of the rows."""
-    questions: tuple[Question, ...]
-    answers: tuple[Answers, ...]
+    questions: Many[Question]
+    answers: Many[Answers]
     """Uncut first."""
     versions: Mapping[str, str]
     created: str
@@ -137,58 +140,12 @@ class LessonData:
 
     def right(self, answers: Answers, kind: str) -> tuple[int, int]:
         """Return how many questions of a kind a model gets right, and how many there are."""
-        found = [
-            question.right(written)
-            for question, written in zip(self.questions, answers.written, strict=True)
-            if question.kind == kind
-        ]
+        pairs = zip(self.questions, answers.written, strict=True)
+        found = [question.right(written) for question, written in pairs if question.kind == kind]
         return sum(found), len(found)
 
 
-@lru_cache(maxsize=1)
+@cache
 def lesson_data() -> LessonData:
     """Return the bundled lesson data."""
-    file = resources.files("shortviz") / "lessons" / FILE
-    return parse_lesson_data(json.loads(file.read_text(encoding="utf-8")))
-
-
-def parse_lesson_data(found: Mapping[str, Any]) -> LessonData:
-    """Return the lesson data that the JSON says."""
-    sentence, updates = found["sentence"], found["updates"]
-    return LessonData(
-        model_id=found["model"],
-        sentence=Sentence(
-            text=sentence["text"],
-            tokens=tuple(sentence["tokens"]),
-            norms=np.array(sentence["norms"]),
-            updates=np.array(sentence["updates"]),
-            gram=_symmetric(sentence["gram"]),
-        ),
-        text=TextInfo(**found["text"]),
-        updates=Updates(**{name: np.array(values) for name, values in updates.items()}),
-        positions=tuple(_position(p, len(updates["first"])) for p in found["positions"]),
-        questions=tuple(Question(**q) for q in found["questions"]),
-        answers=tuple(
-            Answers(step=a["step"], removed=tuple(a["removed"]), written=tuple(a["written"])) for a in found["answers"]
-        ),
-        versions=found["versions"],
-        created=found["created"],
-    )
-
-
-def _symmetric(rows: Sequence[Sequence[float]]) -> Floats:
-    """Return the whole matrix, of which row i is given from its diagonal on."""
-    size = len(rows)
-    matrix = np.zeros((size, size))
-    for i, row in enumerate(rows):
-        matrix[i, i:] = matrix[i:, i] = row
-    return matrix
-
-
-def _position(found: Mapping[str, Any], layers: int) -> PositionAngles:
-    mean, stderr = np.full((2, layers, layers), np.nan)
-    for n in range(1, layers + 1):
-        mean[n - 1, : layers - n + 1] = found["mean"][n - 1]
-        stderr[n - 1, : layers - n + 1] = found["stderr"][n - 1]
-    grid = Grid(mean=mean, stderr=stderr, samples=found["samples"])
-    return PositionAngles(first=found["first"], last=found["last"], grid=grid)
+    return from_json(LessonData, (resources.files("shortviz") / "lessons" / "data.json").read_bytes())

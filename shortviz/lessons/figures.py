@@ -8,16 +8,24 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from shortviz.analysis.curve import RemovalCurve
-from shortviz.figures.map import text_colour
+from shortviz.figures.theme import CHOSEN as PINK
+from shortviz.figures.theme import error_bars, lay_out, text_colour
 from shortviz.lessons.data import KINDS, LessonData, PositionAngles, Sentence
 from shortviz.records.formatting import layer_words, layers_text, percent, with_error
-from shortviz.records.json import Floats
 from shortviz.records.ledger import Ledger
 from shortviz.records.plan import Block
 
-BLUE, ORANGE, GREEN, PINK = "#3d85c6", "#d9822b", "#0f9d73", "#d5006d"
+BLUE, ORANGE, GREEN = "#3d85c6", "#d9822b", "#0f9d73"
 HEIGHT = 400
 FONT = '"Source Sans", "Source Sans Pro", sans-serif'
+LOOKS: dict[str, Any] = {
+    "height": HEIGHT,
+    "margin": {"l": 60, "r": 12, "t": 30, "b": 48},
+    "font_family": FONT,
+    "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+    "bargap": 0.35,
+    "uirevision": "lesson",
+}
 
 
 def stream_figure(norms: Sequence[float], updates: Sequence[float], *, dark: bool = False) -> go.Figure:
@@ -44,9 +52,8 @@ def stream_figure(norms: Sequence[float], updates: Sequence[float], *, dark: boo
             ),
         ]
     )
-    lay_out(figure, "boundary i enters layer i; a bar is a layer", "Euclidean norm, log axis", dark)
-    figure.update_yaxes(type="log", dtick=1)
-    return figure
+    lay_out(figure, dark, "boundary i enters layer i; a bar is a layer", "Euclidean norm, log axis", **LOOKS)
+    return figure.update_yaxes(type="log", dtick=1)
 
 
 def stream_alt(norms: Sequence[float], updates: Sequence[float]) -> str:
@@ -67,7 +74,6 @@ def angle_figure(sentence: Sentence, block: Block, *, dark: bool = False) -> go.
     after = math.sqrt(float(sentence.gram[block.start + block.n, block.start + block.n]))
     ends = {f"boundary {block.start}": (before, 0.0)}
     ends[f"boundary {block.start + block.n}"] = (after * math.cos(theta), after * math.sin(theta))
-    ink = text_colour(dark)
     figure = go.Figure()
     for (name, (x, y)), colour in zip(ends.items(), (BLUE, ORANGE), strict=True):
         figure.add_trace(
@@ -88,7 +94,7 @@ def angle_figure(sentence: Sentence, block: Block, *, dark: bool = False) -> go.
             x=[radius * math.cos(a) for a in arc],
             y=[radius * math.sin(a) for a in arc],
             mode="lines",
-            line={"color": ink, "dash": "dot", "width": 1.5},
+            line={"color": text_colour(dark), "dash": "dot", "width": 1.5},
             showlegend=False,
             hoverinfo="skip",
         )
@@ -98,11 +104,10 @@ def angle_figure(sentence: Sentence, block: Block, *, dark: bool = False) -> go.
         y=1.3 * radius * math.sin(theta / 2),
         text=f"{theta / math.pi:.3f} π",
         showarrow=False,
-        font={"color": ink, "size": 14},
+        font={"size": 14},
     )
-    lay_out(figure, "along the first state", "across it", dark)
-    figure.update_yaxes(scaleanchor="x", scaleratio=1)
-    return figure
+    lay_out(figure, dark, "along the first state", "across it", **LOOKS)
+    return figure.update_yaxes(scaleanchor="x", scaleratio=1)
 
 
 def angle_alt(sentence: Sentence, block: Block) -> str:
@@ -123,7 +128,7 @@ def positions_figure(positions: Sequence[PositionAngles], block: Block, *, dark:
         go.Scatter(
             x=[p.words for p in positions],
             y=[value for value, _ in at],
-            error_y={"type": "data", "array": [error for _, error in at], "thickness": 1.5, "width": 4},
+            error_y=error_bars((error for _, error in at), thickness=1.5, width=4),
             mode="lines+markers",
             line={"color": BLUE, "width": 2},
             marker={
@@ -134,11 +139,9 @@ def positions_figure(positions: Sequence[PositionAngles], block: Block, *, dark:
             hovertemplate="positions %{x}: %{y:.4f} of π<extra></extra>",
         )
     )
-    lay_out(figure, "position in the row, from 0; the star is the last token", "angle over the block, of π", dark)
-    figure.update_xaxes(type="category")
-    figure.update_layout(showlegend=False)
-    figure.update_yaxes(rangemode="tozero")
-    return figure
+    axes = ("position in the row, from 0; the star is the last token", "angle over the block, of π")
+    lay_out(figure, dark, *axes, **LOOKS)
+    return figure.update_layout(showlegend=False, xaxis_type="category", yaxis_rangemode="tozero")
 
 
 def positions_alt(positions: Sequence[PositionAngles], block: Block) -> str:
@@ -148,34 +151,6 @@ def positions_alt(positions: Sequence[PositionAngles], block: Block) -> str:
         f"The angle over {layer_words(block.start, block.n)} by position: {', '.join(words)}, which is the last token."
     )
 
-
-def lay_out(figure: go.Figure, x: str, y: str, dark: bool) -> go.Figure:
-    """Give a lesson's figure its common looks."""
-    ink = text_colour(dark)
-    axis: dict[str, Any] = {"fixedrange": True, "tickfont": {"color": ink}, "zeroline": False}
-    axis |= {"gridcolor": "rgba(128,128,128,0.25)"}
-    figure.update_layout(
-        height=HEIGHT,
-        margin={"l": 60, "r": 12, "t": 30, "b": 48},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": ink, "size": 12, "family": FONT},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "font": {"color": ink}},
-        hovermode="closest",
-        bargap=0.35,
-        uirevision="lesson",
-    )
-    figure.update_xaxes(title={"text": x, "font": {"color": ink}}, **axis)
-    figure.update_yaxes(title={"text": y, "font": {"color": ink}}, **axis)
-    return figure
-
-
-def as_list(values: Floats) -> list[float]:
-    """Return an array as Python floats."""
-    return [float(v) for v in values]
-
-
-# Pictures of answers and losses for the lessons, and the findings they show as sentences. No streamlit, no torch.
 
 KIND_COLOURS = {"fact": BLUE, "copy": GREEN, "arithmetic": ORANGE, "reasoning": PINK}
 KIND_SYMBOLS = {"fact": "circle", "copy": "diamond", "arithmetic": "square", "reasoning": "cross"}
@@ -209,7 +184,7 @@ def curve_figure(data: LessonData, curve: RemovalCurve, chosen: int, *, dark: bo
         go.Scatter(
             x=[p.n for p in points],
             y=[p.nll for p in points],
-            error_y={"type": "data", "array": [0 if math.isnan(p.stderr) else p.stderr for p in points]},
+            error_y=error_bars(p.stderr for p in points),
             text=["uncut" if not p.removed else f"without {layer_words(p.removed[0], p.n)}" for p in points],
             name="loss",
             mode="lines+markers",
@@ -219,11 +194,14 @@ def curve_figure(data: LessonData, curve: RemovalCurve, chosen: int, *, dark: bo
         row=2,
         col=1,
     )
-    lay_out(figure, "", "", dark)
-    ink = text_colour(dark)
-    figure.update_xaxes(title={"text": "layers removed, at the lowest measured loss", "font": {"color": ink}}, row=2)
-    figure.update_yaxes(title={"text": "right, %", "font": {"color": ink}}, range=[-4, 104], row=1)
-    figure.update_yaxes(title={"text": "NLL, nats per token", "font": {"color": ink}}, row=2)
+    lay_out(
+        figure,
+        dark,
+        **LOOKS,
+        xaxis2_title_text="layers removed, at the lowest measured loss",
+        yaxis={"title_text": "right, %", "range": [-4, 104]},
+        yaxis2_title_text="NLL, nats per token",
+    )
     for row in (1, 2):
         figure.add_vline(x=chosen, line={"color": PINK, "dash": "dot", "width": 2}, row=row, col=1)
     return figure
@@ -264,11 +242,10 @@ def answers_figure(data: LessonData, kind: str, *, dark: bool = False) -> go.Fig
             },
         )
     )
-    lay_out(figure, "layers removed", "question", dark)
+    lay_out(figure, dark, "layers removed", "question", **LOOKS)
     figure.update_xaxes(side="top", type="category")
     figure.update_yaxes(autorange="reversed", tickvals=list(range(1, len(rows) + 1)), showgrid=False)
-    figure.update_layout(showlegend=False, margin={"t": 72, "b": 8})
-    return figure
+    return figure.update_layout(showlegend=False, margin={"t": 72, "b": 8})
 
 
 def answers_alt(data: LessonData, kind: str) -> str:
@@ -280,19 +257,13 @@ def answers_alt(data: LessonData, kind: str) -> str:
 def ledger_figure(ledger: Ledger, *, dark: bool = False) -> go.Figure:
     """Return the loss after every step of a ledger as bars from the uncut model's loss."""
     steps = ledger.steps
-    errors = [s.evaluation.nll_increase_stderr or 0.0 for s in steps]
     figure = go.Figure(
         go.Bar(
             x=[s.label.replace(" (", "<br>(").replace(", ", ",<br>") for s in steps],  # fits a phone
             y=[s.evaluation.nll_increase or 0.0 for s in steps],
-            error_y={
-                "type": "data",
-                "array": [0.0 if math.isnan(e) else e for e in errors],
-                "color": text_colour(dark),
-            },
-            customdata=[
-                with_error(s.evaluation.score.nll, s.evaluation.score.nll_stderr) for s in steps
-            ],  # not on the bars: error bars cross them
+            error_y=error_bars((s.evaluation.nll_increase_stderr for s in steps), color=text_colour(dark)),
+            # Not on the bars: error bars cross them.
+            customdata=[with_error(s.evaluation.score.nll, s.evaluation.score.nll_stderr) for s in steps],
             marker={
                 "color": [_STEP_COLOURS[s.name] for s in steps],
                 "pattern": {"shape": [_STEP_PATTERNS[s.name] for s in steps]},
@@ -300,9 +271,8 @@ def ledger_figure(ledger: Ledger, *, dark: bool = False) -> go.Figure:
             hovertemplate="%{x}: NLL %{customdata}, %{y:+.3f} nats<extra></extra>",
         )
     )
-    lay_out(figure, "", "NLL above the uncut model, nats per token", dark)
-    figure.update_layout(showlegend=False)
-    return figure
+    lay_out(figure, dark, None, "NLL above the uncut model, nats per token", **LOOKS)
+    return figure.update_layout(showlegend=False)
 
 
 def ledger_alt(ledger: Ledger) -> str:

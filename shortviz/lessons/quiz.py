@@ -31,47 +31,35 @@ class MapQuestion:
 def map_questions(distances: BlockDistances, model: ModelInfo) -> tuple[MapQuestion, ...]:
     """Return the questions, easiest first."""
     grid = distances.criteria[CRITERION]
-    return (
-        _reading(grid),
-        _ring(grid, model),
-        *_sink(distances),
-        _most(grid),
-    )
-
-
-def verdict(question: MapQuestion, block: Block, grid: Grid) -> tuple[bool, str]:
-    """Return whether the block answers the question, and what to say about it."""
-    what = f"{block} has an angle of {with_error(*grid.at(block))} of π"
-    if question.right(block):
-        return True, f"Right: {what}. {question.because}"
-    if block.n != question.example.n:
-        near = f"n is {block.n} there; look in the row of n {question.example.n}."
-    else:
-        near = f"The row is right; the block has another start. {question.hint}"
-    return False, f"Not yet: {what}. {near}"
-
-
-def _reading(grid: Grid) -> MapQuestion:
-    block = Block(start=min(12, grid.num_layers - 4), n=4)
-    return MapQuestion(
-        ask=f"Choose the block that removes {layer_words(block.start, 4)}.",
-        hint="To the right is the first layer removed; upwards is how many.",
-        right=lambda chosen: chosen == block,
-        because="A column is the first layer that goes, a row is how many go, so every cell is one possible cut.",
-        example=block,
-    )
-
-
-def _ring(grid: Grid, model: ModelInfo) -> MapQuestion:
+    some = Block(start=min(12, grid.num_layers - 4), n=4)
     n = min(8, grid.num_layers - 1)
     best = Block(start=best_starts(grid, model)[n], n=n)
     ties = {best.start, *tied_starts(grid, n)}
-    return MapQuestion(
-        ask=f"Of all blocks of {n} layers, choose the one that turns the last token's state least.",
-        hint="Each row is coloured by itself: its lightest cell carries a ring.",
-        right=lambda chosen: chosen.n == n and chosen.start in ties,
-        because=f"By this measure it is the best cut of {n} layers; the measured loss will have its own opinion.",
-        example=best,
+    most = Block(start=int(np.nanargmax(grid.row(1))), n=1)
+    times = float(grid.row(1)[most.start] / np.nanmedian(grid.row(1)))
+    return (
+        MapQuestion(
+            ask=f"Choose the block that removes {layer_words(some.start, 4)}.",
+            hint="To the right is the first layer removed; upwards is how many.",
+            right=lambda chosen: chosen == some,
+            because="A column is the first layer that goes, a row is how many go, so every cell is one possible cut.",
+            example=some,
+        ),
+        MapQuestion(
+            ask=f"Of all blocks of {n} layers, choose the one that turns the last token's state least.",
+            hint="Each row is coloured by itself: its lightest cell carries a ring.",
+            right=lambda chosen: chosen.n == n and chosen.start in ties,
+            because=f"By this measure it is the best cut of {n} layers; the measured loss will have its own opinion.",
+            example=best,
+        ),
+        *_sink(distances),
+        MapQuestion(
+            ask="Choose the single layer that turns the last token's state most.",
+            hint="Look for the darkest cell of the lowest row.",
+            right=lambda chosen: chosen == most,
+            because=f"Layer {most.start} turns it {times:.1f} times as far as the middle one of all layers.",
+            example=most,
+        ),
     )
 
 
@@ -92,23 +80,20 @@ def _sink(distances: BlockDistances) -> tuple[MapQuestion, ...]:
     )
 
 
-def _most(grid: Grid) -> MapQuestion:
-    start = int(np.nanargmax(grid.row(1)))
-    times = float(grid.row(1)[start] / np.nanmedian(grid.row(1)))
-    return MapQuestion(
-        ask="Choose the single layer that turns the last token's state most.",
-        hint="Look for the darkest cell of the lowest row.",
-        right=lambda chosen: chosen == Block(start=start, n=1),
-        because=f"Layer {start} turns it {times:.1f} times as far as the middle one of all layers.",
-        example=Block(start=start, n=1),
-    )
-
-
-# Lines of Python that a reader runs to get a lesson's number again; tests run them.
+def verdict(question: MapQuestion, block: Block, grid: Grid) -> tuple[bool, str]:
+    """Return whether the block answers the question, and what to say about it."""
+    what = f"{block} has an angle of {with_error(*grid.at(block))} of π"
+    if question.right(block):
+        return True, f"Right: {what}. {question.because}"
+    if block.n != question.example.n:
+        near = f"n is {block.n} there; look in the row of n {question.example.n}."
+    else:
+        near = f"The row is right; the block has another start. {question.hint}"
+    return False, f"Not yet: {what}. {near}"
 
 
 def angle_lines(text: str, block: Block) -> str:
-    """Return the program that prints the angle over a block at the last token of a text."""
+    """Return the program that prints the angle over a block at the last token of a text; tests run it."""
     return f"""import math
 import torch
 from shortviz import ModelRef, load

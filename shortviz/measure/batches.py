@@ -15,16 +15,21 @@ from shortviz.records.text import Tokens, TokenSet
 def check_rows(info: ModelInfo, tokens: TokenSet) -> None:
     """Raise TextError where a row is too long for the model or holds tokens that it does not have."""
     longest, highest = max(map(len, tokens.rows)), max(int(row.max()) for row in tokens.rows)
+    check_fits(info, longest, highest, "row", "row length")
+
+
+def check_fits(info: ModelInfo, longest: int, highest: int, noun: str, choice: str) -> None:
+    """Raise TextError where the longest row, or the highest token, is beyond what the model has."""
     context, vocabulary = info.context_length, info.vocab_size
     if context is not None and longest > context:
         raise TextError(
-            f"A row of {longest} tokens is longer than the model's context of {context}; choose a row length of at "
+            f"A {noun} of {longest} tokens is longer than the model's context of {context}; choose a {choice} of at "
             f"most {context}."
         )
     if highest >= vocabulary:
         raise TextError(
-            f"The rows hold token {highest}, but the model's vocabulary has {vocabulary}; make them with this model's "
-            "tokenizer."
+            f"The {noun}s hold token {highest}, but the model's vocabulary has {vocabulary}; make them with this "
+            "model's tokenizer."
         )
 
 

@@ -1,82 +1,119 @@
 """measure_distances: one streaming pass, all criteria, every block."""
 
-import hashlib
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from shortviz import criteria as known
 from shortviz.analysis.rows_needed import count_rows_needed
 from shortviz.criteria.base import Criterion, Score
 from shortviz.errors import ShortvizError, Stopped
 from shortviz.measure.batches import batches_by_length, check_rows, places_of, sent_ahead
-from shortviz.measure.gram import NORMS, BoundaryStates, TokenSample, sequence_scores
-from shortviz.measure.processes import Ranks, added_up
+from shortviz.measure.gram import NORMS, BoundaryStates, States, TokenSample, sequence_scores
+from shortviz.measure.processes import ALONE, Ranks, added_up
 from shortviz.measure.row_scores import RowScores
-from shortviz.model.delta import load_checkpoint, model_facts, save_checkpoint
+from shortviz.model.delta import checkpoint_key, load_checkpoint, save_checkpoint
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import residual_boundaries
 from shortviz.progress import NO_WATCH, Watch
-from shortviz.records.json import Floats
 from shortviz.records.measured import BlockDistances, BoundaryNorms, RowsNeeded
 from shortviz.records.model import ModelInfo
 from shortviz.records.sums import Sums, pack, unpack
-from shortviz.records.text import Tokens, TokenSet
-
-# From sums over rows to the record of distances: shared by the pass in memory and the streamed one.
-
-
-def empty_sums(criteria: Sequence[Criterion], num_boundaries: int) -> dict[str, Sums]:
-    """Return the sums of no row, of all criteria that are summed and of both norms."""
-    pairs = num_boundaries * (num_boundaries - 1) // 2
-    sums = {c.name: Sums.zeros(pairs) for c in criteria if not c.from_sample}
-    return sums | {name: Sums.zeros(num_boundaries) for name in (_FIRST, _REST)}
-
-
-def rows_needed_of(info: ModelInfo, rows: RowScores) -> dict[str, RowsNeeded]:
-    """Return how many rows each choice needs, for the criteria that score row by row."""
-    illegal = [(start, n) for start, n, _ in info.illegal]
-    scores = {name: rows.of(name) for name in rows.criteria}
-    found = {n: count_rows_needed(s, info.num_layers, illegal) for n, s in scores.items() if s is not None}
-    return {name: one for name, one in found.items() if one is not None}
-
-
-def distances_record(
-    info: ModelInfo,
-    tokens: TokenSet,
-    criteria: Sequence[Criterion],
-    sums: Mapping[str, Sums],
-    sample: TokenSample | None,
-    seconds: float,
-) -> BlockDistances:
-    """Return the record of the sums; criteria that fit something are filled in from the sample, at the end only."""
-    size = info.num_layers
-    grids = {}
-    for criterion in criteria:
-        if criterion.from_sample is None:
-            found = sums[criterion.name]
-        else:
-            values = criterion.from_sample(*sample.tensors()) if sample is not None else None
-            found = Sums.zeros(size * (size + 1) // 2)
-            found = found if values is None else found.add(values.numpy())
-        grids[criterion.name] = found.grid(size)
-    norms = BoundaryNorms(first=sums[_FIRST].mean, rest=sums[_REST].mean)
-    return BlockDistances(
-        num_layers=size, criteria=grids, norms=norms, text=tokens.info, seconds=seconds, rows=sums[_FIRST].count
-    )
-
+from shortviz.records.text import TokenSet
 
 CHECKPOINT_SECONDS = 2.0
 """A checkpoint is written at most this often; at most this and one batch are lost by a kill."""
 _FORMAT = 2
 """Of what a checkpoint holds; one of another format belongs to another measurement."""
-_FIRST, _REST = NORMS
+
+
+class Measurement:
+    """What a measurement adds up over the rows of a text, whether its model is in memory or streamed.
+
+    Of several processes each has its share of the batches. The sums are Sums by name, of all criteria that are summed
+    and of both norms; beside them are the scores row by row and a sample of tokens for criteria that fit something.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        tokens: TokenSet,
+        criteria: Sequence[str | Criterion | Score] | None,
+        batch_size: int,
+        *,
+        beside: Path | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Start with the sums of no row; scores and sample are in files `beside` a checkpoint too, where there is one.
+
+        Raises ShortvizError where the batch size makes no sense, TextError where a row does not fit the model.
+        """
+        if batch_size < 1:
+            raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
+        check_rows(info, tokens)
+        self.info, self.text, self._ranks = info, tokens.info, ranks
+        self.chosen = [known.resolve(c) for c in criteria or known.names()]
+        self._summed = [c for c in self.chosen if not c.from_sample]
+        every = batches_by_length(tokens.rows, batch_size)
+        mine = ranks.mine(len(every))
+        self.batches, self._batch_rows = [every[i] for i in mine], [len(batch) for batch in every]
+        self.total = sum(self._batch_rows[i] for i in mine)
+        boundaries = info.num_layers + 1
+        pairs = boundaries * (boundaries - 1) // 2
+        self.sums = {c.name: Sums.zeros(pairs) for c in self._summed} | {n: Sums.zeros(boundaries) for n in NORMS}
+        self.rows = RowScores.beside(beside, [c.name for c in self._summed], pairs)
+        self.sample: TokenSample | None = None
+        if len(self._summed) < len(self.chosen):
+            places, hidden = places_of(every, mine), info.hidden_size
+            self.sample = TokenSample.of_rows(len(tokens.rows), boundaries, hidden, beside, places)
+
+    @property
+    def count(self) -> int:
+        """Rows measured."""
+        return self.sums[NORMS[0]].count
+
+    def add(self, states: States, lengths: Sequence[int], picked: Sequence[Sequence[int]] | None = None) -> None:
+        """Add a batch of right-padded rows; token means are taken over the `picked` positions of each, where given."""
+        scores = sequence_scores(states, lengths, max(lengths), self._summed, picked)
+        self.sums = {name: sums.add(scores[name]) for name, sums in self.sums.items()}
+        self.rows.add(scores)
+        if self.sample is not None:
+            self.sample.add(states, lengths, max(lengths))
+
+    def gather(self) -> None:
+        """Add up what all processes have; the whole sample and all rows are then those of rank 0."""
+        if self._ranks.size > 1:
+            found = added_up(self._ranks, self.sums, self.sample, self.rows, self._batch_rows)
+            self.sums, self.sample, self.rows = found
+
+    def record(self, seconds: float, *, complete: bool = True) -> BlockDistances:
+        """Return the record of the sums; what is fitted, and how many rows are needed, only where it is complete."""
+        size, grids = self.info.num_layers, {}
+        for criterion in self.chosen:
+            found = self.sums.get(criterion.name, Sums.zeros(size * (size + 1) // 2))
+            if criterion.from_sample is not None and self.sample is not None and complete:
+                values = criterion.from_sample(*self.sample.tensors())
+                found = found if values is None else found.add(values.numpy())
+            grids[criterion.name] = found.grid(size)
+        first, rest = (self.sums[name].mean for name in NORMS)
+        return BlockDistances(
+            num_layers=size,
+            criteria=grids,
+            norms=BoundaryNorms(first=first, rest=rest),
+            text=self.text,
+            seconds=seconds,
+            rows=self.count,
+            settling=self._rows_needed() if complete else {},
+        )
+
+    def _rows_needed(self) -> dict[str, RowsNeeded]:
+        illegal = [(start, n) for start, n, _ in self.info.illegal]
+        scores = {name: self.rows.of(name) for name in self.rows.criteria}
+        found = {n: count_rows_needed(s, self.info.num_layers, illegal) for n, s in scores.items() if s is not None}
+        return {name: one for name, one in found.items() if one is not None}
 
 
 def measure_distances(
@@ -98,93 +135,47 @@ def measure_distances(
     Raises Stopped when stopped before the first batch, TextError where a row does not fit the model, NumericsError at
     NaN or Inf, RunError where the checkpoint belongs to something else.
     """
-    if batch_size < 1:
-        raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
-    check_rows(handle.info, tokens)
-    chosen = [known.resolve(c) for c in criteria or known.names()]
-    every = batches_by_length(tokens.rows, batch_size)
-    mine = range(len(every)) if ranks is None else ranks.mine(len(every))
-    batches = [every[i] for i in mine]
-    checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
-    key = _key(handle, tokens, chosen, batch_size)
-    began, saved = time.monotonic(), time.monotonic()
-    states = BoundaryStates(handle.info.num_layers + 1)
-    sample = None
-    if any(c.from_sample for c in chosen):
-        places, hidden = places_of(every, mine), handle.info.hidden_size
-        sample = TokenSample.of_rows(len(tokens.rows), states.num_boundaries, hidden, checkpoint, places)
-    pairs = states.num_boundaries * (states.num_boundaries - 1) // 2
-    rows = RowScores.beside(checkpoint, [c.name for c in chosen if not c.from_sample], pairs)
-    sums, done, seconds_before = _resume(checkpoint, key, chosen, handle, sample, batches)
-    rows.restore(sums[_FIRST].count)
-
-    def record(complete: bool = False) -> BlockDistances:
-        seconds = seconds_before + time.monotonic() - began
-        found = distances_record(handle.info, tokens, chosen, sums, sample if complete else None, seconds)
-        return replace(found, settling=rows_needed_of(handle.info, rows)) if complete else found
-
-    for index, ids in enumerate(sent_ahead(batches[done:], handle.model.device), start=done):
+    ranks = ranks or ALONE
+    checkpoint = ranks.checkpoint(checkpoint)
+    one = Measurement(handle.info, tokens, criteria, batch_size, beside=checkpoint, ranks=ranks)
+    key = checkpoint_key(_FORMAT, handle, tokens.info.fingerprint, [c.name for c in one.chosen], batch_size)
+    states, saved = BoundaryStates(handle.info.num_layers + 1), time.monotonic()
+    done, spent = _resume(one, checkpoint, key)
+    began = time.monotonic() - spent
+    for index, ids in enumerate(sent_ahead(one.batches[done:], handle.model.device), start=done):
         if watch.stopped:
             break
-        scores = _measure_batch(handle, states, batches[index], ids, chosen, sample)
-        sums = {name: s.add(scores[name]) for name, s in sums.items()}
-        rows.add(scores)
-        last = index == len(batches) - 1
+        with handle.lock, torch.inference_mode(), residual_boundaries(handle, states.keep) as decoder:
+            decoder(input_ids=ids, use_cache=False)
+        one.add(states, [len(row) for row in one.batches[index]])
+        last = index == len(one.batches) - 1
         if checkpoint is not None and (last or time.monotonic() - saved > CHECKPOINT_SECONDS):
-            spent = seconds_before + time.monotonic() - began
-            arrays = pack(sums) | {"done": np.array(float(index + 1)), "seconds": np.array(spent)}
-            save_checkpoint(checkpoint, key, arrays)
+            progress = {"done": np.array(float(index + 1)), "seconds": np.array(time.monotonic() - began)}
+            save_checkpoint(checkpoint, key, pack(one.sums) | progress)
             saved = time.monotonic()
-        count = sums[_FIRST].count
-        total = sum(map(len, batches))
-        watch.tell("measure", done=count, total=total, unit="rows", snapshot=record)
-    if ranks is not None:
-        sums, sample, rows = added_up(ranks, sums, sample, rows, [len(batch) for batch in every])
-    if sums[_FIRST].count == 0:
+        watch.tell(
+            "measure",
+            done=one.count,
+            total=one.total,
+            unit="rows",
+            snapshot=lambda: one.record(time.monotonic() - began, complete=False),
+        )
+    one.gather()
+    if one.count == 0:
         raise Stopped("Stopped before the first batch was measured; there is nothing to keep.")
-    return record(complete=True)
+    return one.record(time.monotonic() - began)
 
 
-def _measure_batch(
-    handle: ModelHandle,
-    states: BoundaryStates,
-    rows: Sequence[Tokens],
-    ids: Tensor,
-    criteria: Sequence[Criterion],
-    sample: TokenSample | None,
-) -> Mapping[str, Floats]:
-    lengths = [len(row) for row in rows]
-    with handle.lock, torch.inference_mode(), residual_boundaries(handle, states.keep) as decoder:
-        decoder(input_ids=ids, use_cache=False)
-    scores = sequence_scores(states, lengths, max(lengths), [c for c in criteria if not c.from_sample])
-    if sample is not None:
-        sample.add(states, lengths, max(lengths))
-    return scores
-
-
-def _key(handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], batch_size: int) -> str:
-    """Return a fingerprint of everything the sums depend on."""
-    facts: list[object] = [_FORMAT, *model_facts(handle)]
-    facts += [tokens.info.fingerprint, [c.name for c in criteria], batch_size]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _resume(
-    checkpoint: Path | None,
-    key: str,
-    criteria: Sequence[Criterion],
-    handle: ModelHandle,
-    sample: TokenSample | None,
-    batches: Sequence[Sequence[Tokens]],
-) -> tuple[dict[str, Sums], int, float]:
-    """Return (sums, batches done, seconds spent) of a checkpoint, or of nothing; the sample is filled as far."""
-    size = handle.info.num_layers + 1
+def _resume(one: Measurement, checkpoint: Path | None, key: str) -> tuple[int, float]:
+    """Return (batches done, seconds spent) of a checkpoint, or of nothing; sums, rows and sample are taken from it."""
     arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
-    if arrays is not None:
-        done = int(arrays["done"])
-        lengths = [len(row) for batch in batches[:done] for row in batch]
-        if sample is None or sample.restore(lengths):
-            return unpack(arrays), done, float(arrays["seconds"])
-    if sample is not None:
-        sample.discard()
-    return empty_sums(criteria, size), 0, 0.0
+    done, seconds = (int(arrays["done"]), float(arrays["seconds"])) if arrays is not None else (0, 0.0)
+    lengths = [len(row) for batch in one.batches[:done] for row in batch]
+    if arrays is not None and (one.sample is None or one.sample.restore(lengths)):
+        one.sums = unpack(arrays)
+    else:
+        done, seconds = 0, 0.0
+        if one.sample is not None:
+            one.sample.discard()
+    one.rows.restore(one.count)
+    return done, seconds

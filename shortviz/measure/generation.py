@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import StoppingCriteriaList, TextStreamer
 
 from shortviz.errors import TextError
 from shortviz.model.handle import ModelHandle
@@ -22,16 +22,6 @@ class _Streamer(TextStreamer):  # type: ignore[misc]  # transformers comes witho
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if text:
             self._on_text(text)
-
-
-class _StopWhenAsked(StoppingCriteria):  # type: ignore[misc]  # transformers comes without types
-    """Ends the generation when a person asks for it."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self._watch.stopped, dtype=torch.bool, device=input_ids.device)
 
 
 def continue_text(
@@ -68,14 +58,17 @@ def continue_text(
         use_cache=use_cache,
         pad_token_id=_pad_token(handle),
     )
-    criteria = StoppingCriteriaList([_StopWhenAsked(watch)])
+
+    def asked(ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((len(ids),), watch.stopped, dtype=torch.bool, device=ids.device)
+
     streamer = None if on_text is None else _Streamer(handle.tokenizer, on_text)
     with handle.lock, torch.inference_mode():
         written = handle.model.generate(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
             generation_config=config,
-            stopping_criteria=criteria,
+            stopping_criteria=StoppingCriteriaList([asked]),
             streamer=streamer,
         )
     text: str = handle.tokenizer.decode(written[0, tokens.shape[1] :], skip_special_tokens=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shortviz.criteria.base import Criterion, Pairs
 from shortviz.errors import NumericsError
-from shortviz.files import append
+from shortviz.files import append, read_back
 from shortviz.model.placement import send
 from shortviz.records.json import Floats
 
@@ -312,13 +312,10 @@ class TokenSample:
     def restore(self, lengths: Sequence[int]) -> bool:
         """Read back the rows of these lengths, and drop what was written after them; False where they are not there."""
         counts = [len(self.positions(row, length)) for row, length in enumerate(lengths)]
-        wanted = sum(counts) * self.num_boundaries * self.hidden
-        if self.path is None or not self.path.exists() or self.path.stat().st_size < 4 * wanted:
+        found = read_back(self.path, np.float32, sum(counts) * self.num_boundaries * self.hidden)
+        if found is None:
             return False
-        found = np.fromfile(self.path, dtype=np.float32, count=wanted).reshape(-1, *self._shape)
-        with self.path.open("r+b") as file:
-            file.truncate(4 * wanted)
-        self.states = list(torch.from_numpy(found).split(counts))
+        self.states = list(torch.from_numpy(found.reshape(-1, *self._shape)).split(counts))
         return True
 
     def tensors(self) -> tuple[Tensor, Tensor]:

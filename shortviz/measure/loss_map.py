@@ -1,12 +1,10 @@
 """measure_losses: the measured map, coarse first, then refined window by window."""
 
-import hashlib
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,7 +12,6 @@ import torch
 from shortviz.errors import NumericsError, PlanError, Stopped
 from shortviz.measure.logits import LogitHead, open_head
 from shortviz.measure.losses import (
-    BaseWindow,
     WindowScore,
     check_windows,
     compare_window,
@@ -22,14 +19,14 @@ from shortviz.measure.losses import (
     score_of_windows,
     score_window,
 )
-from shortviz.measure.processes import Ranks
-from shortviz.measure.replay import Recording, Replay, Target, TiledHead, find_tail, is_tileable, record
-from shortviz.model.delta import load_checkpoint, model_facts, save_checkpoint
+from shortviz.measure.processes import ALONE, Ranks
+from shortviz.measure.replay import Replay, TiledHead, find_tail, is_tileable, record
+from shortviz.model.delta import checkpoint_key, load_checkpoint, save_checkpoint
 from shortviz.model.handle import ModelHandle
 from shortviz.model.prune import prune
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.json import Floats
-from shortviz.records.measured import BlockLosses, Score
+from shortviz.records.measured import BlockLosses
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.sums import CellSums
 from shortviz.records.text import Tokens, WindowSet
@@ -45,29 +42,16 @@ Measured = tuple[list[Block], Floats]
 """Blocks in some order, and their (NLL, KL), shape (2, blocks), means over the window's scored tokens."""
 
 
-class OpenWindow(Protocol):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenWindow:
     """The uncut model on one window, ready to tell what it loses without any block."""
 
-    @property
-    def base(self) -> WindowScore:
-        """The uncut model's score."""
-
-    def losses(self, blocks: Sequence[Block], watch: Watch = NO_WATCH) -> Measured | None:
-        """Return NLL and KL without each block; None when stopped on the way."""
+    base: WindowScore
+    losses: Callable[[Sequence[Block], Watch], Measured]
+    """NLL and KL without each block, NaN where it is illegal or overflows; raises Stopped on the way."""
 
 
-class Engine(Protocol):
-    """A way to measure."""
-
-    @property
-    def replayed(self) -> bool:
-        """Whether suffixes are replayed, not pruned models run."""
-
-    def open(self, tokens: Tokens) -> OpenWindow:
-        """Run the uncut model on a window, shape (tokens,)."""
-
-
-def open_engine(handle: ModelHandle, tokens: Tokens, like: Engine | None = None) -> Engine:
+def open_engine(handle: ModelHandle, tokens: Tokens, like: "Engine | None" = None) -> "Engine":
     """Return the fastest way that agrees with really pruned models on the first tokens.
 
     Tried in this order: replay of several blocks at once; replay block by block, for families whose layers take
@@ -94,9 +78,7 @@ def _expected(pruned: "PrunedEngine", tokens: Tokens) -> Measured:
     layers = pruned.handle.info.num_layers
     wanted = [(0, 1), (layers // 2, 1), (layers - 1, 1), (layers // 2 - 1, 2), (1, 2), (0, layers // 2)]
     fitting = [Block(start=s, n=n) for s, n in dict.fromkeys(wanted) if n < layers and s + n <= layers]
-    measured = pruned.open(tokens).losses(fitting)
-    assert measured is not None, "nobody could have stopped it"
-    blocks, losses = measured
+    blocks, losses = pruned.open(tokens).losses(fitting, NO_WATCH)
     legal = np.flatnonzero(np.isfinite(losses[0]))[:3]
     return [blocks[i] for i in legal], losses[:, legal]
 
@@ -104,13 +86,12 @@ def _expected(pruned: "PrunedEngine", tokens: Tokens) -> Measured:
 def _agrees(engine: "ReplayEngine", tokens: Tokens, blocks: Sequence[Block], expected: Floats) -> bool:
     handle = engine.head.handle
     try:
-        measured = engine.open(tokens).losses(blocks)
+        ordered, losses = engine.open(tokens).losses(blocks, NO_WATCH)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False  # layer arguments that do not fit: what the check is there to find out
-    assert measured is not None, "nobody could have stopped it"
-    order = [blocks.index(block) for block in measured[0]]
+    order = [blocks.index(block) for block in ordered]
     tolerance = TOLERANCE.get(handle.model.dtype, LOW_PRECISION)
-    return bool(np.all(np.abs(measured[1] - expected[:, order]) <= tolerance))
+    return bool(np.all(np.abs(losses - expected[:, order]) <= tolerance))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,35 +103,19 @@ class ReplayEngine:
     replayed: bool = True
 
     @torch.inference_mode()
-    def open(self, tokens: Tokens) -> "ReplayWindow":
+    def open(self, tokens: Tokens) -> OpenWindow:
         """Run the uncut model on a window, shape (tokens,)."""
         base = score_window(self.head, tokens)
         ids = torch.tensor(tokens, device=self.head.handle.model.device)
-        recording = record(self.head.handle, ids)
-        tiles = TiledHead(handle=self.head.handle)
+        recording, tiles = record(self.head.handle, ids), TiledHead(handle=self.head.handle)
         target = tiles.target(recording.head_states[:-1], ids[1:])
-        return ReplayWindow(base=base, replay=self.replay, recording=recording, tiles=tiles, target=target)
 
+        @torch.inference_mode()
+        def losses(blocks: Sequence[Block], watch: Watch) -> Measured:
+            ordered, states = self.replay.final_states(recording, blocks, watch)
+            return ordered, torch.stack(tiles.losses(states[:, :-1], target)).cpu().numpy()
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ReplayWindow:
-    """A window whose boundaries are known."""
-
-    base: WindowScore
-    replay: Replay
-    recording: Recording
-    tiles: TiledHead
-    target: Target
-
-    @torch.inference_mode()
-    def losses(self, blocks: Sequence[Block], watch: Watch = NO_WATCH) -> Measured | None:
-        """Return NLL and KL without each block; None when stopped on the way."""
-        found = self.replay.final_states(self.recording, blocks, watch)
-        if found is None:
-            return None
-        ordered, states = found
-        nll, kl = self.tiles.losses(states[:, :-1], self.target)
-        return ordered, torch.stack([nll, kl]).cpu().numpy()
+        return OpenWindow(base=base, losses=losses)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,36 +126,24 @@ class PrunedEngine:
     head: LogitHead
     replayed: bool = False
 
-    def open(self, tokens: Tokens) -> "PrunedWindow":
+    def open(self, tokens: Tokens) -> OpenWindow:
         """Run the uncut model on a window, shape (tokens,)."""
         uncut = score_base(self.head, tokens)
-        return PrunedWindow(base=uncut.score, handle=self.handle, tokens=tokens, uncut=uncut)
+
+        def losses(blocks: Sequence[Block], watch: Watch) -> Measured:
+            found = np.full((2, len(blocks)), np.nan)
+            for index, block in enumerate(blocks):
+                watch.check("Stopped while pruned models were run.")
+                with suppress(PlanError, NumericsError):
+                    pruned = prune(self.handle, PrunePlan.of_blocks(self.handle.info.num_layers, block))
+                    score, change = compare_window(open_head(pruned, torch.tensor(tokens)), tokens, uncut)
+                    found[:, index] = score.nll, change.kl
+            return list(blocks), found
+
+        return OpenWindow(base=uncut.score, losses=losses)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PrunedWindow:
-    """A window on which pruned models are compared with the uncut one."""
-
-    base: WindowScore
-    handle: ModelHandle
-    tokens: Tokens
-    uncut: BaseWindow
-
-    def losses(self, blocks: Sequence[Block], watch: Watch = NO_WATCH) -> Measured | None:
-        """Return NLL and KL without each block, NaN where it is illegal or overflows; None when stopped."""
-        losses = np.full((2, len(blocks)), np.nan)
-        for index, block in enumerate(blocks):
-            if watch.stopped:
-                return None
-            try:
-                pruned = prune(self.handle, PrunePlan.of_blocks(self.handle.info.num_layers, block))
-                head = open_head(pruned, torch.tensor(self.tokens))
-                score, change = compare_window(head, self.tokens, self.uncut)
-            except (PlanError, NumericsError):
-                continue
-            losses[:, index] = score.nll, change.kl
-        return list(blocks), losses
-
+Engine = ReplayEngine | PrunedEngine
 
 CHECKPOINT_SECONDS = 2.0
 """A checkpoint is written at most this often, after a group of rows; this and one group are lost by a kill."""
@@ -229,9 +182,9 @@ def measure_losses(
     check_windows(handle, windows)
     passes = _passes(windows, coarse_tokens)
     groups = [_groups(handle.info.num_layers, len(p.tokens)) for p in passes]
-    key = _key(handle, windows, coarse_tokens)
-    checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
-    mine = range(len(passes)) if ranks is None else ranks.mine(len(passes))
+    key = checkpoint_key("losses", handle, windows.info.fingerprint, windows.tokens.shape, coarse_tokens, GROUP_TOKENS)
+    ranks = ranks or ALONE
+    checkpoint, mine = ranks.checkpoint(checkpoint), ranks.mine(len(passes))
     state = _resume(checkpoint, key, handle.info.num_layers, groups, mine)
     began, saved, before = time.monotonic(), time.monotonic(), state.seconds
     engine = open_engine(handle, windows.tokens[0])
@@ -241,27 +194,25 @@ def measure_losses(
 
     for index, one in enumerate(passes):
         opened: OpenWindow | None = None
-        while (group := _next_group(groups[index], state.done[index], priority)) is not None:
-            if watch.stopped:
-                break
+        while (group := _next_group(groups[index], state.done[index], priority)) is not None and not watch.stopped:
             opened = opened or engine.open(one.tokens)
-            if not _measure_group(state, opened, one, groups[index][group], watch):
+            try:
+                blocks, (nll, kl) = opened.losses(groups[index][group], watch)
+            except Stopped:
                 break
+            state.sums.add(blocks, np.stack([nll, nll - opened.base.nll, kl]), coarse=one.coarse)
             state.base[:, index] = opened.base.nll, opened.base.seconds
             state.done[index, group] = 1
             state.seconds = before + time.monotonic() - began
             if checkpoint is not None and (state.finished or time.monotonic() - saved > CHECKPOINT_SECONDS):
                 save_checkpoint(checkpoint, key, state.pack())
                 saved = time.monotonic()
-            watch.tell(
-                "map",
-                done=_blocks_done(groups, state.done),
-                total=sum(_num_blocks(groups[i]) for i in mine),
-                unit="blocks",
-                detail=one.name,
-                snapshot=record,
+            done = sum(
+                len(group) for i, own in enumerate(groups) for j, group in enumerate(own) if state.done[i, j] == 1
             )
-    if ranks is not None:
+            total = sum(len(group) for i in mine for group in groups[i])
+            watch.tell("map", done=done, total=total, unit="blocks", detail=one.name, snapshot=record)
+    if ranks.size > 1:
         state = _added_up(ranks, state)
     if not np.any(state.done == 1):
         raise Stopped("Stopped before the first rows of the map were measured; there is nothing to keep.")
@@ -301,11 +252,9 @@ Group = tuple[Block, ...]
 
 
 def _passes(windows: WindowSet, coarse_tokens: int) -> list[_Pass]:
-    count, length = windows.tokens.shape
-    passes = [
-        _Pass(name=f"window {i + 1} of {count}", tokens=tokens, coarse=False) for i, tokens in enumerate(windows.tokens)
-    ]
-    if 2 <= coarse_tokens < length:
+    named = [f"window {i + 1} of {len(windows.tokens)}" for i in range(len(windows.tokens))]
+    passes = [_Pass(name=name, tokens=row, coarse=False) for name, row in zip(named, windows.tokens, strict=True)]
+    if 2 <= coarse_tokens < windows.tokens.shape[1]:
         first = windows.tokens[0, :coarse_tokens]
         passes.insert(0, _Pass(name=f"first look, {coarse_tokens} tokens", tokens=first, coarse=True))
     return passes
@@ -328,36 +277,6 @@ def _next_group(groups: Sequence[Group], done: Floats, priority: Sequence[int]) 
     left = [i for i in range(len(groups)) if done[i] == 0]
     wanted = [i for n in list(priority) for i in left if any(block.n == n for block in groups[i])]
     return next(iter([*wanted, *left]), None)
-
-
-def _measure_group(state: _State, opened: OpenWindow, one: _Pass, group: Group, watch: Watch) -> bool:
-    """Add a group's samples to the sums; False when stopped on the way, with nothing added."""
-    measured = opened.losses(group, watch)
-    if measured is None:
-        return False
-    blocks, (nll, kl) = measured
-    rows, starts = np.array([b.n - 1 for b in blocks]), np.array([b.start for b in blocks])
-    samples = np.stack([nll, nll - opened.base.nll, kl])
-    if one.coarse:
-        state.sums.coarse[:, rows, starts] = samples
-    else:
-        state.sums.add(rows, starts, samples)
-    return True
-
-
-def _num_blocks(groups: Sequence[Group]) -> int:
-    return sum(len(group) for group in groups)
-
-
-def _blocks_done(groups: Sequence[Sequence[Group]], done: Floats) -> int:
-    return sum(len(group) for i, g in enumerate(groups) for j, group in enumerate(g) if done[i, j] == 1)
-
-
-def _key(handle: ModelHandle, windows: WindowSet, coarse_tokens: int) -> str:
-    """Return a fingerprint of everything the sums depend on."""
-    facts: list[object] = ["losses", *model_facts(handle)]
-    facts += [windows.info.fingerprint, windows.tokens.shape, coarse_tokens, GROUP_TOKENS]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _resume(
@@ -383,31 +302,21 @@ def _added_up(ranks: Ranks, state: _State) -> _State:
     return _State(sums=sums, done=done, base=base, seconds=max(float(one["seconds"]) for one in every))
 
 
-def _base_score(handle: ModelHandle, passes: Sequence[_Pass], state: _State) -> Score:
-    """Return the uncut model's score on the whole windows measured, or on the coarse piece while there is none."""
-    known = [i for i in range(len(passes)) if np.isfinite(state.base[0, i])]
-    whole = [i for i in known if not passes[i].coarse] or known
-    return score_of_windows(
-        handle,
-        [
-            WindowScore(nll=float(state.base[0, i]), tokens=len(passes[i].tokens) - 1, seconds=float(state.base[1, i]))
-            for i in whole
-        ],
-    )
-
-
 def _record(
     handle: ModelHandle, windows: WindowSet, passes: Sequence[_Pass], state: _State, *, replayed: bool
 ) -> BlockLosses:
-    grids = state.sums.grids()
+    """Return the record; its base is the uncut model on the whole windows measured, or on the coarse piece so far."""
     count = state.sums.count.astype(np.int64)
     coarse = np.isfinite(state.sums.coarse[0]) & (count == 0)
+    known = [
+        (one, *of_base) for one, of_base in zip(passes, state.base.T.tolist(), strict=True) if np.isfinite(of_base[0])
+    ]
+    whole = [each for each in known if not each[0].coarse] or known
+    base = [WindowScore(nll=nll, tokens=len(one.tokens) - 1, seconds=seconds) for one, nll, seconds in whole]
     return BlockLosses(
         num_layers=handle.info.num_layers,
-        base=_base_score(handle, passes, state),
-        nll=grids["nll"],
-        increase=grids["increase"],
-        kl=grids["kl"],
+        base=score_of_windows(handle, base),
+        **state.sums.grids(),
         windows=count,
         tokens=np.where(coarse, len(passes[0].tokens) - 1, count * (windows.tokens.shape[1] - 1)),
         text=windows.info,

@@ -6,13 +6,15 @@ import statistics
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from shortviz.errors import NumericsError, Stopped, TextError
+from shortviz.errors import NumericsError, Stopped
+from shortviz.measure.batches import check_fits
 from shortviz.measure.logits import LogitHead, open_head
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import residual_boundaries
@@ -20,8 +22,6 @@ from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.measured import Evaluation, Score
 from shortviz.records.sums import mean_and_stderr
 from shortviz.records.text import Tokens, WindowSet
-
-# One model on one window: its NLL, and what a cut changed there, with the logits of a few tokens at a time.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +38,9 @@ class WindowScore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowChange:
-    """What a cut changed on one window; means over its scored tokens."""
+    """What a cut changed on one window, by the names of an Evaluation; means over its scored tokens."""
 
-    increase: float
+    nll_increase: float
     kl: float
     same_top1: float
 
@@ -71,6 +71,11 @@ class _Chunk:
     """Of each token, float64."""
     seconds: float
 
+    @property
+    def part(self) -> tuple[float, int, float]:
+        """Its share of a window's score: (sum of NLL, tokens, seconds)."""
+        return float(self.nll.sum()), len(self.nll), self.seconds
+
 
 @torch.inference_mode()
 def _chunks(head: LogitHead, tokens: Tokens, watch: Watch) -> Iterator[_Chunk]:
@@ -94,26 +99,26 @@ def _chunks(head: LogitHead, tokens: Tokens, watch: Watch) -> Iterator[_Chunk]:
         seconds = 0.0
 
 
-def _score_of(chunks: Sequence[tuple[float, int, float]]) -> WindowScore:
-    """Return the score of a window from (sum of NLL, tokens, seconds) of its chunks."""
-    tokens = sum(c[1] for c in chunks)
-    return WindowScore(nll=sum(c[0] for c in chunks) / tokens, tokens=tokens, seconds=sum(c[2] for c in chunks))
+def _score_of(parts: Sequence[tuple[float, int, float]]) -> WindowScore:
+    """Return the score of a window from those of its chunks."""
+    nll, tokens, seconds = map(sum, zip(*parts, strict=True))
+    return WindowScore(nll=nll / tokens, tokens=tokens, seconds=seconds)
 
 
 def score_window(head: LogitHead, tokens: Tokens, watch: Watch = NO_WATCH) -> WindowScore:
     """Return a model's score on one window, shape (tokens,); Stopped is raised within it once `watch.stop` is set."""
-    return _score_of([(float(c.nll.sum()), len(c.nll), c.seconds) for c in _chunks(head, tokens, watch)])
+    return _score_of([c.part for c in _chunks(head, tokens, watch)])
 
 
 @torch.inference_mode()
 def score_base(head: LogitHead, tokens: Tokens, watch: Watch = NO_WATCH) -> BaseWindow:
     """Return the uncut model on one window, with what comparisons need; Stopped is raised as in `score_window`."""
-    sums, kept = [], []
+    parts, kept = [], []
     for c in _chunks(head, tokens, watch):
-        sums.append((float(c.nll.sum()), len(c.nll), c.seconds))
+        parts.append(c.part)
         kept.append((c.states.cpu(), c.log_z.cpu(), c.logits.argmax(-1).cpu()))
-    states, log_z, top1 = (torch.cat(part) for part in zip(*kept, strict=True))
-    return BaseWindow(head=head, score=_score_of(sums), states=states, log_z=log_z, top1=top1)
+    states, log_z, top1 = map(torch.cat, zip(*kept, strict=True))
+    return BaseWindow(head=head, score=_score_of(parts), states=states, log_z=log_z, top1=top1)
 
 
 @torch.inference_mode()
@@ -121,16 +126,16 @@ def compare_window(
     head: LogitHead, tokens: Tokens, base: BaseWindow, watch: Watch = NO_WATCH
 ) -> tuple[WindowScore, WindowChange]:
     """Return a cut model's score on one window and what changed from the uncut model; Stopped as in `score_window`."""
-    sums, kl, same = [], 0.0, 0
+    parts, kl, same = [], 0.0, 0
     for c in _chunks(head, tokens, watch):
-        sums.append((float(c.nll.sum()), len(c.nll), c.seconds))
+        parts.append(c.part)
         same += int((c.logits.argmax(-1).cpu() == base.top1[c.where]).sum())
         before = base.head.logits(base.states[c.where]).to(c.logits.device)
         kl += float(kl_sum(before, base.log_z[c.where].to(before.device), c.logits, c.log_z))
     if not math.isfinite(kl):
         raise NumericsError("The KL divergence from the uncut model is NaN or Inf; load the model with dtype float32.")
-    score = _score_of(sums)
-    change = WindowChange(increase=score.nll - base.score.nll, kl=kl / score.tokens, same_top1=same / score.tokens)
+    score = _score_of(parts)
+    change = WindowChange(nll_increase=score.nll - base.score.nll, kl=kl / score.tokens, same_top1=same / score.tokens)
     return score, change
 
 
@@ -156,12 +161,9 @@ def where_not_finite(handle: ModelHandle, tokens: Tensor) -> str:
     with handle.lock, residual_boundaries(handle, keep) as decoder:
         decoder(input_ids=tokens.to(handle.model.device)[None], use_cache=False)
     kept: Sequence[int] = range(handle.info.num_layers) if handle.plan is None else handle.plan.kept
-    if not bad:
-        where = "The final norm or the head"
-    elif min(bad) == 0:
-        where = "The embedding"
-    else:
-        where = f"Layer {kept[min(bad) - 1]}"
+    where = "The final norm or the head"
+    if bad:
+        where = f"Layer {kept[min(bad) - 1]}" if min(bad) else "The embedding"
     return (
         f"{where} of {handle.info.id} gives NaN or Inf in {handle.info.dtype}; check the weights, or load the model "
         "with dtype float32."
@@ -233,7 +235,10 @@ def evaluate(
     cache = base_scores if base_scores is not None or base is None else BaseScores(base)
     if cache is not None and base is not None and cache.handle is not base:
         raise ValueError("base_scores belongs to another model than base")
-    head = _head_of(handle, windows.tokens[0], cache)
+    if cache is not None and type(handle.model) is type(cache.handle.model):
+        head = replace(cache.head(windows.tokens[0]), handle=handle)  # checked already: a cut model has the same head
+    else:
+        head = open_head(handle, torch.tensor(windows.tokens[0]))
     own: list[WindowScore] = []
     before: list[WindowScore] = []
     changes: list[WindowChange] = []
@@ -260,27 +265,9 @@ def evaluate(
     return partial()
 
 
-def _head_of(handle: ModelHandle, tokens: Tokens, cache: BaseScores | None) -> LogitHead:
-    """Return how the handle's logits are made; a cut model has its uncut model's head, which was checked already."""
-    if cache is None or type(handle.model) is not type(cache.handle.model):
-        return open_head(handle, torch.tensor(tokens))
-    return replace(cache.head(tokens), handle=handle)
-
-
 def check_windows(handle: ModelHandle, windows: WindowSet) -> None:
     """Raise TextError where the windows are too long for the model or hold tokens that it does not have."""
-    length, context = windows.tokens.shape[1], handle.info.context_length
-    if context is not None and length > context:
-        raise TextError(
-            f"A window of {length} tokens is longer than the model's context of {context}; choose a window of at "
-            f"most {context}."
-        )
-    highest = int(windows.tokens.max())
-    if highest >= handle.info.vocab_size:
-        raise TextError(
-            f"The windows hold token {highest}, but the model's vocabulary has {handle.info.vocab_size}; "
-            "make them with this model's tokenizer."
-        )
+    check_fits(handle.info, windows.tokens.shape[1], int(windows.tokens.max()), "window", "window")
 
 
 def score_of_windows(handle: ModelHandle, windows: Sequence[WindowScore]) -> Score:
@@ -309,29 +296,15 @@ def evaluation_of(
     changes: Sequence[WindowChange] = (),
 ) -> Evaluation:
     """Return the record of scored windows; with `base`, of its scores and the changes on the same windows too."""
-    done = _evaluation(handle, windows, scores)
-    return done if base is None else _with_base(done, base, before, changes)
-
-
-def _evaluation(handle: ModelHandle, windows: WindowSet, scores: Sequence[WindowScore]) -> Evaluation:
-    removed = () if handle.plan is None else handle.plan.removed
-    complete = len(scores) == len(windows.tokens)
-    return Evaluation(score=score_of_windows(handle, scores), text=windows.info, removed=removed, complete=complete)
-
-
-def _with_base(
-    done: Evaluation, base: ModelHandle, before: Sequence[WindowScore], changes: Sequence[WindowChange]
-) -> Evaluation:
-    increase, increase_stderr = mean_and_stderr([c.increase for c in changes])
-    kl, kl_stderr = mean_and_stderr([c.kl for c in changes])
-    same, same_stderr = mean_and_stderr([c.same_top1 for c in changes])
-    return replace(
-        done,
-        base=score_of_windows(base, before),
-        nll_increase=increase,
-        nll_increase_stderr=increase_stderr,
-        kl=kl,
-        kl_stderr=kl_stderr,
-        same_top1=same,
-        same_top1_stderr=same_stderr,
+    found = Evaluation(
+        score=score_of_windows(handle, scores),
+        text=windows.info,
+        removed=() if handle.plan is None else handle.plan.removed,
+        complete=len(scores) == len(windows.tokens),
     )
+    if base is None:
+        return found
+    changed: dict[str, Any] = {}
+    for name in ("nll_increase", "kl", "same_top1"):
+        changed[name], changed[f"{name}_stderr"] = mean_and_stderr([getattr(change, name) for change in changes])
+    return replace(found, base=score_of_windows(base, before), **changed)

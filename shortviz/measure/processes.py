@@ -9,17 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import reduce
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from shortviz.errors import ModelError, ResourceError, ShortvizError
 from shortviz.measure.gram import TokenSample
 from shortviz.measure.row_scores import RowScores
 from shortviz.progress import Watch
-from shortviz.records.json import Floats
 from shortviz.records.model import SPREAD
 from shortviz.records.sums import Sums
 
@@ -53,19 +53,14 @@ class Ranks:
         """Return which of `count` batches are this process's."""
         return range(self.rank, count, self.size)
 
-    def checkpoint(self, path: Path) -> Path:
-        """Return where this process keeps its own checkpoint, beside the common name."""
+    def checkpoint(self, path: Path | None) -> Path | None:
+        """Return where this process keeps its own checkpoint: of several each beside the common name."""
+        if path is None or self.size == 1:
+            return path
         return path.with_name(f"{path.stem}.rank{self.rank}of{self.size}{path.suffix}")
 
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        import torch.distributed as dist
-
-        with _lost():
-            dist.barrier()
-
     def all(self, mine: T) -> list[T]:
-        """Return what every process hands in, by rank, to all of them."""
+        """Return what every process hands in, by rank, to all of them; it waits until all are here."""
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
@@ -84,14 +79,17 @@ class Ranks:
 
     def agree(self, facts: Mapping[str, object]) -> None:
         """Raise ShortvizError, naming the first fact, where the processes do not all hand in the same."""
+        every = self.all(facts)
         for name in facts:
-            given = self.all(facts[name])
-            odd = next((rank for rank, fact in enumerate(given) if fact != given[0]), None)
+            odd = next((rank for rank, given in enumerate(every) if given[name] != every[0][name]), None)
             if odd is not None:
                 raise ShortvizError(
                     f"Process {odd} of {self.size} has other {name} than process 0; start all of them alike, on the "
                     "same files."
                 )
+
+
+ALONE = Ranks(rank=0, size=1)
 
 
 @contextmanager
@@ -137,47 +135,37 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
-# What a command does when a launcher started it several times: one fetches, all compare, one prints and writes.
-
-
 def local_size() -> int:
     """Return how many processes of the launch share this machine, and its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def share(ranks: "Ranks | None", ref: "ModelRef", watch: Watch) -> tuple["ModelRef", Watch]:
+def share(ranks: Ranks | None, ref: "ModelRef", watch: Watch) -> tuple["ModelRef", Watch]:
     """Return (what this process loads, its watch), once the model's files are here and are the same for all.
 
-    Raises ShortvizError where another process has other files.
+    Where there are GPUs and none was named, each process of a machine gets one of its own. Raises ShortvizError where
+    another process has other files.
     """
     if ranks is None:
         return ref, watch
     if ref.device == SPREAD:
         raise ModelError(f"Several processes each take a device of their own, and --device is {SPREAD}; leave it out.")
+    import torch
+
     from shortviz.model.headers import fingerprint, read_shards
     from shortviz.model.load import prepare
 
     watch = watch if ranks.writes else Watch(stop=watch.stop)
     if ranks.local_rank == 0:  # the download, or the de-quantised copy, is made once a machine
         prepare(ref, watch=watch)
-    ranks.wait()
+    ranks.all(None)
     folder = prepare(ref)
     ranks.agree({"model files": fingerprint(read_shards(folder, ref.id).values(), folder / "config.json")})
-    return replace(ref, device=_own_device(ref.device, ranks.local_rank)), watch
+    if ref.device in ("auto", "cuda") and torch.cuda.is_available():
+        ref = replace(ref, device=f"cuda:{ranks.local_rank % torch.cuda.device_count()}")
+    return ref, watch
 
 
-def _own_device(asked: str, local_rank: int) -> str:
-    """Return a GPU of its own for each process of a machine, where there are GPUs and none was named."""
-    import torch
-
-    if asked not in ("auto", "cuda") or not torch.cuda.is_available():
-        return asked
-    return f"cuda:{local_rank % torch.cuda.device_count()}"
-
-
-# Adding up what several processes measured: sums in float64, samples and rows back in the order of the batches.
-
-One = TypeVar("One", Tensor, Floats)
 Found = tuple[dict[str, Sums], TokenSample | None, RowScores]
 
 
@@ -186,38 +174,22 @@ def added_up(
 ) -> Found:
     """Return the sums of all processes, and, on rank 0, all their sampled tokens and rows as one process would have.
 
-    `batch_rows` is the number of rows of each batch of the whole text; process r did every size-th from the r-th on.
+    Sums are in float64; samples and rows are back in the order of the batches. `batch_rows` is the number of rows of
+    each batch of the whole text; process r did every size-th from the r-th on.
     """
-    total = dict(sums)
-    for number, others in enumerate(ranks.all(dict(sums))):
-        total = others if number == 0 else {name: one.merge(others[name]) for name, one in total.items()}
-    states = ranks.to_writer(None if sample is None else sample.states)
-    scores = ranks.to_writer((rows.whole, rows.batches))
-    if states is None or scores is None:  # not the writer: nobody reads its record
+    every = ranks.all(dict(sums))
+    total = {name: reduce(Sums.merge, (one[name] for one in every)) for name in sums}
+    found = ranks.to_writer((None if sample is None else sample.states, rows.whole, rows.batches))
+    if found is None:  # not the writer: nobody reads its record
         return total, None, replace(rows, batches=[], path=None)
-    merged = None
     if sample is not None:
-        merged = replace(sample, path=None, states=_in_order([list(s or ()) for s in states], batch_rows, ranks.size))
-    lines = [[line for batch in batches for line in batch] for _, batches in scores]
-    ordered = _in_order(lines, batch_rows, ranks.size)[: rows.limit]
-    return (
-        total,
-        merged,
-        replace(
-            rows,
-            path=None,
-            whole=all(whole for whole, _ in scores),
-            batches=[np.stack(ordered)] if ordered else [],
-        ),
-    )
+        sample = replace(sample, path=None, states=_in_order([states or [] for states, _, _ in found], batch_rows))
+    ordered = _in_order([list(chain.from_iterable(batches)) for _, _, batches in found], batch_rows)[: rows.limit]
+    batches = [np.stack(ordered)] if ordered else []
+    return total, sample, replace(rows, path=None, whole=all(whole for _, whole, _ in found), batches=batches)
 
 
-def _in_order(by_rank: Sequence[list[One]], batch_rows: Sequence[int], size: int) -> list[One]:
+def _in_order(by_rank: Sequence[Sequence[T]], batch_rows: Sequence[int]) -> list[T]:
     """Return one entry per row in the order of the batches, as far as each process came."""
-    places = [0] * size
-    found: list[One] = []
-    for batch, count in enumerate(batch_rows):
-        rank = batch % size
-        found += by_rank[rank][places[rank] : places[rank] + count]
-        places[rank] += count
-    return found
+    left = [iter(rows) for rows in by_rank]
+    return [row for batch, count in enumerate(batch_rows) for row in islice(left[batch % len(left)], count)]

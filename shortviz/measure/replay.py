@@ -102,10 +102,10 @@ class Replay:
     @torch.inference_mode()
     def final_states(
         self, recording: Recording, blocks: Sequence[Block], watch: Watch = NO_WATCH
-    ) -> tuple[list[Block], Tensor] | None:
+    ) -> tuple[list[Block], Tensor]:
         """Return the blocks, in the order of their start+n, and what the head gets without each of them.
 
-        The states have shape (blocks, tokens, hidden). None when stopped on the way.
+        The states have shape (blocks, tokens, hidden). Raises Stopped between layers.
         """
         ordered = sorted(blocks, key=lambda block: block.start + block.n)
         layers = layer_stack(self.handle.model).layers
@@ -116,8 +116,7 @@ class Replay:
             while joined < len(ordered) and ordered[joined].start + ordered[joined].n == index:
                 states[joined] = recording.boundaries[ordered[joined].start][0]
                 joined += 1
-            if watch.stopped:
-                return None
+            watch.check("Stopped while blocks were replayed.")
             if index < len(layers):
                 self._advance(layers[index], recording.calls[index], states[:joined])
         return ordered, self._through_tail(states).to(recording.head_states.dtype)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shortviz.files import append
+from shortviz.files import append, read_back
 from shortviz.records.json import Floats
 
 ROW_BYTES = 64 * 2**20
@@ -54,14 +54,10 @@ class RowScores:
     def restore(self, rows: int) -> None:
         """Read back the first `rows` rows and drop what came after them; without them there is no answer."""
         kept = min(rows, self.limit)
-        bytes_wanted = 8 * kept * len(self.criteria) * self.pairs
-        if self.path is None or not self.path.exists() or self.path.stat().st_size < bytes_wanted:
-            self.whole = kept == 0
-            return
-        with self.path.open("r+b") as file:
-            file.truncate(bytes_wanted)
-        found = np.fromfile(self.path).reshape(kept, len(self.criteria), self.pairs)
-        self.batches = [found] if kept else []
+        found = read_back(self.path, np.float64, kept * len(self.criteria) * self.pairs)
+        self.whole = found is not None or kept == 0
+        if found is not None and kept:
+            self.batches = [found.reshape(kept, len(self.criteria), self.pairs)]
 
     def of(self, criterion: str) -> Floats | None:
         """Return the scores (rows, pairs) of a criterion; None where it has none."""

@@ -121,13 +121,12 @@ class SuccessiveElimination:
         means = [float(np.mean(self.samples[block])) for block in row]
         leader = row[int(np.argmin(means))]
         values = self.samples[leader]
-        error = mean_and_stderr(values)[1]
         return RowBest(
             n=leader.n,
             start=leader.start,
             tied=tuple(block.start for block in row),
             increase=min(means),
-            stderr=error,
+            stderr=mean_and_stderr(values)[1],
             windows=len(values),
         )
 
@@ -153,7 +152,6 @@ def greedy_removal(
     check_windows(handle, windows)
     points: list[CurvePoint] = []
     removed: tuple[int, ...] = ()
-    base: Floats | None = None
     engine: Engine | None = None
 
     def partial() -> GreedyRemoval:
@@ -164,11 +162,11 @@ def greedy_removal(
         plan = PrunePlan(num_layers=layers, removed=removed)
         pruned = prune(handle, plan)
         engine = open_engine(pruned, windows.tokens[0], like=engine)
-        measured = single_layer_losses(pruned, windows, watch, engine=engine)
-        if measured is None:
+        try:
+            before, nll = single_layer_losses(pruned, windows, watch, engine=engine)
+        except Stopped:
             break
-        before, nll = measured
-        if base is None:
+        if not points:
             base = before
             points.append(uncut(float(base.mean())))
         means = nll.mean(0)
@@ -176,7 +174,8 @@ def greedy_removal(
             break
         gone = int(np.nanargmin(means))
         removed = tuple(sorted((*removed, plan.kept[gone])))
-        points.append(_point(removed, nll[:, gone], base))
+        error = mean_and_stderr(nll[:, gone] - base)[1]
+        points.append(CurvePoint(n=len(removed), removed=removed, nll=float(nll[:, gone].mean()), stderr=error))
         detail = f"removed layer {plan.kept[gone]}"
         watch.tell("greedy", done=step, total=limit, unit="layers", detail=detail, snapshot=partial)
     if not points:
@@ -190,11 +189,6 @@ def check_removed(num_layers: int, wanted: int) -> None:
         raise PlanError(f"The layers to remove are {wanted}; give 1 to {num_layers - 1}.")
 
 
-def _point(removed: Sequence[int], nll: Floats, base: Floats) -> CurvePoint:
-    error = mean_and_stderr(nll - base)[1]
-    return CurvePoint(n=len(removed), removed=tuple(removed), nll=float(nll.mean()), stderr=error)
-
-
 def single_layer_losses(
     handle: ModelHandle,
     windows: WindowSet,
@@ -202,24 +196,22 @@ def single_layer_losses(
     on_share: Callable[[float], None] | None = None,
     *,
     engine: Engine | None = None,
-) -> tuple[Floats, Floats] | None:
+) -> tuple[Floats, Floats]:
     """Return NLL per window before (windows,) and without each layer (windows, layers), NaN for illegal ones.
 
-    None when stopped; `on_share` is told the share of windows done. `engine` spares the making of one.
+    Raises Stopped; `on_share` is told the share of windows done. `engine` spares the making of one.
     """
     engine = engine or open_engine(handle, windows.tokens[0])
     blocks = [Block(start=i, n=1) for i in range(handle.info.num_layers)]
     legal = [block for block in blocks if handle.info.illegal_reason(block) is None]
     before, nll = np.zeros(len(windows.tokens)), np.full((len(windows.tokens), len(blocks)), np.nan)
     for index, tokens in enumerate(windows.tokens):
-        if watch.stopped:
-            return None
+        watch.check("Stopped while the layers were measured.")
         opened = engine.open(tokens)
-        measured = opened.losses(legal, watch) if legal else ([], np.zeros((2, 0)))
-        if measured is None:
-            return None
         before[index] = opened.base.nll
-        nll[index, [block.start for block in measured[0]]] = measured[1][0]
+        if legal:
+            measured, losses = opened.losses(legal, watch)
+            nll[index, [block.start for block in measured]] = losses[0]
         if on_share is not None:
             on_share((index + 1) / len(windows.tokens))
     return before, nll
@@ -246,10 +238,11 @@ def search_best_starts(
         if not wanted or watch.stopped:
             break
         opened = engine.open(tokens)
-        measured = opened.losses(wanted, watch)
-        if measured is None:
+        try:
+            blocks, losses = opened.losses(wanted, watch)
+        except Stopped:
             break
-        elimination.add(measured[0], measured[1][0] - opened.base.nll)
+        elimination.add(blocks, losses[0] - opened.base.nll)
         detail = f"{elimination.left} blocks left for {len(elimination.remaining)} sizes"
         watch.tell("search", done=index + 1, total=total, unit="windows", detail=detail)
     if elimination.windows == 0:

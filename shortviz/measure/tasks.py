@@ -23,11 +23,9 @@ from shortviz.progress import NO_WATCH, Progress, Watch
 from shortviz.records.plan import PrunePlan
 from shortviz.records.text import MOST_PAIRED, TaskPrediction, TaskRow, TaskRows, TaskScore
 
-# Multiple-choice questions as token sequences, by lm_eval's conventions (0.4.13, `TemplateLM._encode_pair`).
-#
-# A choice's tokens are what is left of the tokens of (context + delimiter + choice) behind as many tokens as the
-# context alone has; spaces that end the context go to the choice. Special tokens are what the tokenizer itself puts in
-# front. A sequence that is longer than the model's context loses its beginning.
+# Questions become tokens as in lm_eval (0.4.13, `TemplateLM._encode_pair`): a choice's tokens are what is left of those
+# of (context + delimiter + choice) behind as many as the context alone has; spaces that end the context go to the
+# choice. Special tokens are what the tokenizer puts in front. What is too long for the model loses its beginning.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,19 +66,13 @@ def task_tokens(handle: ModelHandle, task: TaskRows) -> tuple[QuestionTokens, ..
 
     Raises TextError where a question or choice gives no tokens, or a choice alone fills the model's context.
     """
-    pairs = [_pair(row.context, task.delimiter + choice) for row in task.rows for choice in row.choices]
-    contexts = _encode(handle.tokenizer, [context for context, _ in pairs])
-    wholes = _encode(handle.tokenizer, [context + choice for context, choice in pairs])
+    pairs = [(row.context, row.context + task.delimiter + choice) for row in task.rows for choice in row.choices]
+    contexts = _encode(handle.tokenizer, [context.rstrip() for context, _ in pairs])
+    wholes = _encode(handle.tokenizer, [whole for _, whole in pairs])
     encoded = iter(zip(contexts, wholes, strict=True))
     return tuple(
         _question(handle, index, row, [next(encoded) for _ in row.choices]) for index, row in enumerate(task.rows)
     )
-
-
-def _pair(context: str, choice: str) -> tuple[str, str]:
-    """Return context and choice with the spaces that end the context moved to the choice."""
-    bare = context.rstrip()
-    return bare, context[len(bare) :] + choice
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -122,21 +114,18 @@ def _question(
     return QuestionTokens(index=index, choices=tuple(choices), prefix=max(prefix, 0), truncated=truncated)
 
 
-# Log-likelihoods of choices, many at a time: right-padded rows, and logits of the choices' own tokens only.
-#
-# Questions of a batch may share prefixes: what every question of the batch has in common with its own choices, cut to
-# the shortest of them, is run once a question; then each choice continues, with what is left of its question, from a
-# copy of the key/value cache. Nothing is padded before a token whose logits are used, so neither masks nor positions
-# are touched, and causality alone makes it equal to running each choice whole, up to the rounding of other matrix
-# shapes.
+# Choices are scored many at a time in right-padded rows. What every question of a batch has in common with its own
+# choices, cut to the shortest of them, is run once a question; then each choice continues from a copy of the key/value
+# cache. Nothing is padded before a token whose logits are used, so neither masks nor positions are touched, and
+# causality alone makes it equal to running each choice whole, up to the rounding of other matrix shapes.
 #
 # That holds for a cache of keys and values. Models that keep other state (Mamba, short convolutions, linear attention)
-# are run whole: their cache is of another kind. Any other reason to differ shows in a trial on the question with the
-# longest prefix.
+# are run whole. Any other reason to differ shows in a trial on the question with the longest prefix.
 
 TRIAL_MARGIN = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Nats a token by which the two ways may differ in the trial; a wrong cache is off by whole nats."""
 TRIAL_MARGIN_16_BIT = 0.25
+_PLAIN_LAYERS = {DynamicLayer, DynamicSlidingWindowLayer}
 MIN_SAVED = 64
 """Tokens that a shared prefix must save in a batch: a second pass reads all weights again."""
 
@@ -184,8 +173,8 @@ def _choice_scores(head: LogitHead, questions: Sequence[QuestionTokens], prefix:
     rows = [choice for question in questions for choice in question.choices]
     device = head.handle.model.device
     # Padded with tokens of the row itself: some families warn about pad tokens in their input.
-    width = max(len(choice.tokens) for choice in rows) - prefix
-    ids = torch.tensor([_padded(choice, prefix, width) for choice in rows])
+    width = max(len(choice.tokens) for choice in rows)
+    ids = torch.tensor([(*c.tokens, *c.tokens[-1:] * (width - len(c.tokens)))[prefix:] for c in rows])
     with head.handle.lock:
         call: dict[str, Any] = {"use_cache": False}
         if prefix:
@@ -194,7 +183,9 @@ def _choice_scores(head: LogitHead, questions: Sequence[QuestionTokens], prefix:
             owner = [at for at, question in enumerate(questions) for _ in question.choices]
             cache.batch_select_indices(torch.tensor(owner, device=device))
             call = {"use_cache": True, "past_key_values": cache}
-        states = _states(head, ids, call)
+        # Without a head of its own the logits themselves stand for what they are made from.
+        model = head.handle.model
+        states = batch_head_input(model, ids, **call) if head.split else model(input_ids=ids.to(device), **call).logits
     row = torch.tensor([at for at, choice in enumerate(rows) for _ in choice.targets], device=device)
     position = torch.tensor([choice.first + i - prefix for choice in rows for i in range(len(choice.targets))])
     target = torch.tensor([token for choice in rows for token in choice.targets])
@@ -203,19 +194,6 @@ def _choice_scores(head: LogitHead, questions: Sequence[QuestionTokens], prefix:
         bad = int(row[int((~torch.isfinite(found)).nonzero()[0])])
         raise NumericsError(where_not_finite(head.handle, torch.tensor(rows[bad].tokens)))
     return [float(part.sum()) for part in found.split([len(choice.targets) for choice in rows])]
-
-
-def _padded(choice: ChoiceTokens, prefix: int, width: int) -> list[int]:
-    rest = list(choice.tokens[prefix:])
-    return rest + rest[-1:] * (width - len(rest))
-
-
-def _states(head: LogitHead, ids: Tensor, call: dict[str, Any]) -> Tensor:
-    """Return what the logits are made from, (rows, tokens, hidden), or the logits where the head is not split off."""
-    if head.split:
-        return batch_head_input(head.handle.model, ids, **call)
-    logits: Tensor = head.handle.model(input_ids=ids.to(head.handle.model.device), **call).logits
-    return logits
 
 
 def _log_probabilities(head: LogitHead, states: Tensor, target: Tensor) -> Tensor:
@@ -234,11 +212,9 @@ def _prefix_cache(handle: ModelHandle, questions: Sequence[QuestionTokens], pref
     ids = torch.tensor([question.choices[0].tokens[:prefix] for question in questions])
     with handle.lock:
         out = layer_stack(handle.model).decoder(input_ids=ids.to(handle.model.device), use_cache=True)
-    cache = getattr(out, "past_key_values", None)
+    cache: Any = getattr(out, "past_key_values", None)
     # Exact types: child classes hold other state (MiniMax's cache, the layers of hybrid models).
-    if not isinstance(cache, DynamicCache) or type(cache) is not DynamicCache:
-        return None
-    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    plain = type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= _PLAIN_LAYERS
     return cache if plain else None
 
 
@@ -367,9 +343,6 @@ def share_and_stderr(right: Sequence[bool]) -> tuple[float, float]:
     share = sum(right) / len(right)
     error = math.sqrt(share * (1 - share) / (len(right) - 1)) if len(right) > 1 else math.nan
     return share, error
-
-
-# Scoring multiple-choice questions with several cuts of one model, one after another.
 
 
 def score_plans(

@@ -40,6 +40,11 @@ def model_facts(handle: "ModelHandle | StreamedModel") -> list[object]:
     return [info.id, info.revision, info.dtype, info.device, info.parameters, removed, stamps]
 
 
+def checkpoint_key(kind: object, handle: "ModelHandle | StreamedModel", *facts: object) -> str:
+    """Return a fingerprint of everything that what a checkpoint holds depends on."""
+    return hashlib.sha256(json.dumps([kind, *model_facts(handle), *facts]).encode()).hexdigest()
+
+
 def save_checkpoint(path: Path, key: str, arrays: Mapping[str, Floats]) -> None:
     """Write the arrays under `key`; a kill at any moment leaves the old file or the new one.
 

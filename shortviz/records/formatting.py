@@ -54,27 +54,29 @@ def count(value: float) -> str:
 
 def layers_text(layers: Sequence[int]) -> str:
     """Return layers as `parse_layers` reads them and people do, e.g. `3, 7-8`; `none` where there are none."""
-    runs: list[list[int]] = []
+    return ", ".join(block_text(start, n) for start, n in runs(layers)) or "none"
+
+
+def runs(layers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (first, number) of every maximal run of consecutive layers."""
+    found: list[tuple[int, int]] = []
     for layer in sorted(layers):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
+        first, n = found[-1] if found else (layer, 0)
+        if layer == first + n:
+            found[-1:] = [(first, n + 1)]
         else:
-            runs.append([layer, layer])
-    return ", ".join(_span(first, last) for first, last in runs) or "none"
+            found.append((layer, 1))
+    return found
 
 
 def block_text(start: int, n: int) -> str:
     """Return `21` or `21-28`, the layers of a block."""
-    return _span(start, start + n - 1)
+    return str(start) if n == 1 else f"{start}-{start + n - 1}"
 
 
 def layer_words(start: int, n: int) -> str:
     """Return `layer 21` or `layers 21-28`."""
     return f"layer{'s' * (n > 1)} {block_text(start, n)}"
-
-
-def _span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
 
 
 def size(num_bytes: float) -> str:

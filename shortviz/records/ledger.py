@@ -1,16 +1,21 @@
-"""What was done to a model after the cut, and what each step gave back: plain records, no torch.
+"""What was done to a model after the cut, and what each step gave back, as a ledger on the same windows. No torch.
 
 One ledger per cut: uncut -> cut -> repaired -> healed, every step scored on the same windows. Several repairs of one
 cut stand in it side by side, each healing says by its treatments what it began from.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
+
+from shortviz.errors import ShortvizError
 from shortviz.records.json import Known, Many
 from shortviz.records.measured import Evaluation
+from shortviz.records.sums import mean_and_stderr
 from shortviz.records.text import TaskScore, TextInfo
 
 StepName = Literal["uncut", "cut", "repaired", "healed"]
@@ -55,6 +60,11 @@ class LedgerStep:
     def methods(self) -> tuple[str, ...]:
         """What tells this step from the others of its ledger, e.g. `("seam_refit", "lora")`."""
         return tuple(treatment.method for treatment in self.treatments)
+
+    @property
+    def key(self) -> tuple[StepName, tuple[str, ...]]:
+        """What a ledger holds one step of: its name and its methods."""
+        return self.name, self.methods
 
     @property
     def seconds(self) -> float:
@@ -109,3 +119,144 @@ class Ledger:
         """The treated step of lowest NLL, or None where nothing was done after the cut."""
         treated = [s for s in self.steps if s.treatments]
         return min(treated, key=lambda s: s.evaluation.score.nll, default=None)
+
+
+def start_ledger(
+    cut: Evaluation,
+    *,
+    prompt: str = "",
+    uncut_text: str = "",
+    cut_text: str = "",
+    uncut_task: TaskScore | None = None,
+    cut_task: TaskScore | None = None,
+) -> Ledger:
+    """Return a ledger with its first two steps, from the cut model's evaluation against the uncut one.
+
+    `uncut_text` and `cut_text` are the two models' continuations of `prompt`, `uncut_task` and `cut_task` what they
+    answered.
+    Raises ShortvizError where the evaluation has nothing to compare with.
+    """
+    if cut.base is None or not cut.removed:
+        raise ShortvizError("A ledger needs the cut model measured against the uncut one: evaluate it with base=.")
+    uncut = Evaluation(score=cut.base, text=cut.text, complete=cut.complete)
+    return Ledger(
+        removed=cut.removed,
+        text=cut.text,
+        prompt=prompt,
+        steps=(
+            LedgerStep(name="uncut", evaluation=uncut, continuation=uncut_text, task=_small(uncut_task)),
+            LedgerStep(name="cut", evaluation=cut, continuation=cut_text, task=_small(cut_task)),
+        ),
+    )
+
+
+def add_step(
+    ledger: Ledger,
+    name: StepName,
+    evaluation: Evaluation,
+    treatments: Sequence[Treatment],
+    *,
+    task: TaskScore | None = None,
+    continuation: str = "",
+) -> Ledger:
+    """Return the ledger with a treated model's step; it takes the place of one of the same name and methods.
+
+    `treatments` are all that the model went through (its handle's). Raises ShortvizError where the evaluation is of
+    another cut or of other windows: shares of different texts say nothing together.
+    """
+    cut = ledger.step("cut")
+    assert cut is not None, "a ledger starts with uncut and cut"
+    if evaluation.removed != ledger.removed:
+        raise ShortvizError(
+            f"This model lacks layers {list(evaluation.removed)}, the ledger is of the cut {list(ledger.removed)}; "
+            "start a ledger for each cut."
+        )
+    windows, scored = (one.score.windows for one in (cut.evaluation, evaluation))
+    if evaluation.text.fingerprint != ledger.text.fingerprint or windows != scored:
+        raise ShortvizError(
+            f"The treated model was scored on {scored} windows of {evaluation.text.source}, the cut one on {windows} "
+            f"of {ledger.text.source}; score both on the same windows."
+        )
+    recovered, error = recovered_share(cut.evaluation, evaluation)
+    step = LedgerStep(
+        name=name,
+        evaluation=evaluation,
+        treatments=tuple(treatments),
+        recovered=recovered,
+        recovered_stderr=error,
+        task=_small(task),
+        continuation=continuation,
+    )
+    return replace(ledger, steps=_ordered([*(s for s in ledger.steps if s.key != step.key), step]))
+
+
+def _ordered(steps: Sequence[LedgerStep]) -> tuple[LedgerStep, ...]:
+    return tuple(sorted(steps, key=lambda step: get_args(StepName).index(step.name)))
+
+
+def merged(old: Ledger, new: Ledger) -> Ledger:
+    """Return `new` with the treated steps of `old` that it does not have, of the same cut and windows.
+
+    An untreated step keeps the accuracy it had, for its model is the same; a treated one was made anew.
+    """
+    before, have = {step.key: step for step in old.steps}, {step.key for step in new.steps}
+    kept = [step for key, step in before.items() if step.treatments and key not in have]
+    cuts = [ledger.step("cut") for ledger in (old, new)]
+    nll = [math.nan if cut is None else cut.evaluation.score.nll for cut in cuts]
+    if not math.isclose(*nll, abs_tol=1e-6):
+        kept = []  # measured anew with another result: shares against another loss do not belong beside these
+    if new.prompt and old.prompt != new.prompt:
+        kept = [replace(step, continuation="") for step in kept]
+    steps = [
+        replace(step, task=before[step.key].task)
+        if not step.treatments and step.task is None and step.key in before
+        else step
+        for step in new.steps
+    ]
+    return replace(new, steps=_ordered([*kept, *steps]), prompt=new.prompt or old.prompt)
+
+
+def with_task_score(ledger: Ledger, key: tuple[StepName, tuple[str, ...]], score: TaskScore) -> Ledger:
+    """Return the ledger with the accuracy of one of its steps; nothing changes where it has no such step."""
+    steps = (replace(step, task=_small(score)) if step.key == key else step for step in ledger.steps)
+    return replace(ledger, steps=tuple(steps))
+
+
+def accuracy_change(ledger: Ledger, step: LedgerStep) -> tuple[float, float] | None:
+    """Return how much more of the questions a step's model gets right than the uncut one, with its paired error.
+
+    Shares of all questions; None where the two were not scored on the same ones, NaN for an error that is not known.
+    """
+    uncut = ledger.step("uncut")
+    before, after = (uncut.task if uncut is not None else None), ledger.task(step)
+    if before is None or after is None or step is uncut:
+        return None
+    if not before.right or len(before.right) != len(after.right):
+        return after.accuracy - before.accuracy, math.nan
+    changes = [int(new) - int(old) for old, new in zip(before.right, after.right, strict=True)]
+    return mean_and_stderr(changes)
+
+
+def recovered_share(cut: Evaluation, treated: Evaluation) -> tuple[float, float]:
+    """Return the share of the lost NLL that a treatment won back, 1 - (NLL - uncut) / (cut - uncut), and its error.
+
+    1 is as good as uncut, 0 as bad as cut, below 0 worse. NaN where the cut lost nothing. The error is that of a ratio
+    of two means over the same windows, to first order (delta method): the residuals of each window around the ratio.
+    It is NaN with one window, or where the NLL of each window was not kept.
+    """
+    if cut.base is None:
+        return math.nan, math.nan
+    lost, left = cut.score.nll - cut.base.nll, treated.score.nll - cut.base.nll
+    if not lost > 0 or not math.isfinite(left):
+        return math.nan, math.nan
+    windows = [np.asarray(s.window_nll, dtype=np.float64) for s in (cut.base, cut.score, treated.score)]
+    if len({len(w) for w in windows}) > 1 or len(windows[0]) < 2:
+        return 1 - left / lost, math.nan
+    uncut, worse, better = windows
+    residuals = (better - uncut) - left / lost * (worse - uncut)
+    return 1 - left / lost, mean_and_stderr(residuals)[1] / lost
+
+
+def _small(task: TaskScore | None) -> TaskScore | None:
+    """Return a score without its answers to each question, which would be most of run.json."""
+    return replace(task, predictions=()) if task is not None else None

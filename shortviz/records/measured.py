@@ -2,13 +2,12 @@
 
 Everything is 0-based. Layer i is `model.layers[i]`; boundary i is the residual stream entering layer i, and boundary L
 leaves the last layer, before the final norm. A block (start, n) is the layers start .. start+n-1.
-The records of models, texts, plans and tasks have files of their own; import all of them from here.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,15 +24,7 @@ from shortviz.records.json import (
 )
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
-from shortviz.records.text import (
-    TextInfo,
-)
-
-if TYPE_CHECKING:
-    pass
-
-
-# The record of how many rows of text a choice needs; import it from records.
+from shortviz.records.text import TextInfo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -204,14 +195,12 @@ class Evaluation:
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation in the shape that `shortviz evaluate --json` prints: flat, every key there, NaN as null."""
     found: dict[str, Any] = dict.fromkeys(field.name for field in fields(evaluation)) | plain(evaluation)
-    del found["score"]
-    base = None if evaluation.base is None else _score_json(evaluation.base)
-    return _score_json(evaluation.score) | found | {"base": base}
-
-
-def _score_json(score: Score) -> dict[str, Any]:
-    found = {"perplexity": score.perplexity, "perplexity_stderr": score.perplexity_stderr} | plain(score)
-    return dict(plain(found))
+    for name, score in (("score", evaluation.score), ("base", evaluation.base)):
+        if score is not None:
+            found[name] = plain({"perplexity": score.perplexity, "perplexity_stderr": score.perplexity_stderr})
+            found[name] |= plain(score)
+    scored: dict[str, Any] = found.pop("score")
+    return scored | found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -309,22 +298,22 @@ def from_map(losses: BlockLosses | None, model: ModelInfo, block: Block) -> Eval
     nll, nll_error = losses.nll.at(block)
     if increase != increase:
         return None
-    gone = block.layers
+    parameters, weights, cache = model.sizes(block.layers)
     score = Score(
         nll=nll,
         nll_stderr=nll_error,
         tokens=int(losses.tokens[block.n - 1, block.start]),
         windows=int(losses.windows[block.n - 1, block.start]),
         forward_seconds=float("nan"),
-        parameters=model.parameters - sum(model.layer_parameters[i] for i in gone),
-        bytes=model.bytes - sum(model.layer_bytes[i] for i in gone),
-        cache_bytes_per_token=sum(model.layer_cache_bytes) - sum(model.layer_cache_bytes[i] for i in gone),
+        parameters=model.parameters - parameters,
+        bytes=model.bytes - weights,
+        cache_bytes_per_token=sum(model.layer_cache_bytes) - cache,
     )
     kl, kl_error = losses.kl.at(block)
     return Evaluation(
         score=score,
         text=losses.text,
-        removed=gone,
+        removed=block.layers,
         base=replace(losses.base, nll=nll - increase),
         nll_increase=increase,
         nll_increase_stderr=error,

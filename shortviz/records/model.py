@@ -1,6 +1,7 @@
 """What a person asked to load, what it would cost, and what was loaded: plain records, no torch."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,12 @@ class ModelInfo:
     """Key/value cache bytes that one more token costs in each layer."""
     illegal: Many[tuple[int, int, str]] = ()
     """(start, n, reason) of the blocks that the stock config cannot express."""
+
+    def sizes(self, layers: Collection[int]) -> tuple[int, int, int]:
+        """Return (parameters, weight bytes, key/value cache bytes of one more token) of these layers together."""
+        every = (self.layer_parameters, self.layer_bytes, self.layer_cache_bytes)
+        parameters, weights, cache = (sum(sizes[i] for i in layers) for sizes in every)
+        return parameters, weights, cache
 
     def illegal_reason(self, block: Block) -> str | None:
         """Return why the block cannot be exported, or None where it can."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from shortviz.errors import PlanError
-from shortviz.records.formatting import layer_words
+from shortviz.records.formatting import layer_words, runs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +65,4 @@ class PrunePlan:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The removed layers as maximal runs of consecutive layers."""
-        runs: list[list[int]] = []
-        for layer in self.removed:
-            if runs and layer == runs[-1][-1] + 1:
-                runs[-1].append(layer)
-            else:
-                runs.append([layer])
-        return tuple(Block(start=run[0], n=len(run)) for run in runs)
+        return tuple(Block(start=start, n=n) for start, n in runs(self.removed))

@@ -8,10 +8,7 @@ from shortviz.records.json import Many
 from shortviz.records.ledger import Ledger
 from shortviz.records.measured import BlockDistances, BlockLosses, Evaluation, GreedyRemoval
 from shortviz.records.model import ModelInfo
-from shortviz.records.text import (
-    TaskScore,
-    TextInfo,
-)
+from shortviz.records.text import TaskScore, TextInfo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -22,8 +19,8 @@ class Run:
     """Of run.json; `runs.parse_run` reads the older one too."""
     model: ModelInfo
     text: TextInfo
-    distances: "BlockDistances | None" = None
-    losses: "BlockLosses | None" = None
+    distances: BlockDistances | None = None
+    losses: BlockLosses | None = None
     """The measured map; its text is the evaluation set."""
     evaluations: Many[Evaluation] = ()
     ledgers: Many[Ledger] = ()

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shortviz.records.json import Floats
 from shortviz.records.measured import Grid
+from shortviz.records.plan import Block
 
 
 def mean_and_stderr(samples: Sequence[float] | Floats) -> tuple[float, float]:
@@ -26,7 +26,7 @@ def paired_stderr(one: Sequence[float], other: Sequence[float]) -> float:
     return mean_and_stderr(np.subtract(one, other))[1] if len(one) == len(other) > 1 else math.nan
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Sums:
     """Sum and sum of squares of one number for every pair of boundaries, over `count` samples; float64.
 
@@ -41,21 +41,15 @@ class Sums:
     @classmethod
     def zeros(cls, size: int) -> "Sums":
         """Return the sums of no sample, for `size` numbers."""
-        return cls(total=np.zeros(size), squares=np.zeros(size), count=0)
+        return cls(np.zeros(size), np.zeros(size), 0)
 
     def add(self, samples: Floats) -> "Sums":
         """Return the sums with more samples, shape (samples, size)."""
-        return Sums(
-            total=self.total + samples.sum(0),
-            squares=self.squares + np.square(samples).sum(0),
-            count=self.count + len(samples),
-        )
+        return self.merge(Sums(samples.sum(0), np.square(samples).sum(0), len(samples)))
 
     def merge(self, other: "Sums") -> "Sums":
         """Return the sums over the samples of both."""
-        return Sums(
-            total=self.total + other.total, squares=self.squares + other.squares, count=self.count + other.count
-        )
+        return Sums(self.total + other.total, self.squares + other.squares, self.count + other.count)
 
     @property
     def mean(self) -> Floats:
@@ -91,17 +85,9 @@ def pack(sums: Mapping[str, Sums]) -> dict[str, Floats]:
 def unpack(arrays: Mapping[str, Floats]) -> dict[str, Sums]:
     """Return the named sums that `pack` laid out."""
     names = [key.removesuffix(".total") for key in arrays if key.endswith(".total")]
-    return {
-        name: Sums(
-            total=np.array(arrays[f"{name}.total"]),
-            squares=np.array(arrays[f"{name}.squares"]),
-            count=int(arrays[f"{name}.count"]),
-        )
-        for name in names
-    }
+    parts = {name: [np.array(arrays[f"{name}.{part}"]) for part in ("total", "squares", "count")] for name in names}
+    return {name: Sums(total, squares, int(count)) for name, (total, squares, count) in parts.items()}
 
-
-# Running sums for the measured map: every cell has its own count, since rows are measured in the order asked for.
 
 NAMES = ("nll", "increase", "kl")
 
@@ -110,8 +96,9 @@ NAMES = ("nll", "increase", "kl")
 class CellSums:
     """Sum, sum of squares and count over windows of NLL, its increase and KL, for each block; float64.
 
-    Beside them a coarse first sample of each block, from a short piece of text, which stands in until there is a
-    whole window. Arrays have shape (L, L), `[n-1, start]`; the numbers of NAMES come first.
+    Every cell has its own count, since rows of the map are measured in the order asked for. Beside them a coarse first
+    sample of each block, from a short piece of text, stands in until there is a whole window. Arrays have shape (L, L),
+    `[n-1, start]`; the numbers of NAMES come first.
     """
 
     total: Floats
@@ -131,11 +118,15 @@ class CellSums:
             total=np.zeros(shape), squares=np.zeros(shape), count=np.zeros(shape[1:]), coarse=np.full(shape, np.nan)
         )
 
-    def add(self, rows: NDArray[np.int64], starts: NDArray[np.int64], samples: Floats) -> None:
-        """Add one window's samples, shape (3, cells), of the cells `[rows, starts]`, in place."""
-        self.total[:, rows, starts] += samples
-        self.squares[:, rows, starts] += np.square(samples)
-        self.count[rows, starts] += 1
+    def add(self, blocks: Sequence[Block], samples: Floats, *, coarse: bool) -> None:
+        """Add one window's samples of these blocks, shape (3, blocks), in place; coarse ones stand beside the sums."""
+        at = (slice(None), [block.n - 1 for block in blocks], [block.start for block in blocks])
+        if coarse:
+            self.coarse[at] = samples
+            return
+        self.total[at] += samples
+        self.squares[at] += np.square(samples)
+        self.count[at[1:]] += 1
 
     def merge(self, other: "CellSums") -> None:
         """Add the sums of other windows, in place; a coarse sample is taken where there is one."""
@@ -157,9 +148,9 @@ class CellSums:
 
     def pack(self) -> dict[str, Floats]:
         """Return the arrays, as `np.savez` takes them."""
-        return {"total": self.total, "squares": self.squares, "count": self.count, "coarse": self.coarse}
+        return asdict(self)
 
     @classmethod
     def unpack(cls, arrays: Mapping[str, Floats]) -> "CellSums":
         """Return the sums that `pack` laid out."""
-        return cls(**{name: np.array(arrays[name]) for name in ("total", "squares", "count", "coarse")})
+        return cls(**{field.name: np.array(arrays[field.name]) for field in fields(cls)})

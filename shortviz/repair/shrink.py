@@ -204,12 +204,10 @@ class _Shrinking:
         which will not do for any, is told at once where no step is lost by it.
         """
         began, handle = time.perf_counter(), self.handle
-        measured = single_layer_losses(
+        _, losses = single_layer_losses(
             handle, self.windows, self.watch, lambda share: self._tell(_MEASURING * share, "measuring layers")
         )
-        if measured is None:
-            raise Stopped("Stopped while the layers were measured.")
-        nll = measured[1].mean(0)
+        nll = losses.mean(0)
         if np.isnan(nll).all():
             return None
         place = int(np.nanargmin(nll))

@@ -17,12 +17,11 @@ from shortviz.criteria.base import MEASURED, label
 from shortviz.errors import RunError
 from shortviz.figures import losses as loss_charts
 from shortviz.figures import map as charts
-from shortviz.figures.cells import best_blocks, best_words, grid_of, map_alt
+from shortviz.figures.cells import as_map, best_blocks, best_words, grid_of, map_alt
 from shortviz.files import write_atomically
 from shortviz.records.citations import bibtex_of
 from shortviz.records.formatting import UNKNOWN, counted, duration, layers_text, percent, size, with_error
-from shortviz.records.ledger import Ledger, LedgerStep
-from shortviz.records.ledger_steps import accuracy_change
+from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change
 from shortviz.records.measured import BlockDistances, BlockLosses, Evaluation, Grid
 from shortviz.records.model import ModelInfo, hub_name
 from shortviz.records.run import Run
@@ -217,7 +216,7 @@ def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> Table:
 def _measured(
     losses: BlockLosses, distances: BlockDistances | None, model: ModelInfo, figures: "_Figures"
 ) -> dict[str, Any]:
-    shown = loss_charts.as_map(losses, distances.norms if distances is not None else None)
+    shown = as_map(losses, distances)
     curve = curve_from_map(losses, distances, model)
     lines = loss_charts.curve_figure(curve, top=curve.base_nll + 6.0)
     found = agreement(distances, losses, model) if distances is not None else ()

@@ -12,8 +12,7 @@ from typing import Any
 from shortviz.errors import RunError
 from shortviz.files import versions, write_atomically
 from shortviz.records.json import from_json, from_plain, to_json
-from shortviz.records.ledger import Ledger
-from shortviz.records.ledger_steps import merged
+from shortviz.records.ledger import Ledger, merged
 from shortviz.records.measured import Evaluation, Grid, Score
 from shortviz.records.model import ModelInfo
 from shortviz.records.run import Run

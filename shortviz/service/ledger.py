@@ -17,8 +17,7 @@ from shortviz.errors import ResourceError, RunError, ShortvizError
 from shortviz.progress import Progress, Watch
 from shortviz.records.formatting import layers_text
 from shortviz.records.heal import HealHistory, HealSettings
-from shortviz.records.ledger import Ledger, LedgerStep, treated_name
-from shortviz.records.ledger_steps import add_step, start_ledger, with_task_score
+from shortviz.records.ledger import Ledger, LedgerStep, add_step, start_ledger, treated_name, with_task_score
 from shortviz.records.measured import Evaluation
 from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
@@ -334,15 +333,14 @@ class LedgerWork:
 
     def open(self, cut: "ModelHandle") -> None:
         """Score the uncut and the cut model."""
-        from shortviz.records.ledger_steps import start_ledger
+        from shortviz.records.ledger import start_ledger
 
         self.newest = self._evaluate(cut, self.watch)
         self.ledger = start_ledger(self.newest, uncut_task=self._score(self.base), cut_task=self._score(cut))
 
     def add(self, handle: "ModelHandle", *, whatever_stop: bool = False) -> None:
         """Score a treated model; with `whatever_stop` its windows even after a stop, for it is what the stop left."""
-        from shortviz.records.ledger import treated_name
-        from shortviz.records.ledger_steps import add_step
+        from shortviz.records.ledger import add_step, treated_name
 
         self.newest = self._evaluate(handle, Watch(self.watch.on_progress) if whatever_stop else self.watch)
         self.ledger = add_step(
@@ -642,7 +640,7 @@ def _keep(bench: Service, key: str, known: Run | None, ledger: Ledger, step: Led
         if run is None:
             return None
         same = [each for each in run.ledgers if each.removed == ledger.removed and each.text == ledger.text]
-        asked = with_task_score(same[-1] if same else ledger, step.name, step.methods, score)
+        asked = with_task_score(same[-1] if same else ledger, step.key, score)
         return with_ledger(run, asked)
 
     bench.runs.update(key, change)

@@ -5,7 +5,6 @@ are those of `measure_distances`, by the same code on the same states.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -15,20 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shortviz import criteria as known
 from shortviz.criteria.base import Criterion, Score
-from shortviz.errors import ModelError, ShortvizError
-from shortviz.measure.batches import batches_by_length, check_rows, padded_right, places_of
-from shortviz.measure.distances import distances_record, empty_sums, rows_needed_of
-from shortviz.measure.gram import NORMS, TokenSample, sequence_scores
-from shortviz.measure.processes import Ranks, added_up
-from shortviz.measure.row_scores import RowScores
-from shortviz.model.delta import discard_checkpoint, load_checkpoint, model_facts, save_checkpoint
+from shortviz.errors import ModelError
+from shortviz.measure.batches import padded_right
+from shortviz.measure.distances import Measurement
+from shortviz.measure.processes import ALONE, Ranks
+from shortviz.model.delta import checkpoint_key, discard_checkpoint, load_checkpoint, save_checkpoint
 from shortviz.model.layers import LayerCall
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.json import Floats
 from shortviz.records.measured import BlockDistances
-from shortviz.records.sums import Sums
 from shortviz.records.text import Tokens, TokenSet
 from shortviz.streaming.calls import CallBook
 from shortviz.streaming.model import StreamedModel, memory_limit
@@ -136,36 +131,25 @@ def measure_streamed(
     Raises Stopped when stopped between layers, ResourceError where memory or disk does not suffice, and what
     `measure_distances` raises.
     """
-    if batch_size < 1:
-        raise ShortvizError(f"The batch size is {batch_size}; it must be at least 1.")
-    check_rows(model.info, tokens)
-    chosen = [known.resolve(c) for c in criteria or known.names()]
-    every = batches_by_length(tokens.rows, batch_size)
-    mine = range(len(every)) if ranks is None else ranks.mine(len(every))
-    batches = [every[i] for i in mine]
-    checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
-    sample = None
-    if any(c.from_sample for c in chosen):
-        boundaries, places = model.info.num_layers + 1, places_of(every, mine)
-        sample = TokenSample.of_rows(len(tokens.rows), boundaries, model.info.hidden_size, None, places)
+    ranks = ranks or ALONE
+    checkpoint = ranks.checkpoint(checkpoint)
+    one = Measurement(model.info, tokens, criteria, batch_size, ranks=ranks)
     file = None if checkpoint is None else checkpoint.with_suffix(".states")
     with planned_states(
         model,
-        batch_shapes(batches),
-        sample,
+        batch_shapes(one.batches),
+        one.sample,
         tokens_per_row=tokens_per_row,
         memory_bytes=memory_bytes,
         file=file,
-        processes=1 if ranks is None else ranks.local_size,
+        processes=ranks.local_size,
     ) as plan:
         sweep = _Sweep(model, plan, checkpoint, _key(model, tokens, batch_size, plan.per_row), watch)
         with memory_limit(model, plan.num_bytes if plan.file is None else 0, _SMALLER), torch.inference_mode():
-            sweep.run(batches)
-            sums, rows = _compared(sweep, chosen, sample)
-    if ranks is not None:
-        sums, sample, rows = added_up(ranks, sums, sample, rows, [len(batch) for batch in every])
-    record = distances_record(model.info, tokens, chosen, sums, sample, sweep.seconds)
-    return replace(record, settling=rows_needed_of(model.info, rows), tokens_per_row=plan.per_row)
+            sweep.run(one.batches)
+            _compare(sweep, one)
+    one.gather()
+    return replace(one.record(sweep.seconds), tokens_per_row=plan.per_row)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -264,34 +248,19 @@ class _Sweep:
         self.watch.check(f"Stopped in layer {index} of {self.model.info.num_layers}; {then}.")
 
 
-def _compared(
-    sweep: _Sweep, chosen: Sequence[Criterion], sample: TokenSample | None
-) -> tuple[dict[str, Sums], RowScores]:
-    """Return the sums from the states of all boundaries, batch by batch; the sample is filled too."""
+def _compare(sweep: _Sweep, one: Measurement) -> None:
+    """Add up the states of all boundaries, batch by batch."""
     store, per_row, device = sweep.store, sweep.store.plan.per_row, sweep.model.placement.device
-    sums = empty_sums(chosen, sweep.model.info.num_layers + 1)
-    fast = [c for c in chosen if not c.from_sample]
-    rows = RowScores.beside(
-        None, [c.name for c in fast], store.plan.num_boundaries * (store.plan.num_boundaries - 1) // 2
-    )
     for index, shape in enumerate(store.plan.shapes):
         sweep.watch.check("Stopped while the boundaries were compared; the same command does that again.")
-        states = store.of_batch(index, device)
         picked = None if per_row is None else [sampled_positions(length, per_row) for length in shape.lengths]
-        scores = sequence_scores(states, shape.lengths, shape.width, fast, picked)
-        sums = {name: s.add(scores[name]) for name, s in sums.items()}
-        rows.add(scores)
-        if sample is not None:
-            sample.add(states, shape.lengths, shape.width)
-        total = sum(len(shape.lengths) for shape in store.plan.shapes)
-        sweep.watch.tell("compare", done=sums[NORMS[0]].count, total=total, unit="rows")
-    return sums, rows
+        one.add(store.of_batch(index, device), shape.lengths, picked)
+        sweep.watch.tell("compare", done=one.count, total=one.total, unit="rows")
 
 
 def _key(model: StreamedModel, tokens: TokenSet, batch_size: int, per_row: int | None) -> str:
     """Return a fingerprint of everything the states depend on; the criteria are computed from them at the end."""
-    facts = ["streamed 2", *model_facts(model), tokens.info.fingerprint, batch_size, per_row]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return checkpoint_key("streamed 2", model, tokens.info.fingerprint, batch_size, per_row)
 
 
 def _boot() -> Floats:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shortviz.figures.losses import as_map
+from shortviz.figures.cells import as_map
 from shortviz.runs.run import load_run
 from shortviz.service.service import EXAMPLE, Service
 from tests.support.app import App, show, view

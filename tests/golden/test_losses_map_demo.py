@@ -6,6 +6,7 @@ from shortviz.measure.loss_map import ReplayEngine, open_engine
 from shortviz.measure.losses import BaseScores, evaluate
 from shortviz.model.handle import ModelHandle
 from shortviz.model.prune import prune
+from shortviz.progress import NO_WATCH
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import TextSpec, WindowSpec
 from shortviz.text.tokens import make_windows
@@ -20,8 +21,7 @@ def test_replayed_losses_equal_the_pruned_models(demo_handle: ModelHandle) -> No
     engine = open_engine(demo_handle, windows.tokens[0])
     assert isinstance(engine, ReplayEngine)
     assert engine.replay.stacked
-    measured = engine.open(windows.tokens[0]).losses(BLOCKS)
-    assert measured is not None
+    measured = engine.open(windows.tokens[0]).losses(BLOCKS, NO_WATCH)
     base = BaseScores(demo_handle)
     for block, (nll, kl) in zip(measured[0], measured[1].T, strict=True):
         pruned = prune(demo_handle, PrunePlan.of_blocks(30, block))

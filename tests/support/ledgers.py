@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shortviz.records.ledger import Ledger, Treatment
-from shortviz.records.ledger_steps import add_step, start_ledger
+from shortviz.records.ledger import Ledger, Treatment, add_step, start_ledger
 from shortviz.records.measured import Evaluation
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block

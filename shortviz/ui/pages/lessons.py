@@ -351,11 +351,11 @@ def _tokens(data: LessonData) -> list[str]:
 def _states(data: LessonData, index: int) -> tuple[list[float], list[float]]:
     norms = bundled_distances().norms
     if index == 0:
-        return figures.as_list(norms.first), figures.as_list(data.updates.first)
+        return norms.first.tolist(), data.updates.first.tolist()
     if index == 1:
-        return figures.as_list(norms.rest), figures.as_list(data.updates.rest)
+        return norms.rest.tolist(), data.updates.rest.tolist()
     sentence = data.sentence
-    return figures.as_list(sentence.norms[index - 2]), figures.as_list(sentence.updates[index - 2])
+    return sentence.norms[index - 2].tolist(), sentence.updates[index - 2].tolist()
 
 
 def angle(words: DeltaGenerator, picture: DeltaGenerator) -> None:

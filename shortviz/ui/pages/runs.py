@@ -7,11 +7,10 @@ from functools import partial
 import plotly.graph_objects as go
 import streamlit as st
 
-from shortviz.criteria.base import label
+from shortviz.criteria.base import MEASURED, label
 from shortviz.errors import PlanError, ShortvizError
 from shortviz.figures import map as charts
-from shortviz.figures.cells import map_alt
-from shortviz.figures.compare import InRun, block_in, in_common, is_measured, maps, shared_limits
+from shortviz.figures.cells import InRun, block_in, in_common, map_alt, maps, shared_limits
 from shortviz.records.formatting import counted, with_error
 from shortviz.records.measured import BlockDistances
 from shortviz.records.model import ModelInfo
@@ -124,7 +123,7 @@ def _fitting(block: Block | None, model: ModelInfo) -> Block | None:
 
 
 def _numbers(rows: list[InRun], criterion: str, block: Block) -> None:
-    unit = "nats" if is_measured(criterion) else ""
+    unit = "nats" if criterion in MEASURED else ""
     heading = f"{label(criterion)}{f', {unit}' if unit else ''}"
     cells = [
         [plain(row.name), with_error(row.value, row.stderr), f"{row.rank} of {row.blocks}", str(row.best)]

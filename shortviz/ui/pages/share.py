@@ -12,7 +12,7 @@ from shortviz.analysis.curve import curve_from_map
 from shortviz.figures import losses as loss_charts
 from shortviz.figures import map as charts
 from shortviz.figures.cells import map_alt
-from shortviz.figures.paper import image_options, paper_figure
+from shortviz.figures.theme import image_options, paper_figure
 from shortviz.records.citations import bibtex
 from shortviz.records.json import to_json
 from shortviz.records.model import ModelRef

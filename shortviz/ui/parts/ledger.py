@@ -8,8 +8,7 @@ import streamlit as st
 from shortviz.figures import ledger as ledger_charts
 from shortviz.records.formatting import counted, layers_text, percent, with_error
 from shortviz.records.heal import HealSettings
-from shortviz.records.ledger import Ledger, LedgerStep
-from shortviz.records.ledger_steps import accuracy_change
+from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change
 from shortviz.records.plan import Block
 from shortviz.runs.report import ledger_table
 from shortviz.service import kept

@@ -10,7 +10,7 @@ from shortviz.analysis.agreement import agreement, agreement_table
 from shortviz.criteria.base import MEASURED, label
 from shortviz.figures import losses as loss_charts
 from shortviz.figures import map as charts
-from shortviz.figures.cells import best_table, map_alt, map_table
+from shortviz.figures.cells import as_map, best_table, map_alt, map_table
 from shortviz.records.formatting import count, duration
 from shortviz.records.measured import BlockDistances, BlockLosses, Evaluation
 from shortviz.records.model import ModelInfo
@@ -72,7 +72,7 @@ def drawn_values(
         return distances
     if losses is None:
         return None
-    measured = loss_charts.as_map(losses, distances.norms if distances is not None else None)
+    measured = as_map(losses, distances)
     if which == "measured":
         return measured
     grid = distances.criteria.get(criterion) if distances is not None else None

@@ -9,8 +9,7 @@ import streamlit as st
 from shortviz.analysis.planning import best_blocks
 from shortviz.errors import PlanError, ShortvizError
 from shortviz.figures import map as charts
-from shortviz.records.ledger import Ledger
-from shortviz.records.ledger_steps import start_ledger
+from shortviz.records.ledger import Ledger, start_ledger
 from shortviz.records.measured import BlockDistances, BlockLosses
 from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import Block

@@ -11,7 +11,7 @@ from shortviz.analysis.advice import advise
 from shortviz.cli.runs import advice_text
 from shortviz.errors import PlanError
 from shortviz.records.advice import Budget, parse_bytes
-from shortviz.records.ledger_steps import add_step
+from shortviz.records.ledger import add_step
 from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.runs.run import example_run, save_run, with_evaluation, with_ledger

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shortviz.analysis.rows_needed import count_rows_needed, ranges, row_counts, rows_needed_words
+from shortviz.analysis.rows_needed import count_rows_needed, row_counts, rows_needed_words
 from shortviz.measure import row_scores
 from shortviz.measure.distances import measure_distances
 from shortviz.measure.row_scores import RowScores
 from shortviz.progress import Watch
+from shortviz.records.formatting import layers_text
 from shortviz.records.json import plain
 from shortviz.runs.run import parse_run
 from tests.support.families import NUM_LAYERS, tiny_handle
@@ -66,7 +67,7 @@ def test_a_block_that_cannot_be_exported_is_never_the_choice() -> None:
 def test_three_rows_say_nothing_and_counts_grow_by_halves_and_doubles() -> None:
     assert count_rows_needed(scores(3, 1.0), LAYERS) is None
     assert row_counts(20) == (1, 2, 3, 4, 6, 8, 12, 16, 20)
-    assert ranges([1, 2, 3, 6, 8, 9]) == "1-3, 6, 8-9"
+    assert layers_text([1, 2, 3, 6, 8, 9]) == "1-3, 6, 8-9"
 
 
 def test_a_measurement_tells_it_and_a_killed_one_tells_the_same(tmp_path) -> None:

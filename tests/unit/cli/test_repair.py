@@ -14,7 +14,7 @@ import pytest
 
 from shortviz.cli.session import warn_same_text
 from shortviz.cli.treat import SHRINK_CHECKPOINT
-from shortviz.records.ledger_steps import accuracy_change
+from shortviz.records.ledger import accuracy_change
 from shortviz.records.text import TextSpec
 from shortviz.runs.run import load_run
 from tests.support.command import Outcome

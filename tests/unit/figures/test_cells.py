@@ -101,9 +101,8 @@ def test_a_sink_layer_in_the_best_block_is_noted() -> None:
 
 
 def test_charts_and_jobs_import_neither_torch_nor_streamlit() -> None:
-    program = (
-        "import sys, shortviz.charts, shortviz.jobs; print(sorted({'torch', 'streamlit', 'pandas'} & set(sys.modules)))"
-    )
+    names = "{'torch', 'streamlit', 'pandas'}"
+    program = f"import sys, shortviz.figures.map, shortviz.service.queue; print(sorted({names} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     proof = subprocess.run(

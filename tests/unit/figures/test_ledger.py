@@ -7,7 +7,7 @@ import pytest
 
 from shortviz.figures.ledger import healing_alt, healing_figure, recovery_alt, recovery_figure
 from shortviz.records.heal import HealHistory, HealPoint
-from shortviz.records.ledger_steps import add_step
+from shortviz.records.ledger import add_step
 from tests.support.ledgers import REPAIR, fixture_ledger, windows_nll, with_windows
 
 HISTORY = HealHistory(

@@ -8,11 +8,10 @@ import pytest
 from shortviz.analysis.agreement import agreement
 from shortviz.analysis.curve import curve_from_map
 from shortviz.figures import map as charts
-from shortviz.figures.cells import map_alt
+from shortviz.figures.cells import as_map, map_alt
 from shortviz.figures.losses import (
     agreement_alt,
     agreement_figure,
-    as_map,
     curve_alt,
     curve_figure,
     difference_grid,

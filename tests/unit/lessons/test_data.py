@@ -29,7 +29,7 @@ def run() -> Run:
 
 
 def test_the_lesson_data_are_of_the_model_and_text_of_the_bundled_run(data: LessonData, run: Run) -> None:
-    assert data.model_id == run.model.id
+    assert data.model == run.model.id
     assert data.num_layers == run.model.num_layers
     assert data.text == run.text
     assert {"torch", "transformers", "shortviz"} <= set(data.versions)
@@ -100,7 +100,7 @@ def test_map_questions_fit_small_models_and_models_without_a_sink() -> None:
 def test_every_picture_of_the_lessons_states_its_finding(data: LessonData, run: Run) -> None:
     assert run.losses is not None
     sentence = data.sentence
-    first = figures.stream_alt(figures.as_list(sentence.norms[0]), figures.as_list(sentence.updates[0]))
+    first = figures.stream_alt(sentence.norms[0].tolist(), sentence.updates[0].tolist())
     assert "Layer 11 adds the longest vector" in first
     block = Block(start=12, n=4)
     assert f"{sentence.angle(block):.4f} π" in figures.angle_alt(sentence, block)

@@ -13,7 +13,7 @@ from shortviz.export.recipes import treated_recipe
 from shortviz.measure.losses import evaluate
 from shortviz.model.prune import prune
 from shortviz.records.json import to_json
-from shortviz.records.ledger_steps import add_step, merged, recovered_share, start_ledger
+from shortviz.records.ledger import add_step, merged, recovered_share, start_ledger
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.sums import paired_stderr
 from shortviz.runs.run import load_run, save_run, with_ledger

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shortviz.errors import RunError
-from shortviz.figures.compare import block_in, in_common, maps, shared_limits
+from shortviz.figures.cells import block_in, in_common, maps, shared_limits
 from shortviz.records.json import plain, to_json
 from shortviz.runs.library import bring_back, folders, free_key, renamed, set_aside
 from shortviz.runs.run import example_run, load_run, save_run

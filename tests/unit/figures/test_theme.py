@@ -6,7 +6,7 @@ from plotly.colors import sample_colorscale
 from shortviz.analysis.curve import curve_from_map
 from shortviz.figures import losses
 from shortviz.figures import map as charts
-from shortviz.figures.paper import HEIGHT, WIDTH, image_options, paper_figure
+from shortviz.figures.theme import HEIGHT, WIDTH, image_options, paper_figure
 from shortviz.records.plan import Block
 from shortviz.runs.run import example_run
 

@@ -1,9 +1,39 @@
-"""A figure as a paper prints it: white, dark words, and cells that stay sharp at any size. No streamlit, no torch."""
+"""What all charts look like: on a page transparent, with words in its colour; in print white, sharp at any size."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import get_colorscale, sample_colorscale
+
+CHOSEN = "#d5006d"
+"""The colour of what a person has chosen, and of the best."""
+
+
+def text_colour(dark: bool) -> str:
+    """Return the colour of words on a transparent chart."""
+    return "#fafafa" if dark else "#31333f"
+
+
+def lay_out(figure: go.Figure, dark: bool, x: str | None = None, y: str | None = None, **layout: Any) -> go.Figure:
+    """Give a figure its looks and return it: `x` and `y` are the titles of its axes, `layout` goes to Plotly.
+
+    Words of titles, legends and notes take the colour of the layout's font.
+    """
+    ink, clear = text_colour(dark), "rgba(0,0,0,0)"
+    figure.update_layout(paper_bgcolor=clear, plot_bgcolor=clear, font={"color": ink, "size": 12}, hovermode="closest")
+    axis = {"tickfont_color": ink, "fixedrange": True, "zeroline": False, "gridcolor": "rgba(128,128,128,0.2)"}
+    figure.update_xaxes(title_text=x, **axis)
+    figure.update_yaxes(title_text=y, **axis)
+    return figure.update_layout(**layout)
+
+
+def error_bars(errors: Iterable[float | None], **more: Any) -> dict[str, Any]:
+    """Return error bars as Plotly wants them; an error that is not known is drawn as none."""
+    known = [0.0 if error is None or math.isnan(error) else error for error in errors]
+    return {"type": "data", "array": known, "thickness": 1, "width": 2, **more}
+
 
 WIDTH, HEIGHT = 900, 640
 """Pixels at scale 1; a PNG is saved at four times that."""
@@ -43,26 +73,13 @@ def image_options(name: str, kind: str) -> dict[str, Any]:
 
 def _cells(trace: go.Heatmap) -> list[dict[str, Any]]:
     scale = get_colorscale(trace.colorscale) if isinstance(trace.colorscale, str) else [*map(list, trace.colorscale)]
-    spread = trace.zmax - trace.zmin
-    found = []
+    spread, half, found = trace.zmax - trace.zmin, 0.5 - _GAP, []
     for y, row in zip(trace.y, trace.z, strict=True):
         for x, value in zip(trace.x, row, strict=True):
             if value is None or value != value:
                 continue
             place = min(max((value - trace.zmin) / spread, 0.0), 1.0) if spread else 0.5
-            found.append(_cell(x, y, sample_colorscale(scale, place)[0]))
+            corners = {"x0": x - half, "x1": x + half, "y0": y - half, "y1": y + half}
+            fill = {"fillcolor": sample_colorscale(scale, place)[0], "line": {"width": 0}, "layer": "below"}
+            found.append({"type": "rect", **corners, **fill})
     return found
-
-
-def _cell(x: float, y: float, colour: str) -> dict[str, Any]:
-    half = 0.5 - _GAP
-    return {
-        "type": "rect",
-        "x0": x - half,
-        "x1": x + half,
-        "y0": y - half,
-        "y1": y + half,
-        "fillcolor": colour,
-        "line": {"width": 0},
-        "layer": "below",
-    }
