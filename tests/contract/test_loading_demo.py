@@ -19,9 +19,9 @@ pytestmark = pytest.mark.demo
 
 LOAD = """
 import json
-from shortviz.loading import load
+from shortviz.model.load import load
 from shortviz.progress import Watch
-from shortviz.records import ModelRef
+from shortviz.records.model import ModelRef
 stages = set()
 handle = load(ModelRef(id="demo"), watch=Watch(lambda progress: stages.add(progress.stage)))
 print(json.dumps({"stages": sorted(stages), "id": handle.info.id, "folder": handle.model.name_or_path}))

@@ -42,10 +42,10 @@ NAMES = {
 SMALL_FILES_ONLY = """
 import resource, sys
 from pathlib import Path
-from shortviz import gguf_cache
+from shortviz.model import gguf as gguf_cache
 from shortviz.errors import ResourceError
 from shortviz.progress import NO_WATCH
-from shortviz.weight_files import read_gguf_header
+from shortviz.model.headers import read_gguf_header
 
 path = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes in one file, here and in children

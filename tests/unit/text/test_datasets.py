@@ -17,8 +17,8 @@ SCRIPT = """
 import json, sys, warnings
 warnings.simplefilter("error")
 from shortviz.errors import ShortvizError
-from shortviz.records import TextSpec
-from shortviz.texts import read_rows
+from shortviz.records.text import TextSpec
+from shortviz.text.sources import read_rows
 for line in sys.stdin:
     try:
         found = read_rows(TextSpec(kind="dataset", **json.loads(line)))
