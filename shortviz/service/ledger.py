@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from shortviz.records.measured import Evaluation, ExportReport
     from shortviz.records.plan import PrunePlan
     from shortviz.records.text import TaskRows, TaskScore, TextInfo, TextSpec, TokenSet, WindowSet, WindowSpec
+    from shortviz.text.sources import Text
 
 
 # What the app knows of a cut and of what was done after it: records and look-ups, no torch.
@@ -478,22 +479,24 @@ class HealWork:
     """One healing on the command line."""
 
     def __init__(
-        self, base: "ModelHandle", training: "TextSpec", settings: "HealSettings", out: Path | None, watch: Watch
+        self, base: "ModelHandle", training: "Text", settings: "HealSettings", out: Path | None, watch: Watch
     ) -> None:
         from shortviz.heal.data import split_heldout
         from shortviz.heal.student import check_quantiser
+        from shortviz.text.sources import read_rows
         from shortviz.text.tokens import tokenize
 
         check_run(out, base.info.id)
         if settings.quantize == "4bit":  # told before the cut is scored and repaired
             check_quantiser(base.model.device)
-        self.base, self.training, self.settings, self.out, self.watch = base, training, settings, out, watch
-        tokens = tokenize(training, base.tokenizer)
+        self.base, self.settings, self.out, self.watch = base, settings, out, watch
+        self.training = read_rows(training)
+        tokens = tokenize(self.training, base.tokenizer)
         self.tokens, self.heldout = split_heldout(tokens, window=settings.length)
         self.kept: LedgerWork | None = None
         """The ledger, in the first process alone."""
 
-    def score_on(self, spec: "TextSpec", windows: "WindowSpec", questions: "TaskRows | None") -> None:
+    def score_on(self, spec: "Text", windows: "WindowSpec", questions: "TaskRows | None") -> None:
         """Keep a ledger, scored on this text and these questions."""
         from shortviz.text.tokens import make_windows
 
@@ -733,6 +736,7 @@ def start_shrink(
     def work(watch: Watch) -> Treating:
         handle = bench.models.load(ref, watch)
         from shortviz.repair.shrink import shrink
+        from shortviz.text.sources import read_rows
         from shortviz.text.tokens import fit_rows, make_windows
 
         def as_treating(progress: Progress) -> Progress:
@@ -742,9 +746,10 @@ def start_shrink(
 
             return replace(progress, snapshot=snapshot)
 
+        text = read_rows(training)
         windows, tokens = (
-            make_windows(training, SHRINK_WINDOWS, handle.tokenizer),
-            fit_rows(training, handle.tokenizer, length=training.max_length),
+            make_windows(text, SHRINK_WINDOWS, handle.tokenizer),
+            fit_rows(text, handle.tokenizer, length=training.max_length),
         )
         facts = hashlib.sha256(repr((training, method, to_layers)).encode()).hexdigest()
         checkpoint = bench.runs.path(key) / f"shrink-{facts[:12]}.safetensors"  # from which a killed server goes on

@@ -33,14 +33,13 @@ from shortviz.export.card import CardFacts
 from shortviz.export.export import SHARD_BYTES, TEXT_FILES_BYTES, save_tokenizer, stock_copy, write_card
 from shortviz.export.folder import check_space, check_target, filled_beside, move_into_place, sha256, write_error
 from shortviz.export.proving import EXPORT_STOPPED
-from shortviz.model import files as hub
 from shortviz.model import load
-from shortviz.model.files import INDEX, WEIGHTS, ModelFiles, find_files, read_config, wanted_names
+from shortviz.model.files import INDEX, WEIGHTS
 from shortviz.model.handle import ModelHandle
 from shortviz.model.headers import Entry, read_shards, twice_there
-from shortviz.model.layers import layer_stack, num_layers, pruned_config, refuse_unsupported
-from shortviz.model.load import model_info, parse_config, settle_gguf
-from shortviz.model.placement import DTYPES
+from shortviz.model.layers import layer_stack, num_layers, pruned_config
+from shortviz.model.load import ResolvedModel, model_info
+from shortviz.model.placement import DTYPES, choose_placement
 from shortviz.model.prune import empty_model, pruned_info
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.measured import ExportReport
@@ -74,30 +73,24 @@ class CheckpointSource:
 
 
 @contextmanager
-def open_source(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[CheckpointSource]:
+def open_source(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -> Iterator[CheckpointSource]:
     """Yield the checkpoint, downloaded if need be; raises what `load` raises, but for quantised weights."""
-    files = settle_gguf(find_files(ref))
-    if files.gguf is not None:
-        raise ModelError(f"{files.name} is a GGUF file not used before; measure it once, which de-quantises it.")
-    fields = read_config(files, quantised=True)
-    quantised = fields.pop("quantization_config", None)
-    if (fields.get("text_config") or {}).get("quantization_config"):
-        raise PlanError(f"The field text_config.quantization_config of {files.name} cannot be rewritten.")
-    config = parse_config(files.name, fields)
-    refuse_unsupported(config)
-    if files.hub is not None:
-        hub.download(files.hub, wanted_names(files), watch)
-        files = settle_gguf(find_files(ref))
-    folder = _folder(files)
-    entries = read_shards(folder, files.name)
-    ref = replace(ref, dtype=_dtype(config, entries), device="cpu")
-    if quantised is not None:
-        yield _quantised_source(files, folder, ref, config, entries, quantised)
+    resolved = load.resolve(model, quantised=True, watch=watch)
+    name = resolved.files.name
+    if resolved.config is None:
+        raise ModelError(f"{name} is a GGUF file not used before; measure it once, which de-quantises it.")
+    if getattr(getattr(resolved.config, "text_config", None), "quantization_config", None):
+        raise PlanError(f"The field text_config.quantization_config of {name} cannot be rewritten.")
+    folder, config = load.fetch(resolved, watch)
+    entries = read_shards(folder, name)
+    ref = replace(resolved.ref, dtype=_dtype(config, entries), device="cpu")
+    if resolved.quantised is not None:
+        yield _quantised_source(resolved, folder, ref, config, entries, resolved.quantised)
         return
-    with open_streamed(ref, watch=watch) as opened:
+    with open_streamed(replace(resolved, ref=ref, placement=choose_placement(ref)), watch=watch) as opened:
         opened.drop_non_layer_modules()
         yield CheckpointSource(
-            name=files.name,
+            name=name,
             folder=folder,
             ref=ref,
             model=opened.model,
@@ -108,15 +101,8 @@ def open_source(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[Checkpoin
         )
 
 
-def _folder(files: ModelFiles) -> Path:
-    if files.folder is not None:
-        return files.folder
-    assert files.hub is not None
-    return hub.cached_folder(files.hub.repo, files.hub.commit)
-
-
 def _quantised_source(
-    files: ModelFiles,
+    resolved: ResolvedModel,
     folder: Path,
     ref: ModelRef,
     config: PreTrainedConfig,
@@ -127,19 +113,18 @@ def _quantised_source(
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[ref.dtype])
     info = model_info(
         model,
-        id=files.name,
-        revision=files.revision,
+        id=resolved.files.name,
+        revision=resolved.files.revision,
         reason=f"Quantised by {quantised.get('quant_method', 'an unknown method')}; its files are cut, not run.",
         device="cpu",
         layer_cache_bytes=(0,) * num_layers(config),
     )
-    tokenizer = load.read_tokenizer(files.name, folder)
     return CheckpointSource(
-        name=files.name,
+        name=resolved.files.name,
         folder=folder,
         ref=ref,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=load.read_tokenizer(resolved.files.name, folder),
         info=info,
         entries=entries,
         quantised=quantised,
@@ -377,24 +362,24 @@ def _copy(source: int, entry: Entry, target: int, written: Written) -> None:
 
 
 def export_streamed(
-    ref: ModelRef,
+    model: ModelRef | ResolvedModel,
     plan_for: Callable[[int], PrunePlan],
     folder: Path,
     *,
     shard_bytes: int = SHARD_BYTES,
     watch: Watch = NO_WATCH,
 ) -> ExportReport:
-    """Return the report of a pruned checkpoint, copied tensor by tensor from the files of `ref`.
+    """Return the report of a pruned checkpoint, copied tensor by tensor from the files of `model`.
 
-    `plan_for` makes the plan from the number of layers. The dtype is that of the files, whatever `ref` says. Progress
-    stages: `write`, then those of the proof. Whatever goes wrong, nothing stays behind.
+    `plan_for` makes the plan from the number of layers. The dtype is that of the files, whatever was asked for.
+    Progress stages: `write`, then those of the proof. Whatever goes wrong, nothing stays behind.
 
     Raises what `export_checkpoint` raises; PlanError too where a quantisation config or the names in the files cannot
     be rewritten (the field is named).
     """
     started = time.perf_counter()
     target = check_target(Path(folder))
-    with open_source(ref, watch=watch) as source:
+    with open_source(model, watch=watch) as source:
         plan = plan_for(source.info.num_layers)
         pruned = _pruned(source, plan)
         kept = kept_tensors(source.model, source.name, source.entries, plan, quantised=source.quantised is not None)

@@ -4,6 +4,7 @@ The weights go through transformers' own loader (renamings, merged experts, dtyp
 holds bit for bit what `from_pretrained` would have put into it.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +28,10 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from shortviz.errors import ModelError, ResourceError, is_out_of_memory
 from shortviz.model import load
-from shortviz.model.files import ModelFiles, find_files, read_config
 from shortviz.model.headers import Entry, read_shards, twice_there
 from shortviz.model.layers import LayerCall, LayerStack, layer_stack, text_config, widest
-from shortviz.model.load import context_length, estimate_files, model_info, parse_config, settle_gguf, weight_size
-from shortviz.model.placement import Placement, choose_placement
+from shortviz.model.load import ResolvedModel, context_length, model_info, weight_size
+from shortviz.model.placement import Placement
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
 from shortviz.records.ledger import Treatment
@@ -97,7 +97,7 @@ class Parts:
             if self._reader.suspicious:
                 place = name_of(self._model, module)
                 named = ((f"{place}.{name}", weight) for name, weight in module.named_parameters())
-                load.refuse_not_finite_among(named, self._stack.path)
+                load.refuse_not_finite(named, self._stack.path)
 
     def _is_of(self, key: str, part: str) -> bool:
         """Tell whether a weight of the model has to come with the part; one that is tied comes with its partner."""
@@ -278,44 +278,42 @@ class StreamedModel:
 
 
 @contextmanager
-def open_streamed(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[StreamedModel]:
+def open_streamed(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -> Iterator[StreamedModel]:
     """Yield the model, downloaded if need be, with nothing of its layers in memory.
 
     Raises what `load` raises, and ModelError where the family cannot be run layer by layer (the reason is named).
     """
-    placement = choose_placement(ref)
+    resolved = load.resolve(model, watch=watch)
+    placement, name = resolved.placement, resolved.files.name
     if placement.spread:
         raise ModelError(f"A streamed model runs on one device; give --device {placement.device} for {SPREAD}.")
-    files = settle_gguf(find_files(ref))
-    expected = estimate_files(files, placement)
-    folder = load.fetch(files, expected, watch)
-    config = parse_config(files.name, read_config(ModelFiles(name=files.name, folder=folder)))
+    folder, config = load.fetch(resolved, watch)
     with load.quiet_transformers():
-        model, stack = _build_on_meta(config, placement.dtype)
-        tokenizer = load.read_tokenizer(files.name, folder)
-        load.refuse_larger_vocabulary(files.name, tokenizer, model)
-        entries = read_shards(folder, files.name)
-        parts = Parts(model, stack, entries, placement, files.name)
+        built, stack = _build_on_meta(config, placement.dtype)
+        tokenizer = load.read_tokenizer(name, folder)
+        load.refuse_larger_vocabulary(name, tokenizer, built)
+        entries = read_shards(folder, name)
+        parts = Parts(built, stack, entries, placement, name)
         parts.fill(NON_LAYER, non_layer_modules(stack))
-        probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % config_vocabulary(model)
+        probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % config_vocabulary(built)
         with torch.inference_mode():
             in_tuple = returns_tuple(stack, probe)
             check_independent(stack, probe, in_tuple=in_tuple)
             on_meta = run_on_meta(stack, probe, in_tuple=in_tuple)
         info = model_info(
-            model,
-            id=files.name,
-            revision=files.revision,
-            reason=f"{expected.reason} Streamed: one layer at a time.",
+            built,
+            id=name,
+            revision=resolved.files.revision,
+            reason=f"{resolved.estimate.reason} Streamed: one layer at a time.",
             device=str(placement.device),
             layer_cache_bytes=on_meta.cache_bytes,
         )
         yield StreamedModel(
-            model=model,
+            model=built,
             stack=stack,
             tokenizer=tokenizer,
             info=info,
-            ref=ref,
+            ref=resolved.ref,
             placement=placement,
             folder=folder,
             entries=entries,
@@ -341,27 +339,26 @@ class StreamingEstimate:
     """Of an export of the uncut model in the loaded dtype; a cut takes less."""
 
 
-def estimate_streaming(ref: ModelRef, *, rows: int, row_tokens: int) -> StreamingEstimate:
+def estimate_streaming(model: ModelRef | ResolvedModel, *, rows: int, row_tokens: int) -> StreamingEstimate:
     """Return what the model takes, measured on rows of so many tokens; its config is read, and its weights are not.
 
     Raises what `estimate` raises, and ModelError for a GGUF file that was never loaded.
     """
-    placement = choose_placement(ref)
-    files = settle_gguf(find_files(ref))
-    size = estimate_files(files, placement)
-    if files.gguf is not None:
+    resolved = load.resolve(model)
+    if resolved.config is None:
         raise ModelError(
-            f"{files.name} is a GGUF file that was not loaded before; load it once, then its layers can be estimated."
+            f"{resolved.files.name} is a GGUF file that was not loaded before; load it once, then its layers can be "
+            "estimated."
         )
-    config = parse_config(files.name, read_config(files))
+    config, dtype = copy.deepcopy(resolved.config), resolved.placement.dtype
     text = text_config(config)
     row_tokens = min(row_tokens, context_length(text) or row_tokens)
     with load.quiet_transformers():
-        model, stack = _build_on_meta(config, placement.dtype)
-        num_bytes = weight_size(model)[1]  # while tied weights are one
-        states = _state_dtype(model, stack, placement.dtype)
+        built, stack = _build_on_meta(config, dtype)
+        num_bytes = weight_size(built)[1]  # while tied weights are one
+        states = _state_dtype(built, stack, dtype)
     return StreamingEstimate(
-        size=size,
+        size=resolved.estimate,
         rows=rows,
         row_tokens=row_tokens,
         streamed_memory_bytes=_working_bytes(stack),

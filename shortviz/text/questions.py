@@ -8,7 +8,7 @@ import hashlib
 import json
 import reprlib
 import string
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -19,15 +19,7 @@ from shortviz.errors import TextError
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import nth
 from shortviz.records.text import TaskRow, TaskRows, TaskSpec
-from shortviz.text.sources import (
-    DEFAULT_ROWS,
-    check_file,
-    csv_columns,
-    dataset_columns,
-    json_objects,
-    missing_column,
-    parquet_columns,
-)
+from shortviz.text.sources import DEFAULT_ROWS, TABLES, opened, table
 
 OPTIONS = "--question, --choices and --label"
 """What a person chooses columns with; named in errors."""
@@ -46,11 +38,12 @@ def read_task(spec: TaskSpec, *, watch: Watch = NO_WATCH) -> TaskRows:
         Stopped: `watch.stop` was set; it is looked at before each row.
     """
     columns = _columns(spec)
-    source, values = _read(spec, columns)
-    rows = []
-    with closing(values):  # and with it the file, whatever is still held by an error's traceback
-        for where, row in islice(values, spec.limit or (DEFAULT_ROWS if spec.kind == "dataset" else None)):
+    source, rows = _source(spec, columns), []
+    # A row without a label is told by `_Label`, with its own sentence.
+    with closing(table(spec, columns, option=OPTIONS, may_lack=spec.label)) as values:
+        for place, row in islice(values, spec.limit or (DEFAULT_ROWS if spec.kind == "dataset" else None)):
             watch.check("Reading the questions was stopped; nothing was chosen.")
+            where = place if place.startswith("line") else f"{place} (from 0)"
             rows.append(_row(spec, where, dict(zip(columns, row, strict=True))))
     fingerprint = _fingerprint(rows, spec.delimiter)
     return TaskRows(rows=tuple(rows), source=source, fingerprint=fingerprint, delimiter=spec.delimiter)
@@ -64,43 +57,17 @@ def _columns(spec: TaskSpec) -> tuple[str, ...]:
     return columns
 
 
-_Values = Generator[tuple[str, Sequence[Any]], None, None]
-
-
-def _read(spec: TaskSpec, columns: Sequence[str]) -> tuple[str, _Values]:
-    """Return where the questions come from and, of each, its place and the values of the columns."""
+def _source(spec: TaskSpec, columns: Sequence[str]) -> str:
+    """Return where the questions come from, for people; raises TextError for a file that is no table."""
     named = f"columns {', '.join(columns)}"
     if spec.kind == "dataset":
-        limit = spec.limit or DEFAULT_ROWS
         subset = f", subset {spec.subset}" if spec.subset else ""
-        source = f"data set {spec.value}{subset}, split {spec.split}, {named}, first {limit} rows"
-        return source, _numbered(dataset_columns(spec, columns, OPTIONS))
+        return f"data set {spec.value}{subset}, split {spec.split}, {named}, first {spec.limit or DEFAULT_ROWS} rows"
     path = Path(spec.value).expanduser()
-    check_file(path)
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        values = _jsonl(path, columns)
-    elif suffix == ".csv":
-        values = _numbered(csv_columns(path, columns, spec.limit, OPTIONS))
-    elif suffix == ".parquet":
-        values = _numbered(parquet_columns(path, columns, OPTIONS))
-    else:
-        raise TextError(f"{path} is not a table of questions; give a .jsonl, .csv or .parquet file.")
-    return f"file {path.name}, {named}", values
-
-
-def _numbered(rows: Iterator[Sequence[Any]]) -> _Values:
-    return ((f"row {number} (from 0)", row) for number, row in enumerate(rows))
-
-
-def _jsonl(path: Path, columns: Sequence[str]) -> _Values:
-    with path.open("rb") as file:
-        for number, entry in json_objects(file, path, columns[0]):
-            for key in columns[:-1]:
-                if key not in entry:
-                    raise missing_column(key, f"line {number} of {path}", map(str, entry), OPTIONS)
-            # A row without the last one, the label, is told apart by `_label`, with its own sentence.
-            yield f"line {number}", [entry.get(key) for key in columns]
+    if path.suffix.lower() not in TABLES:
+        with opened(path):
+            raise TextError(f"{path} is not a table of questions; give a .jsonl, .csv or .parquet file.")
+    return f"file {path.name}, {named}"
 
 
 def _row(spec: TaskSpec, where: str, values: Mapping[str, Any]) -> TaskRow:

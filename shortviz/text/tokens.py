@@ -11,7 +11,7 @@ import numpy as np
 
 from shortviz.errors import TextError
 from shortviz.records.text import Bos, TextInfo, TextSpec, Tokens, TokenSet, WindowSet, WindowSpec, text_options
-from shortviz.text.sources import TextRows, read_rows
+from shortviz.text.sources import Text, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,8 +23,8 @@ DEFAULT_EVALUATION = TextSpec(kind="builtin", value="passages")
 """What losses are scored on unless other text is chosen: no row of the default calibration set is in it."""
 
 
-def tokenize(spec: TextSpec, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
-    """Return the text's rows as token ids, each truncated to `spec.max_length` tokens, BOS included.
+def tokenize(spec: Text, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
+    """Return the text's rows as token ids, each truncated to the `max_length` of its spec, BOS included.
 
     Rows shorter than 2 tokens, or without any text, are left out and counted in `info.skipped`.
 
@@ -32,15 +32,8 @@ def tokenize(spec: TextSpec, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
         TextError: the text cannot be read, every row is too short, or the BOS policy does not fit the tokenizer.
         ResourceError: a data set cannot be reached.
     """
-    return tokenize_rows(read_rows(spec), spec, tokenizer)
-
-
-def tokenize_rows(text: TextRows, spec: TextSpec, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
-    """Return rows that are already in memory as `tokenize` returns those it reads; of `spec`, the length and BOS count.
-
-    Raises:
-        TextError: every row is too short, or the BOS policy does not fit the tokenizer.
-    """
+    text = read_rows(spec)
+    spec = text.spec
     prefix, meaning = _bos_prefix(spec.bos, tokenizer)
     room = spec.max_length - len(prefix)
     if room < 1:
@@ -67,7 +60,7 @@ def tokenize_rows(text: TextRows, spec: TextSpec, tokenizer: "PreTrainedTokenize
     return TokenSet(rows=long_enough, info=info)
 
 
-def make_windows(spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedTokenizerBase") -> WindowSet:
+def make_windows(spec: Text, windows: WindowSpec, tokenizer: "PreTrainedTokenizerBase") -> WindowSet:
     """Return evaluation windows of exactly `windows.window` tokens: consecutive, without overlap.
 
     The rows are joined by a blank line and tokenised once. With BOS a window is the BOS and window - 1 tokens of text;
@@ -78,6 +71,8 @@ def make_windows(spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedToke
         TextError: the text cannot be read, is shorter than one window, or the BOS policy does not fit the tokenizer.
         ResourceError: a data set cannot be reached.
     """
+    text = read_rows(spec)
+    spec = text.spec
     prefix, meaning = _bos_prefix(spec.bos, tokenizer)
     room = windows.window - len(prefix)
     if room < 1:
@@ -85,7 +80,6 @@ def make_windows(spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedToke
             f"The window is {windows.window} tokens, which the tokenizer's {len(prefix)} opening tokens fill; "
             f"choose at least {len(prefix) + 1}."
         )
-    text = read_rows(spec)
     (ids,) = _text_ids(["\n\n".join(text.rows)], tokenizer)
     count = min(windows.windows, len(ids) // room)
     if count < 1:
@@ -183,7 +177,7 @@ FIT_LENGTH: Final = 256
 
 
 def fit_rows(
-    spec: TextSpec,
+    spec: Text,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     tokens: int = FIT_TOKENS,
@@ -195,9 +189,10 @@ def fit_rows(
     `before` is the part of the same text that a training sees: no row then reaches into what follows it, which that
     training holds out. The rows are those of `shortviz repair` with as many --fit-tokens.
     """
+    text = read_rows(spec)
     count = max(tokens // length, 1)
     if before is not None:
-        opening = len(opening_tokens(spec.bos, tokenizer))
+        opening = len(opening_tokens(text.spec.bos, tokenizer))
         seen = sum(len(row) - opening for row in before.rows)  # joined and not truncated there are only more of them
         count = max(min(count, seen // length), 1)
-    return packed_rows(make_windows(spec, WindowSpec(window=length, windows=count), tokenizer))
+    return packed_rows(make_windows(text, WindowSpec(window=length, windows=count), tokenizer))
