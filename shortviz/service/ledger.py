@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from shortviz.records.measured import Evaluation, ExportReport
     from shortviz.records.plan import PrunePlan
     from shortviz.records.text import TaskRows, TaskScore, TextInfo, TextSpec, TokenSet, WindowSet, WindowSpec
-    from shortviz.text.sources import Text
+    from shortviz.text.sources import Text, TextRows
 
 
 # What the app knows of a cut and of what was done after it: records and look-ups, no torch.
@@ -282,26 +283,30 @@ class CutWork:
         from shortviz.errors import TextError
         from shortviz.text.tokens import fit_rows
 
-        spec = self.context.training
-        assert spec is not None
         try:
             before = self._split()[0]
         except TextError:
             if self.context.recipe is not None:
                 raise
             before = None  # too little text to train on: nothing can be held out of it, and it may do for a repair
-        return fit_rows(spec, self.base.tokenizer, length=spec.max_length, before=before)
+        text = self._training
+        return fit_rows(text, self.base.tokenizer, length=text.spec.max_length, before=before)
+
+    @cached_property
+    def _training(self) -> "TextRows":
+        from shortviz.text.sources import read_rows
+
+        assert self.context.training is not None
+        return read_rows(self.context.training)
 
     def _split(self) -> "tuple[TokenSet, WindowSet]":
         """Return the text to train on and what is held out of it, read once."""
         from shortviz.heal.data import split_heldout
         from shortviz.text.tokens import tokenize
 
-        spec = self.context.training
-        assert spec is not None
         if self._texts is None:
             self.watch.tell("read text", done=0, total=1, unit="steps")
-            tokens = tokenize(spec, self.base.tokenizer)
+            tokens = tokenize(self._training, self.base.tokenizer)
             self._texts = split_heldout(tokens, window=self.length)
         return self._texts
 
