@@ -1,7 +1,6 @@
 """TaskSpec -> TaskRows: multiple-choice questions from a local file or a hub data set, each row checked.
 
-No torch. The places named in errors are those of `text_sources`: lines of a .jsonl file from 1, other rows from 0;
-choices are counted as people count, the 1st and the 2nd.
+No torch. Choices are counted as people count, the 1st and the 2nd.
 """
 
 import hashlib
@@ -45,7 +44,8 @@ def read_task(spec: TaskSpec, *, watch: Watch = NO_WATCH) -> TaskRows:
             watch.check("Reading the questions was stopped; nothing was chosen.")
             where = place if place.startswith("line") else f"{place} (from 0)"
             rows.append(_row(spec, where, dict(zip(columns, row, strict=True))))
-    fingerprint = _fingerprint(rows, spec.delimiter)
+    content = [spec.delimiter, *([row.context, row.choices, row.label] for row in rows)]
+    fingerprint = hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
     return TaskRows(rows=tuple(rows), source=source, fingerprint=fingerprint, delimiter=spec.delimiter)
 
 
@@ -76,21 +76,14 @@ def _row(spec: TaskSpec, where: str, values: Mapping[str, Any]) -> TaskRow:
     if not isinstance(question, str) or not question.strip():
         found = "is empty" if question is None or isinstance(question, str) else f"is {_shown(question)}"
         raise TextError(f"The question in {where_in} {found} (column {spec.question!r}); it must be text.")
-    choices = _choices(spec, where_in, [values[key] for key in spec.choices])
-    label = _Label(spec=spec, where=where_in, texts=choices.texts, own=choices.own).index(values[spec.label])
+    texts, own = _choices(spec, where_in, [values[key] for key in spec.choices])
+    label = _Label(spec=spec, where=where_in, texts=texts, own=own).index(values[spec.label])
     context = spec.prompt.replace("{question}", question)
-    return TaskRow(where=where, context=context, choices=choices.texts, label=label)
+    return TaskRow(where=where, context=context, choices=texts, label=label)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Choices:
-    texts: tuple[str, ...]
-    own: tuple[str, ...] = ()
-    """Labels that the row itself gives its choices; empty where it gives none."""
-
-
-def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> _Choices:
-    """Return the choices of a row, checked: at least two, all of them text."""
+def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (choices, labels that the row itself gives them, if any), checked: at least two, all of them text."""
     texts: Any = values
     own: Any = ()
     if len(values) == 1:
@@ -112,7 +105,7 @@ def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> _Choices:
             raise TextError(f"The {nth(index)} choice in {where} is {_shown(text)}, not text; put it in quotes.")
     if own and len(own) != len(texts):
         raise TextError(f"There are {len(texts)} choices but {len(own)} labels for them in {where}; mend the row.")
-    return _Choices(texts=tuple(texts), own=tuple(map(str, own)))
+    return tuple(texts), tuple(map(str, own))
 
 
 def _shown(value: Any) -> str:
@@ -153,7 +146,12 @@ class _Label:
             )
         meanings = self._meanings(value)
         if not meanings:
-            raise TextError(self._unknown(value))
+            first, last = self.spec.first_label, self.spec.first_label + len(self.texts) - 1
+            letters = f"A-{string.ascii_uppercase[min(len(self.texts), 26) - 1]}"
+            raise TextError(
+                f"The label {value!r} in {self.where} is none of its {len(self.texts)} choices: it can be "
+                f"{', '.join((f'{first}-{last}', letters, *self.own))} or the text of a choice."
+            )
         if len(meanings) > 1:
             listed = " and ".join(f"the {nth(index)} choice" for index in sorted(meanings))
             raise TextError(
@@ -177,16 +175,3 @@ class _Label:
 
     def _inside(self, index: int) -> set[int]:
         return {index} if 0 <= index < len(self.texts) else set()
-
-    def _unknown(self, value: int | str) -> str:
-        first, last = self.spec.first_label, self.spec.first_label + len(self.texts) - 1
-        own = f", {', '.join(self.own)}" if self.own else ""
-        return (
-            f"The label {value!r} in {self.where} is none of its {len(self.texts)} choices: it can be {first}-{last}, "
-            f"A-{string.ascii_uppercase[min(len(self.texts), 26) - 1]}{own} or the text of a choice."
-        )
-
-
-def _fingerprint(rows: Sequence[TaskRow], delimiter: str) -> str:
-    content = [delimiter, *([row.context, row.choices, row.label] for row in rows)]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()

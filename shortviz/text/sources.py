@@ -287,10 +287,8 @@ def _dataset_rows(spec: TextSpec | TaskSpec, columns: Sequence[str], option: str
     rows: Any = iter(_open(spec, columns, option))
     try:
         while True:
-            try:
+            with _library_errors(spec):
                 row = next(rows, None)
-            except _library_errors() as error:
-                raise _problem(spec, error) from error
             if row is None:
                 return
             _check_columns(columns, row, f"data set {spec.value}", option)
@@ -308,10 +306,8 @@ def _open(spec: TextSpec | TaskSpec, columns: Sequence[str], option: str) -> Any
     place = spec.value if Path(spec.value).is_dir() else _look_up(spec)
     import datasets
 
-    try:
+    with _library_errors(spec):
         stream = datasets.load_dataset(place, spec.subset, split=spec.split, streaming=True)
-    except _library_errors() as error:
-        raise _problem(spec, error) from error
     if stream.column_names is None:
         return stream
     _check_columns(columns, stream.column_names, f"data set {spec.value}", option)
@@ -332,23 +328,27 @@ def _look_up(spec: TextSpec | TaskSpec) -> str:
         raise TextError("No data set was named; give a hub id such as allenai/c4.")
     if spec.value in _PACKAGED_DATASETS_MODULES:
         raise TextError(f"{spec.value!r} is a file format, not a data set; give a hub id, or a local file instead.")
-    try:
+    with _library_errors(spec):
         return str(HfApi().dataset_info(spec.value).id)
-    except _library_errors() as error:
-        raise _problem(spec, error) from error
 
 
-def _library_errors() -> tuple[type[Exception], ...]:
+@contextmanager
+def _library_errors(spec: TextSpec | TaskSpec) -> Iterator[None]:
+    """Turn the libraries' errors into one sentence for people."""
     import httpx2
     from datasets.exceptions import DatasetsError
 
-    return (DatasetsError, httpx2.HTTPError, OSError, ValueError, RuntimeError, KeyError)
+    try:
+        yield
+    except (DatasetsError, httpx2.HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise _problem(spec, error) from error
 
 
 def _problem(spec: TextSpec | TaskSpec, error: Exception) -> ShortvizError:
     """Return the library's error as one sentence for people."""
+    import httpx2
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     name = spec.value
     subset, split = ("--task-subset", "--task-split") if isinstance(spec, TaskSpec) else ("--subset", "--split")
@@ -371,24 +371,14 @@ def _problem(spec: TextSpec | TaskSpec, error: Exception) -> ShortvizError:
         )
     if "Bad split" in text:
         return TextError(f"Data set {name} has no split {spec.split!r}; choose one with {split} ({_available(text)}).")
-    instead = "a file of questions" if isinstance(spec, TaskSpec) else "a built-in text"
-    return _network_problem(name, error, instead) or TextError(
-        f"Data set {name} cannot be read ({text[:300] or type(error).__name__}); try another one."
-    )
-
-
-def _network_problem(name: str, error: Exception, instead: str) -> ResourceError | None:
-    """Return the error for a hub that does not answer, or answers with a failure of its own."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
     chain = [e for e in (error, error.__cause__, error.__context__) if e is not None]
     codes = [e.response.status_code for e in chain if isinstance(e, HfHubHTTPError | httpx2.HTTPStatusError)]
     if codes:
         return ResourceError(f"The hub answered with an error (HTTP {codes[0]}) for data set {name}; try again later.")
     if any(isinstance(e, ConnectionError | TimeoutError | httpx2.TransportError) for e in chain):
+        instead = "a file of questions" if isinstance(spec, TaskSpec) else "a built-in text"
         return ResourceError(f"The hub cannot be reached for data set {name}; check the network or use {instead}.")
-    return None
+    return TextError(f"Data set {name} cannot be read ({text[:300] or type(error).__name__}); try another one.")
 
 
 def _available(text: str) -> str:

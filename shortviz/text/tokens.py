@@ -1,6 +1,6 @@
 """TextSpec -> TokenSet (rows for distances) or WindowSet (windows for losses): tokens, BOS policy, fingerprint.
 
-Where rows come from is `text_sources`; this module turns them into tokens. No torch: the tokenizer is handed in.
+No torch: the tokenizer is handed in.
 """
 
 import hashlib
@@ -33,14 +33,7 @@ def tokenize(spec: Text, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
         ResourceError: a data set cannot be reached.
     """
     text = read_rows(spec)
-    spec = text.spec
-    prefix, meaning = _bos_prefix(spec.bos, tokenizer)
-    room = spec.max_length - len(prefix)
-    if room < 1:
-        raise TextError(
-            f"The row length is {spec.max_length} tokens, which the tokenizer's {len(prefix)} opening tokens fill; "
-            f"choose at least {len(prefix) + 1}."
-        )
+    prefix, meaning, room = _opening(text.spec.bos, "row length", text.spec.max_length, tokenizer)
     rows = [_row(prefix, ids[:room]) for ids in _text_ids(text.rows, tokenizer)]
     long_enough = tuple(row for row in rows if len(row) >= max(2, len(prefix) + 1))
     if not long_enough:
@@ -54,8 +47,8 @@ def tokenize(spec: Text, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
         fingerprint=fingerprint(long_enough),
         skipped=len(rows) - len(long_enough),
         bos=meaning,
-        max_length=spec.max_length,
-        options=text_options(spec),
+        max_length=text.spec.max_length,
+        options=text_options(text.spec),
     )
     return TokenSet(rows=long_enough, info=info)
 
@@ -72,14 +65,7 @@ def make_windows(spec: Text, windows: WindowSpec, tokenizer: "PreTrainedTokenize
         ResourceError: a data set cannot be reached.
     """
     text = read_rows(spec)
-    spec = text.spec
-    prefix, meaning = _bos_prefix(spec.bos, tokenizer)
-    room = windows.window - len(prefix)
-    if room < 1:
-        raise TextError(
-            f"The window is {windows.window} tokens, which the tokenizer's {len(prefix)} opening tokens fill; "
-            f"choose at least {len(prefix) + 1}."
-        )
+    prefix, meaning, room = _opening(text.spec.bos, "window", windows.window, tokenizer)
     (ids,) = _text_ids(["\n\n".join(text.rows)], tokenizer)
     count = min(windows.windows, len(ids) // room)
     if count < 1:
@@ -99,19 +85,9 @@ def make_windows(spec: Text, windows: WindowSpec, tokenizer: "PreTrainedTokenize
         fingerprint=fingerprint(tokens),
         bos=meaning,
         max_length=windows.window,
-        options=text_options(spec),
+        options=text_options(text.spec),
     )
     return WindowSet(tokens=tokens, info=info)
-
-
-def opening_tokens(policy: Bos, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Return the tokens that open every row and every window under a BOS policy."""
-    return _bos_prefix(policy, tokenizer)[0]
-
-
-def packed_rows(windows: WindowSet) -> TokenSet:
-    """Return windows as rows, for what fits or trains on text and is to lose none of it."""
-    return TokenSet(rows=tuple(windows.tokens), info=windows.info)
 
 
 def fingerprint(rows: Iterable[Tokens]) -> str:
@@ -121,6 +97,19 @@ def fingerprint(rows: Iterable[Tokens]) -> str:
         digest.update(len(row).to_bytes(8, "little"))
         digest.update(np.ascontiguousarray(row, dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+def _opening(
+    policy: Bos, what: str, length: int, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[tuple[int, ...], str, int]:
+    """Return (opening tokens, the policy and what it meant here, tokens of text that fit behind); refuse where none do."""
+    prefix, meaning = _bos_prefix(policy, tokenizer)
+    if length <= len(prefix):
+        raise TextError(
+            f"The {what} is {length} tokens, which the tokenizer's {len(prefix)} opening tokens fill; "
+            f"choose at least {len(prefix) + 1}."
+        )
+    return prefix, meaning, length - len(prefix)
 
 
 def _row(prefix: Sequence[int], ids: Sequence[int]) -> Tokens:
@@ -135,14 +124,7 @@ def _text_ids(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> lis
     Truncation is left to the caller: the fast tokenizers keep it as state, so asking for it here would change a shared
     tokenizer under another thread's feet. `verbose=False` silences their warning about long texts.
     """
-    encoded: Any = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    encoded: Any = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
     return cast(list[list[int]], encoded["input_ids"])
 
 
@@ -168,8 +150,6 @@ def _own_prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     return tuple(full[: next(starts, 0)])
 
 
-# The text that a repair is fitted to: rows of equal length from the beginning of a text. No torch.
-
 FIT_TOKENS: Final = 16_384
 """Tokens to fit on where the text has as many: enough for the ridge, and done within a minute."""
 FIT_LENGTH: Final = 256
@@ -192,7 +172,8 @@ def fit_rows(
     text = read_rows(spec)
     count = max(tokens // length, 1)
     if before is not None:
-        opening = len(opening_tokens(text.spec.bos, tokenizer))
+        opening = len(_bos_prefix(text.spec.bos, tokenizer)[0])
         seen = sum(len(row) - opening for row in before.rows)  # joined and not truncated there are only more of them
         count = max(min(count, seen // length), 1)
-    return packed_rows(make_windows(text, WindowSpec(window=length, windows=count), tokenizer))
+    windows = make_windows(text, WindowSpec(window=length, windows=count), tokenizer)
+    return TokenSet(rows=tuple(windows.tokens), info=windows.info)
