@@ -102,7 +102,7 @@ def fingerprint(rows: Iterable[Tokens]) -> str:
 def _opening(
     policy: Bos, what: str, length: int, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[tuple[int, ...], str, int]:
-    """Return (opening tokens, the policy and what it meant here, tokens of text that fit behind); refuse where none do."""
+    """Return (opening tokens, the policy and what it meant here, tokens of text that fit); refuse where none do."""
     prefix, meaning = _bos_prefix(policy, tokenizer)
     if length <= len(prefix):
         raise TextError(
