@@ -6,7 +6,7 @@ Everything goes by structure and field names, not by family: see `model/config.p
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -282,6 +282,17 @@ class LayerCall:
         """Return what a layer was called with."""
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         return cls(positional=bool(args), args=args[1:], kwargs=rest)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "LayerCall":
+        """Return the call with `change` of each tensor, in nested tuples and lists too."""
+
+        def of(value: Any) -> Any:
+            if isinstance(value, tuple | list):
+                return type(value)(of(item) for item in value)
+            return change(value) if isinstance(value, Tensor) else value
+
+        kwargs = {name: of(value) for name, value in self.kwargs.items()}
+        return replace(self, args=tuple(map(of, self.args)), kwargs=kwargs)
 
     def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """Return the layer's output for another residual stream, (batch, tokens, hidden)."""

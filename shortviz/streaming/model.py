@@ -38,12 +38,7 @@ from shortviz.records.ledger import Treatment
 from shortviz.records.model import SPREAD, ModelEstimate, ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
 from shortviz.streaming.calls import CHECKED_TOKENS, check_independent, record_calls, returns_tuple, run_on_meta
-from shortviz.streaming.reader import ALIGNMENT, WeightReader
-
-# Filling a part of a model on meta from the weight files, with transformers' own loader.
-#
-# Renamings, merged experts, the dtype plan and the computed buffers are those of `from_pretrained`, so a part holds bit
-# for bit what the whole model would hold there.
+from shortviz.streaming.reader import ALIGNMENT, LaterTensor, WeightReader
 
 NON_LAYER = ""
 """The part of the decoder outside its layers; other parts are called by their prefix, e.g. `model.layers.3.`."""
@@ -81,7 +76,7 @@ class Parts:
         Raises ModelError where a weight is missing or has another shape, NumericsError where one is not finite.
         """
         self._reader.suspicious = False
-        weights = {key: self._reader.later(key, aligned=aligned) for key in self._groups[part]}
+        weights = {key: LaterTensor(self._reader, key, aligned) for key in self._groups[part]}
         info, _ = convert_and_load_state_dict_in_model(self._model, weights, self._config)
         if part == NON_LAYER:
             self._model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
@@ -201,7 +196,7 @@ class StreamedModel:
     folder: Path
     entries: Mapping[str, Entry]
     """Every tensor of the files."""
-    parts: "Parts" = field(repr=False)
+    parts: Parts = field(repr=False)
     in_tuple: bool
     """Whether the decoder expects a tuple from its layers."""
     state_dtypes: tuple[torch.dtype, ...]
@@ -295,7 +290,9 @@ def open_streamed(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -
         entries = read_shards(folder, name)
         parts = Parts(built, stack, entries, placement, name)
         parts.fill(NON_LAYER, non_layer_modules(stack))
-        probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % config_vocabulary(built)
+        probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % len(
+            built.get_input_embeddings().weight
+        )
         with torch.inference_mode():
             in_tuple = returns_tuple(stack, probe)
             check_independent(stack, probe, in_tuple=in_tuple)
@@ -408,11 +405,6 @@ def memory_limit(model: StreamedModel, state_bytes: int, then: str) -> Iterator[
 @torch.inference_mode(mode=False)  # else the empty tensors could not be filled again outside of inference mode
 def _to_meta(module: nn.Module) -> None:
     module.to("meta")
-
-
-def config_vocabulary(model: PreTrainedModel) -> int:
-    """Return the rows of the embedding."""
-    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _outside_bytes(stack: LayerStack) -> int:
