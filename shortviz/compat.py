@@ -230,7 +230,7 @@ def token_set(
         for number, row in enumerate(islice(dataset, limit))
     )
     spec = TextSpec(kind="paste", value="", max_length=max_length, bos="never" if use_chat_template else "auto")
-    return texts.tokenize_rows(TextRows(rows=rows, source="dataset given in Python"), spec, tokenizer)
+    return texts.tokenize(TextRows(spec=spec, rows=rows, source="dataset given in Python"), tokenizer)
 
 
 def _row(row: Any, number: int, key: str | None, template: PreTrainedTokenizerBase | None) -> str:

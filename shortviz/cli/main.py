@@ -98,12 +98,13 @@ def evaluate(
         from shortviz.model import prune as pruning
 
         ref = load.ref(model)
-        if measure.streams(ref, stream):
+        resolved, streamed = measure.streams(ref, stream, watch)
+        if streamed:
             measure.check_streamable(task=questions is not None, adapter=adapter is not None)
-            evaluation = measure.streamed_evaluations(ref, text, [chosen] if chosen else [], watch)[0]
+            evaluation = measure.streamed_evaluations(resolved, spec, windows, [chosen] if chosen else [], watch)[0]
         else:
             refuse_launcher()
-            handle = load_model(ref, watch, removes=chosen)
+            handle = load_model(resolved, watch, removes=chosen)
             window_set = tokens.make_windows(spec, windows, handle.tokenizer)
             chosen = treat.adapter_cut(adapter, chosen, handle.info.num_layers)
             pruned = None
@@ -159,10 +160,12 @@ def prune(
         from shortviz.streaming import export as streamed_export
 
         ref = load.ref(model, one_device="An export, which can be streamed,")
-        if chosen is not None and adapter is None and measure.streams(ref, stream):
-            report = streamed_export.export_streamed(ref, chosen.of, out, watch=watch)
+        whole = chosen is None or adapter is not None
+        resolved, streamed = measure.streams(ref, False if whole else stream, watch)
+        if chosen is not None and streamed:
+            report = streamed_export.export_streamed(resolved, chosen.of, out, watch=watch)
         else:
-            handle = load_model(ref, watch, removes=chosen)
+            handle = load_model(resolved, watch, removes=chosen)
             chosen = treat.adapter_cut(adapter, chosen, handle.info.num_layers)
             pruned = handle if chosen is None else pruning.prune(handle, chosen.of(handle.info.num_layers))
             pruned = treat.with_adapter(pruned, adapter)

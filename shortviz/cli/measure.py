@@ -37,11 +37,13 @@ if TYPE_CHECKING:
 
     from shortviz.analysis.curve import RemovalCurve
     from shortviz.model.handle import ModelHandle
+    from shortviz.model.load import ResolvedModel
     from shortviz.records.measured import BlockLosses
     from shortviz.records.model import ModelRef
     from shortviz.records.run import Run
     from shortviz.records.text import TextInfo, TextSpec, TokenSet, WindowSet, WindowSpec
     from shortviz.streaming.model import StreamedModel, StreamingEstimate
+    from shortviz.text.sources import Text
 
     Opened = ModelHandle | StreamedModel
 
@@ -196,10 +198,13 @@ def _streamed_blocks(
         )
     if not alone:
         raise ShortvizError("--stream only prints what it finds; leave --search and --out out.")
+    from shortviz.text import tokens as texts
+
     asked = blocks_asked(blocks)
     with working(shared=True) as watch:
         ref, _, _ = source(model, load, None)
-        found = streamed_evaluations(ref, text, [Removal(block=block) for block in asked], watch)
+        spec, cuts = readable(text.spec(texts.DEFAULT_EVALUATION)), [Removal(block=block) for block in asked]
+        found = streamed_evaluations(ref, spec, text.window_spec(), cuts, watch)
     print_result(blocks_json(asked, found) if as_json else blocks_text(asked, found))
 
 
@@ -287,7 +292,7 @@ def _warn_about(text: "TextInfo", run: "Run | None") -> None:
 class _Asked:
     """What the command is to measure."""
 
-    spec: "TextSpec"
+    spec: "Text"
     windows: "WindowSpec"
     greedy: int
     questions: TaskRows | None
@@ -348,11 +353,12 @@ def removal_curve(
     losses = run.losses if run is not None else None
     if losses is not None and not losses.complete and out is not None and (out / CHECKPOINT).exists():
         losses = None  # a map cut short goes on from its checkpoint
+    found: ModelRef | ResolvedModel = ref
     if losses is not None and text.typed & TEXT_OPTIONS:
-        _refuse_other_text(asked, ref, losses)
+        asked, found = _refuse_other_text(asked, ref, losses)
     stopped = False
     if losses is None or greedy or asked.questions is not None:
-        run, stopped = _measure(asked, ref, run, losses, out)
+        run, stopped = _measure(asked, found, run, losses, out)
     elif out is not None and run is not None and out != Path(model):
         _saved(run, out)
     assert run is not None
@@ -367,7 +373,7 @@ def removal_curve(
 
 
 def _measure(
-    asked: _Asked, ref: ModelRef, run: "Run | None", losses: "BlockLosses | None", out: Path | None
+    asked: _Asked, model: "ModelRef | ResolvedModel", run: "Run | None", losses: "BlockLosses | None", out: Path | None
 ) -> tuple["Run", bool]:
     """Return the run with what was asked for and not known, and whether it was stopped.
 
@@ -379,7 +385,7 @@ def _measure(
     with working() as watch:
         from shortviz.measure.loss_map import measure_losses
 
-        handle = load_model(ref, watch, fits=asked.fits)
+        handle = load_model(model, watch, fits=asked.fits)
         window_set = texts.make_windows(asked.spec, asked.windows, handle.tokenizer)
         run = run or runs.new_run(handle.info, window_set.info)
         if losses is None:
@@ -393,14 +399,19 @@ def _measure(
         return run, watch.stopped
 
 
-def _refuse_other_text(asked: _Asked, ref: ModelRef, losses: "BlockLosses") -> None:
-    """Raise ShortvizError where the text options say other windows than those that the map was measured on."""
+def _refuse_other_text(asked: _Asked, ref: ModelRef, losses: "BlockLosses") -> "tuple[_Asked, ResolvedModel]":
+    """Return both, the text read and the model resolved.
+
+    Raises ShortvizError where the text options say other windows than those that the map was measured on.
+    """
     from shortviz.text import tokens as texts
 
     with working() as watch:
-        from shortviz.model.load import prepare, read_tokenizer
+        from shortviz.model.load import prepare, read_tokenizer, resolve
 
-        tokenizer = read_tokenizer(ref.id, prepare(ref, watch=watch))
+        resolved = resolve(ref, watch=watch)
+        asked = replace(asked, spec=read_rows(asked.spec))
+        tokenizer = read_tokenizer(ref.id, prepare(resolved, watch=watch))
         found = texts.make_windows(asked.spec, asked.windows, tokenizer).info
     known = losses.text
     if found.fingerprint != known.fingerprint:
@@ -409,6 +420,7 @@ def _refuse_other_text(asked: _Asked, ref: ModelRef, losses: "BlockLosses") -> N
             f"{found.source}, {found.rows} windows of {found.max_length}; give the map's own, or the model with "
             "another --out to measure another map."
         )
+    return asked, resolved
 
 
 def _saved(run: "Run", out: Path | None) -> "Run":
@@ -528,14 +540,13 @@ def sensitivity(
     specs += [replace(common, builtin=name).spec(texts.DEFAULT_CALIBRATION) for name in builtin or ()]
     if len(specs) < 2:
         raise TextError(f"{len(specs)} texts were named; give --text or --builtin at least twice.")
-    for spec in specs:
-        read_rows(spec)  # a bad file is told before minutes are spent on loading a model
+    read = [read_rows(spec) for spec in specs]  # a bad file is told before minutes are spent on loading a model
     found: dict[str, Run] = {}
     with working() as watch:
         handle = load_model(load.ref(model), watch)
         from shortviz.measure.batches import check_rows
 
-        sets = [texts.tokenize(spec, handle.tokenizer) for spec in specs]
+        sets = [texts.tokenize(rows, handle.tokenizer) for rows in read]
         for tokens in sets:
             check_rows(handle.info, tokens)  # a text that does not fit is told before others are measured
         for tokens, name in zip(sets, folder_names(specs), strict=True):
@@ -677,9 +688,9 @@ def measure(
     spec = readable(text.spec(texts.DEFAULT_CALIBRATION))
     with working(shared=True) as watch, joined() as ranks:
         ref, watch = share(ranks, load.ref(model), watch)
-        streamed = tokens_per_row is not None or streams(ref, stream)
+        resolved, streamed = streams(ref, True if tokens_per_row is not None else stream, watch)
         streamed = streamed if ranks is None else any(ranks.all(streamed))
-        with (_streamed if streamed else _loaded)(ref, watch) as opened:
+        with (_streamed if streamed else _loaded)(resolved, watch) as opened:
             tokens = texts.tokenize(spec, opened.tokenizer)
             if ranks is not None:
                 ranks.agree({"text": tokens.info.fingerprint, "options": (chosen, text.batch_size, opened.info.dtype)})
@@ -711,15 +722,16 @@ def measure(
         discard_checkpoint(checkpoint)
 
 
-def streams(ref: "ModelRef", asked: bool | None) -> bool:
-    """Return whether to stream: as asked, else where the model would not fit, which is then told."""
+def streams(ref: "ModelRef", asked: bool | None, watch: Watch) -> "tuple[ModelRef | ResolvedModel, bool]":
+    """Return (the model, whether to stream it): as asked, else where it would not fit, which is then told."""
     if asked is not None:
-        return asked
+        return ref, asked
     from shortviz.measure.processes import local_size
-    from shortviz.model.load import estimate
+    from shortviz.model.load import resolve
     from shortviz.records.formatting import size
 
-    found = estimate(ref)
+    resolved = resolve(ref, watch=watch)
+    found = resolved.estimate
     fits = found.fits and found.memory_bytes * 1.2 * local_size() <= found.available_bytes
     if not fits:
         print(
@@ -727,19 +739,19 @@ def streams(ref: "ModelRef", asked: bool | None) -> bool:
             "one layer in memory at a time.",
             file=sys.stderr,
         )
-    return not fits
+    return resolved, not fits
 
 
 @contextmanager
-def _loaded(ref: "ModelRef", watch: Watch) -> "Iterator[Any]":
-    yield load_model(ref, watch)
+def _loaded(model: "ModelRef | ResolvedModel", watch: Watch) -> "Iterator[Any]":
+    yield load_model(model, watch)
 
 
 @contextmanager
-def _streamed(ref: "ModelRef", watch: Watch) -> "Iterator[Any]":
+def _streamed(model: "ModelRef | ResolvedModel", watch: Watch) -> "Iterator[Any]":
     from shortviz.streaming.model import open_streamed
 
-    with open_streamed(ref, watch=watch) as opened:
+    with open_streamed(model, watch=watch) as opened:
         yield opened
 
 
@@ -768,7 +780,7 @@ def check_streamable(*, task: bool, adapter: bool) -> None:
 
 
 def streamed_evaluations(
-    ref: "ModelRef", text: TextOptions, cuts: "Sequence[Removal]", watch: Watch
+    model: "ModelRef | ResolvedModel", spec: "Text", windows: "WindowSpec", cuts: "Sequence[Removal]", watch: Watch
 ) -> "list[Evaluation]":
     """Return the evaluation of each cut, or of the uncut model alone, all in one sweep over the layers.
 
@@ -776,23 +788,23 @@ def streamed_evaluations(
     """
     from shortviz.cli.output import estimate_line
     from shortviz.measure.processes import joined, share
-    from shortviz.model.load import estimate
+    from shortviz.model.load import resolve
     from shortviz.streaming.losses import evaluate_streamed
     from shortviz.streaming.model import open_streamed
     from shortviz.text import tokens as texts
 
-    spec, windows = readable(text.spec(texts.DEFAULT_EVALUATION)), text.window_spec()
     with joined() as ranks:
-        ref, watch = share(ranks, ref, watch)
-        found = estimate(ref)
+        model, watch = share(ranks, model, watch)
+        resolved = resolve(model, watch=watch)
+        found = resolved.estimate
         if ranks is None or ranks.writes:
             print(estimate_line(found), file=sys.stderr)
         plans = [cut.of(found.num_layers) for cut in cuts]
-        with open_streamed(ref, watch=watch) as model:
-            window_set = texts.make_windows(spec, windows, model.tokenizer)
+        with open_streamed(resolved, watch=watch) as opened:
+            window_set = texts.make_windows(spec, windows, opened.tokenizer)
             if ranks is not None:
                 ranks.agree({"text": window_set.info.fingerprint, "options": (window_set.tokens.shape, plans)})
-            evaluations = evaluate_streamed(model, window_set, plans, ranks=ranks, watch=watch)
+            evaluations = evaluate_streamed(opened, window_set, plans, ranks=ranks, watch=watch)
     if ranks is not None and not ranks.writes:
         raise typer.Exit
     return evaluations

@@ -16,7 +16,7 @@ from shortviz.errors import ModelError, PlanError, ShortvizError, TextError
 from shortviz.records.model import SPREAD, ModelRef
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import Bos, TaskSpec, TextSpec, WindowSpec
-from shortviz.text.sources import read_rows
+from shortviz.text.sources import Text, read_rows
 
 if TYPE_CHECKING:
     from shortviz.records.heal import HealSettings
@@ -289,11 +289,9 @@ def _options_of(group: Any) -> list[Field[Any]]:
     return [entry for entry in fields(group) if entry.metadata.get("option", True)]
 
 
-def readable(spec: TextSpec) -> TextSpec:
-    """Return the text, after reading a local one: a bad file is told before minutes are spent on loading a model."""
-    if spec.kind != "dataset":
-        read_rows(spec)
-    return spec
+def readable(spec: TextSpec) -> Text:
+    """Return the text, a local one read: a bad file is told before minutes are spent on loading a model."""
+    return spec if spec.kind == "dataset" else read_rows(spec)
 
 
 # What `shortviz heal` accepts of a recipe: a preset, and each setting behind it.

@@ -21,6 +21,7 @@ from shortviz.progress import Watch
 if TYPE_CHECKING:
     from shortviz.cli.options import Removal
     from shortviz.model.handle import ModelHandle
+    from shortviz.model.load import ResolvedModel
     from shortviz.records.model import ModelRef
     from shortviz.records.text import TextSpec
 
@@ -114,7 +115,11 @@ def working(*, shared: bool = False) -> Iterator[Watch]:
 
 
 def load_model(
-    ref: "ModelRef", watch: Watch, *, removes: "Removal | None" = None, fits: "Callable[[int], object] | None" = None
+    model: "ModelRef | ResolvedModel",
+    watch: Watch,
+    *,
+    removes: "Removal | None" = None,
+    fits: "Callable[[int], object] | None" = None,
 ) -> "ModelHandle":
     """Return the loaded model; its size, and whether the layers to remove exist, are known before its weights are read.
 
@@ -122,15 +127,16 @@ def load_model(
     PlanError.
     """
     from shortviz.cli.output import estimate_line
-    from shortviz.model.load import estimate, load
+    from shortviz.model.load import load, resolve
 
-    size = estimate(ref)
+    resolved = resolve(model, watch=watch)
+    size = resolved.estimate
     print(estimate_line(size), file=sys.stderr)
     if removes is not None:
         removes.of(size.num_layers)
     if fits is not None:
         fits(size.num_layers)
-    return load(ref, watch=watch)
+    return load(resolved, watch=watch)
 
 
 def warn_same_text(fitted: "TextSpec", scored: "TextSpec") -> None:

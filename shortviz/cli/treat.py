@@ -169,9 +169,10 @@ class FitTexts:
     def __init__(self, fit: TextOptions, evaluation: EvaluationOptions, fit_tokens: int) -> None:
         from shortviz.text import tokens as texts
 
-        self.fit = readable(fit.spec(replace(texts.DEFAULT_CALIBRATION, limit=None)))
-        self.scored = readable(evaluation.spec(texts.DEFAULT_EVALUATION, self.fit.bos))
-        warn_same_text(self.fit, self.scored)
+        fitted = fit.spec(replace(texts.DEFAULT_CALIBRATION, limit=None))
+        scored = evaluation.spec(texts.DEFAULT_EVALUATION, fitted.bos)
+        self.fit, self.scored = readable(fitted), readable(scored)
+        warn_same_text(fitted, scored)
         self.tokens, self.length = fit_tokens, fit.max_length or FIT_LENGTH
         if fit_tokens < 2 * self.length:
             raise TextError(
@@ -285,16 +286,17 @@ def heal_command(
     check_packages(recipe.settings(None, text.seed))
     text.note_unused("batch_size")
     spec = text.spec(replace(DEFAULT_CALIBRATION, limit=None))
-    spec = readable(replace(spec, max_length=text.max_length or ALL_TOKENS))
-    scored_on = readable(evaluation.spec(DEFAULT_EVALUATION, spec.bos))
+    spec = replace(spec, max_length=text.max_length or ALL_TOKENS)
+    scored_on = evaluation.spec(DEFAULT_EVALUATION, spec.bos)
+    training, scored = readable(spec), readable(scored_on)
     warn_same_text(spec, scored_on)
     asked = task.task()
     questions = read_task(asked) if asked is not None else None
     with working(shared=True) as watch, together(load) as (load, is_main):
         handle = load_model(load.ref(model, one_device="Healing"), watch, removes=chosen)
-        work = HealWork(handle, spec, recipe.settings(handle.info, text.seed), folder if is_main else None, watch)
+        work = HealWork(handle, training, recipe.settings(handle.info, text.seed), folder if is_main else None, watch)
         if is_main:
-            work.score_on(scored_on, text.window_spec(), questions)
+            work.score_on(scored, text.window_spec(), questions)
         work.cut_out(chosen.of(handle.info.num_layers), repair, text.max_length or FIT_LENGTH, export)
         if out is not None:
             work.save()  # a training may run away, or be killed

@@ -20,14 +20,15 @@ from shortviz.errors import ModelError, ResourceError, ShortvizError
 from shortviz.measure.gram import TokenSample
 from shortviz.measure.row_scores import RowScores
 from shortviz.progress import Watch
-from shortviz.records.model import SPREAD
+from shortviz.records.model import SPREAD, ModelRef
 from shortviz.records.sums import Sums
 
 if TYPE_CHECKING:
-    from shortviz.records.model import ModelRef
+    from shortviz.model.load import ResolvedModel
 
 
 T = TypeVar("T")
+M = TypeVar("M", bound="ModelRef | ResolvedModel")
 
 _HOURS = 12
 """How long a process waits for one that is still at work; one that died is noticed at once."""
@@ -140,14 +141,15 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def share(ranks: Ranks | None, ref: "ModelRef", watch: Watch) -> tuple["ModelRef", Watch]:
+def share(ranks: Ranks | None, model: M, watch: Watch) -> tuple[M | ModelRef, Watch]:
     """Return (what this process loads, its watch), once the model's files are here and are the same for all.
 
     Where there are GPUs and none was named, each process of a machine gets one of its own. Raises ShortvizError where
     another process has other files.
     """
     if ranks is None:
-        return ref, watch
+        return model, watch
+    ref = model if isinstance(model, ModelRef) else model.ref
     if ref.device == SPREAD:
         raise ModelError(f"Several processes each take a device of their own, and --device is {SPREAD}; leave it out.")
     import torch
@@ -156,11 +158,11 @@ def share(ranks: Ranks | None, ref: "ModelRef", watch: Watch) -> tuple["ModelRef
     from shortviz.model.load import prepare
 
     watch = watch if ranks.writes else Watch(stop=watch.stop)
-    if ranks.local_rank == 0:  # the download, or the de-quantised copy, is made once a machine
-        prepare(ref, watch=watch)
+    first = ranks.local_rank == 0  # the download, or the de-quantised copy, is made once a machine
+    folder = prepare(ref, watch=watch) if first else None
     ranks.all(None)
-    folder = prepare(ref)
-    ranks.agree({"model files": fingerprint(read_shards(folder, ref.id).values(), folder / "config.json")})
+    folder = folder or prepare(ref)
+    ranks.agree({"model files": fingerprint(read_shards(folder, ref.id), folder / "config.json")})
     if ref.device in ("auto", "cuda") and torch.cuda.is_available():
         ref = replace(ref, device=f"cuda:{ranks.local_rank % torch.cuda.device_count()}")
     return ref, watch

@@ -1,6 +1,6 @@
 """The rules by which one config field is rewritten when layers are removed, or the removal refused.
 
-Each rule maps (cut, field name, value) to the new value. `config_fields` says which field follows which rule.
+Each rule maps (cut, field name, value) to the new value. `model/config.py` says which field follows which rule.
 """
 
 import math

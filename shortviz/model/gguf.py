@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -104,11 +105,19 @@ def make_copy(gguf: Path, folder: Path, header: GgufHeader, watch: Watch) -> Pat
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
-    lock = FileLock(f"{folder}.lock")
-    _acquire(lock, folder, watch)
+    lock = FileLock(f"{folder}.lock", timeout=_POLL_SECONDS)
+    while not lock.is_locked:
+        watch.check(_STOPPED)
+        try:
+            lock.acquire()
+        except Timeout:
+            _report(watch, 0, "waiting for another process that de-quantises the same file")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
     try:
         if not is_whole(folder):
-            _remove_leftovers(folder)
+            for left in folder.parent.glob(f"{folder.name}.partial-*"):  # by a killed process: the lock is ours
+                shutil.rmtree(left, ignore_errors=True)
             check_disk(folder.parent, header.parameters * 4 + 50_000_000, "The de-quantised copy")
             _fill(gguf, folder, watch)
     finally:
@@ -127,35 +136,20 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _acquire(lock: FileLock, folder: Path, watch: Watch) -> None:
-    while True:
-        watch.check(_STOPPED)
-        try:
-            lock.acquire(timeout=_POLL_SECONDS)
-        except Timeout:
-            _report(watch, 0, "waiting for another process that de-quantises the same file")
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-        else:
-            return
-
-
 def _fill(gguf: Path, folder: Path, watch: Watch) -> None:
     """Run dequantise.py into a temporary folder and rename that."""
     try:
-        room = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+        with tempfile.TemporaryDirectory(
+            prefix=f"{folder.name}.partial-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as name:
+            room = Path(name)
+            checkpoint = room / "checkpoint"
+            checkpoint.mkdir()
+            _run(gguf, checkpoint, room, watch)
+            shutil.rmtree(folder, ignore_errors=True)  # a broken copy, or nothing
+            os.replace(checkpoint, folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
-    try:
-        checkpoint = room / "checkpoint"
-        checkpoint.mkdir()
-        _run(gguf, checkpoint, room, watch)
-        shutil.rmtree(folder, ignore_errors=True)  # a broken copy, or nothing
-        os.replace(checkpoint, folder)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
 
 
 def _run(gguf: Path, into: Path, room: Path, watch: Watch) -> None:
@@ -167,7 +161,9 @@ def _run(gguf: Path, into: Path, room: Path, watch: Watch) -> None:
             [sys.executable, "-P", str(script), str(gguf), str(into)], stdin=subprocess.DEVNULL, stdout=out, stderr=err
         )
         try:
-            while not _ended(child):
+            while child.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=_POLL_SECONDS)
                 watch.check(_STOPPED)
                 step = len(said.read_text().split()) - 1
                 _report(watch, max(step, 0), _STEPS[step] if step >= 0 else "starting")
@@ -176,14 +172,6 @@ def _run(gguf: Path, into: Path, room: Path, watch: Watch) -> None:
             child.wait()
     if child.returncode != 0:
         raise _failure(gguf, into, child.returncode, errors.read_text(errors="replace"))
-
-
-def _ended(child: subprocess.Popen[bytes]) -> bool:
-    try:
-        child.wait(timeout=_POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def _failure(gguf: Path, folder: Path, code: int, errors: str) -> ModelError | ResourceError:
@@ -197,12 +185,6 @@ def _failure(gguf: Path, folder: Path, code: int, errors: str) -> ModelError | R
     if code < 0 or any(sign in last for sign in _NO_MEMORY):
         return ResourceError(f"There was not enough memory to de-quantise {gguf.name}; close something, or load less.")
     return ModelError(f"The GGUF file {gguf} cannot be de-quantised ({last}); choose another file.")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left; the lock is held, so nobody is working there."""
-    for path in folder.parent.glob(f"{folder.name}.partial-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _unwritable(folder: Path, error: OSError) -> ResourceError:

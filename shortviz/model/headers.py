@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,9 @@ _MAX_HEADER_BYTES = 100_000_000
 _GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
 
+_PIECE = 4 * 1024 * 1024
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GgufHeader:
@@ -38,18 +41,26 @@ class GgufHeader:
     """Parameters of the largest tensor."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One tensor of a safetensors file."""
+
+    file: Path
+    dtype: str
+    """As safetensors writes it, e.g. `BF16`."""
+    shape: tuple[int, ...]
+    start: int
+    """Where its bytes begin in the file."""
+    num_bytes: int
+
+
 def safetensors_parameters(path: Path) -> int:
-    """Return the number of parameters in a local safetensors file, after checking that the file is whole.
-
-    Raises:
-        ModelError: Where the file is no safetensors file, or is cut short.
-    """
-    header, _ = safetensors_header(path)
-    return _read_entries(path, header)[0]
+    """Return the number of parameters in a local safetensors file; raises ModelError where it is not whole."""
+    return sum(math.prod(entry.shape) for entry in safetensors_header(path).values())
 
 
-def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return (header, where the tensors' bytes begin) of a local safetensors file, after checking that it is whole.
+def safetensors_header(path: Path) -> dict[str, Entry]:
+    """Return {tensor name: where it is} of a local safetensors file, after checking that it is whole.
 
     Raises:
         ModelError: Where the file is no safetensors file, or is cut short.
@@ -61,39 +72,26 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
             raise ModelError(f"The file {path} is not a whole safetensors file ({size} bytes); fetch it again.")
         raw = file.read(length)
+    end = 8 + length
+    found: dict[str, Entry] = {}
     try:
-        header = json.loads(raw)
-    except ValueError as error:
-        raise ModelError(f"The header of {path} is corrupt ({error}); fetch the file again.") from error
-    _, end = _read_entries(path, header)
-    if size != 8 + length + end:
-        state = "cut short" if size < 8 + length + end else "longer than it should be"
-        raise ModelError(f"The file {path} is {state}: {size} of {8 + length + end} bytes; fetch it again.")
-    return header, 8 + length
-
-
-def _read_entries(path: Path, header: Any) -> tuple[int, int]:
-    """Return (parameters, end of the last tensor in bytes) of a safetensors header."""
-    parameters = 0
-    places: list[tuple[int, int, str]] = []
-    try:
-        for name, entry in header.items():
+        for name, fields in json.loads(raw).items():
             if name == "__metadata__":
                 continue
-            count = math.prod(entry["shape"])
-            start, stop = entry["data_offsets"]
-            if (stop - start) * 8 != count * _SAFETENSORS_BITS[entry["dtype"]]:
+            (start, stop), shape, dtype = fields["data_offsets"], tuple(fields["shape"]), fields["dtype"]
+            if (stop - start) * 8 != math.prod(shape) * _SAFETENSORS_BITS[dtype]:
                 raise ModelError(f"The header of {path} is corrupt (tensor {name}); fetch the file again.")
-            parameters += count
-            places.append((start, stop, name))
+            found[name] = Entry(file=path, dtype=dtype, shape=shape, start=end + start, num_bytes=stop - start)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"The header of {path} is corrupt ({error!r}); fetch the file again.") from error
-    end = 0
-    for start, stop, name in sorted(places):
-        if start != end:  # the format has no holes, and no two tensors share bytes
+    for name, entry in sorted(found.items(), key=lambda item: (item[1].start, item[1].num_bytes)):
+        if entry.start != end:  # the format has no holes, and no two tensors share bytes
             raise ModelError(f"The header of {path} is corrupt (the place of {name}); fetch the file again.")
-        end = stop
-    return parameters, end
+        end += entry.num_bytes
+    if size != end:
+        state = "cut short" if size < end else "longer than it should be"
+        raise ModelError(f"The file {path} is {state}: {size} of {end} bytes; fetch it again.")
+    return found
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
@@ -177,26 +175,6 @@ def _unpack(file: BinaryIO, layout: str) -> tuple[Any, ...]:
     return struct.unpack(f"<{layout}", file.read(struct.calcsize(f"<{layout}")))
 
 
-# The tensors of a checkpoint folder, file by file: what is where, checked before anything is read. No torch.
-
-_SAMPLES = 64
-_PIECE = 4 * 1024 * 1024
-_SAMPLE_BYTES = 4096
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """One tensor of a safetensors file."""
-
-    file: Path
-    dtype: str
-    """As safetensors writes it, e.g. `BF16`."""
-    shape: tuple[int, ...]
-    start: int
-    """Where its bytes begin in the file."""
-    num_bytes: int
-
-
 def read_shards(folder: Path, name: str) -> dict[str, Entry]:
     """Return {tensor name: where it is} of a checkpoint folder, in the order of the files; only headers are read.
 
@@ -206,34 +184,20 @@ def read_shards(folder: Path, name: str) -> dict[str, Entry]:
     files = weight_names(ModelFiles(name=name, folder=folder))
     found: dict[str, Entry] = {}
     for file in files:
-        header, data = safetensors_header(folder / file)
-        for tensor, entry in header.items():
-            if tensor == "__metadata__":
-                continue
-            if tensor in found:
-                raise ModelError(
-                    f"The tensor {tensor} of {name} is in two weight files, {found[tensor].file.name} and {file}; "
-                    "fetch the checkpoint again."
-                )
-            start, stop = entry["data_offsets"]
-            found[tensor] = Entry(
-                file=folder / file,
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                start=data + start,
-                num_bytes=stop - start,
-            )
-    if files != (WEIGHTS,):
-        _check_index(folder, name, found)
-    return found
-
-
-def _check_index(folder: Path, name: str, found: Mapping[str, Entry]) -> None:
-    for tensor, file in read_json(folder / INDEX)["weight_map"].items():
-        if tensor not in found or found[tensor].file.name != file:
+        header = safetensors_header(folder / file)
+        if twice := next((tensor for tensor in header if tensor in found), None):
             raise ModelError(
-                f"The file {INDEX} of {name} says that {file} holds {tensor}, and it does not; fetch both again."
+                f"The tensor {twice} of {name} is in two weight files, {found[twice].file.name} and {file}; "
+                "fetch the checkpoint again."
             )
+        found |= header
+    if files != (WEIGHTS,):
+        for tensor, file in read_json(folder / INDEX)["weight_map"].items():
+            if tensor not in found or found[tensor].file.name != file:
+                raise ModelError(
+                    f"The file {INDEX} of {name} says that {file} holds {tensor}, and it does not; fetch both again."
+                )
+    return found
 
 
 def same_bytes(a: Entry, b: Entry) -> bool:
@@ -276,16 +240,16 @@ def untied_message(name: str, again: str, first: str) -> str:
     )
 
 
-def fingerprint(entries: Iterable[Entry], config: Path) -> str:
+def fingerprint(entries: Mapping[str, Entry], config: Path) -> str:
     """Return a SHA-256 that tells one checkpoint from another: config, headers, and samples of every file's bytes.
 
     Reading all bytes would take as long as loading; 64 evenly spaced pieces of each file change with a retrained or a
     damaged copy.
     """
     digest = hashlib.sha256(config.read_bytes())
-    for file in sorted({entry.file for entry in entries}):
-        header, _ = safetensors_header(file)
-        digest.update(json.dumps([file.name, header], sort_keys=True).encode())
+    for name, entry in sorted(entries.items()):
+        digest.update(repr((name, entry.file.name, entry.dtype, entry.shape, entry.start)).encode())
+    for file in sorted({entry.file for entry in entries.values()}):
         length = file.stat().st_size
         with file.open("rb") as opened:
             for i in range(_SAMPLES):

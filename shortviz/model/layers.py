@@ -1,12 +1,12 @@
 """Where a model keeps its layers, what its config says about each, and how their weights are named.
 
-Everything goes by structure and field names, not by family: see `config_fields` for the table.
+Everything goes by structure and field names, not by family: see `model/config.py` for the table.
 """
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -156,27 +156,21 @@ def _refusal_checks(config: PreTrainedConfig) -> list[Check]:
 
 def illegal_reason(config: PreTrainedConfig, removed: Iterable[int]) -> str | None:
     """Return why the stock config cannot do without these layers, the field named; None where it can."""
-    count, gone = num_layers(config), set(removed)
-    kept = tuple(i for i in range(count) if i not in gone)
-    checks = _refusal_checks(config)
-    return next((why for check in checks if kept and (why := check(kept)) is not None), None)
+    gone = set(removed)
+    kept = tuple(i for i in range(num_layers(config)) if i not in gone)
+    return _refusal(_refusal_checks(config), kept) if kept else None
 
 
 def illegal_blocks(config: PreTrainedConfig) -> tuple[tuple[int, int, str], ...]:
     """Return (start, n, reason) of every block, short of all layers, that the stock config cannot express."""
-    count = num_layers(config)
-    checks = _refusal_checks(config)
-    if not checks:
-        return ()
-    found: list[tuple[int, int, str]] = []
-    every = tuple(range(count))
-    for n in range(1, count):
-        for start in range(count - n + 1):
-            kept = every[:start] + every[start + n :]
-            reason = next((why for check in checks if (why := check(kept)) is not None), None)
-            if reason is not None:
-                found.append((start, n, reason))
-    return tuple(found)
+    checks, every = _refusal_checks(config), tuple(range(num_layers(config)))
+    blocks = [(start, n) for n in every[1:] for start in range(len(every) - n + 1)] if checks else []
+    reasons = [_refusal(checks, every[:start] + every[start + n :]) for start, n in blocks]
+    return tuple((*block, why) for block, why in zip(blocks, reasons, strict=True) if why is not None)
+
+
+def _refusal(checks: list[Check], kept: tuple[int, ...]) -> str | None:
+    return next((why for check in checks if (why := check(kept)) is not None), None)
 
 
 def rename_state(names: Iterable[str], plan: PrunePlan, path: str) -> dict[str, str]:
@@ -288,6 +282,17 @@ class LayerCall:
         """Return what a layer was called with."""
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         return cls(positional=bool(args), args=args[1:], kwargs=rest)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "LayerCall":
+        """Return the call with `change` of each tensor, in nested tuples and lists too."""
+
+        def of(value: Any) -> Any:
+            if isinstance(value, tuple | list):
+                return type(value)(of(item) for item in value)
+            return change(value) if isinstance(value, Tensor) else value
+
+        kwargs = {name: of(value) for name, value in self.kwargs.items()}
+        return replace(self, args=tuple(map(of, self.args)), kwargs=kwargs)
 
     def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """Return the layer's output for another residual stream, (batch, tokens, hidden)."""

@@ -1,8 +1,10 @@
-"""load and estimate: ModelRef -> ModelHandle, from a hub id, a checkpoint folder, a .gguf file or `demo`."""
+"""ModelRef -> ResolvedModel -> ModelHandle, from a hub id, a checkpoint folder, a .gguf file or `demo`."""
 
+import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from shortviz.errors import ModelError, NumericsError, ResourceError, is_out_of_memory
-from shortviz.model import files as hub
 from shortviz.model import gguf
 from shortviz.model.files import (
     ModelFiles,
+    download,
     find_files,
+    first_line,
     read_config,
     read_json,
     refuse_remote_code,
     refuse_without_tokenizer,
+    remote_parameters,
     wanted_names,
     weight_names,
 )
@@ -44,7 +48,300 @@ from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
 from shortviz.records.model import ModelEstimate, ModelInfo, ModelRef
 
-# model_info: what a saved run needs to know of a live model.
+OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
+"""Constants that old versions of transformers saved among the weights; models compute them now."""
+_STOPPED = "Loading was stopped."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ResolvedModel:
+    """What a ModelRef means now: files, headers and config, looked up once, to be shown and then loaded or streamed."""
+
+    ref: ModelRef
+    files: ModelFiles
+    placement: Placement
+    parameters: int
+    config: PreTrainedConfig | None = None
+    """Of safetensors."""
+    header: GgufHeader | None = None
+    """Of a GGUF file that was not de-quantised yet."""
+    wanted: tuple[str, ...] = ()
+    """What is downloaded of a hub model."""
+    quantised: Mapping[str, Any] | None = None
+    """The quantisation config, which was taken out of `config`; None for plain weights."""
+
+    @property
+    def estimate(self) -> ModelEstimate:
+        """What loading the model would cost."""
+        if self.header is not None:
+            kind, layers = self.header.architecture, self.header.num_layers
+        else:
+            assert self.config is not None
+            kind, layers = self.config.model_type, num_layers(self.config)
+        return ModelEstimate(
+            id=self.files.name,
+            revision=self.files.revision,
+            architecture=str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, kind)),
+            num_layers=layers,
+            parameters=self.parameters,
+            download_bytes=self.files.missing(self.wanted),
+            memory_bytes=self.parameters * self.placement.dtype.itemsize,
+            available_bytes=self.placement.free_memory,
+            dtype=self.placement.dtype_name,
+            device=self.placement.device_name,
+            reason=f"{self.placement.reason} {self.files.note}".strip(),
+        )
+
+
+def resolve(model: ModelRef | ResolvedModel, *, quantised: bool = False, watch: Watch = NO_WATCH) -> ResolvedModel:
+    """Return what a reference means now (what is resolved already, as it is); nothing large is downloaded or read.
+
+    `quantised` takes weights that cannot be run. Raises what `estimate` raises, and Stopped.
+    """
+    if isinstance(model, ResolvedModel):
+        return model
+    placement, files = choose_placement(model), find_files(model)
+    watch.check(_STOPPED)
+    if files.gguf is not None:
+        copied = gguf.whole_copy(files.gguf)
+        if copied is None:
+            return _resolved_gguf(model, files, placement, files.gguf)
+        files = ModelFiles(name=files.name, folder=copied)
+    fields = read_config(files, quantised=quantised)
+    scales = fields.pop("quantization_config", None) if quantised else None
+    config = parse_config(files.name, fields)
+    refuse_unsupported(config)
+    weights = weight_names(files)
+    refuse_without_tokenizer(files)
+    watch.check(_STOPPED)
+    on_hub = files.folder is None
+    return ResolvedModel(
+        ref=model,
+        files=files,
+        placement=placement,
+        parameters=remote_parameters(files, weights)
+        if on_hub
+        else sum(safetensors_parameters(files.path(name)) for name in weights),
+        config=config,
+        wanted=wanted_names(files, weights) if on_hub else (),
+        quantised=scales,
+    )
+
+
+def _resolved_gguf(ref: ModelRef, files: ModelFiles, placement: Placement, path: Path) -> ResolvedModel:
+    header = read_gguf_header(path)
+    if header.num_layers < 2:
+        raise ModelError(f"{files.name} has {header.num_layers} layer; choose a model of at least 2.")
+    gguf.check_memory(path, header)
+    return ResolvedModel(ref=ref, files=files, placement=placement, parameters=header.parameters, header=header)
+
+
+def estimate(model: ModelRef | ResolvedModel) -> ModelEstimate:
+    """Return what loading the model would cost, from its config and weight headers alone.
+
+    Raises:
+        ModelError: Where there is no such model, or it is of a kind that is refused by its config, files or headers.
+        ResourceError: Where the hub does not answer, or a GGUF file is too large to be de-quantised here.
+    """
+    return resolve(model).estimate
+
+
+def load(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -> ModelHandle:
+    """Return the loaded model, in eval mode and without gradients, with its tokenizer.
+
+    Progress has the stages `download` (bytes), `de-quantise` (steps) and `load` (bytes). A stop is heard between
+    files and stages.
+
+    Raises:
+        ModelError: Where there is no such model, it is of a kind that is refused, or its files are broken.
+        NumericsError: Where a weight is NaN or infinite.
+        ResourceError: Where memory or disk is too small, or the hub does not answer.
+        Stopped: Where a stop was asked for.
+    """
+    resolved = resolve(model, watch=watch)
+    name, expected = resolved.files.name, resolved.estimate
+    refuse_too_large(expected)
+    watch.check(_STOPPED)
+    folder, config = fetch(resolved, watch)
+    watch.check(_STOPPED)
+    total = expected.memory_bytes
+    watch.tell("load", done=0, total=total, unit="bytes", detail="reading the weights")
+    tokenizer = read_tokenizer(name, folder)
+    with no_memory_left(expected):
+        loaded = _read_model(name, folder, config, resolved.placement)
+        _refuse_untied(name, loaded)
+        refuse_not_finite(loaded.named_parameters(), layer_stack(loaded).path)
+    refuse_larger_vocabulary(name, tokenizer, loaded)
+    watch.check(_STOPPED)
+    info = model_info(loaded, id=name, revision=expected.revision, reason=expected.reason)
+    watch.tell("load", done=total, total=total, unit="bytes")
+    return ModelHandle(model=loaded, tokenizer=tokenizer, info=info, ref=resolved.ref)
+
+
+def prepare(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -> Path:
+    """Return a local folder with the model's checkpoint, downloaded or de-quantised where it was not there yet.
+
+    Raises what `load` raises before it reads weights.
+    """
+    return fetch(resolve(model, watch=watch), watch)[0]
+
+
+def fetch(resolved: ResolvedModel, watch: Watch) -> tuple[Path, PreTrainedConfig]:
+    """Return a local folder with the checkpoint (downloaded, de-quantised, or as given), and a config to change."""
+    files = resolved.files
+    if resolved.config is None:
+        assert files.gguf is not None
+        assert resolved.header is not None
+        folder = gguf.make_copy(files.gguf, gguf.copy_folder(files.gguf), resolved.header, watch)
+        return folder, parse_config(files.name, read_config(ModelFiles(name=files.name, folder=folder)))
+    config = copy.deepcopy(resolved.config)  # transformers writes the dtype into it
+    if files.folder is not None:
+        return files.folder, config
+    gguf.check_disk(Path(constants.HF_HUB_CACHE), files.missing(resolved.wanted), f"Downloading {files.name}")
+    return download(files, resolved.wanted, watch), config
+
+
+def refuse_too_large(estimate: ModelEstimate) -> None:
+    """Raise ResourceError where the model would not fit in the memory that is free now."""
+    if not estimate.fits:
+        raise ResourceError(
+            f"{estimate.id} needs {size(estimate.memory_bytes * 1.2)} of memory in {estimate.dtype} (weights "
+            f"and a fifth more), and {size(estimate.available_bytes)} is free on {estimate.device}; choose a "
+            "smaller model or dtype."
+        )
+
+
+def parse_config(name: str, fields: dict[str, Any]) -> PreTrainedConfig:
+    """Return the transformers config; raises ModelError where the model type is unknown or a field is wrong."""
+    kind = fields.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ModelError(
+            f"The config.json of {name} has model type {kind!r}, which this version of transformers does not know; "
+            "choose another model."
+        )
+    try:
+        config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(fields)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"The config.json of {name} is not valid for {kind}: {reason}.") from error
+    return config
+
+
+def read_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a checkpoint folder; raises ModelError where it cannot be read or brings code."""
+    if (folder / "tokenizer_config.json").is_file():
+        options = read_json(folder / "tokenizer_config.json")
+        refuse_remote_code(name, "tokenizer_config.json", options if isinstance(options, dict) else {})
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise ModelError(f"The tokenizer of {name} cannot be read ({first_line(error)}); fetch it again.") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def _read_model(name: str, folder: Path, config: PreTrainedConfig, placement: Placement) -> PreTrainedModel:
+    whole = None if placement.device.type == "cpu" else {"": placement.device}
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=placement.dtype,
+                device_map="auto" if placement.spread else whole,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # told by the loading info, and refused below by name
+                output_loading_info=True,
+            )
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(f"transformers cannot load {name} ({first_line(error)}); choose another model.") from error
+    refuse_disagreement(name, info)
+    if placement.spread:
+        refuse_offloaded(name, model)
+    assert isinstance(model, PreTrainedModel)
+    return model.eval().requires_grad_(False)
+
+
+def refuse_disagreement(name: str, info: dict[str, Any]) -> None:
+    """Raise ModelError where the weights are not exactly the ones that the config describes."""
+    unexpected = sorted(key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key))
+    kinds = (
+        ("lack", sorted(info["missing_keys"]), "which it describes"),
+        ("hold", unexpected, "which it does not describe"),
+        ("have another shape of", sorted(entry[0] for entry in info["mismatched_keys"]), "than it describes"),
+    )
+    found = next(((verb, keys, what) for verb, keys, what in kinds if keys), None)
+    if found:
+        verb, keys, what = found
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        raise ModelError(
+            f"The weights of {name} do not fit its config.json: they {verb} {keys[0]}{more}, {what}; "
+            "get both from the same place."
+        )
+
+
+def _refuse_untied(name: str, model: PreTrainedModel) -> None:
+    """Raise ModelError where weights that the config ties were different, so that transformers did not tie them.
+
+    A cut of such a model, and its export, would be tied again.
+    """
+    asked = model.get_expanded_tied_weights_keys(all_submodels=True)
+    untied = sorted(asked.keys() - model.all_tied_weights_keys.keys())
+    if untied:
+        raise ModelError(untied_message(name, untied[0], asked[untied[0]]))
+
+
+def refuse_not_finite(weights: Iterable[tuple[str, torch.Tensor]], path: str) -> None:
+    """Raise NumericsError where one of the named weights is NaN or infinite; `path` is that of the layer list."""
+    for name, weight in weights:
+        # One cheap pass first: a sum is finite unless a term is not, or it overflows.
+        if bool(torch.isfinite(weight.sum())) or bool(torch.isfinite(weight).all()):
+            continue
+        found = re.match(rf"{re.escape(path)}\.(\d+)\.", name)
+        where = f"Layer {found.group(1)}" if found else "A part outside the layers"
+        raise NumericsError(f"{where} has NaN or Inf among its weights ({name}); get a sound copy of the model.")
+
+
+def refuse_larger_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise ModelError where the tokenizer has ids for which the model has no embedding."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise ModelError(
+            f"The tokenizer of {name} has token ids up to {highest} and the model embeddings for 0-{rows - 1}; "
+            "get both from the same place."
+        )
+
+
+@contextmanager
+def no_memory_left(expected: ModelEstimate) -> Iterator[None]:
+    """Turn running out of memory inside into a ResourceError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"The memory of {expected.device} ran out while {expected.id} was being loaded in {expected.dtype}; close "
+            "something, or choose a smaller model or dtype."
+        ) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep progress bars and load reports off stderr: refusals say what matters."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def model_info(
@@ -119,294 +416,3 @@ def _cache_sizes(model: PreTrainedModel, length: int, count: int) -> list[int]:
 
 def _tensor_bytes(*tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
-
-
-# What loading a model would cost, from its config and weight headers alone.
-
-
-def estimate_files(files: ModelFiles, placement: Placement) -> ModelEstimate:
-    """Return the size of a model; nothing large is downloaded or read.
-
-    Raises:
-        ModelError: For every model that is refused by its config, file list or weight headers.
-        ResourceError: Where the hub does not answer, or a GGUF file is too large to be de-quantised here.
-    """
-    if files.gguf is not None:
-        header = read_gguf_header(files.gguf)
-        if header.num_layers < 2:
-            raise ModelError(f"{files.name} has {header.num_layers} layer; choose a model of at least 2.")
-        gguf.check_memory(files.gguf, header)
-        architecture, layers, parameters, download = _gguf_class(header), header.num_layers, header.parameters, 0
-    else:
-        config = parse_config(files.name, read_config(files))
-        refuse_unsupported(config)
-        weights = weight_names(files)
-        refuse_without_tokenizer(files)
-        architecture, layers = causal_class(config), num_layers(config)
-        parameters = _count_parameters(files, weights)
-        download = hub.missing_bytes(files.hub, wanted_names(files)) if files.hub else 0
-    return ModelEstimate(
-        id=files.name,
-        revision=files.revision,
-        architecture=architecture,
-        num_layers=layers,
-        parameters=parameters,
-        download_bytes=download,
-        memory_bytes=parameters * placement.dtype.itemsize,
-        available_bytes=placement.free_memory,
-        dtype=placement.dtype_name,
-        device=placement.device_name,
-        reason=f"{placement.reason} {files.note}".strip(),
-    )
-
-
-def refuse_too_large(estimate: ModelEstimate) -> None:
-    """Raise ResourceError where the model would not fit in the memory that is free now."""
-    if not estimate.fits:
-        raise ResourceError(
-            f"{estimate.id} needs {size(estimate.memory_bytes * 1.2)} of memory in {estimate.dtype} (weights "
-            f"and a fifth more), and {size(estimate.available_bytes)} is free on {estimate.device}; choose a "
-            "smaller model or dtype."
-        )
-
-
-def parse_config(name: str, fields: dict[str, Any]) -> PreTrainedConfig:
-    """Return the transformers config; raises ModelError where the model type is unknown or a field is wrong."""
-    kind = fields.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise ModelError(
-            f"The config.json of {name} has model type {kind!r}, which this version of transformers does not know; "
-            "choose another model."
-        )
-    try:
-        config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(fields)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"The config.json of {name} is not valid for {kind}: {reason}.") from error
-    return config
-
-
-def causal_class(config: PreTrainedConfig) -> str:
-    """Return the name of the class that transformers loads for causal language modelling."""
-    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type))
-
-
-def _gguf_class(header: GgufHeader) -> str:
-    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(header.architecture, header.architecture))
-
-
-def _count_parameters(files: ModelFiles, weights: tuple[str, ...]) -> int:
-    if files.hub is not None:
-        return hub.safetensors_parameters(files.hub, weights)
-    assert files.folder is not None
-    return sum(safetensors_parameters(files.folder / name) for name in weights)
-
-
-def settle_gguf(files: ModelFiles) -> ModelFiles:
-    """Return the files, with the de-quantised copy's folder in place of a GGUF file where that copy exists."""
-    if files.gguf is None:
-        return files
-    folder = gguf.whole_copy(files.gguf)
-    return files if folder is None else ModelFiles(name=files.name, folder=folder)
-
-
-OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
-"""Constants that old versions of transformers saved among the weights; models compute them now."""
-_STOPPED = "Loading was stopped."
-
-
-def estimate(ref: ModelRef) -> ModelEstimate:
-    """Return what loading the model would cost, from its config and weight headers alone.
-
-    Raises:
-        ModelError: Where there is no such model, or it is of a kind that is refused.
-        ResourceError: Where the hub is needed and does not answer.
-    """
-    placement = choose_placement(ref)
-    return estimate_files(settle_gguf(find_files(ref)), placement)
-
-
-def load(ref: ModelRef, *, watch: Watch = NO_WATCH) -> ModelHandle:
-    """Return the loaded model, in eval mode and without gradients, with its tokenizer.
-
-    Progress has the stages `download` (bytes), `de-quantise` (steps) and `load` (bytes). A stop is heard between
-    files and stages.
-
-    Raises:
-        ModelError: Where there is no such model, it is of a kind that is refused, or its files are broken.
-        NumericsError: Where a weight is NaN or infinite.
-        ResourceError: Where memory or disk is too small, or the hub does not answer.
-        Stopped: Where a stop was asked for.
-    """
-    placement = choose_placement(ref)
-    files = settle_gguf(find_files(ref))
-    expected = estimate_files(files, placement)
-    refuse_too_large(expected)
-    watch.check(_STOPPED)
-    folder = fetch(files, expected, watch)
-    watch.check(_STOPPED)
-    total = expected.memory_bytes
-    _report(watch, 0, total, "reading the weights")
-    tokenizer = read_tokenizer(files.name, folder)
-    with no_memory_left(expected):
-        model = _read_model(files.name, folder, placement)
-        _refuse_untied(files.name, model)
-        refuse_not_finite(model)
-    refuse_larger_vocabulary(files.name, tokenizer, model)
-    watch.check(_STOPPED)
-    info = model_info(model, id=files.name, revision=files.revision, reason=expected.reason)
-    _report(watch, total, total, "")
-    return ModelHandle(model=model, tokenizer=tokenizer, info=info, ref=ref)
-
-
-def prepare(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Path:
-    """Return a local folder with the model's checkpoint, downloaded or de-quantised where it was not there yet.
-
-    Raises what `load` raises before it reads weights.
-    """
-    files = settle_gguf(find_files(ref))
-    return fetch(files, estimate_files(files, choose_placement(ref)), watch)
-
-
-def fetch(files: ModelFiles, expected: ModelEstimate, watch: Watch) -> Path:
-    """Return a local folder with the checkpoint: downloaded, de-quantised, or the one that was given."""
-    if files.hub is not None:
-        gguf.check_disk(Path(constants.HF_HUB_CACHE), expected.download_bytes, f"Downloading {files.name}")
-        return hub.download(files.hub, wanted_names(files), watch)
-    if files.gguf is not None:
-        folder = gguf.copy_folder(files.gguf)
-        return gguf.make_copy(files.gguf, folder, read_gguf_header(files.gguf), watch)
-    assert files.folder is not None
-    return files.folder
-
-
-def read_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint folder; raises ModelError where it cannot be read or brings code."""
-    if (folder / "tokenizer_config.json").is_file():
-        options = read_json(folder / "tokenizer_config.json")
-        refuse_remote_code(name, "tokenizer_config.json", options if isinstance(options, dict) else {})
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        raise ModelError(f"The tokenizer of {name} cannot be read ({_first_line(error)}); fetch it again.") from error
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    return tokenizer
-
-
-def _read_model(name: str, folder: Path, placement: Placement) -> PreTrainedModel:
-    config = parse_config(name, read_config(ModelFiles(name=name, folder=folder)))
-    whole = None if placement.device.type == "cpu" else {"": placement.device}
-    try:
-        with quiet_transformers():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=placement.dtype,
-                device_map="auto" if placement.spread else whole,
-                use_safetensors=True,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,  # told by the loading info, and refused below by name
-                output_loading_info=True,
-            )
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(f"transformers cannot load {name} ({_first_line(error)}); choose another model.") from error
-    refuse_disagreement(name, info)
-    if placement.spread:
-        refuse_offloaded(name, model)
-    assert isinstance(model, PreTrainedModel)
-    return model.eval().requires_grad_(False)
-
-
-def refuse_disagreement(name: str, info: dict[str, Any]) -> None:
-    """Raise ModelError where the weights are not exactly the ones that the config describes."""
-    unexpected = sorted(key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key))
-    kinds = (
-        ("lack", sorted(info["missing_keys"]), "which it describes"),
-        ("hold", unexpected, "which it does not describe"),
-        ("have another shape of", sorted(entry[0] for entry in info["mismatched_keys"]), "than it describes"),
-    )
-    found = next(((verb, keys, what) for verb, keys, what in kinds if keys), None)
-    if found:
-        verb, keys, what = found
-        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        raise ModelError(
-            f"The weights of {name} do not fit its config.json: they {verb} {keys[0]}{more}, {what}; "
-            "get both from the same place."
-        )
-
-
-def _refuse_untied(name: str, model: PreTrainedModel) -> None:
-    """Raise ModelError where weights that the config ties were different, so that transformers did not tie them.
-
-    A cut of such a model, and its export, would be tied again.
-    """
-    asked = model.get_expanded_tied_weights_keys(all_submodels=True)
-    untied = sorted(asked.keys() - model.all_tied_weights_keys.keys())
-    if untied:
-        raise ModelError(untied_message(name, untied[0], asked[untied[0]]))
-
-
-def refuse_not_finite(model: PreTrainedModel) -> None:
-    """Raise NumericsError where a weight is NaN or infinite, naming the layer and the tensor."""
-    refuse_not_finite_among(model.named_parameters(), layer_stack(model).path)
-
-
-def refuse_not_finite_among(weights: Iterable[tuple[str, torch.Tensor]], path: str) -> None:
-    """Raise NumericsError where one of the named weights is NaN or infinite; `path` is that of the layer list."""
-    for name, weight in weights:
-        # One cheap pass first: a sum is finite unless a term is not, or it overflows.
-        if bool(torch.isfinite(weight.sum())) or bool(torch.isfinite(weight).all()):
-            continue
-        found = re.match(rf"{re.escape(path)}\.(\d+)\.", name)
-        where = f"Layer {found.group(1)}" if found else "A part outside the layers"
-        raise NumericsError(f"{where} has NaN or Inf among its weights ({name}); get a sound copy of the model.")
-
-
-def refuse_larger_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Raise ModelError where the tokenizer has ids for which the model has no embedding."""
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= rows:
-        raise ModelError(
-            f"The tokenizer of {name} has token ids up to {highest} and the model embeddings for 0-{rows - 1}; "
-            "get both from the same place."
-        )
-
-
-@contextmanager
-def no_memory_left(expected: ModelEstimate) -> Iterator[None]:
-    """Turn running out of memory inside into a ResourceError."""
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            f"The memory of {expected.device} ran out while {expected.id} was being loaded in {expected.dtype}; close "
-            "something, or choose a smaller model or dtype."
-        ) from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep progress bars and load reports off stderr: refusals say what matters."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line[:300].rstrip(".")
-
-
-def _report(watch: Watch, done: float, total: float, detail: str) -> None:
-    watch.tell("load", done=done, total=total, unit="bytes", detail=detail)

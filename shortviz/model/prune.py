@@ -5,10 +5,9 @@ so that what is previewed is what is exported. The original model is never edite
 """
 
 import copy
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -48,11 +47,10 @@ def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
     model.generation_config = copy.deepcopy(original.generation_config)
     model.requires_grad_(False).eval()
     place_like(original, model, plan, path)
-    info = pruned_info(handle.info, model, plan)
     return ModelHandle(
         model=model,
         tokenizer=handle.tokenizer,
-        info=info,
+        info=pruned_info(handle.info, model, plan),
         ref=handle.ref,
         plan=_composed(handle.plan, plan),
         treatments=handle.treatments,
@@ -118,11 +116,8 @@ def _computed_buffers(model: PreTrainedModel, module: nn.Module, leaves: list[st
         module._buffers[leaf] = torch.full_like(buffers[leaf], math.nan, device="cpu")
     if floats:
         model._init_weights(module)
-    return {leaf: buffer for leaf, buffer in module.named_buffers(recurse=False) if leaf in floats and _known(buffer)}
-
-
-def _known(buffer: torch.Tensor) -> bool:
-    return not bool(buffer.isnan().any())
+    found = {leaf: buffer for leaf, buffer in module.named_buffers(recurse=False) if leaf in floats}
+    return {leaf: buffer for leaf, buffer in found.items() if not bool(buffer.isnan().any())}
 
 
 def _close(new: torch.Tensor, old: torch.Tensor) -> bool:
@@ -134,7 +129,7 @@ def _close(new: torch.Tensor, old: torch.Tensor) -> bool:
 def pruned_info(info: ModelInfo, model: PreTrainedModel, plan: PrunePlan) -> ModelInfo:
     """Return the facts of a model that was pruned by a plan, from those of the one it comes from."""
     parameters, num_bytes = weight_size(model)
-    return dataclasses.replace(
+    return replace(
         info,
         num_layers=len(plan.kept),
         parameters=parameters,
@@ -162,14 +157,11 @@ def bypassed(handle: ModelHandle, plan: PrunePlan) -> Iterator[None]:
     """
     if plan.num_layers != handle.info.num_layers:
         raise PlanError(f"The plan is for {plan.num_layers} layers, the model has {handle.info.num_layers}.")
-    with handle.lock:
-        layers = layer_stack(handle.model).layers
-        hooks = [layers[i].register_forward_hook(_return_input, with_kwargs=True) for i in plan.removed]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    layers = layer_stack(handle.model).layers
+    with handle.lock, ExitStack() as hooks:
+        for i in plan.removed:
+            hooks.callback(layers[i].register_forward_hook(_return_input, with_kwargs=True).remove)
+        yield
 
 
 def _return_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -196,9 +188,6 @@ def verify_prune(handle: ModelHandle, pruned: ModelHandle, tokens: NDArray[np.in
     with pruned.lock:
         actual = pruned.model(input_ids=ids, use_cache=False).logits
     return float((actual.double() - expected.double()).abs().max())
-
-
-# A model like another one but for some weights: those are new tensors, all others are shared.
 
 
 def shared_copy(handle: ModelHandle) -> ModelHandle:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from shortviz.records.measured import Evaluation, ExportReport
     from shortviz.records.plan import PrunePlan
     from shortviz.records.text import TaskRows, TaskScore, TextInfo, TextSpec, TokenSet, WindowSet, WindowSpec
+    from shortviz.text.sources import Text, TextRows
 
 
 # What the app knows of a cut and of what was done after it: records and look-ups, no torch.
@@ -280,26 +282,30 @@ class CutWork:
         from shortviz.errors import TextError
         from shortviz.text.tokens import fit_rows
 
-        spec = self.context.training
-        assert spec is not None
         try:
             before = self._split()[0]
         except TextError:
             if self.context.recipe is not None:
                 raise
             before = None  # too little text to train on: nothing can be held out of it, and it may do for a repair
-        return fit_rows(spec, self.base.tokenizer, length=spec.max_length, before=before)
+        text = self._training
+        return fit_rows(text, self.base.tokenizer, length=text.spec.max_length, before=before)
+
+    @cached_property
+    def _training(self) -> "TextRows":
+        from shortviz.text.sources import read_rows
+
+        assert self.context.training is not None
+        return read_rows(self.context.training)
 
     def _split(self) -> "tuple[TokenSet, WindowSet]":
         """Return the text to train on and what is held out of it, read once."""
         from shortviz.heal.data import split_heldout
         from shortviz.text.tokens import tokenize
 
-        spec = self.context.training
-        assert spec is not None
         if self._texts is None:
             self.watch.tell("read text", done=0, total=1, unit="steps")
-            tokens = tokenize(spec, self.base.tokenizer)
+            tokens = tokenize(self._training, self.base.tokenizer)
             self._texts = split_heldout(tokens, window=self.length)
         return self._texts
 
@@ -476,22 +482,24 @@ class HealWork:
     """One healing on the command line."""
 
     def __init__(
-        self, base: "ModelHandle", training: "TextSpec", settings: "HealSettings", out: Path | None, watch: Watch
+        self, base: "ModelHandle", training: "Text", settings: "HealSettings", out: Path | None, watch: Watch
     ) -> None:
         from shortviz.heal.data import split_heldout
         from shortviz.heal.student import check_quantiser
+        from shortviz.text.sources import read_rows
         from shortviz.text.tokens import tokenize
 
         check_run(out, base.info.id)
         if settings.quantize == "4bit":  # told before the cut is scored and repaired
             check_quantiser(base.model.device)
-        self.base, self.training, self.settings, self.out, self.watch = base, training, settings, out, watch
-        tokens = tokenize(training, base.tokenizer)
+        self.base, self.settings, self.out, self.watch = base, settings, out, watch
+        self.training = read_rows(training)
+        tokens = tokenize(self.training, base.tokenizer)
         self.tokens, self.heldout = split_heldout(tokens, window=settings.length)
         self.kept: LedgerWork | None = None
         """The ledger, in the first process alone."""
 
-    def score_on(self, spec: "TextSpec", windows: "WindowSpec", questions: "TaskRows | None") -> None:
+    def score_on(self, spec: "Text", windows: "WindowSpec", questions: "TaskRows | None") -> None:
         """Keep a ledger, scored on this text and these questions."""
         from shortviz.text.tokens import make_windows
 
@@ -731,6 +739,7 @@ def start_shrink(
     def work(watch: Watch) -> Treating:
         handle = bench.models.load(ref, watch)
         from shortviz.repair.shrink import shrink
+        from shortviz.text.sources import read_rows
         from shortviz.text.tokens import fit_rows, make_windows
 
         def as_treating(progress: Progress) -> Progress:
@@ -740,9 +749,10 @@ def start_shrink(
 
             return replace(progress, snapshot=snapshot)
 
+        text = read_rows(training)
         windows, tokens = (
-            make_windows(training, SHRINK_WINDOWS, handle.tokenizer),
-            fit_rows(training, handle.tokenizer, length=training.max_length),
+            make_windows(text, SHRINK_WINDOWS, handle.tokenizer),
+            fit_rows(text, handle.tokenizer, length=training.max_length),
         )
         facts = hashlib.sha256(repr((training, method, to_layers)).encode()).hexdigest()
         checkpoint = bench.runs.path(key) / f"shrink-{facts[:12]}.safetensors"  # from which a killed server goes on

@@ -110,11 +110,12 @@ class ModelCache:
                 return found
             watch.tell("start", done=0, total=1, unit="steps", detail="starting the engine")
             import_engine()
-            from shortviz.model.load import estimate, load
+            from shortviz.model.load import load, resolve
 
+            resolved = resolve(ref, watch=watch)
             if settings().is_hosted:
-                policy.check_estimate(settings(), estimate(ref))
-            return self._handles.put(ref, load(ref, watch=watch))
+                policy.check_estimate(settings(), resolved.estimate)
+            return self._handles.put(ref, load(resolved, watch=watch))
 
     def clear(self) -> None:
         """Let go of all models and give a GPU's memory back."""

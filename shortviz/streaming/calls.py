@@ -8,6 +8,7 @@ by the layers before it but the residual stream; `check_independent` finds out, 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,11 +48,11 @@ class _Recorder(nn.Module):
 
 
 @contextmanager
-def _recorders(
-    stack: LayerStack, layers: Sequence[nn.Module], visit: Callable[[int], Callable[..., Any]]
-) -> Iterator[None]:
+def _recorders(stack: LayerStack, visit: Callable[[int, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+    """Put recorders in the place of the layers; each returns what `visit(layer, args, kwargs)` does."""
     attribute = stack.path.rpartition(".")[2]
-    setattr(stack.decoder, attribute, nn.ModuleList(_Recorder(m, visit(i)) for i, m in enumerate(layers)))
+    recorders = (_Recorder(layer, partial(visit, index)) for index, layer in enumerate(stack.layers))
+    setattr(stack.decoder, attribute, nn.ModuleList(recorders))
     try:
         yield
     finally:
@@ -69,21 +70,18 @@ def record_calls(
     entered: list[Tensor] = []
     calls: list[LayerCall] = []
 
-    def visit(index: int) -> Callable[..., Any]:
-        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = hidden_argument(index, args, kwargs)
-            if len(calls) != index:
-                raise ModelError(f"Layer {index} runs out of turn (after {len(calls)} others); it cannot be streamed.")
-            entered.append(hidden)
-            calls.append(LayerCall.of(args, kwargs))
-            if index == len(stack.layers) - 1:
-                raise _AllRecordedError
-            passed = hidden if change is None else change(index, hidden)
-            return (passed, None) if in_tuple else passed
+    def note(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = hidden_argument(index, args, kwargs)
+        if len(calls) != index:
+            raise ModelError(f"Layer {index} runs out of turn (after {len(calls)} others); it cannot be streamed.")
+        entered.append(hidden)
+        calls.append(LayerCall.of(args, kwargs))
+        if index == len(stack.layers) - 1:
+            raise _AllRecordedError
+        passed = hidden if change is None else change(index, hidden)
+        return (passed, None) if in_tuple else passed
 
-        return note
-
-    with _recorders(stack, list(stack.layers), visit):
+    with _recorders(stack, note):
         try:
             stack.decoder(input_ids=tokens, use_cache=use_cache)
         except _AllRecordedError:
@@ -97,14 +95,11 @@ def finish(model: nn.Module, stack: LayerStack, tokens: Tensor, final: Tensor, *
     The decoder and the head must be filled; the layers need not be.
     """
 
-    def visit(index: int) -> Callable[..., Any]:
-        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            passed = final if index == len(stack.layers) - 1 else hidden_argument(index, args, kwargs)
-            return (passed, None) if in_tuple else passed
+    def pass_on(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        passed = final if index == len(stack.layers) - 1 else hidden_argument(index, args, kwargs)
+        return (passed, None) if in_tuple else passed
 
-        return note
-
-    with _recorders(stack, list(stack.layers), visit):
+    with _recorders(stack, pass_on):
         return model(input_ids=tokens, use_cache=False)
 
 
@@ -155,14 +150,10 @@ def check_independent(stack: LayerStack, tokens: Tensor, *, in_tuple: bool) -> N
 
 def difference(left: LayerCall, right: LayerCall) -> str | None:
     """Return the name of the first argument in which two calls differ; None where both are plain data and equal."""
-    return next((where for where, a, b in _pairs(left, right) if not _same(a, b)), None)
-
-
-def _pairs(left: LayerCall, right: LayerCall) -> list[tuple[str, Any, Any]]:
     if left.kwargs.keys() != right.kwargs.keys() or len(left.args) != len(right.args):
-        return [("other arguments from call to call", 0, 1)]
-    positional = [(f"argument {i + 1}", a, b) for i, (a, b) in enumerate(zip(left.args, right.args, strict=True))]
-    return positional + [(name, left.kwargs[name], right.kwargs[name]) for name in left.kwargs]
+        return "other arguments from call to call"
+    named, theirs = ({f"argument {i + 1}": a for i, a in enumerate(call.args)} | call.kwargs for call in (left, right))
+    return next((where for where, value in named.items() if not _same(value, theirs[where])), None)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -185,21 +176,13 @@ class CallBook:
     def add(self, calls: Sequence[LayerCall]) -> tuple[LayerCall, ...]:
         """Return the calls of one batch, made of the tensors of this book."""
         seen: dict[int, Tensor] = {}
-        kept: list[LayerCall] = []
-        for call in calls:
-            args = tuple(self._intern(value, seen) for value in call.args)
-            kwargs = {name: self._intern(value, seen) for name, value in call.kwargs.items()}
-            kept.append(LayerCall(positional=call.positional, args=args, kwargs=kwargs))
-        return tuple(kept)
 
-    def _intern(self, value: Any, seen: dict[int, Tensor]) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(self._intern(item, seen) for item in value)
-        if not isinstance(value, Tensor):
-            return value
-        if id(value) not in seen:
-            seen[id(value)] = self._find(value)
-        return seen[id(value)]
+        def kept(tensor: Tensor) -> Tensor:
+            if id(tensor) not in seen:
+                seen[id(tensor)] = self._find(tensor)
+            return seen[id(tensor)]
+
+        return tuple(call.mapped(kept) for call in calls)
 
     def _find(self, tensor: Tensor) -> Tensor:
         shelf = self._known.setdefault((tuple(tensor.shape), tensor.stride(), tensor.dtype), [])
@@ -246,21 +229,10 @@ def _run_on_meta(stack: LayerStack, tokens: Tensor, in_tuple: bool) -> tuple[lis
     for index, (layer, call) in enumerate(zip(stack.layers, calls, strict=True)):
         values = (*call.args, *call.kwargs.values())
         cache = next((value for value in values if isinstance(getattr(value, "layers", None), list)), None)
-        on_meta = LayerCall(
-            positional=call.positional,
-            args=tuple(_to_meta(value) for value in call.args),
-            kwargs={name: _to_meta(value) for name, value in call.kwargs.items()},
-        )
         with suppress(RuntimeError, NotImplementedError, ValueError, TypeError):
-            hidden = on_meta.run(layer, hidden)
+            hidden = call.mapped(lambda tensor: tensor.to("meta")).run(layer, hidden)
         dtypes.append(hidden.dtype)
         held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
         tensors = (getattr(held, name, None) for name in ("keys", "values"))
         sizes.append(sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)))
     return sizes, dtypes
-
-
-def _to_meta(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)(_to_meta(item) for item in value)
-    return value.to("meta") if isinstance(value, Tensor) else value

@@ -10,14 +10,16 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -33,14 +35,13 @@ from shortviz.export.card import CardFacts
 from shortviz.export.export import SHARD_BYTES, TEXT_FILES_BYTES, save_tokenizer, stock_copy, write_card
 from shortviz.export.folder import check_space, check_target, filled_beside, move_into_place, sha256, write_error
 from shortviz.export.proving import EXPORT_STOPPED
-from shortviz.model import files as hub
 from shortviz.model import load
-from shortviz.model.files import INDEX, WEIGHTS, ModelFiles, find_files, read_config, wanted_names
+from shortviz.model.files import INDEX, WEIGHTS
 from shortviz.model.handle import ModelHandle
 from shortviz.model.headers import Entry, read_shards, twice_there
-from shortviz.model.layers import layer_stack, num_layers, pruned_config, refuse_unsupported
-from shortviz.model.load import model_info, parse_config, settle_gguf
-from shortviz.model.placement import DTYPES
+from shortviz.model.layers import layer_stack, num_layers, pruned_config
+from shortviz.model.load import ResolvedModel, model_info
+from shortviz.model.placement import DTYPES, choose_placement
 from shortviz.model.prune import empty_model, pruned_info
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.measured import ExportReport
@@ -48,8 +49,6 @@ from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
 from shortviz.streaming.model import StreamedModel, model_names, open_streamed
 from shortviz.streaming.proof import Proved, prove_bytes, prove_logits
-
-# A checkpoint that is to be cut file to file: its config, the names of its tensors, and the model on meta.
 
 _FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -74,89 +73,46 @@ class CheckpointSource:
 
 
 @contextmanager
-def open_source(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[CheckpointSource]:
+def open_source(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -> Iterator[CheckpointSource]:
     """Yield the checkpoint, downloaded if need be; raises what `load` raises, but for quantised weights."""
-    files = settle_gguf(find_files(ref))
-    if files.gguf is not None:
-        raise ModelError(f"{files.name} is a GGUF file not used before; measure it once, which de-quantises it.")
-    fields = read_config(files, quantised=True)
-    quantised = fields.pop("quantization_config", None)
-    if (fields.get("text_config") or {}).get("quantization_config"):
-        raise PlanError(f"The field text_config.quantization_config of {files.name} cannot be rewritten.")
-    config = parse_config(files.name, fields)
-    refuse_unsupported(config)
-    if files.hub is not None:
-        hub.download(files.hub, wanted_names(files), watch)
-        files = settle_gguf(find_files(ref))
-    folder = _folder(files)
-    entries = read_shards(folder, files.name)
-    ref = replace(ref, dtype=_dtype(config, entries), device="cpu")
-    if quantised is not None:
-        yield _quantised_source(files, folder, ref, config, entries, quantised)
+    resolved = load.resolve(model, quantised=True, watch=watch)
+    name = resolved.files.name
+    if resolved.config is None:
+        raise ModelError(f"{name} is a GGUF file not used before; measure it once, which de-quantises it.")
+    if getattr(getattr(resolved.config, "text_config", None), "quantization_config", None):
+        raise PlanError(f"The field text_config.quantization_config of {name} cannot be rewritten.")
+    folder, config = load.fetch(resolved, watch)
+    entries = read_shards(folder, name)
+    ref = replace(resolved.ref, dtype=_dtype(config, entries), device="cpu")
+    source = partial(CheckpointSource, name=name, folder=folder, ref=ref, entries=entries)
+    if resolved.quantised is None:
+        with open_streamed(replace(resolved, ref=ref, placement=choose_placement(ref)), watch=watch) as opened:
+            opened.drop_non_layer_modules()
+            yield source(model=opened.model, tokenizer=opened.tokenizer, info=opened.info, opened=opened)
         return
-    with open_streamed(ref, watch=watch) as opened:
-        opened.drop_non_layer_modules()
-        yield CheckpointSource(
-            name=files.name,
-            folder=folder,
-            ref=ref,
-            model=opened.model,
-            tokenizer=opened.tokenizer,
-            info=opened.info,
-            entries=entries,
-            opened=opened,
-        )
-
-
-def _folder(files: ModelFiles) -> Path:
-    if files.folder is not None:
-        return files.folder
-    assert files.hub is not None
-    return hub.cached_folder(files.hub.repo, files.hub.commit)
-
-
-def _quantised_source(
-    files: ModelFiles,
-    folder: Path,
-    ref: ModelRef,
-    config: PreTrainedConfig,
-    entries: Mapping[str, Entry],
-    quantised: Mapping[str, Any],
-) -> CheckpointSource:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[ref.dtype])
+        on_meta = AutoModelForCausalLM.from_config(config, dtype=DTYPES[ref.dtype])
+    method = resolved.quantised.get("quant_method", "an unknown method")
     info = model_info(
-        model,
-        id=files.name,
-        revision=files.revision,
-        reason=f"Quantised by {quantised.get('quant_method', 'an unknown method')}; its files are cut, not run.",
+        on_meta,
+        id=name,
+        revision=resolved.files.revision,
+        reason=f"Quantised by {method}; its files are cut, not run.",
         device="cpu",
         layer_cache_bytes=(0,) * num_layers(config),
     )
-    tokenizer = load.read_tokenizer(files.name, folder)
-    return CheckpointSource(
-        name=files.name,
-        folder=folder,
-        ref=ref,
-        model=model,
-        tokenizer=tokenizer,
-        info=info,
-        entries=entries,
-        quantised=quantised,
-    )
+    tokenizer = load.read_tokenizer(name, folder)
+    yield source(model=on_meta, tokenizer=tokenizer, info=info, quantised=resolved.quantised)
 
 
 def _dtype(config: PreTrainedConfig, entries: Mapping[str, Entry]) -> str:
     """Return the dtype in which plain from_pretrained would load the files: the config's, else that of most weights."""
     stated = str(config.dtype or "").removeprefix("torch.")
-    counted = Counter[str]()
+    counted = Counter({"float32": 0})
     for entry in entries.values():
-        counted[_FLOATS.get(entry.dtype, "")] += entry.num_bytes
-    counted.pop("", None)
-    return stated if stated in DTYPES else max(counted, key=lambda name: counted[name], default="float32")
-
-
-# Which tensors of a checkpoint's files stay when layers are removed, and under what names.
+        if entry.dtype in _FLOATS:
+            counted[_FLOATS[entry.dtype]] += entry.num_bytes
+    return stated if stated in DTYPES else counted.most_common(1)[0][0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,8 +188,6 @@ def _natural(key: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in key.split(".")]
 
 
-# The layer numbers in a quantisation config, rewritten for the layers that stay; or refused, naming the field.
-
 METHODS = ("fp8", "compressed-tensors", "gptq", "awq", "bitsandbytes", "mxfp4")
 """Methods whose files hold everything about a tensor under the tensor's own name."""
 _REGEX = re.compile(r"^re:|[*\[(|\\^$+?]")
@@ -290,60 +244,19 @@ def _renamed(text: str, field: str, plan: PrunePlan, layer: re.Pattern[str]) -> 
     return text[: found.start(2)] + str(plan.kept.index(number)) + text[found.end(2) :]
 
 
-# Writing safetensors files out of other ones, bytes for bytes: no tensor is ever made. No torch.
-#
-# The files are laid out as the safetensors library lays them out, so that the same tensors give the same bytes.
-
 _CHUNK = 16 * 1024 * 1024
 _ORDER = (
     *("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
     *("F8_E4M3", "F8_E8M0", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "F6_E3M2", "F6_E2M3", "F4", "BOOL"),
 )
-"""Wide dtypes come first, so that every tensor is aligned."""
-
-Written = Callable[[int], None]
-"""Called with the bytes just written."""
+"""How the safetensors library orders tensors: wide dtypes first, so that every one is aligned."""
 
 
-def shard_layout(tensors: Mapping[str, Entry], shard_bytes: int) -> dict[str, dict[str, Entry]]:
-    """Return {file name: tensors}, filled in order up to `shard_bytes`, as transformers does."""
-    shards: list[dict[str, Entry]] = []
-    current: dict[str, Entry] = {}
-    held = 0
-    for name, entry in tensors.items():
-        if entry.num_bytes > shard_bytes:
-            shards.append({name: entry})
-            continue
-        if held + entry.num_bytes > shard_bytes:
-            shards.append(current)
-            current, held = {}, 0
-        current[name] = entry
-        held += entry.num_bytes
-    if current:
-        shards.append(current)
-    if len(shards) == 1:
-        return {WEIGHTS: shards[0]}
-    stem = WEIGHTS.removesuffix(".safetensors")
-    return {f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
-
-
-def write_index(folder: Path, layout: Mapping[str, Mapping[str, Entry]], parameters: int) -> None:
-    """Write the index of several files; of one file there is none."""
-    if len(layout) == 1:
-        return
-    total = sum(entry.num_bytes for shard in layout.values() for entry in shard.values())
-    index = {
-        "metadata": {"total_parameters": parameters, "total_size": total},
-        "weight_map": {name: file for file, shard in layout.items() for name in shard},
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def write_shard(path: Path, tensors: Mapping[str, Entry], written: Written) -> None:
-    """Write one file of tensors that lie in other files; `written` is called after every piece."""
+def write_shard(path: Path, tensors: Mapping[str, Entry], written: Callable[[int], None]) -> None:
+    """Write one file of tensors that lie in other files, as safetensors would; `written` is told of every piece."""
     ordered = sorted(tensors.items(), key=lambda item: (_ORDER.index(item[1].dtype), item[0]))
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    entries: dict[str, object] = dict(header)
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, entry in ordered:
         end = offset + entry.num_bytes
         entries[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [offset, end]}
@@ -358,7 +271,7 @@ def write_shard(path: Path, tensors: Mapping[str, Entry], written: Written) -> N
             _copy(sources[entry.file], entry, target.fileno(), written)
 
 
-def _copy(source: int, entry: Entry, target: int, written: Written) -> None:
+def _copy(source: int, entry: Entry, target: int, written: Callable[[int], None]) -> None:
     """Copy a tensor's bytes inside the kernel; by hand where it cannot (another kind of disk)."""
     done, by_kernel = 0, hasattr(os, "copy_file_range")
     while done < entry.num_bytes:
@@ -377,24 +290,24 @@ def _copy(source: int, entry: Entry, target: int, written: Written) -> None:
 
 
 def export_streamed(
-    ref: ModelRef,
+    model: ModelRef | ResolvedModel,
     plan_for: Callable[[int], PrunePlan],
     folder: Path,
     *,
     shard_bytes: int = SHARD_BYTES,
     watch: Watch = NO_WATCH,
 ) -> ExportReport:
-    """Return the report of a pruned checkpoint, copied tensor by tensor from the files of `ref`.
+    """Return the report of a pruned checkpoint, copied tensor by tensor from the files of `model`.
 
-    `plan_for` makes the plan from the number of layers. The dtype is that of the files, whatever `ref` says. Progress
-    stages: `write`, then those of the proof. Whatever goes wrong, nothing stays behind.
+    `plan_for` makes the plan from the number of layers. The dtype is that of the files, whatever was asked for.
+    Progress stages: `write`, then those of the proof. Whatever goes wrong, nothing stays behind.
 
     Raises what `export_checkpoint` raises; PlanError too where a quantisation config or the names in the files cannot
     be rewritten (the field is named).
     """
     started = time.perf_counter()
     target = check_target(Path(folder))
-    with open_source(ref, watch=watch) as source:
+    with open_source(model, watch=watch) as source:
         plan = plan_for(source.info.num_layers)
         pruned = _pruned(source, plan)
         kept = kept_tensors(source.model, source.name, source.entries, plan, quantised=source.quantised is not None)
@@ -407,9 +320,7 @@ def export_streamed(
             try:
                 # The configs first: save_pretrained would take our weight files for leftovers of an earlier save.
                 notes = kept.notes + _write_configs(source, pruned, checkpoint, plan, kept.path)
-                layout = shard_layout(kept.tensors, shard_bytes)
-                _write_weights(layout, checkpoint, watch)
-                write_index(checkpoint, layout, pruned.info.parameters)
+                layout = _write_weights(kept.tensors, checkpoint, shard_bytes, pruned.info.parameters, watch)
                 # Hashing takes longer than copying; it goes on while the copy is proved.
                 hashes = {name: hasher.submit(sha256, checkpoint / name) for name in layout}
                 save_tokenizer(pruned, checkpoint)
@@ -464,9 +375,11 @@ def _write_configs(
     return notes
 
 
-def _write_weights(layout: Mapping[str, Mapping[str, Entry]], checkpoint: Path, watch: Watch) -> None:
-    total = sum(entry.num_bytes for tensors in layout.values() for entry in tensors.values())
-    done = 0
+def _write_weights(
+    tensors: Mapping[str, Entry], checkpoint: Path, shard_bytes: int, parameters: int, watch: Watch
+) -> Iterable[str]:
+    """Return the names of the files written, filled in order up to `shard_bytes` as transformers does; and an index."""
+    total, done = sum(entry.num_bytes for entry in tensors.values()), 0
 
     def written(count: int) -> None:
         nonlocal done
@@ -474,8 +387,21 @@ def _write_weights(layout: Mapping[str, Mapping[str, Entry]], checkpoint: Path, 
         done += count
         watch.tell("write", done=done, total=total, unit="bytes")
 
-    for name, tensors in layout.items():
-        write_shard(checkpoint / name, tensors, written)
+    layout = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda entry: entry.num_bytes,
+        filename_pattern=WEIGHTS.replace(".", "{suffix}.", 1),
+        max_shard_size=shard_bytes,
+    )
+    for file, names in layout.filename_to_tensors.items():
+        write_shard(checkpoint / file, {name: tensors[name] for name in names}, written)
+    if layout.is_sharded:
+        index = {
+            "metadata": {"total_parameters": parameters, "total_size": total},
+            "weight_map": layout.tensor_to_filename,
+        }
+        (checkpoint / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return layout.filename_to_tensors
 
 
 def _prove(

@@ -38,8 +38,6 @@ from shortviz.records.text import Tokens, WindowSet
 from shortviz.streaming.calls import CallBook, difference, finish, record_calls
 from shortviz.streaming.model import StreamedModel, compute_buffers, memory_limit, non_layer_modules
 
-# What a cut of a streamed model is: its facts, and whether bypassing layers gives what the really cut model gives.
-
 
 def cut_facts(model: StreamedModel, plan: PrunePlan, tokens: Tensor) -> ModelInfo:
     """Return the facts of the cut model, made on meta and given the embeddings of `model`, which must be loaded.
@@ -68,9 +66,6 @@ def cut_facts(model: StreamedModel, plan: PrunePlan, tokens: Tensor) -> ModelInf
                 f"{odd} than with them, so its loss cannot be streamed; measure it in memory, or choose other layers."
             )
     return info
-
-
-# The head of a streamed model: logits from the state at boundary L, a few tokens at a time where that is exact.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

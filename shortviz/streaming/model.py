@@ -4,6 +4,7 @@ The weights go through transformers' own loader (renamings, merged experts, dtyp
 holds bit for bit what `from_pretrained` would have put into it.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,23 +28,17 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from shortviz.errors import ModelError, ResourceError, is_out_of_memory
 from shortviz.model import load
-from shortviz.model.files import ModelFiles, find_files, read_config
 from shortviz.model.headers import Entry, read_shards, twice_there
 from shortviz.model.layers import LayerCall, LayerStack, layer_stack, text_config, widest
-from shortviz.model.load import context_length, estimate_files, model_info, parse_config, settle_gguf, weight_size
-from shortviz.model.placement import Placement, choose_placement
+from shortviz.model.load import ResolvedModel, context_length, model_info, weight_size
+from shortviz.model.placement import Placement
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
 from shortviz.records.ledger import Treatment
 from shortviz.records.model import SPREAD, ModelEstimate, ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
 from shortviz.streaming.calls import CHECKED_TOKENS, check_independent, record_calls, returns_tuple, run_on_meta
-from shortviz.streaming.reader import ALIGNMENT, WeightReader
-
-# Filling a part of a model on meta from the weight files, with transformers' own loader.
-#
-# Renamings, merged experts, the dtype plan and the computed buffers are those of `from_pretrained`, so a part holds bit
-# for bit what the whole model would hold there.
+from shortviz.streaming.reader import ALIGNMENT, LaterTensor, WeightReader
 
 NON_LAYER = ""
 """The part of the decoder outside its layers; other parts are called by their prefix, e.g. `model.layers.3.`."""
@@ -81,7 +76,7 @@ class Parts:
         Raises ModelError where a weight is missing or has another shape, NumericsError where one is not finite.
         """
         self._reader.suspicious = False
-        weights = {key: self._reader.later(key, aligned=aligned) for key in self._groups[part]}
+        weights = {key: LaterTensor(self._reader, key, aligned) for key in self._groups[part]}
         info, _ = convert_and_load_state_dict_in_model(self._model, weights, self._config)
         if part == NON_LAYER:
             self._model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
@@ -97,7 +92,7 @@ class Parts:
             if self._reader.suspicious:
                 place = name_of(self._model, module)
                 named = ((f"{place}.{name}", weight) for name, weight in module.named_parameters())
-                load.refuse_not_finite_among(named, self._stack.path)
+                load.refuse_not_finite(named, self._stack.path)
 
     def _is_of(self, key: str, part: str) -> bool:
         """Tell whether a weight of the model has to come with the part; one that is tied comes with its partner."""
@@ -201,7 +196,7 @@ class StreamedModel:
     folder: Path
     entries: Mapping[str, Entry]
     """Every tensor of the files."""
-    parts: "Parts" = field(repr=False)
+    parts: Parts = field(repr=False)
     in_tuple: bool
     """Whether the decoder expects a tuple from its layers."""
     state_dtypes: tuple[torch.dtype, ...]
@@ -278,44 +273,44 @@ class StreamedModel:
 
 
 @contextmanager
-def open_streamed(ref: ModelRef, *, watch: Watch = NO_WATCH) -> Iterator[StreamedModel]:
+def open_streamed(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -> Iterator[StreamedModel]:
     """Yield the model, downloaded if need be, with nothing of its layers in memory.
 
     Raises what `load` raises, and ModelError where the family cannot be run layer by layer (the reason is named).
     """
-    placement = choose_placement(ref)
+    resolved = load.resolve(model, watch=watch)
+    placement, name = resolved.placement, resolved.files.name
     if placement.spread:
         raise ModelError(f"A streamed model runs on one device; give --device {placement.device} for {SPREAD}.")
-    files = settle_gguf(find_files(ref))
-    expected = estimate_files(files, placement)
-    folder = load.fetch(files, expected, watch)
-    config = parse_config(files.name, read_config(ModelFiles(name=files.name, folder=folder)))
+    folder, config = load.fetch(resolved, watch)
     with load.quiet_transformers():
-        model, stack = _build_on_meta(config, placement.dtype)
-        tokenizer = load.read_tokenizer(files.name, folder)
-        load.refuse_larger_vocabulary(files.name, tokenizer, model)
-        entries = read_shards(folder, files.name)
-        parts = Parts(model, stack, entries, placement, files.name)
+        built, stack = _build_on_meta(config, placement.dtype)
+        tokenizer = load.read_tokenizer(name, folder)
+        load.refuse_larger_vocabulary(name, tokenizer, built)
+        entries = read_shards(folder, name)
+        parts = Parts(built, stack, entries, placement, name)
         parts.fill(NON_LAYER, non_layer_modules(stack))
-        probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % config_vocabulary(model)
+        probe = torch.arange(2 * CHECKED_TOKENS, device=placement.device).reshape(2, -1) % len(
+            built.get_input_embeddings().weight
+        )
         with torch.inference_mode():
             in_tuple = returns_tuple(stack, probe)
             check_independent(stack, probe, in_tuple=in_tuple)
             on_meta = run_on_meta(stack, probe, in_tuple=in_tuple)
         info = model_info(
-            model,
-            id=files.name,
-            revision=files.revision,
-            reason=f"{expected.reason} Streamed: one layer at a time.",
+            built,
+            id=name,
+            revision=resolved.files.revision,
+            reason=f"{resolved.estimate.reason} Streamed: one layer at a time.",
             device=str(placement.device),
             layer_cache_bytes=on_meta.cache_bytes,
         )
         yield StreamedModel(
-            model=model,
+            model=built,
             stack=stack,
             tokenizer=tokenizer,
             info=info,
-            ref=ref,
+            ref=resolved.ref,
             placement=placement,
             folder=folder,
             entries=entries,
@@ -341,27 +336,26 @@ class StreamingEstimate:
     """Of an export of the uncut model in the loaded dtype; a cut takes less."""
 
 
-def estimate_streaming(ref: ModelRef, *, rows: int, row_tokens: int) -> StreamingEstimate:
+def estimate_streaming(model: ModelRef | ResolvedModel, *, rows: int, row_tokens: int) -> StreamingEstimate:
     """Return what the model takes, measured on rows of so many tokens; its config is read, and its weights are not.
 
     Raises what `estimate` raises, and ModelError for a GGUF file that was never loaded.
     """
-    placement = choose_placement(ref)
-    files = settle_gguf(find_files(ref))
-    size = estimate_files(files, placement)
-    if files.gguf is not None:
+    resolved = load.resolve(model)
+    if resolved.config is None:
         raise ModelError(
-            f"{files.name} is a GGUF file that was not loaded before; load it once, then its layers can be estimated."
+            f"{resolved.files.name} is a GGUF file that was not loaded before; load it once, then its layers can be "
+            "estimated."
         )
-    config = parse_config(files.name, read_config(files))
+    config, dtype = copy.deepcopy(resolved.config), resolved.placement.dtype
     text = text_config(config)
     row_tokens = min(row_tokens, context_length(text) or row_tokens)
     with load.quiet_transformers():
-        model, stack = _build_on_meta(config, placement.dtype)
-        num_bytes = weight_size(model)[1]  # while tied weights are one
-        states = _state_dtype(model, stack, placement.dtype)
+        built, stack = _build_on_meta(config, dtype)
+        num_bytes = weight_size(built)[1]  # while tied weights are one
+        states = _state_dtype(built, stack, dtype)
     return StreamingEstimate(
-        size=size,
+        size=resolved.estimate,
         rows=rows,
         row_tokens=row_tokens,
         streamed_memory_bytes=_working_bytes(stack),
@@ -411,11 +405,6 @@ def memory_limit(model: StreamedModel, state_bytes: int, then: str) -> Iterator[
 @torch.inference_mode(mode=False)  # else the empty tensors could not be filled again outside of inference mode
 def _to_meta(module: nn.Module) -> None:
     module.to("meta")
-
-
-def config_vocabulary(model: PreTrainedModel) -> int:
-    """Return the rows of the embedding."""
-    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _outside_bytes(stack: LayerStack) -> int:

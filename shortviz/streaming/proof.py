@@ -18,8 +18,6 @@ from shortviz.records.model import ModelRef
 from shortviz.streaming.calls import finish
 from shortviz.streaming.model import StreamedModel, open_streamed
 
-# The logits of a model that is never whole in memory, with layers left out if asked: what a proof compares with.
-
 
 @torch.inference_mode()
 def streamed_logits(

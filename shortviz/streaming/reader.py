@@ -45,13 +45,6 @@ class WeightReader:
         """Whether something read since this was last set may be NaN or infinite: a sum was, or float16 may be too
         narrow for it."""
 
-    def later(self, name: str, *, aligned: bool) -> "LaterTensor":
-        """Return a tensor that is read once it is asked for.
-
-        Its address modulo 64 is that of its place in the file, as if the file were mapped; 0 if `aligned`.
-        """
-        return LaterTensor(self, name, aligned)
-
     def release(self) -> None:
         """Give free memory back to the system."""
         self._free.clear()
@@ -68,35 +61,24 @@ class WeightReader:
             self.suspicious = True  # what is finite here may overflow there
         shift = 0 if aligned or dtype != stored else entry.start % ALIGNMENT
         memory = self._take(count * dtype.itemsize, shift)
-        if dtype == stored:
-            self._fill(entry, name, memory, stored)
-        else:
-            self._widen(entry, name, memory.view(dtype), stored)
+        self._fill(entry, name, memory, dtype, stored)
         found = memory.view(dtype).view(entry.shape)
         return found if self._stream is None else self._moved(found, self._stream)
 
-    def _fill(self, entry: Entry, name: str, memory: Tensor, stored: torch.dtype) -> None:
+    def _fill(self, entry: Entry, name: str, memory: Tensor, dtype: torch.dtype, stored: torch.dtype) -> None:
+        """Read a tensor piece by piece into memory, each widened while it is in the cache where the dtypes differ."""
+        narrow = torch.empty(0 if dtype == stored else min(_PIECE, entry.num_bytes), dtype=torch.uint8)
         with entry.file.open("rb", buffering=0) as file:
             for low in range(0, entry.num_bytes, _PIECE):
-                piece = memory[low : low + _PIECE]
+                count = min(_PIECE, entry.num_bytes - low)
+                piece = memory[low : low + count] if dtype == stored else narrow[:count]
                 _read_into(piece, file, entry, low, name)
-                if stored in _CHECKED:
-                    self._check(piece.view(stored))
-
-    def _widen(self, entry: Entry, name: str, target: Tensor, stored: torch.dtype) -> None:
-        narrow = torch.empty(min(_PIECE, entry.num_bytes), dtype=torch.uint8)
-        with entry.file.open("rb", buffering=0) as file:
-            for low in range(0, entry.num_bytes, _PIECE):
-                raw = narrow[: min(_PIECE, entry.num_bytes - low)]
-                _read_into(raw, file, entry, low, name)
-                values = raw.view(stored)
-                first = low // stored.itemsize
-                wide = target[first : first + len(values)].copy_(values)
-                self._check(wide)
-
-    def _check(self, values: Tensor) -> None:
-        if not math.isfinite(float(values.sum())):
-            self.suspicious = True
+                values = piece.view(stored)
+                if dtype != stored:
+                    first = low // stored.itemsize
+                    values = memory.view(dtype)[first : first + len(values)].copy_(values)
+                if stored in _CHECKED and not math.isfinite(float(values.sum())):
+                    self.suspicious = True
 
     def _moved(self, found: Tensor, stream: "torch.cuda.Stream") -> Tensor:
         """Return the tensor on the GPU, copied beside the work that goes on there."""
@@ -111,9 +93,8 @@ class WeightReader:
         if num_bytes < _SMALL:
             block = torch.empty(num_bytes + 2 * ALIGNMENT, dtype=torch.uint8)
             low = (shift - block.data_ptr()) % ALIGNMENT
-            return torch.from_numpy(
-                block.numpy()[low : low + num_bytes]
-            )  # a tensor's slice at an odd place has no view
+            # Through numpy: a tensor's slice at an odd place has no view.
+            return torch.from_numpy(block.numpy()[low : low + num_bytes])
         room = num_bytes + ALIGNMENT
         try:
             block = self._free[room].pop()
@@ -130,7 +111,10 @@ class WeightReader:
 
 
 class LaterTensor:
-    """What transformers' loader takes for a slice of a safetensors file: read when indexed."""
+    """What transformers' loader takes for a slice of a safetensors file: read when indexed.
+
+    Its address modulo 64 is that of its place in the file, as if the file were mapped; 0 if `aligned`.
+    """
 
     def __init__(self, reader: WeightReader, name: str, aligned: bool) -> None:
         self._reader, self._name, self._aligned = reader, name, aligned

@@ -217,8 +217,6 @@ def _in_file(count: int, plan: StatePlan, keep_file: bool) -> Tensor:
     return tensor.view(plan.dtype)
 
 
-# Choosing where the states between layers go, and how many tokens of each row are kept, before anything is run.
-
 TOKENS_PER_ROW = 32
 """Tokens of a row that are kept at every boundary where not all fit."""
 _CPU = torch.device("cpu")

@@ -1,14 +1,13 @@
 """TaskSpec -> TaskRows: multiple-choice questions from a local file or a hub data set, each row checked.
 
-No torch. The places named in errors are those of `text_sources`: lines of a .jsonl file from 1, other rows from 0;
-choices are counted as people count, the 1st and the 2nd.
+No torch. Choices are counted as people count, the 1st and the 2nd.
 """
 
 import hashlib
 import json
 import reprlib
 import string
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -19,15 +18,7 @@ from shortviz.errors import TextError
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import nth
 from shortviz.records.text import TaskRow, TaskRows, TaskSpec
-from shortviz.text.sources import (
-    DEFAULT_ROWS,
-    check_file,
-    csv_columns,
-    dataset_columns,
-    json_objects,
-    missing_column,
-    parquet_columns,
-)
+from shortviz.text.sources import DEFAULT_ROWS, TABLES, opened, table
 
 OPTIONS = "--question, --choices and --label"
 """What a person chooses columns with; named in errors."""
@@ -46,13 +37,15 @@ def read_task(spec: TaskSpec, *, watch: Watch = NO_WATCH) -> TaskRows:
         Stopped: `watch.stop` was set; it is looked at before each row.
     """
     columns = _columns(spec)
-    source, values = _read(spec, columns)
-    rows = []
-    with closing(values):  # and with it the file, whatever is still held by an error's traceback
-        for where, row in islice(values, spec.limit or (DEFAULT_ROWS if spec.kind == "dataset" else None)):
+    source, rows = _source(spec, columns), []
+    # A row without a label is told by `_Label`, with its own sentence.
+    with closing(table(spec, columns, option=OPTIONS, may_lack=spec.label)) as values:
+        for place, row in islice(values, spec.limit or (DEFAULT_ROWS if spec.kind == "dataset" else None)):
             watch.check("Reading the questions was stopped; nothing was chosen.")
+            where = place if place.startswith("line") else f"{place} (from 0)"
             rows.append(_row(spec, where, dict(zip(columns, row, strict=True))))
-    fingerprint = _fingerprint(rows, spec.delimiter)
+    content = [spec.delimiter, *([row.context, row.choices, row.label] for row in rows)]
+    fingerprint = hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
     return TaskRows(rows=tuple(rows), source=source, fingerprint=fingerprint, delimiter=spec.delimiter)
 
 
@@ -64,43 +57,17 @@ def _columns(spec: TaskSpec) -> tuple[str, ...]:
     return columns
 
 
-_Values = Generator[tuple[str, Sequence[Any]], None, None]
-
-
-def _read(spec: TaskSpec, columns: Sequence[str]) -> tuple[str, _Values]:
-    """Return where the questions come from and, of each, its place and the values of the columns."""
+def _source(spec: TaskSpec, columns: Sequence[str]) -> str:
+    """Return where the questions come from, for people; raises TextError for a file that is no table."""
     named = f"columns {', '.join(columns)}"
     if spec.kind == "dataset":
-        limit = spec.limit or DEFAULT_ROWS
         subset = f", subset {spec.subset}" if spec.subset else ""
-        source = f"data set {spec.value}{subset}, split {spec.split}, {named}, first {limit} rows"
-        return source, _numbered(dataset_columns(spec, columns, OPTIONS))
+        return f"data set {spec.value}{subset}, split {spec.split}, {named}, first {spec.limit or DEFAULT_ROWS} rows"
     path = Path(spec.value).expanduser()
-    check_file(path)
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        values = _jsonl(path, columns)
-    elif suffix == ".csv":
-        values = _numbered(csv_columns(path, columns, spec.limit, OPTIONS))
-    elif suffix == ".parquet":
-        values = _numbered(parquet_columns(path, columns, OPTIONS))
-    else:
-        raise TextError(f"{path} is not a table of questions; give a .jsonl, .csv or .parquet file.")
-    return f"file {path.name}, {named}", values
-
-
-def _numbered(rows: Iterator[Sequence[Any]]) -> _Values:
-    return ((f"row {number} (from 0)", row) for number, row in enumerate(rows))
-
-
-def _jsonl(path: Path, columns: Sequence[str]) -> _Values:
-    with path.open("rb") as file:
-        for number, entry in json_objects(file, path, columns[0]):
-            for key in columns[:-1]:
-                if key not in entry:
-                    raise missing_column(key, f"line {number} of {path}", map(str, entry), OPTIONS)
-            # A row without the last one, the label, is told apart by `_label`, with its own sentence.
-            yield f"line {number}", [entry.get(key) for key in columns]
+    if path.suffix.lower() not in TABLES:
+        with opened(path):
+            raise TextError(f"{path} is not a table of questions; give a .jsonl, .csv or .parquet file.")
+    return f"file {path.name}, {named}"
 
 
 def _row(spec: TaskSpec, where: str, values: Mapping[str, Any]) -> TaskRow:
@@ -109,21 +76,14 @@ def _row(spec: TaskSpec, where: str, values: Mapping[str, Any]) -> TaskRow:
     if not isinstance(question, str) or not question.strip():
         found = "is empty" if question is None or isinstance(question, str) else f"is {_shown(question)}"
         raise TextError(f"The question in {where_in} {found} (column {spec.question!r}); it must be text.")
-    choices = _choices(spec, where_in, [values[key] for key in spec.choices])
-    label = _Label(spec=spec, where=where_in, texts=choices.texts, own=choices.own).index(values[spec.label])
+    texts, own = _choices(spec, where_in, [values[key] for key in spec.choices])
+    label = _Label(spec=spec, where=where_in, texts=texts, own=own).index(values[spec.label])
     context = spec.prompt.replace("{question}", question)
-    return TaskRow(where=where, context=context, choices=choices.texts, label=label)
+    return TaskRow(where=where, context=context, choices=texts, label=label)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Choices:
-    texts: tuple[str, ...]
-    own: tuple[str, ...] = ()
-    """Labels that the row itself gives its choices; empty where it gives none."""
-
-
-def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> _Choices:
-    """Return the choices of a row, checked: at least two, all of them text."""
+def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (choices, labels that the row itself gives them, if any), checked: at least two, all of them text."""
     texts: Any = values
     own: Any = ()
     if len(values) == 1:
@@ -145,7 +105,7 @@ def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> _Choices:
             raise TextError(f"The {nth(index)} choice in {where} is {_shown(text)}, not text; put it in quotes.")
     if own and len(own) != len(texts):
         raise TextError(f"There are {len(texts)} choices but {len(own)} labels for them in {where}; mend the row.")
-    return _Choices(texts=tuple(texts), own=tuple(map(str, own)))
+    return tuple(texts), tuple(map(str, own))
 
 
 def _shown(value: Any) -> str:
@@ -186,7 +146,12 @@ class _Label:
             )
         meanings = self._meanings(value)
         if not meanings:
-            raise TextError(self._unknown(value))
+            first, last = self.spec.first_label, self.spec.first_label + len(self.texts) - 1
+            letters = f"A-{string.ascii_uppercase[min(len(self.texts), 26) - 1]}"
+            raise TextError(
+                f"The label {value!r} in {self.where} is none of its {len(self.texts)} choices: it can be "
+                f"{', '.join((f'{first}-{last}', letters, *self.own))} or the text of a choice."
+            )
         if len(meanings) > 1:
             listed = " and ".join(f"the {nth(index)} choice" for index in sorted(meanings))
             raise TextError(
@@ -210,16 +175,3 @@ class _Label:
 
     def _inside(self, index: int) -> set[int]:
         return {index} if 0 <= index < len(self.texts) else set()
-
-    def _unknown(self, value: int | str) -> str:
-        first, last = self.spec.first_label, self.spec.first_label + len(self.texts) - 1
-        own = f", {', '.join(self.own)}" if self.own else ""
-        return (
-            f"The label {value!r} in {self.where} is none of its {len(self.texts)} choices: it can be {first}-{last}, "
-            f"A-{string.ascii_uppercase[min(len(self.texts), 26) - 1]}{own} or the text of a choice."
-        )
-
-
-def _fingerprint(rows: Sequence[TaskRow], delimiter: str) -> str:
-    content = [delimiter, *([row.context, row.choices, row.label] for row in rows)]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where text comes from: built-in texts, pasted text, files; hub data sets are in `text_datasets`.
+"""Where text comes from: built-in texts, pasted text, files and hub data sets, of which only rows in use are fetched.
 
 A row is one string. Row numbers count from 0; line numbers of a file count from 1, as editors do.
 """
@@ -7,12 +7,12 @@ import difflib
 import gc
 import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shortviz.errors import ResourceError, ShortvizError, TextError
 from shortviz.records.text import TaskSpec, TextSpec
@@ -26,14 +26,20 @@ _REFERENCE_ROW_CHARACTERS = 2000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextRows:
-    """Rows of text and, for people, where they come from."""
+    """Rows of text that were read."""
 
+    spec: TextSpec
     rows: tuple[str, ...]
     source: str
+    """For people: where they come from."""
 
     def __post_init__(self) -> None:
         if not any(row.strip() for row in self.rows):
             raise TextError(f"The {self.source} is empty; give some text.")
+
+
+Text = TextSpec | TextRows
+"""What is to be turned into tokens: read by then, or already read."""
 
 
 def builtin_names() -> tuple[str, ...]:
@@ -41,45 +47,24 @@ def builtin_names() -> tuple[str, ...]:
     return ("passages", *(f"passages/{domain}" for domain in DOMAINS), "python-reference")
 
 
-def read_rows(spec: TextSpec) -> TextRows:
-    """Return at most `spec.limit` rows of the text, unchanged and in order.
+def read_rows(spec: Text) -> TextRows:
+    """Return at most `spec.limit` rows of the text, unchanged and in order; what was read, as it is.
 
     Raises:
         TextError: there is no such text, or it cannot be read as text.
         ResourceError: a data set cannot be reached.
     """
+    if isinstance(spec, TextRows):
+        return spec
     if spec.kind == "builtin":
-        return TextRows(rows=_builtin_rows(spec.value)[: spec.limit], source=f"built-in {spec.value}")
-    if spec.kind == "paste":
-        return TextRows(rows=(spec.value,), source="pasted text")
-    if spec.kind == "file":
-        return _read_file(spec)
-
-    rows, source = read_dataset(spec)
-    return TextRows(rows=rows, source=source)
-
-
-def checked_rows(values: Iterable[tuple[int, Any]], where: str, key: str, unit: str = "row") -> tuple[str, ...]:
-    """Return the values as rows of text; a null is an empty row.
-
-    Raises:
-        TextError: a value is not text; its number is named.
-    """
-    rows = []
-    for number, value in values:
-        if value is not None and not isinstance(value, str):
-            raise TextError(
-                f"Column {key!r} of {where} holds {type(value).__name__} in {unit} {number}, not text; "
-                "choose a column of text."
-            )
-        rows.append(value or "")
-    return tuple(rows)
-
-
-def missing_column(key: str, where: str, columns: Iterable[str], option: str = "--key") -> TextError:
-    """Return the error for a column that is not there: it names those that are, and the option that chooses one."""
-    names = ", ".join(columns) or "none"
-    return TextError(f"There is no column {key!r} in {where}; it has: {names}. Choose one of them with {option}.")
+        rows, source = _builtin_rows(spec.value)[: spec.limit], f"built-in {spec.value}"
+    elif spec.kind == "paste":
+        rows, source = (spec.value,), "pasted text"
+    elif spec.kind == "file":
+        rows, source = _read_file(spec)
+    else:
+        rows, source = _read_dataset(spec)
+    return TextRows(spec=spec, rows=rows, source=source)
 
 
 # Built-in texts
@@ -128,26 +113,76 @@ def _reference_rows() -> Iterator[str]:
         yield "\n\n".join(row)
 
 
-# Files
+# Files and hub data sets
+
+TABLES = (".jsonl", ".csv", ".parquet")
+"""Files of several columns; any other is one row of text."""
+DEFAULT_ROWS = 640
+"""Rows read from a data set when no limit is given: nobody means to stream all of C4."""
 
 
-def _read_file(spec: TextSpec) -> TextRows:
+def _read_file(spec: TextSpec) -> tuple[tuple[str, ...], str]:
     path = Path(spec.value).expanduser()
-    check_file(path)
-    suffix = path.suffix.lower()
-    if suffix not in {".jsonl", ".csv", ".parquet"}:
-        return TextRows(rows=(_decode(path.read_bytes(), path),), source=f"file {path.name}")
-    if suffix == ".jsonl":
-        rows = _jsonl_rows(path, spec)
-    elif suffix == ".csv":
-        rows = _csv_rows(path, spec)
-    else:
-        rows = _parquet_rows(path, spec)
-    return TextRows(rows=rows, source=f"file {path.name}, column {spec.key}")
+    if path.suffix.lower() in TABLES:
+        return _read_column(spec, spec.limit, str(path)), f"file {path.name}, column {spec.key}"
+    with opened(path) as file:
+        return (_decode(file.read(), path),), f"file {path.name}"
 
 
-def check_file(path: Path) -> None:
-    """Raise TextError unless the path is a file that can be opened."""
+def _read_dataset(spec: TextSpec) -> tuple[tuple[str, ...], str]:
+    limit, name = spec.limit or DEFAULT_ROWS, f"data set {spec.value}"
+    subset = f", subset {spec.subset}" if spec.subset else ""
+    source = f"{name}{subset}, split {spec.split}, column {spec.key}, first {limit} rows"
+    return _read_column(spec, limit, name), source
+
+
+def _read_column(spec: TextSpec, limit: int | None, where: str) -> tuple[str, ...]:
+    """Return the values of a column as rows of text; a null is an empty row."""
+    rows = []
+    with closing(table(spec, [spec.key])) as values:
+        for place, (value,) in islice(values, limit):
+            if value is not None and not isinstance(value, str):
+                raise TextError(
+                    f"Column {spec.key!r} of {where} holds {type(value).__name__} in {place}, not text; "
+                    "choose a column of text."
+                )
+            rows.append(value or "")
+    return tuple(rows)
+
+
+def table(
+    spec: TextSpec | TaskSpec, columns: Sequence[str], *, option: str = "--key", may_lack: str | None = None
+) -> Generator[tuple[str, Sequence[Any]]]:
+    """Yield (place, values of the columns) of each row of a file or data set; no more is read than is asked for.
+
+    The place is `row 3`, counted from 0, or in a .jsonl file `line 4`, from 1; a row there is None in a column that it
+    `may_lack`. `option` is what chooses a column, for errors.
+
+    Raises:
+        TextError: no such file, data set, subset, split or column; it is broken, or needs code of its own.
+        ResourceError: the hub cannot be reached.
+    """
+    with ExitStack() as held:
+        if spec.kind == "dataset":
+            rows: Generator[Sequence[Any]] = _dataset_rows(spec, columns, option)
+        else:
+            path = Path(spec.value).expanduser()
+            file = held.enter_context(opened(path))
+            if path.suffix.lower() == ".jsonl":
+                for number, entry in _json_objects(file, path, columns[0]):
+                    if absent := next((key for key in columns if key not in entry and key != may_lack), None):
+                        raise missing_column(absent, f"line {number} of {path}", map(str, entry), option)
+                    yield f"line {number}", [entry.get(key) for key in columns]
+                return
+            read = _csv_rows if path.suffix.lower() == ".csv" else _parquet_rows
+            rows = read(file, path, columns, spec.limit, option)
+        for number, row in enumerate(held.enter_context(closing(rows))):
+            yield f"row {number}", row
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Yield an open file; raises TextError where there is none that can be read."""
     if not str(path).strip() or str(path) == ".":
         raise TextError("No file was named; give the path of a text file.")
     try:
@@ -160,10 +195,11 @@ def check_file(path: Path) -> None:
         kind = "a directory" if path.is_dir() else "not a regular file"
         raise TextError(f"{path} is {kind}; give a text, .jsonl, .csv or .parquet file.")
     try:
-        with path.open("rb"):
-            pass
+        file = path.open("rb")
     except OSError as error:
         raise TextError(f"The file {path} cannot be read ({error.strerror}); check its permissions.") from error
+    with file:
+        yield file
 
 
 def _decode(data: bytes, path: Path, line: int | None = None) -> str:
@@ -180,19 +216,7 @@ def _decode(data: bytes, path: Path, line: int | None = None) -> str:
         ) from error
 
 
-def _jsonl_rows(path: Path, spec: TextSpec) -> tuple[str, ...]:
-    with path.open("rb") as file:
-        return checked_rows(islice(_jsonl_values(file, path, spec.key), spec.limit), str(path), spec.key, unit="line")
-
-
-def _jsonl_values(lines: Iterable[bytes], path: Path, key: str) -> Iterator[tuple[int, Any]]:
-    for number, entry in json_objects(lines, path, key):
-        if key not in entry:
-            raise missing_column(key, f"line {number} of {path}", map(str, entry))
-        yield number, entry[key]
-
-
-def json_objects(lines: Iterable[bytes], path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_objects(lines: Iterable[bytes], path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a JSON lines file with their line numbers, from 1; `key` is for the error's example."""
     for number, data in enumerate(lines, start=1):
         line = _decode(data, path, number).strip()
@@ -211,100 +235,63 @@ def json_objects(lines: Iterable[bytes], path: Path, key: str) -> Iterator[tuple
         yield number, entry
 
 
-def _csv_rows(path: Path, spec: TextSpec) -> tuple[str, ...]:
-    table = csv_columns(path, [spec.key], spec.limit)
-    return checked_rows(enumerate(value for (value,) in table), str(path), spec.key)
-
-
-def csv_columns(path: Path, columns: Sequence[str], limit: int | None, option: str = "--key") -> Iterator[list[str]]:
-    """Yield the values of some columns, row by row, as text; an empty field is empty text.
-
-    Raises TextError where the file is not UTF-8 CSV or has no such column (`option` chooses it).
-    """
+def _csv_rows(
+    file: BinaryIO, path: Path, columns: Sequence[str], limit: int | None, option: str
+) -> Generator[Sequence[Any]]:
+    """Yield the values of some columns, row by row, as text; an empty field is empty text."""
     import pandas as pd
 
-    with path.open("rb") as file:
-        _decode(file.readline(), path)
+    _decode(file.readline(), path)
+    file.seek(0)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, nrows=limit, encoding="utf-8-sig")
+        found = pd.read_csv(file, dtype=str, keep_default_na=False, nrows=limit, encoding="utf-8-sig")
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TextError(f"{path} cannot be read as CSV ({reason}); check that it is comma-separated UTF-8.") from error
-    for key in columns:
-        if key not in table.columns:
-            raise missing_column(key, str(path), map(str, table.columns), option)
-    if not isinstance(table.index, pd.RangeIndex):
+    _check_columns(columns, map(str, found.columns), str(path), option)
+    if not isinstance(found.index, pd.RangeIndex):
         raise TextError(f"The rows of {path} have more fields than its header; quote fields that hold commas.")
-    yield from table[list(columns)].values.tolist()
+    yield from found[list(columns)].values.tolist()
 
 
-def _parquet_rows(path: Path, spec: TextSpec) -> tuple[str, ...]:
-    values = (value for (value,) in islice(parquet_columns(path, [spec.key]), spec.limit))
-    return checked_rows(enumerate(values), str(path), spec.key)
-
-
-def parquet_columns(path: Path, columns: Sequence[str], option: str = "--key") -> Iterator[tuple[Any, ...]]:
-    """Yield the values of some columns, row by row, reading no more of the file than is asked for.
-
-    Raises TextError where the file is not Parquet or has no such column (`option` chooses it).
-    """
+def _parquet_rows(
+    file: BinaryIO, path: Path, columns: Sequence[str], _limit: int | None, option: str
+) -> Generator[Sequence[Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            for key in columns:
-                if key not in file.schema_arrow.names:
-                    raise missing_column(key, str(path), file.schema_arrow.names, option)
-            for batch in file.iter_batches(batch_size=256, columns=list(columns)):
+        with pq.ParquetFile(file) as found:
+            _check_columns(columns, found.schema_arrow.names, str(path), option)
+            for batch in found.iter_batches(batch_size=256, columns=list(columns)):
                 yield from zip(*(batch.column(key).to_pylist() for key in columns), strict=True)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TextError(f"{path} cannot be read as Parquet ({reason}); check that it is complete.") from error
 
 
-# Rows of a hub data set, streamed with the `datasets` library: only the rows that are used are fetched.
-
-DEFAULT_ROWS = 640
-"""Rows read from a data set when no limit is given: nobody means to stream all of C4."""
-
-
-def read_dataset(spec: TextSpec) -> tuple[tuple[str, ...], str]:
-    """Return the first rows of a data set (`spec.limit`, 640 where it is None), and where they come from.
-
-    `spec.value` is a hub id or a local folder of data files.
-
-    Raises:
-        TextError: no such data set, subset, split or column; it needs code of its own; a value is not text.
-        ResourceError: the hub cannot be reached.
-    """
-    limit = spec.limit or DEFAULT_ROWS
-    name = f"data set {spec.value}"
-    with closing(dataset_columns(spec, [spec.key])) as columns:
-        rows = checked_rows(enumerate(value for (value,) in islice(columns, limit)), name, spec.key)
-    subset = f", subset {spec.subset}" if spec.subset else ""
-    return rows, f"{name}{subset}, split {spec.split}, column {spec.key}, first {limit} rows"
+def _check_columns(columns: Sequence[str], found: Iterable[str], where: str, option: str) -> None:
+    names = list(found)
+    if absent := next((key for key in columns if key not in names), None):
+        raise missing_column(absent, where, names, option)
 
 
-def dataset_columns(
-    spec: TextSpec | TaskSpec, columns: Sequence[str], option: str = "--key"
-) -> Generator[tuple[Any, ...]]:
-    """Yield the values of some columns of a data set, row by row; no more rows are fetched than are asked for.
+def missing_column(key: str, where: str, columns: Iterable[str], option: str = "--key") -> TextError:
+    """Return the error for a column that is not there: it names those that are, and the option that chooses one."""
+    names = ", ".join(columns) or "none"
+    return TextError(f"There is no column {key!r} in {where}; it has: {names}. Choose one of them with {option}.")
 
-    Raises:
-        TextError: no such data set, subset, split or column (`option` chooses it); it needs code of its own.
-        ResourceError: the hub cannot be reached.
-    """
+
+def _dataset_rows(spec: TextSpec | TaskSpec, columns: Sequence[str], option: str) -> Generator[Sequence[Any]]:
+    """Yield the values of some columns of a hub data set, or of a local folder of data files."""
     rows: Any = iter(_open(spec, columns, option))
     try:
         while True:
-            try:
+            with _library_errors(spec):
                 row = next(rows, None)
-            except _library_errors() as error:
-                raise _problem(spec, error) from error
             if row is None:
                 return
-            _check_columns(spec, columns, row, option)
+            _check_columns(columns, row, f"data set {spec.value}", option)
             yield tuple(row[key] for key in columns)
     finally:
         # A parquet file that was not read to its end has threads of pyarrow, and a process that ends while they live is
@@ -319,22 +306,13 @@ def _open(spec: TextSpec | TaskSpec, columns: Sequence[str], option: str) -> Any
     place = spec.value if Path(spec.value).is_dir() else _look_up(spec)
     import datasets
 
-    try:
+    with _library_errors(spec):
         stream = datasets.load_dataset(place, spec.subset, split=spec.split, streaming=True)
-    except _library_errors() as error:
-        raise _problem(spec, error) from error
     if stream.column_names is None:
         return stream
-    _check_columns(spec, columns, stream.column_names, option)
+    _check_columns(columns, stream.column_names, f"data set {spec.value}", option)
     # The other columns may hold images or sound, which need decoders that nobody asked for.
     return stream.select_columns(list(columns))
-
-
-def _check_columns(spec: TextSpec | TaskSpec, columns: Sequence[str], found: Iterable[str], option: str) -> None:
-    names = list(found)
-    for key in columns:
-        if key not in names:
-            raise missing_column(key, f"data set {spec.value}", names, option)
 
 
 def _look_up(spec: TextSpec | TaskSpec) -> str:
@@ -350,23 +328,27 @@ def _look_up(spec: TextSpec | TaskSpec) -> str:
         raise TextError("No data set was named; give a hub id such as allenai/c4.")
     if spec.value in _PACKAGED_DATASETS_MODULES:
         raise TextError(f"{spec.value!r} is a file format, not a data set; give a hub id, or a local file instead.")
-    try:
+    with _library_errors(spec):
         return str(HfApi().dataset_info(spec.value).id)
-    except _library_errors() as error:
-        raise _problem(spec, error) from error
 
 
-def _library_errors() -> tuple[type[Exception], ...]:
+@contextmanager
+def _library_errors(spec: TextSpec | TaskSpec) -> Iterator[None]:
+    """Turn the libraries' errors into one sentence for people."""
     import httpx2
     from datasets.exceptions import DatasetsError
 
-    return (DatasetsError, httpx2.HTTPError, OSError, ValueError, RuntimeError, KeyError)
+    try:
+        yield
+    except (DatasetsError, httpx2.HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise _problem(spec, error) from error
 
 
 def _problem(spec: TextSpec | TaskSpec, error: Exception) -> ShortvizError:
     """Return the library's error as one sentence for people."""
+    import httpx2
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     name = spec.value
     subset, split = ("--task-subset", "--task-split") if isinstance(spec, TaskSpec) else ("--subset", "--split")
@@ -389,24 +371,14 @@ def _problem(spec: TextSpec | TaskSpec, error: Exception) -> ShortvizError:
         )
     if "Bad split" in text:
         return TextError(f"Data set {name} has no split {spec.split!r}; choose one with {split} ({_available(text)}).")
-    instead = "a file of questions" if isinstance(spec, TaskSpec) else "a built-in text"
-    return _network_problem(name, error, instead) or TextError(
-        f"Data set {name} cannot be read ({text[:300] or type(error).__name__}); try another one."
-    )
-
-
-def _network_problem(name: str, error: Exception, instead: str) -> ResourceError | None:
-    """Return the error for a hub that does not answer, or answers with a failure of its own."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
     chain = [e for e in (error, error.__cause__, error.__context__) if e is not None]
     codes = [e.response.status_code for e in chain if isinstance(e, HfHubHTTPError | httpx2.HTTPStatusError)]
     if codes:
         return ResourceError(f"The hub answered with an error (HTTP {codes[0]}) for data set {name}; try again later.")
     if any(isinstance(e, ConnectionError | TimeoutError | httpx2.TransportError) for e in chain):
+        instead = "a file of questions" if isinstance(spec, TaskSpec) else "a built-in text"
         return ResourceError(f"The hub cannot be reached for data set {name}; check the network or use {instead}.")
-    return None
+    return TextError(f"Data set {name} cannot be read ({text[:300] or type(error).__name__}); try another one.")
 
 
 def _available(text: str) -> str:

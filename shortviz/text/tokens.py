@@ -1,6 +1,6 @@
 """TextSpec -> TokenSet (rows for distances) or WindowSet (windows for losses): tokens, BOS policy, fingerprint.
 
-Where rows come from is `text_sources`; this module turns them into tokens. No torch: the tokenizer is handed in.
+No torch: the tokenizer is handed in.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import numpy as np
 
 from shortviz.errors import TextError
 from shortviz.records.text import Bos, TextInfo, TextSpec, Tokens, TokenSet, WindowSet, WindowSpec, text_options
-from shortviz.text.sources import TextRows, read_rows
+from shortviz.text.sources import Text, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,8 +23,8 @@ DEFAULT_EVALUATION = TextSpec(kind="builtin", value="passages")
 """What losses are scored on unless other text is chosen: no row of the default calibration set is in it."""
 
 
-def tokenize(spec: TextSpec, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
-    """Return the text's rows as token ids, each truncated to `spec.max_length` tokens, BOS included.
+def tokenize(spec: Text, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
+    """Return the text's rows as token ids, each truncated to the `max_length` of its spec, BOS included.
 
     Rows shorter than 2 tokens, or without any text, are left out and counted in `info.skipped`.
 
@@ -32,22 +32,8 @@ def tokenize(spec: TextSpec, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
         TextError: the text cannot be read, every row is too short, or the BOS policy does not fit the tokenizer.
         ResourceError: a data set cannot be reached.
     """
-    return tokenize_rows(read_rows(spec), spec, tokenizer)
-
-
-def tokenize_rows(text: TextRows, spec: TextSpec, tokenizer: "PreTrainedTokenizerBase") -> TokenSet:
-    """Return rows that are already in memory as `tokenize` returns those it reads; of `spec`, the length and BOS count.
-
-    Raises:
-        TextError: every row is too short, or the BOS policy does not fit the tokenizer.
-    """
-    prefix, meaning = _bos_prefix(spec.bos, tokenizer)
-    room = spec.max_length - len(prefix)
-    if room < 1:
-        raise TextError(
-            f"The row length is {spec.max_length} tokens, which the tokenizer's {len(prefix)} opening tokens fill; "
-            f"choose at least {len(prefix) + 1}."
-        )
+    text = read_rows(spec)
+    prefix, meaning, room = _opening(text.spec.bos, "row length", text.spec.max_length, tokenizer)
     rows = [_row(prefix, ids[:room]) for ids in _text_ids(text.rows, tokenizer)]
     long_enough = tuple(row for row in rows if len(row) >= max(2, len(prefix) + 1))
     if not long_enough:
@@ -61,13 +47,13 @@ def tokenize_rows(text: TextRows, spec: TextSpec, tokenizer: "PreTrainedTokenize
         fingerprint=fingerprint(long_enough),
         skipped=len(rows) - len(long_enough),
         bos=meaning,
-        max_length=spec.max_length,
-        options=text_options(spec),
+        max_length=text.spec.max_length,
+        options=text_options(text.spec),
     )
     return TokenSet(rows=long_enough, info=info)
 
 
-def make_windows(spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedTokenizerBase") -> WindowSet:
+def make_windows(spec: Text, windows: WindowSpec, tokenizer: "PreTrainedTokenizerBase") -> WindowSet:
     """Return evaluation windows of exactly `windows.window` tokens: consecutive, without overlap.
 
     The rows are joined by a blank line and tokenised once. With BOS a window is the BOS and window - 1 tokens of text;
@@ -78,14 +64,8 @@ def make_windows(spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedToke
         TextError: the text cannot be read, is shorter than one window, or the BOS policy does not fit the tokenizer.
         ResourceError: a data set cannot be reached.
     """
-    prefix, meaning = _bos_prefix(spec.bos, tokenizer)
-    room = windows.window - len(prefix)
-    if room < 1:
-        raise TextError(
-            f"The window is {windows.window} tokens, which the tokenizer's {len(prefix)} opening tokens fill; "
-            f"choose at least {len(prefix) + 1}."
-        )
     text = read_rows(spec)
+    prefix, meaning, room = _opening(text.spec.bos, "window", windows.window, tokenizer)
     (ids,) = _text_ids(["\n\n".join(text.rows)], tokenizer)
     count = min(windows.windows, len(ids) // room)
     if count < 1:
@@ -105,19 +85,9 @@ def make_windows(spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedToke
         fingerprint=fingerprint(tokens),
         bos=meaning,
         max_length=windows.window,
-        options=text_options(spec),
+        options=text_options(text.spec),
     )
     return WindowSet(tokens=tokens, info=info)
-
-
-def opening_tokens(policy: Bos, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Return the tokens that open every row and every window under a BOS policy."""
-    return _bos_prefix(policy, tokenizer)[0]
-
-
-def packed_rows(windows: WindowSet) -> TokenSet:
-    """Return windows as rows, for what fits or trains on text and is to lose none of it."""
-    return TokenSet(rows=tuple(windows.tokens), info=windows.info)
 
 
 def fingerprint(rows: Iterable[Tokens]) -> str:
@@ -127,6 +97,19 @@ def fingerprint(rows: Iterable[Tokens]) -> str:
         digest.update(len(row).to_bytes(8, "little"))
         digest.update(np.ascontiguousarray(row, dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+def _opening(
+    policy: Bos, what: str, length: int, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[tuple[int, ...], str, int]:
+    """Return (opening tokens, the policy and what it meant here, tokens of text that fit); refuse where none do."""
+    prefix, meaning = _bos_prefix(policy, tokenizer)
+    if length <= len(prefix):
+        raise TextError(
+            f"The {what} is {length} tokens, which the tokenizer's {len(prefix)} opening tokens fill; "
+            f"choose at least {len(prefix) + 1}."
+        )
+    return prefix, meaning, length - len(prefix)
 
 
 def _row(prefix: Sequence[int], ids: Sequence[int]) -> Tokens:
@@ -141,14 +124,7 @@ def _text_ids(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> lis
     Truncation is left to the caller: the fast tokenizers keep it as state, so asking for it here would change a shared
     tokenizer under another thread's feet. `verbose=False` silences their warning about long texts.
     """
-    encoded: Any = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    encoded: Any = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
     return cast(list[list[int]], encoded["input_ids"])
 
 
@@ -174,8 +150,6 @@ def _own_prefix(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     return tuple(full[: next(starts, 0)])
 
 
-# The text that a repair is fitted to: rows of equal length from the beginning of a text. No torch.
-
 FIT_TOKENS: Final = 16_384
 """Tokens to fit on where the text has as many: enough for the ridge, and done within a minute."""
 FIT_LENGTH: Final = 256
@@ -183,7 +157,7 @@ FIT_LENGTH: Final = 256
 
 
 def fit_rows(
-    spec: TextSpec,
+    spec: Text,
     tokenizer: "PreTrainedTokenizerBase",
     *,
     tokens: int = FIT_TOKENS,
@@ -195,9 +169,11 @@ def fit_rows(
     `before` is the part of the same text that a training sees: no row then reaches into what follows it, which that
     training holds out. The rows are those of `shortviz repair` with as many --fit-tokens.
     """
+    text = read_rows(spec)
     count = max(tokens // length, 1)
     if before is not None:
-        opening = len(opening_tokens(spec.bos, tokenizer))
+        opening = len(_bos_prefix(text.spec.bos, tokenizer)[0])
         seen = sum(len(row) - opening for row in before.rows)  # joined and not truncated there are only more of them
         count = max(min(count, seen // length), 1)
-    return packed_rows(make_windows(spec, WindowSpec(window=length, windows=count), tokenizer))
+    windows = make_windows(text, WindowSpec(window=length, windows=count), tokenizer)
+    return TokenSet(rows=tuple(windows.tokens), info=windows.info)

@@ -7,7 +7,7 @@ from shortviz.analysis.planning import best_start
 from shortviz.measure.distances import measure_distances
 from shortviz.records.text import TextSpec
 from shortviz.text.sources import TextRows
-from shortviz.text.tokens import tokenize_rows
+from shortviz.text.tokens import tokenize
 from tests.support import reference
 
 pytestmark = pytest.mark.demo
@@ -22,7 +22,7 @@ TEXT = (
 @pytest.fixture(scope="module")
 def measured(demo_handle):
     spec = TextSpec(kind="paste", value=" ".join(TEXT), max_length=24)
-    tokens = tokenize_rows(TextRows(rows=TEXT, source="three passages"), spec, demo_handle.tokenizer)
+    tokens = tokenize(TextRows(spec=spec, rows=TEXT, source="three passages"), demo_handle.tokenizer)
     return tokens, measure_distances(demo_handle, tokens, batch_size=2)
 
 

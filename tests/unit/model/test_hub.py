@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,43 @@ def test_refusals_of_the_hub_are_put_in_words(
     assert value["message"].startswith(message)
     assert "\n" not in value["message"]
     assert value["message"].endswith(".")
+
+
+ONE_LOAD = """
+import sys
+from shortviz.progress import NO_WATCH
+from shortviz.records.model import ModelRef
+from shortviz.service.service import ModelCache
+models = ModelCache()
+assert models.load(ModelRef(id=sys.argv[1]), NO_WATCH) is models.load(ModelRef(id=sys.argv[1]), NO_WATCH)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "weights"),
+    [
+        (("-m", "shortviz", "measure", "org/tiny", "--limit", "2"), 1),
+        (("-m", "shortviz", "measure", "org/sharded", "--limit", "2", "--stream"), 3),
+        (("-c", ONE_LOAD, "org/sharded"), 3),
+    ],
+    ids=["measure", "measure --stream", "the app's service"],
+)
+def test_a_model_is_looked_up_once(
+    repos: dict[str, Path], tmp_path: Path, program: tuple[str, ...], weights: int
+) -> None:
+    repo = next(part for part in program if part.startswith("org/"))
+    with hub_server(repos) as hub:
+        environment = {**os.environ, **hub.environment(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        hosted = {"SHORTVIZ_HOSTED": "true", "SHORTVIZ_DATA_DIR": str(tmp_path / "data")} if "-c" in program else {}
+        done = subprocess.run([sys.executable, *program], env=environment | hosted, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        asked = Counter(line.replace(hub.commit(repo), "COMMIT") for line in hub.requests)
+    assert asked.pop(f"GET /api/models/{repo}") == 1  # commit and file list
+    files = {line.rpartition("/")[2] for line in asked}
+    shards = {name for name in files if name.endswith(".safetensors")}
+    assert len(shards) >= weights
+    for name in files:  # of weights the header, and then the file; of the config and all others the file alone
+        assert asked.pop(f"GET /{repo}/resolve/COMMIT/{name}") == 1 + (name in shards), name
+        assert asked.pop(f"HEAD /{repo}/resolve/COMMIT/{name}") == 1, name
+    assert not asked
+    assert "config.json" in files

@@ -83,7 +83,7 @@ def test_a_pasted_text_is_one_row_unchanged() -> None:
 
 def test_reading_text_imports_neither_torch_nor_transformers_nor_datasets() -> None:
     code = (
-        "import sys; from shortviz.text.tokens import DEFAULT_EVALUATION; from shortviz.text.sources import read_rows; "
+        "import sys; from shortviz.text.sources import read_rows; from shortviz.text.tokens import DEFAULT_EVALUATION; "
         "print(len(read_rows(DEFAULT_EVALUATION).rows), "
         "*({'torch', 'transformers', 'datasets', 'pandas', 'pyarrow'} & set(sys.modules)))"
     )
