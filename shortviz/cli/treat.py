@@ -37,12 +37,12 @@ from shortviz.service.ledger import (
 from shortviz.text.tokens import FIT_LENGTH, FIT_TOKENS
 
 if TYPE_CHECKING:
-    from shortviz.cli.options import Removal
     from shortviz.heal.heal import Healed
     from shortviz.model.handle import ModelHandle
     from shortviz.records.heal import HealHistory
     from shortviz.records.ledger import Ledger
     from shortviz.records.measured import ExportReport
+    from shortviz.records.plan import Removal
     from shortviz.records.text import TokenSet, WindowSet
     from shortviz.repair.repair import Repaired
     from shortviz.repair.shrink import Shrunk
@@ -214,9 +214,9 @@ def adapter_cut(adapter: Path | None, chosen: "Removal | None", num_layers: int)
     """
     if adapter is None:
         return chosen
-    from shortviz.cli.options import Removal
     from shortviz.heal.adapter import cut_of
     from shortviz.records.formatting import layers_text
+    from shortviz.records.plan import Removal
 
     whole, removed = cut_of(adapter)
     if chosen is None:
