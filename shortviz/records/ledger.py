@@ -50,6 +50,8 @@ class LedgerStep:
     task: TaskScore | None = None
     continuation: str = ""
     """What the model of this step makes of the ledger's prompt."""
+    command: str = ""
+    """The command line that makes this model again, files named without their folders; "" where it is not known."""
 
     @property
     def methods(self) -> tuple[str, ...]:

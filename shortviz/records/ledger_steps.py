@@ -52,6 +52,7 @@ def add_step(
     *,
     task: TaskScore | None = None,
     continuation: str = "",
+    command: str = "",
 ) -> Ledger:
     """Return the ledger with a treated model's step; it takes the place of one of the same name and methods.
 
@@ -70,6 +71,7 @@ def add_step(
         recovered_stderr=error,
         task=_small(task),
         continuation=continuation,
+        command=command,
     )
     key = (step.name, step.methods)
     others = [s for s in ledger.steps if (s.name, s.methods) != key]

@@ -10,16 +10,25 @@ from shortviz.errors import RunError, ShortvizError, Stopped
 from shortviz.records.model import ModelInfo
 from shortviz.records.run import Run
 from shortviz.runs.run import FILE, load_run, save_run
+from shortviz.service import policy
 from shortviz.settings import settings
 
 
 class Place:
     """A run directory, or memory alone where none was named."""
 
-    def __init__(self, folder: Path | None) -> None:
-        """Keep the run in `folder`, which may be there already."""
-        self.folder = folder
+    keys: tuple[str, ...] = ()
+    """Runs of the app's store, where it is one: that which the results go into, and that which is shown."""
+
+    def __init__(self, folder: Path | None, *, export: Path | None = None, holds: bool = False) -> None:
+        """Keep the run in `folder`, which may be there already.
+
+        What is made is written to `export` too, which must find room. Where the place `holds`, finished work is kept
+        until `release`: what may fail then costs none of it.
+        """
+        self.folder, self.export, self._holds = folder, export, holds or export is not None
         self._run: Run | None = None
+        self.held: list[Path] = []
 
     @property
     def run(self) -> Run | None:
@@ -34,6 +43,17 @@ class Place:
         if self.folder is not None:
             save_run(run, self.folder)
         return run
+
+    def finished(self, work: Path) -> None:
+        """Remove what unfinished work was kept in, or hold it until `release`."""
+        self.held.append(work)
+        if not self._holds:
+            self.release()
+
+    def release(self) -> None:
+        """Remove what was held: all that was made of it is written."""
+        while self.held:
+            self.held.pop().unlink(missing_ok=True)
 
     def check_model(self, model: str) -> None:
         """Raise RunError where the run that is here is of another model."""
@@ -83,4 +103,5 @@ def unfinished(kind: str, info: ModelInfo, *facts: object, suffix: str = ".npz")
     name = hashlib.sha256(repr(about).encode()).hexdigest()[:20]
     folder = settings().runs_dir / "unfinished"
     folder.mkdir(parents=True, exist_ok=True)
+    policy.keep_newest(settings(), folder, settings().max_runs)
     return folder / f"{kind}-{name}{suffix}"

@@ -34,6 +34,7 @@ Adapter = Annotated[
 ]
 Method = Annotated[str, Help("seam_refit, linear_fold or scale.")]
 FitTokens = Annotated[int, Help("Tokens of the text to fit on, in rows of --max-length (256).")]
+Write = Annotated[str, Help("A prompt that the models continue.")]
 Change = tuple[str, int | float | str | bool]
 """A setting of healing, by its field, and its value."""
 
@@ -120,7 +121,7 @@ class EvaluateRequest:
     task: TaskSpec | None = None
     adapter: Adapter = None
     stream: Stream = None
-    write: Annotated[str, Help("A prompt that the models continue.")] = ""
+    write: Write = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +159,7 @@ class RepairRequest:
     method: Method = "seam_refit"
     fit_tokens: FitTokens = FIT_TOKENS
     batch_size: Batch = 8
+    write: Write = ""
 
     def __post_init__(self) -> None:
         check_fit(self)
@@ -177,6 +179,11 @@ class ShrinkRequest:
     method: Method = "seam_refit"
     fit_tokens: FitTokens = FIT_TOKENS
     batch_size: Batch = 8
+    choose_on_text: Annotated[
+        bool,
+        Help("Choose layers on the text that is fitted to: what is scored on takes no part.", option="--choose-on-text"),
+    ] = False
+    write: Write = ""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "to_layers")
@@ -198,6 +205,7 @@ class HealRequest:
     preset: Annotated[str, Help("quick, good, or paper (for a GPU); the options below change it.")] = "good"
     changes: tuple[Change, ...] = ()
     """Settings that differ from the preset's, by field: a setting that is not changed is fitted to the model."""
+    write: Write = ""
 
     def __post_init__(self) -> None:
         known = list(HealSettings.__dataclass_fields__)
@@ -333,6 +341,8 @@ class AskRequest:
     model: ModelRef
     removal: Removal
     task: TaskSpec
+    text: TextSpec = DEFAULT_EVALUATION
+    """What the ledger is scored on, where there is none yet but for an evaluation of the cut."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

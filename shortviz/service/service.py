@@ -34,6 +34,7 @@ from shortviz.service.requests import AppRequest, EvaluateRequest, Request
 from shortviz.settings import settings
 
 if TYPE_CHECKING:
+    from shortviz.heal.adapter import Adapter
     from shortviz.measure.losses import BaseScores
     from shortviz.model.handle import ModelHandle
     from shortviz.records.text import WindowSet
@@ -283,6 +284,8 @@ class Service:
     """By (model, removed layers, prompt)."""
     treated: "Cache[ModelHandle]" = field(default_factory=_treated_cache)
     """Repaired and healed models, by (model, removed layers, methods), with the bytes of the tensors of their own."""
+    adapters: "Cache[Adapter]" = field(default_factory=lambda: Cache(1))
+    """What was learned last, by the same, where no run of the store keeps it."""
     tasks: "Cache[TaskScore]" = field(default_factory=lambda: Cache(500))
     """By (model, removed layers, fingerprint of the questions)."""
     questions: "Cache[TaskRows]" = field(default_factory=lambda: Cache(4))
@@ -411,6 +414,7 @@ class StorePlace(Place):
         """Keep the run under `key`."""
         super().__init__(store.path(key) if key is not None else None)
         self._store, self._key, self._start = store, key, start
+        self.keys = tuple(dict.fromkeys(one for one in (key, start) if one is not None))
 
     @property
     def run(self) -> Run | None:

@@ -67,12 +67,15 @@ def tokenize_rows(text: TextRows, spec: TextSpec, tokenizer: "PreTrainedTokenize
     return TokenSet(rows=long_enough, info=info)
 
 
-def make_windows(spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedTokenizerBase") -> WindowSet:
+def make_windows(
+    spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedTokenizerBase", text: TextRows | None = None
+) -> WindowSet:
     """Return evaluation windows of exactly `windows.window` tokens: consecutive, without overlap.
 
     The rows are joined by a blank line and tokenised once. With BOS a window is the BOS and window - 1 tokens of text;
     the tokenizer's own BOS at the start of the text is not counted as text. Fewer windows than asked for are
-    returned where the text is too short for them; a remainder shorter than a window is left out.
+    returned where the text is too short for them; a remainder shorter than a window is left out. `text` are the rows,
+    where they were read already.
 
     Raises:
         TextError: the text cannot be read, is shorter than one window, or the BOS policy does not fit the tokenizer.
@@ -85,7 +88,7 @@ def make_windows(spec: TextSpec, windows: WindowSpec, tokenizer: "PreTrainedToke
             f"The window is {windows.window} tokens, which the tokenizer's {len(prefix)} opening tokens fill; "
             f"choose at least {len(prefix) + 1}."
         )
-    text = read_rows(spec)
+    text = text or read_rows(spec)
     (ids,) = _text_ids(["\n\n".join(text.rows)], tokenizer)
     count = min(windows.windows, len(ids) // room)
     if count < 1:
@@ -189,9 +192,11 @@ def fit_rows(
     tokens: int = FIT_TOKENS,
     length: int = FIT_LENGTH,
     before: TokenSet | None = None,
+    text: TextRows | None = None,
 ) -> TokenSet:
     """Return the first tokens of a text as rows, the text joined so that none of it is lost.
 
+    `text` are its own rows, where they were read already.
     `before` is the part of the same text that a training sees: no row then reaches into what follows it, which that
     training holds out. The rows are those of `shortviz repair` with as many --fit-tokens.
     """
@@ -200,4 +205,4 @@ def fit_rows(
         opening = len(opening_tokens(spec.bos, tokenizer))
         seen = sum(len(row) - opening for row in before.rows)  # joined and not truncated there are only more of them
         count = max(min(count, seen // length), 1)
-    return packed_rows(make_windows(spec, WindowSpec(window=length, windows=count), tokenizer))
+    return packed_rows(make_windows(spec, WindowSpec(window=length, windows=count), tokenizer, text))
