@@ -253,7 +253,6 @@ _OPTIONS: Mapping[Literal["builtin", "file", "dataset"], str] = {
 _FIELDS = ("key", "subset", "split", "bos")
 _BUILT_IN = "built-in "
 """How the source of a built-in text begins."""
-_ROLES = {"--builtin": "--eval-builtin", "--text": "--eval-text", "--key": "--eval-key"}
 
 
 def text_options(spec: TextSpec) -> str:
@@ -295,15 +294,3 @@ def text_of(info: TextInfo) -> TextSpec | None:
     except (ValueError, TextError):  # the record came from elsewhere
         pass
     return None
-
-
-def scored_options(options: str) -> str:
-    """Return the options that name the same text as one to score on; "" where there are none for it."""
-    parts = shlex.split(options)
-    found: list[str] = []
-    for name, value in zip(parts[::2], parts[1::2], strict=True):
-        if name in _ROLES:
-            found += [_ROLES[name], value]
-        elif name == "--dataset":
-            return ""
-    return shlex.join(found)

@@ -25,7 +25,7 @@ from shortviz.records.json import Floats, Many, Number, from_plain, plain
 from shortviz.records.ledger import Treatment
 from shortviz.records.plan import PrunePlan
 from shortviz.records.sums import mean_and_stderr
-from shortviz.records.text import TokenSet, WindowSet, scored_options
+from shortviz.records.text import TokenSet, WindowSet
 from shortviz.repair.repair import Repaired, check_method, repair
 
 # The steps of a shrinking, and the file that it goes on from: the repaired weights so far, and how they came about.
@@ -269,7 +269,7 @@ def _step(job: _Job, handle: ModelHandle, *, first: bool) -> tuple[ModelHandle, 
         if first and isinstance(refusal, TextError):
             raise
         refused = f"Not repaired: {refusal}"
-    result = cut if repaired is None else _with_choice(job, repaired)
+    result = cut if repaired is None else repaired.handle
     after = _nll(result, job.windows)
     increase, error = mean_and_stderr((after - job.uncut).tolist())
     step = ShrinkStep(
@@ -284,18 +284,6 @@ def _step(job: _Job, handle: ModelHandle, *, first: bool) -> tuple[ModelHandle, 
         seconds=time.perf_counter() - began,
     )
     return result, step
-
-
-def _with_choice(job: _Job, repaired: Repaired) -> ModelHandle:
-    """Return the repaired model; its treatment says what the layers were chosen on, so that it can be done again."""
-    if not repaired.applied:
-        return repaired.handle
-    info = job.windows.info
-    named = scored_options(info.options)
-    options = f"{named} --window {info.max_length} --windows {info.rows}" if named else ""
-    settings = {**repaired.treatment.settings, "chosen_on": info.source, "chosen_options": options}
-    done = replace(repaired.treatment, settings=settings)
-    return replace(repaired.handle, treatments=(*repaired.handle.treatments[:-1], done))
 
 
 def _repaired(job: _Job, cut: ModelHandle, layer: int) -> Repaired | None:

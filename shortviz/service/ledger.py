@@ -24,7 +24,7 @@ from shortviz.records.plan import PrunePlan, Removal
 from shortviz.records.run import Run
 from shortviz.records.text import ALL_TOKENS, TaskScore, TextInfo, TextSpec, WindowSpec
 from shortviz.runs.run import new_run, with_evaluation, with_ledger
-from shortviz.service import kept, measure
+from shortviz.service import inspect, kept, measure
 from shortviz.service.place import Place, unfinished
 from shortviz.service.requests import (
     AskRequest,
@@ -77,8 +77,6 @@ class Treating:
     """shrink: the uncut model on the windows that layers are chosen on."""
     note: str = ""
     """Why nothing was kept, where nothing was, or why it ended early."""
-    unrepaired: str = ""
-    """Why the repair that a healing was to begin with was not applied."""
     work: Path | None = None
     """Where it is kept until it is done, or written."""
 
@@ -96,7 +94,7 @@ def known_ledger(
     found = ledger_of(run, removed)
     if found is not None:
         return found
-    evaluation = service.measured.get((ref, spec, removed)) if ref is not None else None
+    evaluation = service.measured.get(measure.measured_key(ref, spec, removed)) if ref is not None else None
     if evaluation is None and run is not None:
         evaluation = run.evaluation_of(removed)
     if evaluation is None or evaluation.base is None or not evaluation.removed:
@@ -145,7 +143,7 @@ def write(
         return known or ""
     from shortviz.measure.generation import continue_text
 
-    most = min(measure.NEW_TOKENS, settings().max_new_tokens)
+    most = min(inspect.NEW_TOKENS, settings().max_new_tokens)
     watch.tell(f"write, {name}", done=0, total=1, unit="steps")
     text = continue_text(model, prompt, max_new_tokens=most, watch=watch)
     return text if watch.stopped else service.continuations.put(key, text)
@@ -167,17 +165,11 @@ class CutLedger:
         # What is wrong with a text is told before minutes are spent on loading a model.
         watch.tell("read text", done=0, total=1, unit="steps")
         self.text = read_rows(request.text)
-        if request.evaluation.kind != "dataset":
-            read_rows(request.evaluation)
+        measure.check_readable(request.evaluation)
         if request.task is not None and scores:
             measure.rows_of(service, request.task, watch)
         check_device(request, _NEEDS_ONE_DEVICE[request.kind])
-        if service.models.get(request.model) is None:
-            from shortviz.model.load import estimate
-
-            fits(estimate(request.model).num_layers)
-        self.base = service.models.load(request.model, watch)
-        fits(self.base.info.num_layers)
+        self.base = service.models.load(request.model, watch, fits)
         place.check_model(self.base.info.id)
         self._windows: WindowSet | None = None
 
@@ -186,7 +178,7 @@ class CutLedger:
         """What every model of the ledger is scored on."""
         asked = self.request
         if self._windows is None:
-            self._windows = measure.windows_of(self.service, asked.model, asked.evaluation, asked.windows, self.base)
+            self._windows = measure.windows_of(self.service, asked.model, asked.evaluation, self.base, asked.windows)
         return self._windows
 
     def named(self, words: str) -> None:
@@ -232,7 +224,7 @@ class CutLedger:
         if not self.scores:
             return
         asked, removed, fingerprint = self.request, _removed(self.cut), self.windows.info.fingerprint
-        key = (asked.model, asked.evaluation, removed)
+        key = measure.measured_key(asked.model, asked.evaluation, removed, asked.windows)
         found = self.service.measured.get(key)
         if found is None or not paired(found) or found.text.fingerprint != fingerprint:
             found = self._in_run(removed, fingerprint)
@@ -263,17 +255,23 @@ class CutLedger:
         same = [e for e in found if (e.removed, e.text.fingerprint) == (removed, fingerprint) and paired(e)]
         return same[-1] if same else None
 
+    def unfinished(self, kind: str, *facts: object) -> Path:
+        """Return where this work is kept until it is done, by the model's own weights and what is done to it."""
+        from shortviz.model.delta import weights_digest
+
+        info = self.base.info
+        return unfinished(kind, info, info.device, weights_digest(self.base.model), *facts, suffix=".safetensors")
+
     def repaired(self, rows: "TokenSet", method: str, batch_size: int = 8) -> "Repaired":
         """Return the repair of the cut: from memory or from work that was cut short where it is the very same."""
-        from shortviz.model.delta import load_treated, model_facts, save_treated
+        from shortviz.model.delta import load_treated, save_treated
         from shortviz.repair.repair import Repaired, repair
 
         removed, wanted = _removed(self.cut), rows.info.fingerprint
         known = self.service.treated.get((self.request.model, removed, (method,)))
         if known is not None and _is_repair(known.treatments, wanted, batch_size):
             return Repaired(handle=known, treatment=known.treatments[0], applied=True)
-        facts = (*model_facts(self.base), removed, wanted, method, batch_size)
-        path = unfinished("repair", self.base.info, *facts, suffix=".safetensors")
+        path = self.unfinished("repair", removed, wanted, method, batch_size)
         self.shown = replace(self.shown, work=path)
         saved = load_treated(path, self.base) if self.scores else None
         if saved is not None:
@@ -370,16 +368,16 @@ def _is_repair(treatments: tuple[Treatment, ...], text: str, batch_size: int) ->
 def command_of(request: Treat, info: ModelInfo) -> str:
     """Return the command that makes the same weights again: without where files lie, and without pasted text.
 
-    What a model is only scored on is left out, but for layers that are chosen on it.
+    What a model is only scored on is left out, but for layers that are chosen on it; "" where that was pasted.
     """
     shown = info.id if hub_name(info) else Path(info.id).name
     same = replace(request, model=ModelRef(id=shown, revision=info.revision, dtype=info.dtype), task=None, write="")
     plain = type(request)
     chooses = isinstance(request, ShrinkRequest) and not request.choose_on_text
-    if not chooses or request.evaluation.kind == "paste":
-        same = replace(same, evaluation=plain.__dataclass_fields__["evaluation"].default)
+    if chooses and request.evaluation.kind == "paste":
+        return ""
     if not chooses:
-        same = replace(same, windows=WindowSpec())
+        same = replace(same, evaluation=plain.__dataclass_fields__["evaluation"].default, windows=WindowSpec())
     if request.text.kind == "paste":
         cut = {"limit": request.text.limit, "max_length": request.text.max_length, "bos": request.text.bos}
         same = replace(same, text=replace(plain.__dataclass_fields__["text"].default, **cut))
@@ -412,7 +410,6 @@ def shrink(request: ShrinkRequest, service: Service, place: Place, watch: Watch)
     Layers are chosen on the windows of the ledger, which then says so, or on the text that repairs are fitted to. A
     stop keeps what is done, and scores it.
     """
-    from shortviz.model.delta import model_facts
     from shortviz.repair.repair import check_method
     from shortviz.repair.shrink import check_layers, shrink
     from shortviz.text.tokens import make_windows
@@ -428,10 +425,10 @@ def shrink(request: ShrinkRequest, service: Service, place: Place, watch: Watch)
     else:
         windows = work.windows
         work.named("which the layers were chosen on")
-    facts = (*model_facts(base), windows.info.fingerprint, rows.info.fingerprint, request.method, request.batch_size)
+    facts = (windows.info.fingerprint, rows.info.fingerprint, request.method, request.batch_size)
 
     def kept_at(layers: int) -> Path:
-        return unfinished("shrink", base.info, *facts, layers, suffix=".safetensors")
+        return work.unfinished("shrink", *facts, layers)
 
     def as_treating(progress: Progress) -> Progress:
         def snapshot() -> Treating:
@@ -515,7 +512,9 @@ def _begin(work: CutLedger, request: HealRequest, method: str, tokens: "TokenSet
     rows = work.fit_rows(before=tokens)
     done = work.repaired(rows, method)
     if not done.applied:
-        work.shown = replace(work.shown, unrepaired=f"The repair was not applied. {done.treatment.note}")
+        told = f"The repair was not applied. {done.treatment.note}"
+        work.say(told)
+        work.watch.say(told)
         return work.cut
     same = RepairRequest(
         model=request.model, removal=request.removal, text=replace(request.text, max_length=_row_length(request.text)),
@@ -528,7 +527,6 @@ def _begin(work: CutLedger, request: HealRequest, method: str, tokens: "TokenSet
 def _trained(work: CutLedger, begin: "ModelHandle", tokens: "TokenSet", heldout: "WindowSet") -> "Healed":
     """Return what training made of a cut model; it is kept while it is unfinished."""
     from shortviz.heal import heal as training
-    from shortviz.model.delta import model_facts
 
     assert isinstance(work.request, HealRequest)
     recipe = work.request.settings(work.base.info)
@@ -536,8 +534,7 @@ def _trained(work: CutLedger, begin: "ModelHandle", tokens: "TokenSet", heldout:
     if work.scores:
         before = [(t.method, sorted(t.settings.items(), key=str)) for t in begin.treatments]
         texts, world = (tokens.info.fingerprint, heldout.info.fingerprint), os.environ.get("WORLD_SIZE", "1")
-        facts = (*model_facts(work.base), _removed(begin), before, recipe, *texts, world)
-        path = unfinished("heal", work.base.info, *facts, suffix=".safetensors")
+        path = work.unfinished("heal", _removed(begin), before, recipe, *texts, world)
     work.shown = replace(work.shown, work=path)
 
     def as_treating(progress: Progress) -> Progress:

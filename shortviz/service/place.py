@@ -17,6 +17,8 @@ from shortviz.settings import settings
 class Place:
     """A run directory, or memory alone where none was named."""
 
+    token = ""
+    """What opens the hub, where something goes there; it stands in no record."""
     keys: tuple[str, ...] = ()
     """Runs of the app's store, where it is one: that which the results go into, and that which is shown."""
 

@@ -5,6 +5,7 @@ record by record and field by field: a model must be on the list, a text within 
 limit, a folder inside the download folder. What has no limit in `limits` is refused, so a new field begins with one.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -18,13 +19,15 @@ from shortviz.records.model import ModelEstimate, ModelRef
 from shortviz.records.run import Run
 from shortviz.records.text import TaskSpec, TextSpec
 from shortviz.service.queue import JobState
+from shortviz.service.requests import HealRequest
 from shortviz.settings import Settings
 
-FOLDER_FIELDS = ("folder", "out", "path", "checkpoint")
+FOLDER_FIELDS = ("folder", "out", "path", "checkpoint", "adapter")
 _WORDS = (
     *("kind", "id", "revision", "dtype", "device"),
     *("key", "subset", "split", "bos", "question", "choices", "label", "prompt", "delimiter"),
     *("run_key", "methods", "target", "method", "objective", "targets", "precision", "quantize"),
+    *("run", "repo_id", "write", "repair", "preset"),
 )
 """Fields that hold a name or a prompt."""
 _LAYERS = ("start", "n", "removed", "plans", "layers", "to_layers", "last_layers")
@@ -67,6 +70,8 @@ def limits(rules: Settings) -> Mapping[str, float]:
         "length": rules.max_row_tokens,
         "batch_size": rules.max_tokens,
         "accumulate": rules.max_tokens,
+        "fit_tokens": rules.max_tokens,
+        "changes": math.inf,  # judged by their names, as the settings that they make
         "max_new_tokens": rules.max_new_tokens,
         "steps": rules.max_steps,
         "warmup_steps": rules.max_steps,
@@ -81,6 +86,10 @@ def limits(rules: Settings) -> Mapping[str, float]:
         "first_label": 1,
         "mix": 1,
         "gradient_checkpointing": 1,
+        "choose_on_text": 1,
+        "adapter_only": 1,
+        "archive": 1,
+        "private": 1,
     }  # fmt: skip
 
 
@@ -223,6 +232,21 @@ def check_upload_bytes(rules: Settings, num_bytes: int) -> None:
         raise PolicyError(f"The uploaded file is larger than {rules.max_upload_mb} MB; shorten it.")
 
 
+def kept_bytes(rules: Settings) -> float:
+    """Return how many bytes of treated models are kept beside runs."""
+    return rules.max_kept_mb * 2**20 if rules.is_hosted else math.inf
+
+
+def most_downloads(rules: Settings, found: int) -> int:
+    """Return how many older downloads may stay of those that there are."""
+    return rules.max_downloads - 1 if rules.is_hosted else found
+
+
+def offers_folders(rules: Settings) -> bool:
+    """Return whether a person may say where on this machine something is written."""
+    return not rules.is_hosted
+
+
 def keep_newest(rules: Settings, folder: Path, most: int) -> None:
     """Remove the oldest files of a folder that strangers could fill."""
     if rules.is_hosted:
@@ -279,6 +303,7 @@ _RECORDS: Mapping[type, Callable[[Settings, Any], None]] = {
     TextSpec: _check_text,
     TaskSpec: _check_task,
     HealSettings: _check_training,
+    HealRequest: lambda rules, request: check(rules, request.settings()),
 }
 """What is judged as a whole, before its fields."""
 

@@ -240,7 +240,7 @@ class PushRequest:
     kind: ClassVar = "push"
     folder: Annotated[str, Help("A folder that shortviz prune, repair, shrink or heal wrote.", metavar="FOLDER")]
     repo_id: Annotated[str, Help("The repository, as user/name.", metavar="REPOSITORY")]
-    private: Annotated[bool, Help("Make a new repository private.", option="--private")] = False
+    private: Annotated[bool, Help("Who may see a new repository.", option="--private/--public")] = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

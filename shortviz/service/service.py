@@ -301,15 +301,18 @@ class Service:
     def __post_init__(self) -> None:
         self.jobs = JobRegistry(queue_limit=settings().max_queue, may_cancel=self._is_own)
 
-    def submit(self, request: "Request | AppRequest", *, key: str | None = None, start: str | None = None) -> str:
+    def submit(
+        self, request: "Request | AppRequest", *, key: str | None = None, start: str | None = None, token: str = ""
+    ) -> str:
         """Return the id of a new job; the same work that is waiting or running already is not started twice.
 
         A job that may not or cannot start is one that has failed, with the reason for people. Results go into run
-        `key`, which begins as run `start` where it is new.
+        `key`, which begins as run `start` where it is new. `token` opens the hub, for a push.
         """
         from shortviz.service.execute import execute
 
         place = StorePlace(self.runs, key, start)
+        place.token = token
         return self.run(
             Asked(request=request, run_key=key), lambda watch: execute(request, watch, service=self, place=place)
         )

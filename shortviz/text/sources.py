@@ -20,6 +20,8 @@ from shortviz.records.text import TaskSpec, TextSpec
 DOMAINS = ("prose", "news", "encyclopaedic", "dialogue", "code", "maths", "german", "french", "spanish")
 """Domain tags of the built-in passages, in the order they take turns."""
 
+PASTED = "pasted text"
+"""How the source of pasted text is named."""
 _REFERENCE_ROW_CHARACTERS = 2000
 """A row of the Python reference ends at the first paragraph end past this: enough to fill 256 tokens."""
 
@@ -51,7 +53,7 @@ def read_rows(spec: TextSpec) -> TextRows:
     if spec.kind == "builtin":
         return TextRows(rows=_builtin_rows(spec.value)[: spec.limit], source=f"built-in {spec.value}")
     if spec.kind == "paste":
-        return TextRows(rows=(spec.value,), source="pasted text")
+        return TextRows(rows=(spec.value,), source=PASTED)
     if spec.kind == "file":
         return _read_file(spec)
 

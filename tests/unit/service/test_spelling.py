@@ -52,6 +52,7 @@ ASKED = [
     RepairRequest(model=DEMO, removal=CUT, text=ROWS, evaluation=PASSAGES, windows=SMALL, method="scale", batch_size=2),
     RepairRequest(model=DEMO, removal=SCATTERED, text=FIT_TEXT, fit_tokens=4096, task=TASK),
     ShrinkRequest(model=HUB, to_layers=24, text=ROWS, evaluation=ROWS, windows=SMALL),
+    ShrinkRequest(model=DEMO, to_layers=24, text=PASSAGES, choose_on_text=True, write="The capital is"),
     HealRequest(model=DEMO, removal=CUT),
     HealRequest(
         model=HUB, removal=CUT, text=ROWS, evaluation=PASSAGES, repair="seam_refit", preset="quick",
@@ -59,7 +60,8 @@ ASKED = [
     ),
     ExportRequest(model=DEMO, removal=CUT, folder="short cli"),
     ExportRequest(model=HUB, folder="out", run="run", methods=("seam_refit", "lora"), adapter_only=True, archive=True),
-    PushRequest(folder="short", repo_id="me/short", private=True),
+    PushRequest(folder="short", repo_id="me/short"),
+    PushRequest(folder="short", repo_id="me/short", private=False),
     EstimateRequest(model=HUB, rows=8, max_length=32),
 ]  # fmt: skip
 
