@@ -38,7 +38,7 @@ def export(request: ExportRequest, service: Service, place: Place, watch: Watch)
     folder = Path(request.folder).expanduser()
     check_target(folder)
     if request.adapter is not None and request.stream:
-        raise PlanError("An adapter is merged in memory, so the export cannot be streamed; leave one of them out.")
+        raise PlanError("An adapter is merged in memory, so it cannot be streamed; leave one of them out.")
     if request.methods and request.removal is None:
         raise PlanError("Nothing says of which cut a treated model is; give the layers that it lacks.")
     check_device(request, "An export, which can be streamed,")

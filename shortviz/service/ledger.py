@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from shortviz.model.handle import ModelHandle
     from shortviz.records.text import TokenSet, WindowSet
     from shortviz.repair.repair import Repaired
-    from shortviz.repair.shrink import Shrunk, ShrinkStep
+    from shortviz.repair.shrink import ShrinkStep
 
 Treat = RepairRequest | ShrinkRequest | HealRequest
 
@@ -61,6 +61,8 @@ _NEEDS_ONE_DEVICE = {"repair": "A repair", "shrink": "Shrinking", "heal": "Heali
 class Treating:
     """A repair, a shrinking or a healing as it goes, and what it came to."""
 
+    model: ModelRef
+    """As it was loaded."""
     ledger: Ledger | None = None
     removed: tuple[int, ...] = ()
     """The cut: that of the ledger, and while it shrinks the layers that went so far."""
@@ -161,7 +163,8 @@ class CutLedger:
         One process of several that train together `scores`, and keeps what is made.
         """
         self.request, self.service, self.place, self.watch, self.scores = request, service, place, watch, scores
-        self.shown = Treating()
+        self.shown = Treating(model=request.model)
+        self._unfinished: list[Path] = []
         # What is wrong with a text is told before minutes are spent on loading a model.
         watch.tell("read text", done=0, total=1, unit="steps")
         self.text = read_rows(request.text)
@@ -260,7 +263,15 @@ class CutLedger:
         from shortviz.model.delta import weights_digest
 
         info = self.base.info
-        return unfinished(kind, info, info.device, weights_digest(self.base.model), *facts, suffix=".safetensors")
+        path = unfinished(kind, info, info.device, weights_digest(self.base.model), *facts, suffix=".safetensors")
+        self._unfinished.append(path)
+        self.shown = replace(self.shown, work=path)
+        return path
+
+    def finish(self) -> None:
+        """Have what was kept while this was unfinished removed, now or when it is written."""
+        for path in self._unfinished:
+            self.place.finished(path)
 
     def repaired(self, rows: "TokenSet", method: str, batch_size: int = 8) -> "Repaired":
         """Return the repair of the cut: from memory or from work that was cut short where it is the very same."""
@@ -272,7 +283,6 @@ class CutLedger:
         if known is not None and _is_repair(known.treatments, wanted, batch_size):
             return Repaired(handle=known, treatment=known.treatments[0], applied=True)
         path = self.unfinished("repair", removed, wanted, method, batch_size)
-        self.shown = replace(self.shown, work=path)
         saved = load_treated(path, self.base) if self.scores else None
         if saved is not None:
             done = Repaired(handle=saved[0], treatment=saved[0].treatments[0], applied=True)
@@ -280,8 +290,6 @@ class CutLedger:
             done = repair(self.cut, self.base, rows, method=method, batch_size=batch_size, watch=self.watch)
             if done.applied and self.scores:
                 save_treated(path, done.handle, self.base, {})
-        if self.scores:
-            self.place.finished(path)
         return done
 
     def add(self, model: "ModelHandle", command: str, healed: "Healed | None" = None) -> None:
@@ -401,6 +409,7 @@ def repair(request: RepairRequest, service: Service, place: Place, watch: Watch)
         work.add(done.handle, command_of(request, work.base.info))
     else:
         work.say(f"The repair was not applied: {done.treatment.note or 'it did not help.'}")
+    work.finish()
     return replace(work.shown, treatment=done.treatment, applied=done.applied)
 
 
@@ -427,23 +436,20 @@ def shrink(request: ShrinkRequest, service: Service, place: Place, watch: Watch)
         work.named("which the layers were chosen on")
     facts = (windows.info.fingerprint, rows.info.fingerprint, request.method, request.batch_size)
 
-    def kept_at(layers: int) -> Path:
-        return work.unfinished("shrink", *facts, layers)
-
     def as_treating(progress: Progress) -> Progress:
         def snapshot() -> Treating:
             steps = progress.snapshot().steps if progress.snapshot is not None else ()
-            return Treating(removed=steps[-1].removed if steps else ())
+            return Treating(model=request.model, removed=steps[-1].removed if steps else ())
 
         return replace(progress, snapshot=snapshot)
 
-    path = kept_at(request.to_layers)
+    path = work.unfinished("shrink", *facts, request.to_layers)
     shrunk = shrink(
         base, windows, rows, request.to_layers,
         method=request.method, batch_size=request.batch_size, checkpoint=path, watch=watch.mapped(as_treating),
     )  # fmt: skip
     if shrunk.note:  # nothing more can go: this is all of a shrinking to so many layers
-        path = path.replace(kept_at(shrunk.handle.info.num_layers))
+        path.replace(work.unfinished("shrink", *facts, shrunk.handle.info.num_layers))
     work.cut_out(shrunk.steps[-1].removed)
     work.open(rows.info)
     work.say(shrunk.note)
@@ -451,13 +457,9 @@ def shrink(request: ShrinkRequest, service: Service, place: Place, watch: Watch)
         left = replace(request, to_layers=shrunk.handle.info.num_layers)
         work.add(shrunk.handle, command_of(left, base.info))
     if shrunk.complete:
-        place.finished(path)
-    return _with_steps(work.shown, shrunk, path)
-
-
-def _with_steps(shown: Treating, shrunk: "Shrunk", path: Path) -> Treating:
+        work.finish()
     return replace(
-        shown, steps=shrunk.steps, base_nll=shrunk.base_nll, complete=shrunk.complete, applied=True, work=path
+        work.shown, steps=shrunk.steps, base_nll=shrunk.base_nll, complete=shrunk.complete, applied=True
     )  # fmt: skip
 
 
@@ -492,10 +494,9 @@ def heal(request: HealRequest, service: Service, place: Place, watch: Watch) -> 
         work.say(healed.history.note if healed.applied else healed.treatment.note)
         if healed.applied:
             work.add(healed.handle, command_of(request, work.base.info), healed)
-        assert work.shown.work is not None, "it was kept while it was trained"
         complete = healed.history.complete or not watch.stopped
         if complete:
-            place.finished(work.shown.work)
+            work.finish()
         return replace(work.shown, treatment=healed.treatment, applied=healed.applied, complete=complete)
 
 
@@ -535,7 +536,6 @@ def _trained(work: CutLedger, begin: "ModelHandle", tokens: "TokenSet", heldout:
         before = [(t.method, sorted(t.settings.items(), key=str)) for t in begin.treatments]
         texts, world = (tokens.info.fingerprint, heldout.info.fingerprint), os.environ.get("WORLD_SIZE", "1")
         path = work.unfinished("heal", _removed(begin), before, recipe, *texts, world)
-    work.shown = replace(work.shown, work=path)
 
     def as_treating(progress: Progress) -> Progress:
         def snapshot() -> Treating:
