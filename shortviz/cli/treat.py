@@ -13,7 +13,7 @@ from shortviz.cli.session import INTERRUPTED, how_to_go_on, print_result, warn_s
 from shortviz.errors import ShortvizError
 from shortviz.records.plan import Removal
 from shortviz.service.execute import execute
-from shortviz.service.place import Place
+from shortviz.service.place import WrittenPlace
 from shortviz.service.requests import ExportRequest, HealRequest, RepairRequest, ShrinkRequest
 from shortviz.service.service import new_service
 
@@ -36,7 +36,7 @@ def repair(
     from shortviz.cli.output import ledger_text
 
     check_folders(out=out, export=export)
-    found, report = _made(request, Place(out, export=export))
+    found, report = _made(request, WrittenPlace(out, export))
     assert found is not None, "this is one process"
     assert found.treatment is not None, "a repair was tried"
     note = found.treatment.note if found.applied else f"Nothing was changed. {found.treatment.note}"
@@ -57,7 +57,7 @@ def shrink(
     the cut and the final model are asked. Ctrl-C keeps what is done, and the same command then goes on.
     """
     check_folders(out=out, export=export)
-    place = Place(out, export=export)
+    place = WrittenPlace(out, export)
     found, report = _made(request, place)
     assert found is not None, "this is one process"
     assert place.run is not None, "the ledger is in it"
@@ -96,7 +96,7 @@ def heal(
         raise ShortvizError("Partial fine-tuning makes no adapter; leave --adapter out, or choose method lora.")
     check_folders(out=out, export=export, adapter=adapter)
     check_packages(request.settings())
-    found, report = _made(request, Place(out, export=export, holds=adapter is not None), adapter, shared=True)
+    found, report = _made(request, WrittenPlace(out, export), adapter, shared=True)
     if found is None:
         return
     names = ("applied", "ledger", "treatment", "history")
@@ -132,7 +132,7 @@ def check_folders(**given: Path | None) -> None:
 
 
 def _made(
-    request: RepairRequest | ShrinkRequest | HealRequest, place: Place, adapter: Path | None = None, *,
+    request: RepairRequest | ShrinkRequest | HealRequest, place: WrittenPlace, adapter: Path | None = None, *,
     shared: bool = False,
 ) -> Done:  # fmt: skip
     """Return what came of a request, and the report of its export; of several processes, the first one's alone.

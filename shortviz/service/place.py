@@ -17,20 +17,10 @@ from shortviz.settings import settings
 class Place:
     """A run directory, or memory alone where none was named."""
 
-    token = ""
-    """What opens the hub, where something goes there; it stands in no record."""
-    keys: tuple[str, ...] = ()
-    """Runs of the app's store, where it is one: that which the results go into, and that which is shown."""
-
-    def __init__(self, folder: Path | None, *, export: Path | None = None, holds: bool = False) -> None:
-        """Keep the run in `folder`, which may be there already.
-
-        What is made is written to `export` too, which must find room. Where the place `holds`, finished work is kept
-        until `release`: what may fail then costs none of it.
-        """
-        self.folder, self.export, self._holds = folder, export, holds or export is not None
+    def __init__(self, folder: Path | None) -> None:
+        """Keep the run in `folder`, which may be there already."""
+        self.folder = folder
         self._run: Run | None = None
-        self.held: list[Path] = []
 
     @property
     def run(self) -> Run | None:
@@ -46,16 +36,19 @@ class Place:
             save_run(run, self.folder)
         return run
 
-    def finished(self, work: Path) -> None:
-        """Remove what unfinished work was kept in, or hold it until `release`."""
-        self.held.append(work)
-        if not self._holds:
-            self.release()
+    token = ""
+    """What opens the hub, where something goes there; it stands in no record."""
+    export: Path | None = None
+    """Where the model that is made is to be written too: it must find room there."""
 
-    def release(self) -> None:
-        """Remove what was held: all that was made of it is written."""
-        while self.held:
-            self.held.pop().unlink(missing_ok=True)
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Runs of the app's store that keep models: that which the results go into, and that which is shown."""
+        return ()
+
+    def finished(self, work: Path) -> None:
+        """Remove what unfinished work was kept in: it is done."""
+        work.unlink(missing_ok=True)
 
     def check_model(self, model: str) -> None:
         """Raise RunError where the run that is here is of another model."""
@@ -94,6 +87,25 @@ class Place:
         mine = replace(old, model=run.model, text=run.text, versions=run.versions, created=run.created, distances=None)
         with self.begun(replace(mine, distances=old.distances)):
             yield mine
+
+
+class WrittenPlace(Place):
+    """A place whose results are written elsewhere too: until they are, no finished work is removed."""
+
+    def __init__(self, folder: Path | None, export: Path | None = None) -> None:
+        """Keep the run in `folder`; the model is to be written to `export`."""
+        super().__init__(folder)
+        self.export = export
+        self._held: list[Path] = []
+
+    def finished(self, work: Path) -> None:
+        """Hold what the work was kept in until `release`."""
+        self._held.append(work)
+
+    def release(self) -> None:
+        """Remove what was held: all that was made of it is written."""
+        while self._held:
+            super().finished(self._held.pop())
 
 
 def unfinished(kind: str, info: ModelInfo, *facts: object, suffix: str = ".npz") -> Path:

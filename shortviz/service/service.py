@@ -301,18 +301,15 @@ class Service:
     def __post_init__(self) -> None:
         self.jobs = JobRegistry(queue_limit=settings().max_queue, may_cancel=self._is_own)
 
-    def submit(
-        self, request: "Request | AppRequest", *, key: str | None = None, start: str | None = None, token: str = ""
-    ) -> str:
+    def submit(self, request: "Request | AppRequest", *, key: str | None = None, start: str | None = None) -> str:
         """Return the id of a new job; the same work that is waiting or running already is not started twice.
 
         A job that may not or cannot start is one that has failed, with the reason for people. Results go into run
-        `key`, which begins as run `start` where it is new. `token` opens the hub, for a push.
+        `key`, which begins as run `start` where it is new.
         """
         from shortviz.service.execute import execute
 
         place = StorePlace(self.runs, key, start)
-        place.token = token
         return self.run(
             Asked(request=request, run_key=key), lambda watch: execute(request, watch, service=self, place=place)
         )
@@ -417,7 +414,6 @@ class StorePlace(Place):
         """Keep the run under `key`."""
         super().__init__(store.path(key) if key is not None else None)
         self._store, self._key, self._start = store, key, start
-        self.keys = tuple(dict.fromkeys(one for one in (key, start) if one is not None))
 
     @property
     def run(self) -> Run | None:
@@ -437,6 +433,11 @@ class StorePlace(Place):
     def begun(self, run: Run) -> Iterator[None]:
         """Nothing is saved before there is something to show."""
         yield
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """That which the results go into, and that which is shown."""
+        return tuple(dict.fromkeys(key for key in (self._key, self._start) if key is not None))
 
 
 def new_service() -> Service:
