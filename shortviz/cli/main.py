@@ -27,9 +27,7 @@ from shortviz.cli.options import (
     with_options,
 )
 from shortviz.cli.session import INTERRUPTED, load_model, print_result, refuse_launcher, run_command, working
-from shortviz.errors import PlanError, Stopped
-from shortviz.service.execute import execute
-from shortviz.service.requests import ExportRequest
+from shortviz.errors import Stopped
 
 app = typer.Typer(
     name="shortviz",
@@ -132,26 +130,7 @@ def evaluate(
         raise typer.Exit(INTERRUPTED)
 
 
-def prune(request: ExportRequest, as_json: JsonOption = False) -> None:
-    """Remove layers, write a checkpoint, prove it equal; with --adapter, of the healed model.
-
-    Streamed, the tensors are copied from file to file in the dtype they have, and the model is never whole in memory.
-    """
-    from shortviz.cli.output import export_text
-    from shortviz.export.folder import check_target
-
-    check_target(Path(request.folder))
-    if request.removal is None and request.adapter is None:
-        raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
-    with working() as watch:
-        done = execute(request, watch)
-    if as_json:
-        print_result(done)
-    else:
-        print_result(f"Wrote {done}." if isinstance(done, str) else export_text(done))
-
-
-app.command("prune")(request_command(prune))
+app.command("prune")(request_command(treat.prune))
 app.command("estimate")(measure.estimate)
 app.command("map")(measure.measured_map)
 app.command("repair")(request_command(treat.repair))

@@ -1,4 +1,4 @@
-"""`shortviz repair`, `shrink` and `heal`: what they are asked, what they print, what they write at the end."""
+"""`shortviz repair`, `shrink`, `heal` and `prune`: what they are asked, what they print, what they write at the end."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import typer
 
 from shortviz.cli.options import ExportOption, JsonOption, OutOption
 from shortviz.cli.session import INTERRUPTED, how_to_go_on, print_result, warn_same_text, working
-from shortviz.errors import ShortvizError
+from shortviz.errors import PlanError, ShortvizError
 from shortviz.records.plan import Removal
 from shortviz.service.execute import execute
 from shortviz.service.place import WrittenPlace
@@ -110,6 +110,25 @@ def heal(
         raise typer.Exit(INTERRUPTED)
     if adapter is not None and not found.applied:
         print(f"No adapter was written to {adapter}: nothing was learned that helps.", file=sys.stderr)
+
+
+def prune(request: ExportRequest, as_json: JsonOption = False) -> None:
+    """Remove layers, write a checkpoint, prove it equal; with --adapter, of the healed model.
+
+    Streamed, the tensors are copied from file to file in the dtype they have, and the model is never whole in memory.
+    """
+    from shortviz.cli.output import export_text
+    from shortviz.export.folder import check_target
+
+    check_target(Path(request.folder))
+    if request.removal is None and request.adapter is None:
+        raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
+    with working() as watch:
+        done = execute(request, watch)
+    if as_json:
+        print_result(done)
+    else:
+        print_result(f"Wrote {done}." if isinstance(done, str) else export_text(done))
 
 
 def check_folders(**given: Path | None) -> None:
