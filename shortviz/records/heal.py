@@ -128,6 +128,17 @@ _RANGES = {
     "seam_weight": (0.0, 1e6, "0 or above"),
 }
 
+
+def least_of(field: str) -> int:
+    """Return the least that a setting that counts may be."""
+    return _COUNTS[field]
+
+
+def range_of(field: str) -> tuple[float, float]:
+    """Return the least and the largest value of a setting that measures."""
+    return _RANGES[field][:2]
+
+
 PRESETS: Mapping[str, HealSettings] = {
     "quick": HealSettings(steps=50, warmup_steps=5, eval_every=10),
     "good": HealSettings(),
