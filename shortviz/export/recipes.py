@@ -12,6 +12,7 @@ from shortviz.records.model import hub_id
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.text.sources import PASTED
 
+
 def mergekit_yaml(model_id: str, plan: PrunePlan, dtype: str) -> str:
     """Return a mergekit `passthrough` recipe that keeps the plan's layers; `layer_range` excludes its end.
 

@@ -265,9 +265,7 @@ def _card(adapter: Adapter, folder: str, whole: bool, command: str) -> str:
         plan=plan,
         removed=layers_text(plan.removed),
         done=[t.method for t in cut.treatments],
-        recipe=recipe_of(
-            shown, plan, cut.treatments, command, folder="cut", revision=base.revision, dtype=base.dtype
-        ),
+        recipe=recipe_of(shown, plan, cut.treatments, command, folder="cut", revision=base.revision, dtype=base.dtype),
         found=adapter.treatment.settings,
         text=adapter.treatment.text,
         model=shlex.quote(shown if whole else "cut"),

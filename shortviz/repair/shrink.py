@@ -6,7 +6,7 @@ Greedy as in SLEB (arXiv 2402.09025), but every step measures the model as the r
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

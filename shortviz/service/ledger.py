@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shortviz.errors import ResourceError, RunError, Stopped, TextError
+from shortviz.errors import ResourceError, RunError, Stopped
 from shortviz.progress import Progress, Watch
 from shortviz.records.formatting import layers_text
 from shortviz.records.heal import HealHistory
@@ -20,7 +20,7 @@ from shortviz.records.ledger import Ledger, LedgerStep, Treatment, treated_name
 from shortviz.records.ledger_steps import add_step, start_ledger, with_task_score
 from shortviz.records.measured import Evaluation
 from shortviz.records.model import ModelInfo, ModelRef, hub_name
-from shortviz.records.plan import PrunePlan, Removal
+from shortviz.records.plan import PrunePlan
 from shortviz.records.run import Run
 from shortviz.records.text import ALL_TOKENS, TaskScore, TextInfo, TextSpec, WindowSpec
 from shortviz.runs.run import new_run, with_evaluation, with_ledger

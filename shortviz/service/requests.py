@@ -181,7 +181,7 @@ class ShrinkRequest:
     batch_size: Batch = 8
     choose_on_text: Annotated[
         bool,
-        Help("Choose layers on the text that is fitted to: what is scored on takes no part.", option="--choose-on-text"),
+        Help("Choose layers on the text that is fitted to: the other takes no part.", option="--choose-on-text"),
     ] = False
     write: Write = ""
 

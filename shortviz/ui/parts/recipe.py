@@ -44,7 +44,7 @@ def preset_switch() -> str:
 
 
 def changes(name: str, model: ModelInfo) -> tuple[Change, ...] | None:
-    """Draw every setting of a preset; return what is changed in it, or None where that makes no sense, which is told."""
+    """Draw every setting of a preset; return what is changed, or None where it makes no sense, which is told."""
     first = preset(name, model)
     found: dict[str, Any] = {}
     for column, labels in zip(st.columns(len(_COLUMNS), gap="small"), _COLUMNS, strict=True):

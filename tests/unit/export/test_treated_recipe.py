@@ -76,7 +76,9 @@ def test_what_no_command_repeats_is_said() -> None:
     pasted = recipe_of("m", plan, [repaired], command, folder="f")
     assert pasted.notes == ("Add the text (pasted text, 1,024 tokens), e.g. as `--text FILE`.",)
     assert pasted.command == "shortviz repair m --start 2 --n 2 --fit-tokens 1024 --export f"
-    assert "reads the text's file" in recipe_of("m", plan, [repaired], f"{command} --text c4.jsonl", folder="f").notes[0]
+    assert (
+        "reads the text's file" in recipe_of("m", plan, [repaired], f"{command} --text c4.jsonl", folder="f").notes[0]
+    )
     healed = Treatment(kind="heal", method="lora", settings={"rank": 4}, text=replace(info, source="file other.txt"))
     unknown = recipe_of("m", plan, [repaired, healed], "", folder="f")
     assert not unknown.whole
