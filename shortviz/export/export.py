@@ -119,7 +119,8 @@ def export_checkpoint(
     """Return the report of a checkpoint that stock transformers loads, proved equal to the model in memory.
 
     `base_info` describes the uncut model, `text` the calibration text, `evaluation` the numbers for the model card,
-    `command` what made a treated model (as its ledger has it). The report's `bytes` are those of the weights. Progress stages: `write`, `reload`, `prove logits`, `prove generation`.
+    `command` what made a treated model, as its ledger has it. The report's `bytes` are those of the weights. Progress
+    stages: `write`, `reload`, `prove logits`, `prove generation`.
     Whatever goes wrong, nothing stays behind.
 
     Raises ExportError where the folder is taken or cannot be written or the proof fails, ResourceError where the disk

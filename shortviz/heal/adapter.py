@@ -148,8 +148,8 @@ def export_adapter(adapter: Adapter, folder: Path, *, base: ModelHandle | None =
     """Write an adapter alone, and return the folder: weights and config in peft's format, and a card.
 
     The config names the model and the cut that the adapter belongs to; `load_adapter` refuses any other. With `base`,
-    the uncut model, an adapter that was trained on a repaired cut brings the repaired weights along. `command` made that cut,
-    as its ledger has it.
+    the uncut model, an adapter that was trained on a repaired cut brings the repaired weights along. `command`
+    made that cut, as its ledger has it.
 
     Raises ExportError where the folder is taken or cannot be written, ResourceError where the disk is too small.
     """

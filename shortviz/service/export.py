@@ -126,7 +126,7 @@ def _run(request: ExportRequest, service: Service, place: Place) -> Run | None:
     found = service.runs.get(request.run) if request.run is not None else place.run
     if request.run is not None and found is None:
         raise RunError(
-            f"There is no run {request.run!r} that keeps models; the app's runs are in {service.runs.folder}."
+            f"There is no run {request.run!r} that keeps models; runs are in {service.runs.folder}."
         )
     return found
 

@@ -24,9 +24,11 @@ from shortviz.records.plan import PrunePlan
 from shortviz.records.run import Run
 from shortviz.records.text import ALL_TOKENS, TaskScore, TextInfo, TextSpec, WindowSpec
 from shortviz.runs.run import new_run, with_evaluation, with_ledger
-from shortviz.service import inspect, kept, measure
+from shortviz.service import kept, measure
 from shortviz.service.place import Place, unfinished
 from shortviz.service.requests import (
+    FIT_TEXT,
+    TRAINING_TEXT,
     AskRequest,
     BringBackRequest,
     ContinueRequest,
@@ -39,7 +41,7 @@ from shortviz.service.service import Service
 from shortviz.service.spelling import to_command
 from shortviz.settings import settings
 from shortviz.text.sources import read_rows
-from shortviz.text.tokens import FIT_LENGTH, FIT_TOKENS
+from shortviz.text.tokens import DEFAULT_EVALUATION, FIT_LENGTH, FIT_TOKENS
 
 if TYPE_CHECKING:
     from shortviz.heal.heal import Healed
@@ -145,7 +147,7 @@ def write(
         return known or ""
     from shortviz.measure.generation import continue_text
 
-    most = min(inspect.NEW_TOKENS, settings().max_new_tokens)
+    most = min(measure.NEW_TOKENS, settings().max_new_tokens)
     watch.tell(f"write, {name}", done=0, total=1, unit="steps")
     text = continue_text(model, prompt, max_new_tokens=most, watch=watch)
     return text if watch.stopped else service.continuations.put(key, text)
@@ -380,15 +382,14 @@ def command_of(request: Treat, info: ModelInfo) -> str:
     """
     shown = info.id if hub_name(info) else Path(info.id).name
     same = replace(request, model=ModelRef(id=shown, revision=info.revision, dtype=info.dtype), task=None, write="")
-    plain = type(request)
     chooses = isinstance(request, ShrinkRequest) and not request.choose_on_text
     if chooses and request.evaluation.kind == "paste":
         return ""
     if not chooses:
-        same = replace(same, evaluation=plain.__dataclass_fields__["evaluation"].default, windows=WindowSpec())
+        same = replace(same, evaluation=DEFAULT_EVALUATION, windows=WindowSpec())
     if request.text.kind == "paste":
-        cut = {"limit": request.text.limit, "max_length": request.text.max_length, "bos": request.text.bos}
-        same = replace(same, text=replace(plain.__dataclass_fields__["text"].default, **cut))
+        cut: dict[str, Any] = {"limit": request.text.limit, "max_length": request.text.max_length, "bos": request.text.bos}
+        same = replace(same, text=replace(TRAINING_TEXT if isinstance(request, HealRequest) else FIT_TEXT, **cut))
     return to_command(same, share=True)
 
 
