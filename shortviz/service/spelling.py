@@ -347,8 +347,7 @@ def _task(given: Values) -> TaskSpec | None:
     if value is None:
         return None
     is_file = names_file(value)
-    usual = TaskSpec.__dataclass_fields__["split"].default  # the command line gives every option its default
-    if is_file and ("task_subset" in given or given.get("task_split", usual) != usual):
+    if is_file and ("task_subset" in given or "task_split" in given):
         raise TextError(f"--task-subset and --task-split belong to a data set; {value} is a file.")
     names = {field: _TASK_NAMES.get(field, field) for field in TaskSpec.__dataclass_fields__}
     own = {field: given[flat] for field, flat in names.items() if flat in given and field not in ("kind", "value")}
