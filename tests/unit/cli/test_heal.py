@@ -19,7 +19,6 @@ from shortviz.records.json import plain
 from shortviz.records.model import ModelRef
 from shortviz.records.text import TextSpec, WindowSpec
 from shortviz.runs.run import load_run
-from shortviz.settings import settings
 from shortviz.text.tokens import make_windows
 from tests.support.paths import ROOT
 
@@ -46,10 +45,6 @@ def press_ctrl_c_at_step_3(patch: pytest.MonkeyPatch) -> None:
         return own(*arguments, watch=Watch(press, watch.stop), **options)
 
     patch.setattr(heal, "heal", interrupted)
-
-
-def unfinished() -> list[Path]:
-    return sorted((settings().runs_dir / "unfinished").glob("*.safetensors"))
 
 
 def steps_of(found: dict) -> dict[str, dict]:
@@ -92,7 +87,7 @@ def test_a_healed_model_is_exported_with_proof_and_its_loss_after_reload_is_the_
     assert [step.name for step in saved[0].steps] == ["uncut", "cut", "healed"]
 
 
-def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(shortviz, checkpoint, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(shortviz, checkpoint, tmp_path, unfinished, monkeypatch):
     run, whole = tmp_path / "run", shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--json")[1]
     with monkeypatch.context() as patch:
         press_ctrl_c_at_step_3(patch)
@@ -311,7 +306,7 @@ WORK = {
 @pytest.mark.parametrize("command", WORK)
 @pytest.mark.parametrize("with_out", [True, False], ids=["with a run", "without"])
 def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes_on(
-    command, with_out, shortviz, checkpoint, tmp_path, monkeypatch
+    command, with_out, shortviz, checkpoint, tmp_path, unfinished, monkeypatch
 ):
     module, name, options = WORK[command]
     export = tmp_path / "healed"
@@ -357,7 +352,7 @@ def untimed(treatment: dict) -> dict:
 
 
 def test_a_training_without_a_run_that_is_stopped_goes_on_from_where_it_is_kept(
-    shortviz, checkpoint, tmp_path, monkeypatch
+    shortviz, checkpoint, tmp_path, unfinished, monkeypatch
 ):
     command = ("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--adapter", str(tmp_path / "a"), "--json")
     with monkeypatch.context() as patch:

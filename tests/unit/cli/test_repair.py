@@ -16,7 +16,6 @@ from shortviz.cli.session import warn_same_text
 from shortviz.records.ledger_steps import accuracy_change
 from shortviz.records.text import TextSpec
 from shortviz.runs.run import load_run
-from shortviz.settings import settings
 from tests.support.command import Outcome
 from tests.support.paths import ROOT
 
@@ -114,10 +113,6 @@ def test_shrink_tells_every_step(checkpoint: str, shortviz: Run) -> None:
     assert found["ledger"]["text"]["source"].endswith("which the layers were chosen on")
 
 
-def unfinished() -> list[Path]:
-    return sorted((settings().runs_dir / "unfinished").glob("*.safetensors"))
-
-
 def counted(told: list[bool]) -> Callable[..., object]:
     from shortviz.repair.shrink import _step
 
@@ -129,8 +124,9 @@ def counted(told: list[bool]) -> Callable[..., object]:
 
 
 def test_a_shrinking_that_was_killed_goes_on_to_the_same_result(
-    checkpoint: str, shortviz: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    checkpoint: str, shortviz: Run, tmp_path: Path, unfinished: Callable[[], list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     run = tmp_path / "run"
     command = ("shrink", checkpoint, "--to-layers", "3", *SMALL, "--json")
     whole = json.loads(shortviz(*command)[1])
