@@ -19,15 +19,13 @@ from shortviz.records.model import ModelEstimate, ModelRef
 from shortviz.records.run import Run
 from shortviz.records.text import TaskSpec, TextSpec
 from shortviz.service.queue import JobState
-from shortviz.service.requests import HealRequest
 from shortviz.settings import Settings
 
-FOLDER_FIELDS = ("folder", "out", "path", "checkpoint", "adapter")
+FOLDER_FIELDS = ("folder", "out", "path", "checkpoint")
 _WORDS = (
     *("kind", "id", "revision", "dtype", "device"),
     *("key", "subset", "split", "bos", "question", "choices", "label", "prompt", "delimiter"),
     *("run_key", "methods", "target", "method", "objective", "targets", "precision", "quantize"),
-    *("run", "repo_id", "write", "repair", "preset"),
 )
 """Fields that hold a name or a prompt."""
 _LAYERS = ("start", "n", "removed", "plans", "layers", "to_layers", "last_layers")
@@ -70,8 +68,7 @@ def limits(rules: Settings) -> Mapping[str, float]:
         "length": rules.max_row_tokens,
         "batch_size": rules.max_tokens,
         "accumulate": rules.max_tokens,
-        "fit_tokens": rules.max_tokens,
-        "changes": math.inf,  # judged by their names, as the settings that they make
+        "choose_on_text": 1,
         "max_new_tokens": rules.max_new_tokens,
         "steps": rules.max_steps,
         "warmup_steps": rules.max_steps,
@@ -86,10 +83,6 @@ def limits(rules: Settings) -> Mapping[str, float]:
         "first_label": 1,
         "mix": 1,
         "gradient_checkpointing": 1,
-        "choose_on_text": 1,
-        "adapter_only": 1,
-        "archive": 1,
-        "private": 1,
     }  # fmt: skip
 
 
@@ -303,7 +296,6 @@ _RECORDS: Mapping[type, Callable[[Settings, Any], None]] = {
     TextSpec: _check_text,
     TaskSpec: _check_task,
     HealSettings: _check_training,
-    HealRequest: lambda rules, request: check(rules, request.settings()),
 }
 """What is judged as a whole, before its fields."""
 

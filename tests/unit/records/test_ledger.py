@@ -128,7 +128,7 @@ def test_the_ledger_of_run_json_has_a_stable_shape_without_nan() -> None:
     assert list(ledger) == ["removed", "text", "steps", "prompt"]
     step = ledger["steps"][2]
     assert list(step) == [
-        *("name", "evaluation", "treatments", "recovered", "recovered_stderr", "task", "continuation"),
+        *("name", "evaluation", "treatments", "recovered", "recovered_stderr", "task", "continuation", "command"),
     ]
     assert list(step["treatments"][0]) == ["kind", "method", "settings", "text", "seconds", "note"]
     assert (step["recovered_stderr"], step["treatments"][0]["settings"]) == (None, {"a": None})
