@@ -8,6 +8,7 @@ ShortvizError
 ├── ResourceError   not enough memory or disk, or the network is down
 ├── ExportError     a folder that cannot be written, or a checkpoint that failed its proof
 ├── RunError        a run directory that cannot be read or does not fit the request
+├── FieldError      a value that a field of a request cannot have; each side spells the field its own way
 ├── PolicyError     something that this hosted installation does not do for strangers
 └── Stopped         the person asked to stop before there was any result to keep
 
@@ -47,6 +48,15 @@ class ExportError(ShortvizError):
 
 class RunError(ShortvizError):
     """A run directory that cannot be read or does not fit the request."""
+
+
+class FieldError(ShortvizError):
+    """A value that a field of a request cannot have."""
+
+    def __init__(self, field: str, why: str) -> None:
+        """Say of a field why not: `FieldError("batch_size", "is 0; it must be at least 1")`."""
+        super().__init__(f"{field} {why}.")
+        self.field, self.why = field, why
 
 
 class PolicyError(ShortvizError):

@@ -23,10 +23,11 @@ from shortviz.cli.options import (
     TaskOptions,
     TextOptions,
     readable,
+    request_command,
     with_options,
 )
 from shortviz.cli.session import INTERRUPTED, load_model, print_result, refuse_launcher, run_command, working
-from shortviz.errors import PlanError, Stopped
+from shortviz.errors import Stopped
 
 app = typer.Typer(
     name="shortviz",
@@ -98,13 +99,12 @@ def evaluate(
         from shortviz.model import prune as pruning
 
         ref = load.ref(model)
-        resolved, streamed = measure.streams(ref, stream, watch)
-        if streamed:
+        if measure.streams(ref, stream):
             measure.check_streamable(task=questions is not None, adapter=adapter is not None)
-            evaluation = measure.streamed_evaluations(resolved, spec, windows, [chosen] if chosen else [], watch)[0]
+            evaluation = measure.streamed_evaluations(ref, text, [chosen] if chosen else [], watch)[0]
         else:
             refuse_launcher()
-            handle = load_model(resolved, watch, removes=chosen)
+            handle = load_model(ref, watch, removes=chosen)
             window_set = tokens.make_windows(spec, windows, handle.tokenizer)
             chosen = treat.adapter_cut(adapter, chosen, handle.info.num_layers)
             pruned = None
@@ -130,60 +130,18 @@ def evaluate(
         raise typer.Exit(INTERRUPTED)
 
 
-@app.command()
-@with_options
-def prune(
-    model: ModelArgument,
-    plan: PlanOptions,
-    load: LoadOptions,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write; must be new or empty.")],
-    stream: measure.StreamOption = None,
-    adapter: treat.AdapterOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Remove layers, write a checkpoint, prove it equal; with --adapter, of the healed model.
-
-    Streamed, the tensors are copied from file to file in the dtype they have, and the model is never whole in memory.
-    """
-    from shortviz.cli.output import export_text
-    from shortviz.export.folder import check_target
-
-    check_target(out)
-    chosen = plan.chosen()
-    if chosen is None and adapter is None:
-        raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
-    if adapter is not None and stream:
-        raise PlanError("An adapter is merged in memory, so it cannot be streamed; leave --stream or --adapter out.")
-    with working() as watch:
-        from shortviz.export import export
-        from shortviz.model import prune as pruning
-        from shortviz.streaming import export as streamed_export
-
-        ref = load.ref(model, one_device="An export, which can be streamed,")
-        whole = chosen is None or adapter is not None
-        resolved, streamed = measure.streams(ref, False if whole else stream, watch)
-        if chosen is not None and streamed:
-            report = streamed_export.export_streamed(resolved, chosen.of, out, watch=watch)
-        else:
-            handle = load_model(resolved, watch, removes=chosen)
-            chosen = treat.adapter_cut(adapter, chosen, handle.info.num_layers)
-            pruned = handle if chosen is None else pruning.prune(handle, chosen.of(handle.info.num_layers))
-            pruned = treat.with_adapter(pruned, adapter)
-            report = export.export_checkpoint(pruned, out, base_info=handle.info, watch=watch)
-    print_result(report if as_json else export_text(report))
-
-
+app.command("prune")(request_command(treat.prune))
 app.command("estimate")(measure.estimate)
 app.command("map")(measure.measured_map)
-app.command("repair")(treat.repair_command)
-app.command("shrink")(treat.shrink_command)
+app.command("repair")(request_command(treat.repair))
+app.command("shrink")(request_command(treat.shrink))
 app.command("curve")(measure.removal_curve)
-app.command("heal")(treat.heal_command)
+app.command("heal")(request_command(treat.heal))
 app.command("advise")(cli_advise.advise_command)
 app.command("compare")(measure.compare)
 app.command("sensitivity")(measure.sensitivity)
 app.command("report")(cli_share.report)
-app.command("push")(cli_share.push)
+app.command("push")(request_command(cli_share.push))
 
 
 @app.command()

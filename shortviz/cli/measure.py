@@ -47,10 +47,9 @@ if TYPE_CHECKING:
 
     Opened = ModelHandle | StreamedModel
 
-    from shortviz.cli.options import Removal
     from shortviz.model.handle import ModelHandle
     from shortviz.records.measured import Evaluation
-    from shortviz.records.plan import Block
+    from shortviz.records.plan import Block, Removal
 
 
 # A run directory while a command works on it: there before the long work starts, gone where that is refused.
@@ -188,7 +187,7 @@ def _streamed_blocks(
     model: str, load: LoadOptions, text: TextOptions, *, stream: bool, blocks: list[str], alone: bool, as_json: bool
 ) -> None:
     """Print the losses of chosen blocks of a model that is streamed."""
-    from shortviz.cli.options import Removal
+    from shortviz.records.plan import Removal
 
     if not stream or not blocks:
         raise ShortvizError(

@@ -18,6 +18,9 @@ from shortviz.records.formatting import (
     size,
 )
 from shortviz.records.json import plain
+from shortviz.service.execute import execute
+from shortviz.service.place import Place
+from shortviz.service.requests import PushRequest
 
 _SHOWN_TIES = 4
 
@@ -118,9 +121,7 @@ def report(
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint that `shortviz prune` wrote.")],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the hub.")],
-    private: Annotated[bool, typer.Option("--private/--public", help="Who may see a new repository.")] = True,
+    request: PushRequest,
     token_env: Annotated[
         str, typer.Option(metavar="NAME", help="Environment variable that holds the token.")
     ] = "HF_TOKEN",
@@ -131,11 +132,12 @@ def push(
     The token is read from an environment variable, so that it stands in no command line; without one, that of
     `hf auth login` is used.
     """
-    from shortviz.export.push import Destination, push_folder, push_text
+    from shortviz.export.push import push_text
 
-    to = Destination(repo_id=repo_id, token=_token(token_env), private=private)
+    place = Place(None)
+    place.token = _token(token_env)
     with working() as watch:
-        found = push_folder(folder, to, watch=watch)
+        found = execute(request, watch, place=place)
     print_result(found if as_json else push_text(found))
 
 

@@ -19,10 +19,10 @@ from shortviz.errors import ShortvizError, Stopped, is_out_of_memory
 from shortviz.progress import Watch
 
 if TYPE_CHECKING:
-    from shortviz.cli.options import Removal
     from shortviz.model.handle import ModelHandle
     from shortviz.model.load import ResolvedModel
     from shortviz.records.model import ModelRef
+    from shortviz.records.plan import Removal
     from shortviz.records.text import TextSpec
 
 

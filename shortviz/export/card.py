@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from shortviz.export.recipes import loading_python, treated_recipe
+from shortviz.export.recipes import loading_python, recipe_of
 from shortviz.files import versions
 from shortviz.records.citations import bibtex
 from shortviz.records.formatting import UNKNOWN, counted, duration, percent, size, with_error
@@ -49,6 +49,8 @@ class CardFacts:
     """Sentences about what was changed on the way."""
     treatments: tuple[Treatment, ...] = ()
     """Repairs and healings after the cut, in order."""
+    command: str = ""
+    """The command that made a treated model, without its export; "" where it is not known."""
 
 
 def shortviz_json(facts: CardFacts) -> dict[str, Any]:
@@ -88,9 +90,10 @@ def model_card(facts: CardFacts) -> str:
         tags=["layer-pruning", "pruned", "shortviz"],
     )
     made_of, folder = base.id if hub else local, facts.name
-    recipe = treated_recipe(
-        made_of, facts.plan, facts.treatments, folder=folder, revision=base.revision, dtype=base.dtype
-    )
+    recipe = recipe_of(
+        made_of, facts.plan, facts.treatments, facts.command,
+        folder=folder, revision=base.revision, dtype=base.dtype,
+    )  # fmt: skip
     return CARDS.get_template("card.md").render(
         facts=facts,
         front_matter=data.to_yaml(),

@@ -52,12 +52,14 @@ def export_checkpoint(
     base_info: ModelInfo,
     text: TextInfo | None = None,
     evaluation: Evaluation | None = None,
+    command: str = "",
     watch: Watch = NO_WATCH,
 ) -> ExportReport:
     """Return the report of a checkpoint that stock transformers loads, proved equal to the model in memory.
 
-    `base_info` describes the uncut model, `text` the calibration text, `evaluation` the numbers for the model card. The
-    report's `bytes` are those of the weights. Progress stages: `write`, `reload`, `prove logits`, `prove generation`.
+    `base_info` describes the uncut model, `text` the calibration text, `evaluation` the numbers for the model card,
+    `command` what made a treated model, as its ledger has it. The report's `bytes` are those of the weights. Progress
+    stages: `write`, `reload`, `prove logits`, `prove generation`.
     Whatever goes wrong, nothing stays behind.
 
     Raises ExportError where the folder is taken or cannot be written or the proof fails, ResourceError where the disk
@@ -84,6 +86,7 @@ def export_checkpoint(
                 proof=asdict(proof) | {"generation_equal": True},
                 notes=notes,
                 treatments=pruned.treatments,
+                command=command,
             )
             files = write_card(checkpoint, facts)
         except (OSError, SafetensorError) as error:

@@ -1,20 +1,16 @@
-"""The command line that makes a repaired, healed or shrunk model again, from what its treatments say. No torch."""
+"""Text that repeats an export elsewhere: command line, Python, mergekit, and the lines that load it. No torch."""
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from shortviz.records.heal import PRESETS, HealSettings
 from shortviz.records.ledger import Treatment
 from shortviz.records.model import hub_id
 from shortviz.records.plan import Block, PrunePlan
-from shortviz.records.text import ALL_TOKENS, TextInfo
-from shortviz.text.tokens import FIT_LENGTH
-
-# Text that repeats an export elsewhere: command line, Python, mergekit, and the lines that load it. No torch.
+from shortviz.text.sources import PASTED
 
 
 def mergekit_yaml(model_id: str, plan: PrunePlan, dtype: str) -> str:
@@ -100,17 +96,11 @@ tokenizer = AutoTokenizer.from_pretrained({folder!r})
 """
 
 
-_ALWAYS = ("steps", "warmup_steps", "length", "learning_rate")
-"""Settings that a preset fits to the model, or that everybody asks for."""
-_NAMES = {"batch_size": "train-batch"}
-_BATCH = 8
-"""The command line's own --batch-size."""
-_GONE = "linear_replacement"
-"""A repair of earlier versions, which ledgers on people's disks still name."""
+# What a treated model was made by: the command that its ledger keeps, and what that does not say.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TreatedRecipe:
+class Recipe:
     """How a model is made again."""
 
     command: str
@@ -120,106 +110,35 @@ class TreatedRecipe:
     """False: the command repeats the cut alone."""
 
 
-def treated_recipe(
-    model_id: str,
-    plan: PrunePlan,
-    treatments: Sequence[Treatment],
-    *,
-    folder: str,
-    adapter: bool = False,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-) -> TreatedRecipe:
-    """Return the command that cuts, does all that was done after the cut, exports and proves the same checkpoint.
+def recipe_of(
+    model_id: str, plan: PrunePlan, treatments: Sequence[Treatment], command: str, *,
+    folder: str, adapter: bool = False, revision: str | None = None, dtype: str = "auto", device: str = "auto",
+) -> Recipe:  # fmt: skip
+    """Return how to cut, do all that was done after the cut, export and prove the same checkpoint.
 
-    With `adapter` it writes what the training learned alone.
+    `command` makes a treated model; where it is not known, the cut alone is repeated, which is said. With `adapter`
+    what the training learned is written alone.
     """
-    cut = shlex.split(reproduce_command(model_id, plan, folder=folder, revision=revision, dtype=dtype, device=device))
-    place = cut.index("--out")
-    removal, loading = _parted(cut[3:place])
-    rest = [*loading, "--adapter" if adapter else "--export", folder]
-    if not treatments:
-        return TreatedRecipe(command=shlex.join(cut))
-    cut_alone = TreatedRecipe(
-        command=shlex.join(cut),
-        notes=("The command repeats the cut; what was done after it stands above.",),
-        whole=False,
-    )
-    if any(treatment.method == _GONE for treatment in treatments):
-        return cut_alone
-    kinds, last = [treatment.kind for treatment in treatments], treatments[-1]
-    if all("chosen_options" in treatment.settings for treatment in treatments):
-        parts = ["shortviz", "shrink", model_id, "--to-layers", str(len(plan.kept)), *_fit(last)]
-        parts += shlex.split(str(last.settings["chosen_options"]))
-        notes = _text_notes(last)
-        if not last.settings["chosen_options"]:
-            notes.append(f"Add the text that layers were chosen on: {last.settings['chosen_on']}.")
-        return TreatedRecipe(command=shlex.join([*parts, *rest]), notes=tuple(notes))
-    if kinds == ["repair"]:
-        parts = ["shortviz", "repair", model_id, *removal, *_fit(last)]
-        return TreatedRecipe(command=shlex.join([*parts, *rest]), notes=tuple(_text_notes(last)))
-    if kinds == ["heal"] or (kinds == ["repair", "heal"] and _repaired_on_the_same(treatments[0], last)):
-        first = ["--repair", treatments[0].method] if len(kinds) == 2 else []
-        parts = ["shortviz", "heal", model_id, *removal, *first, *_training(last)]
-        return TreatedRecipe(command=shlex.join([*parts, *rest]), notes=tuple([*_text_notes(last), *_ended(last)]))
-    return cut_alone
+    if not treatments or not command:
+        cut = reproduce_command(model_id, plan, folder=folder, revision=revision, dtype=dtype, device=device)
+        if not treatments:
+            return Recipe(command=cut)
+        note = "The command repeats the cut; what was done after it stands above."
+        return Recipe(command=cut, notes=(note,), whole=False)
+    words = shlex.split(command)
+    words[2] = model_id
+    written = shlex.join([*words, "--adapter" if adapter else "--export", folder])
+    return Recipe(command=written, notes=(*_text_notes(treatments[-1], words), *_ended(treatments[-1])))
 
 
-def _parted(options: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the options that say what is removed, and those that say how the model is loaded."""
-    pairs = list(zip(options[::2], options[1::2], strict=True))
-    removal = [part for pair in pairs if pair[0] in ("--start", "--n", "--remove") for part in pair]
-    return removal, [part for pair in pairs if pair[0] not in ("--start", "--n", "--remove") for part in pair]
-
-
-def _fit(treatment: Treatment) -> list[str]:
-    """Return the options of a repair: how, on which rows."""
-    text, batch = treatment.text, treatment.settings.get("batch_size", _BATCH)
-    parts = ["--method", treatment.method, *([] if batch == _BATCH else ["--batch-size", str(batch)])]
-    if text is not None and text.max_length is not None:
-        parts += [*shlex.split(text.options), "--max-length", str(text.max_length), "--fit-tokens", str(text.tokens)]
-    return parts
-
-
-def _training(treatment: Treatment) -> list[str]:
-    """Return the options of a training: those that differ from the preset `good`."""
-    good, parts = PRESETS["good"], []
-    for name in (field.name for field in fields(HealSettings)):
-        value = treatment.settings.get(name)
-        usual = treatment.settings.get("rank") if name == "alpha" else getattr(good, name)
-        if value is None or (value == usual and name not in _ALWAYS):
-            continue
-        if name == "last_layers" and treatment.method != "partial":
-            continue
-        option = f"--{_NAMES.get(name, name).replace('_', '-')}"
-        parts += [option] if value is True else [option, str(value)]
+def _text_notes(treatment: Treatment, words: Sequence[str]) -> list[str]:
+    """Return what is to be known of the text, where a folder or a command line cannot hold it."""
     text = treatment.text
-    if text is not None:
-        parts += shlex.split(text.options)
-        parts += ["--max-length", str(text.max_length)] if _truncated(text) else []
-    return parts
-
-
-def _truncated(text: TextInfo) -> bool:
-    return text.max_length is not None and text.max_length < ALL_TOKENS
-
-
-def _repaired_on_the_same(repaired: Treatment, healed: Treatment) -> bool:
-    """Return whether `heal --repair` fits its repair to the rows that this one was fitted to."""
-    ours, theirs = repaired.text, healed.text
-    if ours is None or theirs is None or not ours.options or ours.options != theirs.options:
-        return False
-    length = theirs.max_length if _truncated(theirs) else FIT_LENGTH
-    return ours.max_length == length and repaired.settings.get("batch_size", _BATCH) == _BATCH
-
-
-def _text_notes(treatment: Treatment) -> list[str]:
-    text = treatment.text
-    if text is not None and text.options:
-        return ["It reads the text's file in the folder it is run in."] if text.options.startswith("--text ") else []
-    named = f" ({text.source}, {text.tokens:,} tokens)" if text is not None else ""
-    return [f"Add the text{named}, e.g. as `--text FILE`."]
+    if "--text" in words or "--eval-text" in words:
+        return ["It reads the text's file in the folder it is run in."]
+    if text is not None and text.source == PASTED:
+        return [f"Add the text ({text.source}, {text.tokens:,} tokens), e.g. as `--text FILE`."]
+    return []
 
 
 def _ended(treatment: Treatment) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from shortviz.errors import ModelError
 from shortviz.export.card import CARDS
 from shortviz.export.folder import check_target, filled_beside, move_into_place, write_error
-from shortviz.export.recipes import treated_recipe
+from shortviz.export.recipes import recipe_of
 from shortviz.heal.student import Student, check_package, inject, merge
 from shortviz.model.delta import delta_weights, weights_digest
 from shortviz.model.handle import ModelHandle
@@ -130,11 +130,12 @@ def _peft_name(name: str) -> str:
     return f"base_model.model.{name.replace('.default', '')}"
 
 
-def export_adapter(adapter: Adapter, folder: Path, *, base: ModelHandle | None = None) -> Path:
+def export_adapter(adapter: Adapter, folder: Path, *, base: ModelHandle | None = None, command: str = "") -> Path:
     """Write an adapter alone, and return the folder: weights and config in peft's format, and a card.
 
     The config names the model and the cut that the adapter belongs to; `load_adapter` refuses any other. With `base`,
-    the uncut model, an adapter that was trained on a repaired cut brings the repaired weights along.
+    the uncut model, an adapter that was trained on a repaired cut brings the repaired weights along. `command`
+    made that cut, as its ledger has it.
 
     Raises ExportError where the folder is taken or cannot be written, ResourceError where the disk is too small.
     """
@@ -169,7 +170,7 @@ def export_adapter(adapter: Adapter, folder: Path, *, base: ModelHandle | None =
                 allow_nan=False,
             )
             (made / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-            (made / "README.md").write_text(_card(adapter, target.name, whole), encoding="utf-8")
+            (made / "README.md").write_text(_card(adapter, target.name, whole, command), encoding="utf-8")
             for weights in made.glob("*.safetensors"):
                 weights.chmod((made / "README.md").stat().st_mode)
         except (OSError, SafetensorError) as error:
@@ -241,7 +242,7 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
     return peft.LoraConfig(**values | {"inference_mode": False}), facts
 
 
-def _card(adapter: Adapter, folder: str, whole: bool) -> str:
+def _card(adapter: Adapter, folder: str, whole: bool, command: str) -> str:
     """Return the card; `whole` says that the folder has all that is needed beside the uncut model."""
     cut, base, plan = adapter.cut, adapter.cut.info, _plan_of(adapter.cut)
     shown = base.id if hub_name(base) else Path(base.id).name
@@ -251,7 +252,7 @@ def _card(adapter: Adapter, folder: str, whole: bool) -> str:
         plan=plan,
         removed=layers_text(plan.removed),
         done=[t.method for t in cut.treatments],
-        recipe=treated_recipe(shown, plan, cut.treatments, folder="cut", revision=base.revision, dtype=base.dtype),
+        recipe=recipe_of(shown, plan, cut.treatments, command, folder="cut", revision=base.revision, dtype=base.dtype),
         found=adapter.treatment.settings,
         text=adapter.treatment.text,
         model=shlex.quote(shown if whole else "cut"),

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from shortviz.errors import ShortvizError
+from shortviz.records.help import Help
 from shortviz.records.json import Known, Many
 from shortviz.records.model import ModelInfo
 
@@ -18,48 +19,48 @@ Precision = Literal["model", "bfloat16"]
 class HealSettings:
     """A recipe; the defaults are the paper's (Gromov et al., appendix), scaled to minutes on a CPU."""
 
-    method: Method = "lora"
+    method: Annotated[Method, Help("lora, or partial: final norm, head, last layers.")] = "lora"
     """`lora`: low-rank adapters; `partial`: the final norm, the head where it is not tied, and the last layers."""
-    objective: Objective = "next_token"
+    objective: Annotated[Objective, Help("next_token, distill, seam, or mixed (distill and seam).")] = "next_token"
     """`next_token`: cross-entropy; `distill`: with the uncut model's distribution; `seam`: the uncut model's residual
     stream behind the cut; `mixed`: distill and seam. The default won back most of the lost NLL in our comparison."""
-    rank: int = 16
+    rank: Annotated[int, Help("lora: rank of the adapters.")] = 16
     """Rank of the adapters."""
-    alpha: int | None = None
+    alpha: Annotated[int | None, Help("lora: scale times rank.  [default: the rank]")] = None
     """Their scale is alpha / rank; None is alpha = rank, as in the paper."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Help("lora: share of inputs dropped.")] = 0.0
     """On the adapters' input, 0 up to 1."""
-    targets: str = "mlp"
+    targets: Annotated[str, Help("lora: mlp, all, or names such as q_proj,v_proj.")] = "mlp"
     """`mlp`, `all` (attention too), or names of modules inside a layer, separated by commas."""
-    last_layers: int = 3
+    last_layers: Annotated[int, Help("partial: layers trained at the end of the stack.")] = 3
     """partial: layers at the end of the stack that are trained."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Help("The highest one.")] = 2e-3
     """The highest; it falls to 0 along half a cosine."""
-    warmup_steps: int = 10
-    steps: int = 200
+    warmup_steps: Annotated[int, Help("Steps until it is reached.")] = 10
+    steps: Annotated[int, Help("Updates.")] = 200
     """Updates of the weights."""
-    batch_size: int = 1
+    batch_size: Annotated[int, Help("Windows run at once.", option="--train-batch")] = 1
     """Windows that are run at once."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Help("Batches behind one update.")] = 1
     """Batches behind one update."""
-    length: int = 512
+    length: Annotated[int, Help("Tokens in a training window.")] = 512
     """Tokens of a window."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Help("distill, mixed: temperature.")] = 1.0
     """Of the distributions that are distilled."""
-    mix: float = 0.5
+    mix: Annotated[float, Help("distill, mixed: share of distillation, the rest next tokens.")] = 0.5
     """Share of distillation, 0 to 1; the rest is cross-entropy."""
-    seam_weight: float = 1.0
+    seam_weight: Annotated[float, Help("mixed: weight of the seam's error.")] = 1.0
     """mixed: weight of the residual stream's relative squared error."""
-    eval_every: int = 25
+    eval_every: Annotated[int, Help("Steps between two looks at held-out text.")] = 25
     """Steps between two measurements on held-out text."""
-    seed: int = 0
+    seed: Annotated[int, Help("Of first weights, order of the text, dropout.")] = 0
     """Of the adapters' first weights, the order of the text, and dropout."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Help("Less memory, a third more time.")] = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
-    precision: Precision = "model"
+    precision: Annotated[Precision, Help("model (its dtype), or bfloat16 while training.")] = "model"
     """Of the training's matrix products: the model's own dtype, or `bfloat16` (autocast; what is kept stays as it is).
     Half again as fast on a CPU with AVX512-BF16, for gradients at a cosine of 0.9997."""
-    quantize: Quantize = "none"
+    quantize: Annotated[Quantize, Help("none, or 4bit while training (CUDA, bitsandbytes).")] = "none"
     """`4bit`: the frozen weights in 4 bits while training (QLoRA); needs a GPU and bitsandbytes."""
 
     def __post_init__(self) -> None:
@@ -126,6 +127,17 @@ _RANGES = {
     "mix": (0.0, 1.0, "between 0 and 1"),
     "seam_weight": (0.0, 1e6, "0 or above"),
 }
+
+
+def least_of(field: str) -> int:
+    """Return the least that a setting that counts may be."""
+    return _COUNTS[field]
+
+
+def range_of(field: str) -> tuple[float, float]:
+    """Return the least and the largest value of a setting that measures."""
+    return _RANGES[field][:2]
+
 
 PRESETS: Mapping[str, HealSettings] = {
     "quick": HealSettings(steps=50, warmup_steps=5, eval_every=10),

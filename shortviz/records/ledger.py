@@ -55,6 +55,8 @@ class LedgerStep:
     task: TaskScore | None = None
     continuation: str = ""
     """What the model of this step makes of the ledger's prompt."""
+    command: str = ""
+    """The command line that makes this model again, files named without their folders; "" where it is not known."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -158,6 +160,7 @@ def add_step(
     *,
     task: TaskScore | None = None,
     continuation: str = "",
+    command: str = "",
 ) -> Ledger:
     """Return the ledger with a treated model's step; it takes the place of one of the same name and methods.
 
@@ -186,6 +189,7 @@ def add_step(
         recovered_stderr=error,
         task=_small(task),
         continuation=continuation,
+        command=command,
     )
     return replace(ledger, steps=_ordered([*(s for s in ledger.steps if s.key != step.key), step]))
 

@@ -4,7 +4,9 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from shortviz.records.help import Help
 from shortviz.records.json import Many
 from shortviz.records.plan import Block
 
@@ -16,13 +18,13 @@ SPREAD = "spread"
 class ModelRef:
     """What a person asked to load."""
 
-    id: str
+    id: Annotated[str, Help("A hub id, a checkpoint folder, a .gguf file, or demo.")]
     """A hub id, a checkpoint folder, a `.gguf` file, or `demo`."""
-    revision: str | None = None
+    revision: Annotated[str | None, Help("Branch, tag or commit of a hub model.")] = None
     """Branch, tag or commit of a hub model; None is the default branch."""
-    dtype: str = "auto"
+    dtype: Annotated[str, Help("auto, float32, bfloat16, float16 or float64.")] = "auto"
     """`auto`, `float32`, `bfloat16`, `float16` or `float64`."""
-    device: str = "auto"
+    device: Annotated[str, Help("auto, cpu, cuda, cuda:1, or spread (over all GPUs).")] = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, or `spread`."""
 
 

@@ -1,5 +1,6 @@
 """Blocks of layers and plans of what to remove: plain records, checked once, no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shortviz.errors import PlanError
@@ -66,3 +67,28 @@ class PrunePlan:
     def blocks(self) -> tuple[Block, ...]:
         """The removed layers as maximal runs of consecutive layers."""
         return tuple(Block(start=start, n=n) for start, n in runs(self.removed))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Removal:
+    """What a person asked to remove, before the model is known."""
+
+    block: Block | None = None
+    layers: tuple[int, ...] = ()
+
+    def of(self, num_layers: int) -> PrunePlan:
+        """Return the plan for a model of `num_layers` layers; raises PlanError where it does not fit."""
+        if self.block is not None:
+            return PrunePlan.of_blocks(num_layers, self.block)
+        return PrunePlan(num_layers=num_layers, removed=self.layers)
+
+    @classmethod
+    def of_layers(cls, layers: Sequence[int]) -> "Removal":
+        """Return what removes these layers: a block where they are one."""
+        block = Block(start=min(layers), n=len(layers))
+        return cls(block=block) if block.layers == tuple(layers) else cls(layers=tuple(layers))
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """The layers, not checked against any model."""
+        return self.layers if self.block is None else self.block.layers

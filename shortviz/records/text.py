@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from shortviz.errors import TextError
 from shortviz.records.formatting import counted, percent
+from shortviz.records.help import Help
 from shortviz.records.json import Integers, Many, Number
 
 
@@ -18,21 +19,23 @@ class TaskSpec:
     kind: Literal["file", "dataset"]
     value: str
     """Path of a .jsonl, .csv or .parquet file, or a hub data set id."""
-    question: str = "question"
+    question: Annotated[str, Help("Questions: their column.")] = "question"
     """Column of the question."""
-    choices: tuple[str, ...] = ("choices",)
+    choices: Annotated[tuple[str, ...], Help("Questions: column of the list of choices, or one column each: a,b.")] = (
+        "choices",
+    )
     """One column with a list, or with {"text": [...], "label": [...]}; or several columns, one choice in each."""
-    label: str = "label"
+    label: Annotated[str, Help("Questions: column of the right choice.")] = "label"
     """Column of the right choice: its number, its letter, its own label or its own text (see `read_task`)."""
-    first_label: int = 0
+    first_label: Annotated[int, Help("Questions: the number that labels the first choice, 0 or 1.")] = 0
     """The number that labels the first choice, 0 or 1."""
-    prompt: str = "{question}"
+    prompt: Annotated[str, Help("Questions: what the model reads before a choice.")] = "{question}"
     """What the model reads before a choice, e.g. `Question: {question}\\nAnswer:`."""
-    delimiter: str = " "
+    delimiter: Annotated[str, Help("Questions: what stands between prompt and choice.")] = " "
     """What stands between prompt and choice; lm_eval calls it the target delimiter."""
-    subset: str | None = None
-    split: str = "validation"
-    limit: int | None = None
+    subset: Annotated[str | None, Help("Questions: subset (configuration) of a data set.")] = None
+    split: Annotated[str, Help("Questions: split of a data set.  [default: validation]")] = "validation"
+    limit: Annotated[int | None, Help("Questions: at most this many.")] = None
     """At most this many questions; None is all."""
 
     def __post_init__(self) -> None:
@@ -151,15 +154,19 @@ class TextSpec:
     kind: Literal["builtin", "paste", "file", "dataset"]
     value: str
     """Name of a built-in text, the pasted text itself, a path, or a hub data set id."""
-    key: str = "text"
+    key: Annotated[str, Help("Column that holds the text.  [default: text]")] = "text"
     """Column that holds the text (.jsonl, .csv, .parquet, data sets)."""
-    subset: str | None = None
-    split: str = "train"
-    limit: int | None = None
+    subset: Annotated[str | None, Help("Subset (configuration) of the data set.")] = None
+    split: Annotated[str, Help("Split of the data set.  [default: train]")] = "train"
+    limit: Annotated[
+        int | None, Help("At most this many rows.  [default: all; 64 of the default text, 640 of a data set]")
+    ] = None
     """At most this many rows; None is all."""
-    max_length: int = 256
+    max_length: Annotated[int, Help("measure: tokens a row is truncated to; losses join the rows.  [default: 256]")] = (
+        256
+    )
     """Tokens a row is truncated to."""
-    bos: Bos = "auto"
+    bos: Annotated[Bos, Help("auto (what the tokenizer itself does), always or never.")] = "auto"
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -172,9 +179,9 @@ class TextSpec:
 class WindowSpec:
     """How evaluation text is cut: the joined rows, tokenised once, in consecutive windows without overlap."""
 
-    window: int = 512
+    window: Annotated[int, Help("evaluate: tokens in a window.")] = 512
     """Tokens in a window (with BOS, its first); window - 1 are scored."""
-    windows: int = 16
+    windows: Annotated[int, Help("evaluate: at most this many windows.")] = 16
     """At most this many windows."""
 
     def __post_init__(self) -> None:
@@ -246,7 +253,6 @@ _OPTIONS: Mapping[Literal["builtin", "file", "dataset"], str] = {
 _FIELDS = ("key", "subset", "split", "bos")
 _BUILT_IN = "built-in "
 """How the source of a built-in text begins."""
-_ROLES = {"--builtin": "--eval-builtin", "--text": "--eval-text", "--key": "--eval-key"}
 
 
 def text_options(spec: TextSpec) -> str:
@@ -288,15 +294,3 @@ def text_of(info: TextInfo) -> TextSpec | None:
     except (ValueError, TextError):  # the record came from elsewhere
         pass
     return None
-
-
-def scored_options(options: str) -> str:
-    """Return the options that name the same text as one to score on; "" where there are none for it."""
-    parts = shlex.split(options)
-    found: list[str] = []
-    for name, value in zip(parts[::2], parts[1::2], strict=True):
-        if name in _ROLES:
-            found += [_ROLES[name], value]
-        elif name == "--dataset":
-            return ""
-    return shlex.join(found)

@@ -4,7 +4,7 @@ Greedy as in SLEB (arXiv 2402.09025), but every step measures the model as the r
 """
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from shortviz.records.json import Floats, Many, Number, from_plain, plain
 from shortviz.records.ledger import Treatment
 from shortviz.records.plan import PrunePlan
 from shortviz.records.sums import mean_and_stderr
-from shortviz.records.text import TokenSet, WindowSet, scored_options
+from shortviz.records.text import TokenSet, WindowSet
 from shortviz.repair.repair import Repaired, check_method, repair
 
 _MEASURING = 0.5
@@ -226,8 +226,7 @@ class _Shrinking:
         if repaired is not None:
             result, note = repaired.handle, repaired.treatment.note
             if repaired.applied:
-                treatment = self._with_choice(repaired.treatment)
-                result = replace(result, treatments=(*result.treatments[:-1], treatment))
+                treatment = repaired.treatment
         after = _nll(result, self.windows)
         increase, error = mean_and_stderr((after - self.uncut).tolist())
         step = ShrinkStep(
@@ -242,14 +241,6 @@ class _Shrinking:
             seconds=time.perf_counter() - began,
         )
         return result, step
-
-    def _with_choice(self, treatment: Treatment) -> Treatment:
-        """Return a repair that also says what the layers were chosen on, so that it can be done again."""
-        info = self.windows.info
-        named = scored_options(info.options)
-        options = f"{named} --window {info.max_length} --windows {info.rows}" if named else ""
-        chosen = {"chosen_on": info.source, "chosen_options": options}
-        return replace(treatment, settings={**treatment.settings, **chosen})
 
     def _repaired(self, cut: ModelHandle, layer: int) -> Repaired | None:
         """Return the cut repaired at the seam that removing this layer left; None where no layer stands before it."""

@@ -5,6 +5,7 @@ No streamlit is called in here, for jobs use it; what needs torch is imported by
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from shortviz.records.formatting import size
 from shortviz.records.json import plain
 from shortviz.records.ledger import LedgerStep
 from shortviz.records.model import ModelRef
+from shortviz.service import policy
 from shortviz.service.service import Service
 from shortviz.settings import settings
 
@@ -22,35 +24,39 @@ if TYPE_CHECKING:
     from shortviz.model.handle import ModelHandle
 
 
-MEGABYTE = 2**20
 _WEIGHTS, _ADAPTER = "weights.safetensors", "adapter"
 
 
-def place(bench: Service, key: str, removed: tuple[int, ...], methods: tuple[str, ...]) -> Path:
+def place(service: Service, key: str, removed: tuple[int, ...], methods: tuple[str, ...]) -> Path:
     """Return the folder beside a run in which a treated model's own weights are kept."""
     name = hashlib.sha256(repr((removed, methods)).encode()).hexdigest()[:12]
-    return bench.runs.path(key) / f"treated-{name}"
+    return service.runs.path(key) / f"treated-{name}"
 
 
-def is_kept(bench: Service, key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
+def is_kept(service: Service, key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
     """Return whether a treated model can be brought back without repairing or training."""
-    return key is not None and (place(bench, key, removed, methods) / _WEIGHTS).is_file()
+    return key is not None and (place(service, key, removed, methods) / _WEIGHTS).is_file()
 
 
-def has_adapter(bench: Service, key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
+def kept_by(service: Service, keys: Sequence[str], removed: tuple[int, ...], methods: tuple[str, ...]) -> str | None:
+    """Return the first of some runs that a treated model is kept beside, or None."""
+    return next((key for key in keys if is_kept(service, key, removed, methods)), None)
+
+
+def has_adapter(service: Service, key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
     """Return whether what a model learned last is kept as an adapter of its own."""
-    return key is not None and (place(bench, key, removed, methods) / _ADAPTER).is_dir()
+    return key is not None and (place(service, key, removed, methods) / _ADAPTER).is_dir()
 
 
 def put_in_memory(
-    bench: Service, ref: ModelRef, removed: tuple[int, ...], base: "ModelHandle", model: "ModelHandle"
+    service: Service, ref: ModelRef, removed: tuple[int, ...], base: "ModelHandle", model: "ModelHandle"
 ) -> str:
-    """Put a treated model on the bench's shelf; return why not, in a sentence, where it is too large for that."""
+    """Keep a treated model in memory; return why not, in a sentence, where it is too large for that."""
     from shortviz.model.delta import delta_weights
 
     key, own = (ref, removed, methods_of(model)), sum(weight.nbytes for weight in delta_weights(model, base).values())
-    bench.treated.put(key, model, own)
-    if bench.treated.get(key) is not None:
+    service.treated.put(key, model, own)
+    if service.treated.get(key) is not None:
         return ""
     return (
         f"{size(own)} of this model are its own, and this installation keeps {settings().max_treated_mb} MB of such "
@@ -58,7 +64,7 @@ def put_in_memory(
     )
 
 
-def keep(bench: Service, key: str, base: "ModelHandle", model: "ModelHandle", healed: "Healed | None") -> str:
+def keep(service: Service, key: str, base: "ModelHandle", model: "ModelHandle", healed: "Healed | None") -> str:
     """Write what is a treated model's own beside its run; return why not, in a sentence, where that is not possible.
 
     Of adapters the small factors are written, and the model that they were trained on where it was repaired. A kill
@@ -69,7 +75,7 @@ def keep(bench: Service, key: str, base: "ModelHandle", model: "ModelHandle", he
     from shortviz.model.delta import save_treated
 
     assert model.plan is not None, "a treated model is a cut one"
-    folder = place(bench, key, model.plan.removed, methods_of(model))
+    folder = place(service, key, model.plan.removed, methods_of(model))
     try:
         with filled_beside(folder) as room:
             made = room / "treated"
@@ -78,7 +84,7 @@ def keep(bench: Service, key: str, base: "ModelHandle", model: "ModelHandle", he
                 export_adapter(healed.adapter, made / _ADAPTER)
                 model = healed.adapter.cut
             save_treated(made / _WEIGHTS, model, base, {})
-            _make_room(bench, folder, folder_bytes(made))
+            _make_room(service, folder, folder_bytes(made))
             shutil.rmtree(folder, ignore_errors=True)
             move_into_place(made, folder)
     except (ResourceError, ExportError, OSError) as error:
@@ -87,19 +93,17 @@ def keep(bench: Service, key: str, base: "ModelHandle", model: "ModelHandle", he
     return ""
 
 
-def _make_room(bench: Service, folder: Path, needed: int) -> None:
+def _make_room(service: Service, folder: Path, needed: int) -> None:
     """Remove the models kept longest ago where the app is hosted, until another one finds room beside them.
 
     Raises ResourceError where it is too large by itself.
     """
     from shortviz.export.folder import folder_bytes
 
-    if not settings().is_hosted:
-        return
-    most = settings().max_kept_mb * MEGABYTE
+    most = policy.kept_bytes(settings())
     if needed > most:
         raise ResourceError(f"it takes {size(needed)}, and this installation keeps {settings().max_kept_mb} MB")
-    others = [each for each in bench.runs.folder.glob("*/treated-*") if each != folder]
+    others = [each for each in service.runs.folder.glob("*/treated-*") if each != folder]
     newest = sorted(others, key=lambda each: -each.stat().st_mtime)
     for each in newest:
         needed += folder_bytes(each)
@@ -108,14 +112,14 @@ def _make_room(bench: Service, folder: Path, needed: int) -> None:
 
 
 def bring_back(
-    bench: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], step: LedgerStep
+    service: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], step: LedgerStep
 ) -> "ModelHandle":
     """Return the very model of a ledger's step, from what is kept beside the run.
 
     Raises RunError where nothing is kept, it cannot be read, or it is not the model that the ledger shows.
     """
-    found = _start(bench, key, base, removed, step.methods)
-    folder = place(bench, key, removed, step.methods) / _ADAPTER
+    found = _start(service, key, base, removed, step.methods)
+    folder = place(service, key, removed, step.methods) / _ADAPTER
     if folder.is_dir():
         from shortviz.heal.adapter import load_adapter
 
@@ -126,21 +130,21 @@ def bring_back(
 
 
 def adapter(
-    bench: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
+    service: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
 ) -> "Adapter":
     """Return what a healed model learned, alone; raises RunError where that is not kept."""
     from shortviz.heal.adapter import read_adapter
 
-    start = _start(bench, key, base, removed, methods)
-    return read_adapter(start, place(bench, key, removed, methods) / _ADAPTER)
+    start = _start(service, key, base, removed, methods)
+    return read_adapter(start, place(service, key, removed, methods) / _ADAPTER)
 
 
 def _start(
-    bench: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
+    service: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
 ) -> "ModelHandle":
     from shortviz.model.delta import load_treated
 
-    found = load_treated(place(bench, key, removed, methods) / _WEIGHTS, base)
+    found = load_treated(place(service, key, removed, methods) / _WEIGHTS, base)
     if found is None:
         raise RunError("Nothing of this model is kept beside the run; repair or heal again.")
     return found[0]

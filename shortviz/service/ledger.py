@@ -1,73 +1,108 @@
-"""The work of a background job on one cut: its ledger as it grows, the models that are made, the texts they write.
+"""What is done after a cut: repaired, shrunk, healed, asked questions, brought back. Each adds to the cut's ledger.
 
-No streamlit is called in here, for a job may not; everything that needs torch is imported by the functions.
+One ledger holds uncut, cut and treated models, all scored on the same windows and questions. It grows in the place's
+run; what is known already is taken from the service. Work that was cut short goes on from where it is kept
+(`unfinished`), whoever began it. Everything that needs torch is imported by the functions.
 """
 
-import hashlib
 import os
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shortviz.errors import ResourceError, RunError, ShortvizError
+from shortviz.errors import ResourceError, RunError, Stopped
 from shortviz.progress import Progress, Watch
 from shortviz.records.formatting import layers_text
-from shortviz.records.heal import HealHistory, HealSettings
-from shortviz.records.ledger import Ledger, LedgerStep, add_step, start_ledger, treated_name, with_task_score
+from shortviz.records.heal import HealHistory
+from shortviz.records.ledger import Ledger, LedgerStep, Treatment, add_step, start_ledger, treated_name, with_task_score
 from shortviz.records.measured import Evaluation
-from shortviz.records.model import ModelInfo, ModelRef
+from shortviz.records.model import ModelInfo, ModelRef, hub_name
 from shortviz.records.plan import PrunePlan
 from shortviz.records.run import Run
-from shortviz.records.text import TaskScore, TaskSpec, TextSpec, WindowSpec
+from shortviz.records.text import ALL_TOKENS, TaskScore, TextInfo, TextSpec, WindowSpec
 from shortviz.runs.run import new_run, with_evaluation, with_ledger
-from shortviz.service import kept as kept_models
-from shortviz.service import measure
-from shortviz.service.service import JobContext, Service
+from shortviz.service import kept, measure
+from shortviz.service.place import Place, unfinished
+from shortviz.service.requests import (
+    FIT_TEXT,
+    TRAINING_TEXT,
+    AskRequest,
+    BringBackRequest,
+    ContinueRequest,
+    HealRequest,
+    RepairRequest,
+    ShrinkRequest,
+    check_device,
+)
+from shortviz.service.service import Service
+from shortviz.service.spelling import to_command
 from shortviz.settings import settings
+from shortviz.text.sources import read_rows
+from shortviz.text.tokens import DEFAULT_EVALUATION, FIT_LENGTH, FIT_TOKENS
 
 if TYPE_CHECKING:
-    from shortviz.cli.options import LoadOptions
     from shortviz.heal.heal import Healed
     from shortviz.model.handle import ModelHandle
-    from shortviz.records.heal import HealSettings
-    from shortviz.records.ledger import Ledger
-    from shortviz.records.measured import Evaluation, ExportReport
-    from shortviz.records.plan import PrunePlan
-    from shortviz.records.text import TaskRows, TaskScore, TextInfo, TextSpec, TokenSet, WindowSet, WindowSpec
-    from shortviz.text.sources import Text, TextRows
+    from shortviz.records.text import TokenSet, WindowSet
+    from shortviz.repair.repair import Repaired
+    from shortviz.repair.shrink import ShrinkStep
 
-
-# What the app knows of a cut and of what was done after it: records and look-ups, no torch.
+Treat = RepairRequest | ShrinkRequest | HealRequest
 
 METHODS = {"seam_refit": "Seam refit", "linear_fold": "Linear fold", "scale": "Scale"}
 """The repairs that the app offers, by the names of `shortviz.repair`."""
-TREATING = ("repair", "heal")
-"""Kinds of jobs that add to the ledger of a cut; `shrink` finds a cut of its own."""
-LOOKING = ("ask", "bring")
-"""Kinds of jobs on the models that a ledger has: asking them questions, bringing one back."""
+SHRINK_WINDOWS: Final = WindowSpec(window=256, windows=8)
+"""What shrink chooses layers on of the text it fits to: few, for every layer is measured at every step."""
+_NEEDS_ONE_DEVICE = {"repair": "A repair", "shrink": "Shrinking", "heal": "Healing"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Treating:
-    """A repair or a healing as it goes, and what it came to."""
+    """A repair, a shrinking or a healing as it goes, and what it came to."""
 
+    model: ModelRef
+    """As it was loaded."""
     ledger: Ledger | None = None
-    history: HealHistory | None = None
-    note: str = ""
-    """Why nothing was kept, where nothing was."""
     removed: tuple[int, ...] = ()
-    """The cut that `shrink` ended with; elsewhere that of the ledger."""
+    """The cut: that of the ledger, and while it shrinks the layers that went so far."""
+    methods: tuple[str, ...] = ()
+    """What was done to the model that was made; none where nothing helped."""
+    treatment: Treatment | None = None
+    """What was done last, or tried."""
+    applied: bool = False
+    complete: bool = True
+    """False: it was stopped, or nothing more could be removed."""
+    history: HealHistory | None = None
+    steps: "tuple[ShrinkStep, ...]" = ()
+    base_nll: float = 0.0
+    """shrink: the uncut model on the windows that layers are chosen on."""
+    note: str = ""
+    """Why nothing was kept, where nothing was, or why it ended early."""
+    work: Path | None = None
+    """Where it is kept until it is done, or written."""
 
 
 def ledger_of(run: Run | None, removed: tuple[int, ...]) -> Ledger | None:
     """Return the run's newest ledger of a cut, whatever text it was scored on."""
     found = [ledger for ledger in run.ledgers if ledger.removed == removed] if run is not None else []
     return found[-1] if found else None
+
+
+def known_ledger(
+    service: Service, ref: ModelRef | None, run: Run | None, removed: tuple[int, ...], spec: TextSpec
+) -> Ledger | None:
+    """Return the ledger of a cut as far as it is known: from the run, or its first two steps from an evaluation."""
+    found = ledger_of(run, removed)
+    if found is not None:
+        return found
+    evaluation = service.measured.get(measure.measured_key(ref, spec, removed)) if ref is not None else None
+    if evaluation is None and run is not None:
+        evaluation = run.evaluation_of(removed)
+    if evaluation is None or evaluation.base is None or not evaluation.removed:
+        return None
+    return start_ledger(evaluation)
 
 
 def paired(evaluation: Evaluation | None) -> bool:
@@ -80,9 +115,9 @@ def paired(evaluation: Evaluation | None) -> bool:
     )
 
 
-def treated(bench: Service, ref: ModelRef | None, removed: tuple[int, ...], step: LedgerStep) -> "ModelHandle | None":
+def treated(service: Service, ref: ModelRef | None, removed: tuple[int, ...], step: LedgerStep) -> "ModelHandle | None":
     """Return the model of a treated step where it is still in memory."""
-    return bench.treated.get((ref, removed, step.methods)) if ref is not None else None
+    return service.treated.get((ref, removed, step.methods)) if ref is not None else None
 
 
 def text_key(ref: ModelRef, removed: tuple[int, ...], methods: tuple[str, ...], prompt: str) -> tuple[object, ...]:
@@ -99,155 +134,202 @@ def cut_problem(model: ModelInfo, removed: tuple[int, ...]) -> str:
     return f"This cut cannot be made: {reasons[0]}" if reasons else ""
 
 
-REPAIR_BATCH: Final = 4 * measure.CPU_BATCH
+def write(
+    service: Service, ref: ModelRef, name: str, model: "ModelHandle", methods: tuple[str, ...], prompt: str,
+    watch: Watch,
+) -> str:  # fmt: skip
+    """Return a model's continuation, from memory where it is known; "" without a prompt or after a stop."""
+    removed = model.plan.removed if model.plan is not None else ()
+    key = text_key(ref, removed, methods, prompt)
+    known = service.continuations.get(key)
+    if known is not None or not prompt.strip() or watch.stopped:
+        return known or ""
+    from shortviz.measure.generation import continue_text
+
+    most = min(measure.NEW_TOKENS, settings().max_new_tokens)
+    watch.tell(f"write, {name}", done=0, total=1, unit="steps")
+    text = continue_text(model, prompt, max_new_tokens=most, watch=watch)
+    return text if watch.stopped else service.continuations.put(key, text)
 
 
-class Writer:
-    """Continuations of one prompt, kept on the bench as they are done."""
+class CutLedger:
+    """One cut, its ledger as it grows, and the texts that its models are scored on, fitted to and trained on."""
 
-    def __init__(self, bench: Service, context: JobContext, watch: Watch) -> None:
-        self.bench, self.context, self.watch = bench, context, watch
+    def __init__(
+        self, request: Treat, service: Service, place: Place, watch: Watch, *,
+        fits: Callable[[int], object], scores: bool = True,
+    ) -> None:  # fmt: skip
+        """Read the texts and load the model; `fits` is called with its layers before the weights are read.
 
-    def write(self, name: str, model: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]) -> str:
-        """Return a model's continuation, from memory where it is known; "" without a prompt or after a stop."""
-        prompt = self.context.prompt
-        key = text_key(self.context.ref, removed, methods, prompt)
-        known = self.bench.continuations.get(key)
-        if known is not None or not prompt.strip() or self.watch.stopped:
-            return known or ""
-        from shortviz.measure.generation import continue_text
+        One process of several that train together `scores`, and keeps what is made.
+        """
+        self.request, self.service, self.place, self.watch, self.scores = request, service, place, watch, scores
+        self.shown = Treating(model=request.model)
+        self._unfinished: list[Path] = []
+        # What is wrong with a text is told before minutes are spent on loading a model.
+        watch.tell("read text", done=0, total=1, unit="steps")
+        self.text = read_rows(request.text)
+        measure.check_readable(request.evaluation)
+        if request.task is not None and scores:
+            measure.rows_of(service, request.task, watch)
+        check_device(request, _NEEDS_ONE_DEVICE[request.kind])
+        self.base = service.models.load(request.model, watch, fits)
+        place.check_model(self.base.info.id)
+        self._windows: WindowSet | None = None
 
-        most = min(measure.NEW_TOKENS, settings().max_new_tokens)
-        self.watch.tell(f"write, {name}", done=0, total=1, unit="steps")
-        text = continue_text(model, prompt, max_new_tokens=most, watch=self.watch)
-        return text if self.watch.stopped else self.bench.continuations.put(key, text)
+    @property
+    def windows(self) -> "WindowSet":
+        """What every model of the ledger is scored on."""
+        asked = self.request
+        if self._windows is None:
+            self._windows = measure.windows_of(self.service, asked.model, asked.evaluation, self.base, asked.windows)
+        return self._windows
 
+    def named(self, words: str) -> None:
+        """Say in the windows' name what they were used for: whoever reads the ledger is to know."""
+        info = self.windows.info
+        self._windows = replace(self.windows, info=replace(info, source=f"{info.source}, {words}"))
 
-class CutWork:
-    """One cut and its ledger as it grows; what is known already is taken from the bench."""
+    def fit_rows(self, tokens: int = FIT_TOKENS, before: "TokenSet | None" = None) -> "TokenSet":
+        """Return the beginning of the text in rows to fit on; with `before`, none that a training holds out."""
+        from shortviz.text.tokens import fit_rows
 
-    def __init__(self, bench: Service, context: JobContext, watch: Watch, known: Run | None) -> None:
-        self.bench, self.context, self.watch, self.known = bench, context, watch, known
-        self.shown = Treating()
-        self.base = bench.models.load(context.ref, watch)
+        length = _row_length(self.request.text)
+        return fit_rows(self.text, self.base.tokenizer, tokens=tokens, length=length, before=before)
+
+    def cut_out(self, removed: tuple[int, ...]) -> "ModelHandle":
+        """Return the cut model; raises ResourceError where the disk has no room for its export."""
         from shortviz.model.prune import prune
 
-        plan = PrunePlan(num_layers=self.base.info.num_layers, removed=context.removed)
-        self.pruned = prune(self.base, plan)
-        assert context.evaluation is not None
-        self.spec = context.evaluation
-        self.windows = measure.windows_of(bench, context.ref, self.spec, self.base)
-        self.texts = Writer(bench, context, watch)
-        self.length = (context.recipe or HealSettings()).length
-        """Tokens of a held-out window."""
-        self._texts: tuple[TokenSet, WindowSet] | None = None
+        self.cut = prune(self.base, PrunePlan(num_layers=self.base.info.num_layers, removed=removed))
+        self.shown = replace(self.shown, removed=_removed(self.cut))
+        self.check_room(self.cut)
+        return self.cut
 
-    def open_ledger(self) -> None:
-        """Score the uncut and the cut model, unless that is known with the loss of each window."""
-        key = (self.context.ref, self.spec, self.context.removed)
-        found = self.bench.measured.get(key)
-        if found is None or not paired(found) or found.text.fingerprint != self.windows.info.fingerprint:
-            found = self._in_run()
+    def check_room(self, model: "ModelHandle", *, fewer_bytes: int = 0) -> None:
+        """Raise ResourceError where an export finds no room on its disk: told before the work that it would lose.
+
+        What comes after the cut leaves the size as it is; a model may still become smaller by so many bytes.
+        """
+        if self.place.export is None:
+            return
+        from shortviz.export.export import needed_bytes
+        from shortviz.export.folder import check_space
+
+        check_space(self.place.export.resolve(), needed_bytes(model) - fewer_bytes)
+
+    def open(self, text: TextInfo) -> None:
+        """Score the uncut and the cut model, unless that is known with the loss of each window.
+
+        A run that is new is one of `text`, which is fitted to.
+        """
+        if not self.scores:
+            return
+        asked, removed, fingerprint = self.request, _removed(self.cut), self.windows.info.fingerprint
+        key = measure.measured_key(asked.model, asked.evaluation, removed, asked.windows)
+        found = self.service.measured.get(key)
+        if found is None or not paired(found) or found.text.fingerprint != fingerprint:
+            found = self._in_run(removed, fingerprint)
         if found is None:
-            found = self._score(self.pruned, "the cut")
-            if found.complete:
-                self.bench.measured.put(key, found)
+            found = self._score(self.cut, "the cut")
+            self.service.measured.put(key, found)
+        found = replace(found, text=self.windows.info)
         ledger = start_ledger(
             found,
             uncut_task=self._accuracy(self.base, "uncut"),
-            cut_task=self._accuracy(self.pruned, "the cut"),
-            prompt=self.context.prompt,
-            uncut_text=self.texts.write("uncut", self.base, (), ()),
-            cut_text=self.texts.write("cut", self.pruned, self.context.removed, ()),
+            cut_task=self._accuracy(self.cut, "the cut"),
+            prompt=asked.write,
+            uncut_text=self._write("uncut", self.base, ()),
+            cut_text=self._write("cut", self.cut, ()),
         )
-        self._keep(ledger, found)
 
-    def _in_run(self) -> Evaluation | None:
-        run = self.bench.runs.get(self.context.run_key or "") or self.known
-        fingerprint = self.windows.info.fingerprint
-        steps = [
-            step.evaluation for ledger in (run.ledgers if run else ()) for step in ledger.steps if step.name == "cut"
-        ]
-        found = [*(run.evaluations if run is not None else ()), *steps]
-        same = [
-            e for e in found if e.removed == self.context.removed and e.text.fingerprint == fingerprint and paired(e)
-        ]
+        def change(old: Run | None) -> Run:
+            run = old or new_run(self.base.info, text)
+            # The app's inspector looks there; on the command line the ledger has it, and nothing twice.
+            return with_evaluation(run, found) if self.place.keys else run
+
+        self._keep(ledger, change)
+
+    def _in_run(self, removed: tuple[int, ...], fingerprint: str) -> Evaluation | None:
+        run = self.place.run
+        steps = [step for ledger in (run.ledgers if run is not None else ()) for step in ledger.steps]
+        found = [*(run.evaluations if run is not None else ()), *(s.evaluation for s in steps if s.name == "cut")]
+        same = [e for e in found if (e.removed, e.text.fingerprint) == (removed, fingerprint) and paired(e)]
         return same[-1] if same else None
 
-    def kept(self, methods: tuple[str, ...]) -> "ModelHandle | None":
-        """Return a treated model of this cut that is in memory, fitted to the text that is chosen now."""
-        found = self.bench.treated.get((self.context.ref, self.context.removed, methods))
-        wanted = self._repair_tokens().info.fingerprint if found is not None else ""
-        texts = [t.text.fingerprint for t in found.treatments if t.text is not None] if found is not None else []
-        return found if wanted in texts else None
+    def unfinished(self, kind: str, *facts: object) -> Path:
+        """Return where this work is kept until it is done, by the model's own weights and what is done to it."""
+        from shortviz.model.delta import weights_digest
 
-    def repair(self, cut: "ModelHandle", method: str) -> "ModelHandle | None":
-        """Return the repaired model, or None where the repair did not help; the reason is then shown."""
-        from shortviz.repair.repair import repair
+        info = self.base.info
+        path = unfinished(kind, info, info.device, weights_digest(self.base.model), *facts, suffix=".safetensors")
+        self._unfinished.append(path)
+        self.shown = replace(self.shown, work=path)
+        return path
 
-        done = repair(cut, self.base, self._repair_tokens(), method=method, batch_size=REPAIR_BATCH, watch=self.watch)
-        if done.applied:
-            return done.handle
-        why = done.treatment.note or "it did not help."
-        self.shown = replace(self.shown, note=f"The repair was not applied: {why}")
-        return None
+    def finish(self) -> None:
+        """Have what was kept while this was unfinished removed, now or when it is written."""
+        for path in self._unfinished:
+            self.place.finished(path)
 
-    def heal(self, begin: "ModelHandle", recipe: HealSettings) -> None:
-        """Train, then score what was best, even after a stop."""
-        from shortviz.heal.heal import heal
+    def repaired(self, rows: "TokenSet", method: str, batch_size: int = 8) -> "Repaired":
+        """Return the repair of the cut: from memory or from work that was cut short where it is the very same."""
+        from shortviz.model.delta import load_treated, save_treated
+        from shortviz.repair.repair import Repaired, repair
 
-        tokens, heldout = self._split()
-        checkpoint = self._checkpoint(begin, recipe, tokens)
-
-        def as_treating(progress: Progress) -> Progress:
-            def snapshot() -> Treating:
-                if progress.snapshot is not None:
-                    self.shown = replace(self.shown, history=progress.snapshot())
-                return self.shown
-
-            return replace(progress, snapshot=snapshot)
-
-        healed = heal(
-            begin, tokens, recipe, base=self.base, heldout=heldout, checkpoint=checkpoint,
-            watch=self.watch.mapped(as_treating),
-        )  # fmt: skip
-        self.shown = replace(self.shown, history=healed.history, note=healed.history.note)
-        if healed.applied:
-            self.add(healed.handle, healed)
+        removed, wanted = _removed(self.cut), rows.info.fingerprint
+        known = self.service.treated.get((self.request.model, removed, (method,)))
+        if known is not None and _is_repair(known.treatments, wanted, batch_size):
+            return Repaired(handle=known, treatment=known.treatments[0], applied=True)
+        path = self.unfinished("repair", removed, wanted, method, batch_size)
+        saved = load_treated(path, self.base) if self.scores else None
+        if saved is not None:
+            done = Repaired(handle=saved[0], treatment=saved[0].treatments[0], applied=True)
         else:
-            self.shown = replace(self.shown, note=healed.treatment.note)
+            done = repair(self.cut, self.base, rows, method=method, batch_size=batch_size, watch=self.watch)
+            if done.applied and self.scores:
+                save_treated(path, done.handle, self.base, {})
+        return done
 
-    def add(self, model: "ModelHandle", healed: "Healed | None" = None) -> None:
+    def add(self, model: "ModelHandle", command: str, healed: "Healed | None" = None) -> None:
         """Score a treated model, let it write, and keep it and its step."""
-        methods, name = kept_models.methods_of(model), treated_name(model.treatments)
+        if not self.scores:
+            return
+        methods, name, ref = kept.methods_of(model), treated_name(model.treatments), self.request.model
         evaluation = self._score(model, name)
-        text = self.texts.write(name, model, self.context.removed, methods)
-        task = self._accuracy(model, name)
-        assert self.context.run_key is not None
-        problems = (
-            kept_models.put_in_memory(self.bench, self.context.ref, self.context.removed, self.base, model),
-            kept_models.keep(self.bench, self.context.run_key, self.base, model, healed),
-        )
-        self.shown = replace(self.shown, note=" ".join(part for part in (self.shown.note, *problems) if part))
+        text, task = self._write(name, model, methods), self._accuracy(model, name)
+        problems = [kept.put_in_memory(self.service, ref, _removed(model), self.base, model)]
+        if self.place.keys:
+            problems.append(kept.keep(self.service, self.place.keys[0], self.base, model, healed))
+        elif healed is not None and healed.adapter is not None:
+            self.service.adapters.put((ref, _removed(model), methods), healed.adapter)
+        self.say(*problems)
         assert self.shown.ledger is not None, "the ledger is opened first"
         ledger = add_step(
-            self.shown.ledger, name, evaluation, model.treatments, task=task, continuation=text,
+            self.shown.ledger, name, evaluation, model.treatments, task=task, continuation=text, command=command
         )  # fmt: skip
+        self.shown = replace(self.shown, methods=methods)
         self._keep(ledger)
 
-    def _accuracy(self, model: "ModelHandle", name: str) -> "TaskScore | None":
+    def say(self, *words: str) -> None:
+        """Add to what a person is told."""
+        self.shown = replace(self.shown, note=" ".join(part for part in (self.shown.note, *words) if part))
+
+    def _write(self, name: str, model: "ModelHandle", methods: tuple[str, ...]) -> str:
+        return write(self.service, self.request.model, name, model, methods, self.request.write, self.watch)
+
+    def _accuracy(self, model: "ModelHandle", name: str) -> TaskScore | None:
         """Return how many of the chosen questions a model gets right; None without questions, or after a stop."""
-        spec = self.context.task
+        spec = self.request.task
         if spec is None or self.watch.stopped:
             return None
         return measure.model_score(
-            self.bench, self.context.ref, self.bench.runs.get(self.context.run_key or "") or self.known, model, spec,
+            self.service, self.request.model, self.place.run, model, spec,
             watch=self.watch.labelled(detail=name, snapshot=lambda: self.shown),
         )  # fmt: skip
 
     def _score(self, model: "ModelHandle", name: str) -> Evaluation:
         """Return the evaluation on all windows; what a stop has left behind is scored to the end."""
-        from shortviz.errors import Stopped
         from shortviz.measure.losses import evaluate
 
         heard = Watch(self.watch.on_progress) if self.watch.stopped else self.watch
@@ -255,543 +337,311 @@ class CutWork:
             model,
             self.windows,
             base=self.base,
-            base_scores=measure.base_scores(self.bench, self.context.ref, self.base),
+            base_scores=measure.base_scores(self.service, self.request.model, self.base),
             watch=heard.labelled(detail=name, snapshot=lambda: self.shown),
         )
         if not found.complete:
             raise Stopped("Stopped before every window was scored; there is nothing to compare yet.")
         return found
 
-    def _keep(self, ledger: "Ledger", evaluation: Evaluation | None = None) -> None:
-        """Put the ledger (and the cut's evaluation) into the run, and show it as it then is."""
+    def _keep(self, ledger: Ledger, change: Callable[[Run | None], Run] | None = None) -> None:
+        """Put the ledger into the run, and show it as it then is."""
 
-        def change(old: Run | None) -> Run:
-            run = old or self.known or new_run(self.base.info, self.windows.info)
-            run = with_evaluation(run, evaluation) if evaluation is not None else run
+        def added(old: Run | None) -> Run:
+            run = change(old) if change is not None else old
+            assert run is not None, "the ledger was opened in it"
             return with_ledger(run, ledger)
 
-        key = self.context.run_key
-        assert key is not None
-        self.bench.runs.update(key, change)
-        run = self.bench.runs.get(key)
-        same = [each for each in run.ledgers if each.removed == ledger.removed] if run is not None else [ledger]
-        self.shown = replace(self.shown, ledger=same[-1], removed=ledger.removed)
-
-    def _repair_tokens(self) -> "TokenSet":
-        """Return the beginning of the training text in rows, none of which a training holds out."""
-        from shortviz.errors import TextError
-        from shortviz.text.tokens import fit_rows
-
-        try:
-            before = self._split()[0]
-        except TextError:
-            if self.context.recipe is not None:
-                raise
-            before = None  # too little text to train on: nothing can be held out of it, and it may do for a repair
-        text = self._training
-        return fit_rows(text, self.base.tokenizer, length=text.spec.max_length, before=before)
-
-    @cached_property
-    def _training(self) -> "TextRows":
-        from shortviz.text.sources import read_rows
-
-        assert self.context.training is not None
-        return read_rows(self.context.training)
-
-    def _split(self) -> "tuple[TokenSet, WindowSet]":
-        """Return the text to train on and what is held out of it, read once."""
-        from shortviz.heal.data import split_heldout
-        from shortviz.text.tokens import tokenize
-
-        if self._texts is None:
-            self.watch.tell("read text", done=0, total=1, unit="steps")
-            tokens = tokenize(self._training, self.base.tokenizer)
-            self._texts = split_heldout(tokens, window=self.length)
-        return self._texts
-
-    def _checkpoint(self, begin: "ModelHandle", recipe: HealSettings, tokens: "TokenSet") -> Path:
-        """Return where this training is kept; those of other trainings in the same run are removed."""
-        before = [(t.method, sorted(t.settings.items(), key=str)) for t in begin.treatments]
-        facts = repr((self.context.removed, before, recipe, tokens.info.fingerprint))
-        folder = self.bench.runs.path(self.context.run_key or "")
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"heal-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.safetensors"
-        for old in folder.glob("heal-*.safetensors"):
-            if old != target:
-                old.unlink(missing_ok=True)
-        return target
+        run = self.place.update(added)
+        self.shown = replace(self.shown, ledger=ledger_of(run, ledger.removed))
 
 
-# What `repair`, `shrink` and `heal` share: the ledger of a cut as it grows, kept in a run, and the export.
+def _removed(model: "ModelHandle") -> tuple[int, ...]:
+    return model.plan.removed if model.plan is not None else ()
 
 
-class LedgerWork:
-    """The ledger of one cut: every model is scored on the same windows, and on the same questions where there are."""
+def _row_length(spec: TextSpec) -> int:
+    return spec.max_length if spec.max_length < ALL_TOKENS else FIT_LENGTH
 
-    def __init__(self, base: "ModelHandle", windows: "WindowSet", questions: "TaskRows | None", watch: Watch) -> None:
-        from shortviz.measure.losses import BaseScores
 
-        self.base, self.windows, self.questions, self.watch = base, windows, questions, watch
-        self.base_scores = BaseScores(base)
-        self.ledger: Ledger
-        self.newest: Evaluation
-        """Of the model that was scored last."""
+def _is_repair(treatments: tuple[Treatment, ...], text: str, batch_size: int) -> bool:
+    """Return whether a model was repaired once, on exactly these rows."""
+    done = treatments[0] if len(treatments) == 1 else None
+    return done is not None and (
+        (done.text.fingerprint if done.text is not None else "", done.settings.get("batch_size")) == (text, batch_size)
+    )
 
-    def open(self, cut: "ModelHandle") -> None:
-        """Score the uncut and the cut model."""
-        from shortviz.records.ledger import start_ledger
 
-        self.newest = self._evaluate(cut, self.watch)
-        self.ledger = start_ledger(self.newest, uncut_task=self._score(self.base), cut_task=self._score(cut))
+def command_of(request: Treat, info: ModelInfo) -> str:
+    """Return the command that makes the same weights again: without where files lie, and without pasted text.
 
-    def add(self, handle: "ModelHandle", *, whatever_stop: bool = False) -> None:
-        """Score a treated model; with `whatever_stop` its windows even after a stop, for it is what the stop left."""
-        from shortviz.records.ledger import add_step, treated_name
+    What a model is only scored on is left out, but for layers that are chosen on it; "" where that was pasted.
+    """
+    shown = info.id if hub_name(info) else Path(info.id).name
+    same = replace(request, model=ModelRef(id=shown, revision=info.revision, dtype=info.dtype), task=None, write="")
+    chooses = isinstance(request, ShrinkRequest) and not request.choose_on_text
+    if chooses and request.evaluation.kind == "paste":
+        return ""
+    if not chooses:
+        same = replace(same, evaluation=DEFAULT_EVALUATION, windows=WindowSpec())
+    if request.text.kind == "paste":
+        cut: dict[str, Any] = {
+            "limit": request.text.limit,
+            "max_length": request.text.max_length,
+            "bos": request.text.bos,
+        }
+        same = replace(same, text=replace(TRAINING_TEXT if isinstance(request, HealRequest) else FIT_TEXT, **cut))
+    return to_command(same, share=True)
 
-        self.newest = self._evaluate(handle, Watch(self.watch.on_progress) if whatever_stop else self.watch)
-        self.ledger = add_step(
-            self.ledger,
-            treated_name(handle.treatments),
-            self.newest,
-            handle.treatments,
-            task=self._score(handle),
-        )
 
-    def _evaluate(self, handle: "ModelHandle", watch: Watch) -> "Evaluation":
-        from shortviz.measure.losses import evaluate
+# Repair, shrink, heal.
 
-        return evaluate(handle, self.windows, base=self.base, base_scores=self.base_scores, watch=watch)
 
-    def _score(self, handle: "ModelHandle") -> "TaskScore | None":
-        """Return the accuracy where every question was answered; None after a stop, which loses nothing else."""
-        if self.questions is None or self.watch.stopped:
+def repair(request: RepairRequest, service: Service, place: Place, watch: Watch) -> Treating:
+    """Repair a cut in closed form and score it; where the repair does not help, the cut stays as it is."""
+    from shortviz.repair.repair import check_method
+
+    check_method(request.method)
+    work = CutLedger(request, service, place, watch, fits=request.removal.of)
+    rows = work.fit_rows(request.fit_tokens)
+    work.cut_out(request.removal.of(work.base.info.num_layers).removed)
+    done = work.repaired(rows, request.method, request.batch_size)
+    work.open(rows.info)
+    if done.applied:
+        work.add(done.handle, command_of(request, work.base.info))
+    else:
+        work.say(f"The repair was not applied: {done.treatment.note or 'it did not help.'}")
+    work.finish()
+    return replace(work.shown, treatment=done.treatment, applied=done.applied)
+
+
+def shrink(request: ShrinkRequest, service: Service, place: Place, watch: Watch) -> Treating:
+    """Remove the layer that costs least, repair, measure again, and so on; then score the cut that it ended with.
+
+    Layers are chosen on the windows of the ledger, which then says so, or on the text that repairs are fitted to. A
+    stop keeps what is done, and scores it.
+    """
+    from shortviz.repair.repair import check_method
+    from shortviz.repair.shrink import check_layers, shrink
+    from shortviz.text.tokens import make_windows
+
+    check_method(request.method)
+    work = CutLedger(request, service, place, watch, fits=lambda layers: check_layers(layers, request.to_layers))
+    base = work.base
+    gone = sorted(base.info.layer_bytes, reverse=True)[: base.info.num_layers - request.to_layers]
+    work.check_room(base, fewer_bytes=sum(gone))
+    rows = work.fit_rows(request.fit_tokens)
+    if request.choose_on_text:
+        windows = make_windows(work.text, SHRINK_WINDOWS, base.tokenizer)
+    else:
+        windows = work.windows
+        work.named("which the layers were chosen on")
+    facts = (windows.info.fingerprint, rows.info.fingerprint, request.method, request.batch_size)
+
+    def as_treating(progress: Progress) -> Progress:
+        def snapshot() -> Treating:
+            steps = progress.snapshot().steps if progress.snapshot is not None else ()
+            return Treating(model=request.model, removed=steps[-1].removed if steps else ())
+
+        return replace(progress, snapshot=snapshot)
+
+    path = work.unfinished("shrink", *facts, request.to_layers)
+    shrunk = shrink(
+        base, windows, rows, request.to_layers,
+        method=request.method, batch_size=request.batch_size, checkpoint=path, watch=watch.mapped(as_treating),
+    )  # fmt: skip
+    if shrunk.note:  # nothing more can go: this is all of a shrinking to so many layers
+        path.replace(work.unfinished("shrink", *facts, shrunk.handle.info.num_layers))
+    work.cut_out(shrunk.steps[-1].removed)
+    work.open(rows.info)
+    work.say(shrunk.note)
+    if shrunk.handle.treatments:
+        left = replace(request, to_layers=shrunk.handle.info.num_layers)
+        work.add(shrunk.handle, command_of(left, base.info))
+    if shrunk.complete:
+        work.finish()
+    return replace(
+        work.shown, steps=shrunk.steps, base_nll=shrunk.base_nll, complete=shrunk.complete, applied=True
+    )  # fmt: skip
+
+
+def heal(request: HealRequest, service: Service, place: Place, watch: Watch) -> Treating | None:
+    """Train a cut model, repaired first where asked to, and score it; HealHistory streams out inside Treating.
+
+    A stop keeps the best weights so far, scores them, and leaves a checkpoint from which the same request goes on. On
+    several devices (`accelerate launch`) the first process returns what was made, the others None.
+    """
+    from shortviz.heal.student import check_packages, check_quantiser
+    from shortviz.repair.repair import check_method
+
+    check_packages(request.settings())
+    if request.repair is not None:
+        check_method(request.repair)
+    with together(request.model) as (ref, is_main):
+        request = replace(request, model=ref)
+        place = place if is_main else Place(None)
+        work = CutLedger(request, service, place, watch, fits=request.removal.of, scores=is_main)
+        recipe = request.settings(work.base.info)
+        if recipe.quantize == "4bit":  # told before the cut is scored and repaired
+            check_quantiser(work.base.model.device)
+        tokens, heldout = _split(work, recipe.length)
+        begin = work.cut_out(request.removal.of(work.base.info.num_layers).removed)
+        work.open(tokens.info)
+        if request.repair is not None:
+            begin = _begin(work, request, request.repair, tokens)
+        healed = _trained(work, begin, tokens, heldout)
+        if not is_main:
             return None
-        from shortviz.measure.tasks import whole_score
-
-        return whole_score(handle, self.questions, watch=self.watch)
-
-    def export(self, handle: "ModelHandle", folder: Path) -> "ExportReport":
-        """Write a model and prove it."""
-        from shortviz.export.export import export_checkpoint
-
-        return export_checkpoint(handle, folder, base_info=self.base.info, evaluation=self.newest, watch=self.watch)
-
-    def save(self, out: Path, text: "TextInfo") -> None:
-        """Add the ledger to the run in a folder; a new run is one of the text that was fitted to."""
-        from shortviz.runs import run as runs
-
-        known = (out / runs.FILE).is_file()
-        run = runs.load_run(out) if known else runs.new_run(self.base.info, text)
-        runs.save_run(runs.with_ledger(run, self.ledger), out)
+        work.shown = replace(work.shown, history=healed.history, methods=kept.methods_of(begin))
+        work.say(healed.history.note if healed.applied else healed.treatment.note)
+        if healed.applied:
+            work.add(healed.handle, command_of(request, work.base.info), healed)
+        complete = healed.history.complete or not watch.stopped
+        if complete:
+            work.finish()
+        return replace(work.shown, treatment=healed.treatment, applied=healed.applied, complete=complete)
 
 
-# Where `repair`, `shrink` and `heal` work: what may fail at the end is checked first, and loses nothing if it does.
-#
-# What was computed lies in the run directory until it is written where it was wanted. Without --out there is one for
-# the time of the work beside the export's or the adapter's folder; it goes away when that is written and proved.
+def _split(work: CutLedger, length: int) -> "tuple[TokenSet, WindowSet]":
+    """Return the text to train on and what is held out of it."""
+    from shortviz.heal.data import split_heldout
+    from shortviz.text.tokens import tokenize
+
+    return split_heldout(tokenize(work.text, work.base.tokenizer), window=length)
 
 
-def check_folders(**given: Path | None) -> None:
-    """Raise ShortvizError where two options name one folder, ExportError where one cannot be written or is taken.
-
-    `out` is a run directory, which may be there already.
-    """
-    from shortviz.export.folder import check_target, check_writable
-
-    named = {name: folder.resolve() for name, folder in given.items() if folder is not None}
-    folders = list(named.values())
-    if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
-        names = [f"--{name}" for name in given]
-        raise ShortvizError(f"{twice} was given twice; give {', '.join(names[:-1])} and {names[-1]} a folder each.")
-    for name, folder in given.items():
-        if folder is not None:
-            check_writable(folder)
-            if name != "out":
-                check_target(folder)
+def _begin(work: CutLedger, request: HealRequest, method: str, tokens: "TokenSet") -> "ModelHandle":
+    """Return the repaired cut, added to the ledger; the cut where the repair does not help."""
+    rows = work.fit_rows(before=tokens)
+    done = work.repaired(rows, method)
+    if not done.applied:
+        told = f"The repair was not applied. {done.treatment.note}"
+        work.say(told)
+        work.watch.say(told)
+        return work.cut
+    same = RepairRequest(
+        model=request.model, removal=request.removal, text=replace(request.text, max_length=_row_length(request.text)),
+        method=method, fit_tokens=rows.info.tokens,
+    )  # fmt: skip
+    work.add(done.handle, command_of(same, work.base.info))
+    return done.handle
 
 
-def check_room(export: Path | None, model: "ModelHandle", *, fewer_bytes: int = 0) -> None:
-    """Raise ResourceError where the disk has no room for an export: told before work that it would lose.
+def _trained(work: CutLedger, begin: "ModelHandle", tokens: "TokenSet", heldout: "WindowSet") -> "Healed":
+    """Return what training made of a cut model; it is kept while it is unfinished."""
+    from shortviz.heal import heal as training
 
-    `model` is the cut one, for what comes after the cut leaves the size as it is; or one that is still to become
-    smaller by so many bytes.
-    """
-    if export is None:
-        return
-    from shortviz.export.export import needed_bytes
-    from shortviz.export.folder import check_space
+    assert isinstance(work.request, HealRequest)
+    recipe = work.request.settings(work.base.info)
+    path = None
+    if work.scores:
+        before = [(t.method, sorted(t.settings.items(), key=str)) for t in begin.treatments]
+        texts, world = (tokens.info.fingerprint, heldout.info.fingerprint), os.environ.get("WORLD_SIZE", "1")
+        path = work.unfinished("heal", _removed(begin), before, recipe, *texts, world)
 
-    check_space(export.resolve(), needed_bytes(model) - fewer_bytes)
+    def as_treating(progress: Progress) -> Progress:
+        def snapshot() -> Treating:
+            if progress.snapshot is not None:
+                work.shown = replace(work.shown, history=progress.snapshot())
+            return work.shown
 
+        return replace(progress, snapshot=snapshot)
 
-def check_run(out: Path | None, model: str) -> None:
-    """Raise RunError where a folder holds a run of another model."""
-    from shortviz.runs import run as runs
-
-    if out is not None and (out / runs.FILE).is_file() and (found := runs.load_run(out).model.id) != model:
-        raise RunError(f"{out} holds a run of {found}, not of {model}; choose another --out.")
-
-
-def work_folder(out: Path | None, *written: Path | None) -> Path | None:
-    """Return the run directory to work in: the one that was given, or one beside the first folder to be written."""
-    target = next((folder for folder in written if folder is not None), None)
-    if out is not None or target is None:
-        return out
-    target = Path(os.path.abspath(target.expanduser()))
-    return target.with_name(f"{target.name}-work")
+    return training.heal(
+        begin, tokens, recipe, base=work.base, heldout=heldout, checkpoint=path, watch=work.watch.mapped(as_treating)
+    )  # fmt: skip
 
 
 @contextmanager
-def kept_in(work: Path | None, out: Path | None) -> Iterator[None]:
-    """Write what was made: where that fails, say where all that was computed for it is kept, and how to go on."""
-    if work is None:
-        yield
-        return
-    advice = f"What was computed is kept in {work}: run the same command again to go on from there"
-    elsewhere = "" if out is not None else f" (with --out {shlex.quote(str(work))} where you name another folder)"
-    try:
-        yield
-    except ShortvizError as error:
-        error.args = (f"{error} {advice}{elsewhere}.",)
-        raise
-    except BaseException:
-        print(f"{advice}{elsewhere}.", file=sys.stderr)
-        raise
-
-
-def clear_work(work: Path | None, out: Path | None, checkpoint: str) -> None:
-    """Remove what a finished command does not need to go on from; of the run directory nothing else."""
-    if work is None:
-        return
-    from shortviz.runs import run as runs
-
-    (work / checkpoint).unlink(missing_ok=True)
-    if out is None:
-        (work / runs.FILE).unlink(missing_ok=True)
-        with suppress(OSError):  # it holds something of somebody else's, and stays
-            work.rmdir()
-
-
-# The work of `shortviz heal`, step by step, and its place among several processes.
-
-CHECKPOINT = "heal-checkpoint.safetensors"
-"""In the run directory, while a training is unfinished."""
-
-
-class HealWork:
-    """One healing on the command line."""
-
-    def __init__(
-        self, base: "ModelHandle", training: "Text", settings: "HealSettings", out: Path | None, watch: Watch
-    ) -> None:
-        from shortviz.heal.data import split_heldout
-        from shortviz.heal.student import check_quantiser
-        from shortviz.text.sources import read_rows
-        from shortviz.text.tokens import tokenize
-
-        check_run(out, base.info.id)
-        if settings.quantize == "4bit":  # told before the cut is scored and repaired
-            check_quantiser(base.model.device)
-        self.base, self.settings, self.out, self.watch = base, settings, out, watch
-        self.training = read_rows(training)
-        tokens = tokenize(self.training, base.tokenizer)
-        self.tokens, self.heldout = split_heldout(tokens, window=settings.length)
-        self.kept: LedgerWork | None = None
-        """The ledger, in the first process alone."""
-
-    def score_on(self, spec: "Text", windows: "WindowSpec", questions: "TaskRows | None") -> None:
-        """Keep a ledger, scored on this text and these questions."""
-        from shortviz.text.tokens import make_windows
-
-        cut = make_windows(spec, windows, self.base.tokenizer)
-        self.kept = LedgerWork(self.base, cut, questions, self.watch)
-
-    def cut_out(self, plan: "PrunePlan", repair: str | None, row_length: int, export: Path | None) -> None:
-        """Remove the layers, repair where asked to, and begin the ledger; an export must find room on its disk."""
-        from shortviz.model import prune as pruning
-
-        self.start = cut = pruning.prune(self.base, plan)
-        check_room(export, cut)
-        if self.kept is not None:
-            self.kept.open(cut)
-        if repair is None:
-            return
-        from shortviz.repair.repair import repair as repair_cut
-        from shortviz.text.tokens import fit_rows
-
-        rows = fit_rows(self.training, self.base.tokenizer, length=row_length, before=self.tokens)
-        done = repair_cut(cut, self.base, rows, method=repair, watch=self.watch)
-        if not done.applied:
-            print(f"The repair was not applied. {done.treatment.note}", file=sys.stderr)
-            return
-        self.start = done.handle
-        if self.kept is not None:
-            self.kept.add(self.start)
-
-    def train(self) -> "Healed":
-        """Return what training made of the start; its checkpoint is in the run directory."""
-        from shortviz.heal.heal import heal
-
-        return heal(
-            self.start,
-            self.tokens,
-            self.settings,
-            base=self.base,
-            heldout=self.heldout,
-            checkpoint=self.out / CHECKPOINT if self.out is not None else None,
-            watch=self.watch,
-        )
-
-    def score(self, healed: "Healed") -> "Ledger":
-        """Return the ledger, with a healed step where something was learned: what a stop left is scored too."""
-        assert self.kept is not None, "this is the first process"
-        if healed.applied:
-            self.kept.add(healed.handle, whatever_stop=True)
-        return self.kept.ledger
-
-    def write(self, healed: "Healed", export: Path | None, adapter: Path | None) -> "ExportReport | None":
-        """Write what is wanted, and return the export's report."""
-        assert self.kept is not None, "this is the first process"
-        if adapter is not None and healed.adapter is not None:
-            from shortviz.heal.adapter import export_adapter
-
-            export_adapter(healed.adapter, adapter, base=self.base)
-        return None if export is None else self.kept.export(healed.handle, export)
-
-    def save(self) -> None:
-        """Keep the ledger in the run directory."""
-        if self.out is not None and self.kept is not None:
-            self.kept.save(self.out, self.tokens.info)
-
-
-class together:  # noqa: N801  # a context manager used like a function
-    """Join the other processes of `accelerate launch`; gives (load options for this process's device, is it the first).
+def together(ref: ModelRef) -> Iterator[tuple[ModelRef, bool]]:
+    """Join the other processes of `accelerate launch`; gives (model on this process's device, is it the first).
 
     Alone, nothing happens.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ref, True
+        return
+    import torch
+    from accelerate import PartialState
 
-    def __init__(self, load: "LoadOptions") -> None:
-        self._load = load
-        self._state: Any = None
-
-    def __enter__(self) -> tuple["LoadOptions", bool]:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return self._load, True
-        import torch
-        from accelerate import PartialState
-
-        self._state = PartialState(cpu=self._load.device == "cpu" or not torch.cuda.is_available())
-        on = self._state.device
-        device = "cpu" if on.type == "cpu" else str(on)
-        return replace(self._load, device=device), bool(self._state.is_main_process)
-
-    def __exit__(self, *_: object) -> None:
-        if self._state is not None:
-            self._state.destroy_process_group()
+    state: Any = PartialState(cpu=ref.device == "cpu" or not torch.cuda.is_available())
+    on = state.device
+    try:
+        yield replace(ref, device="cpu" if on.type == "cpu" else str(on)), bool(state.is_main_process)
+    finally:
+        state.destroy_process_group()
 
 
-# Jobs on the models of a ledger that is there: bring one back from beside its run, ask all of them questions.
+# On the models of a ledger that is there: ask them questions, bring one back, let them write.
 
 
-def start_bring_back(bench: Service, ref: ModelRef, removed: tuple[int, ...], step: LedgerStep, key: str) -> str:
-    """Put a treated model into memory again from what is kept beside run `key`: nothing is repaired or trained."""
+def ask(request: AskRequest, service: Service, place: Place, watch: Watch) -> int:
+    """Ask the model of every step the questions, as far as it is in memory or kept; return how many were scored."""
+    base = service.models.load(request.model, watch)
+    from shortviz.model.prune import prune
 
-    def work(watch: Watch) -> None:
-        handle = bench.models.load(ref, watch)
-        found = kept_models.bring_back(bench, key, handle, removed, step)
-        problem = kept_models.put_in_memory(bench, ref, removed, handle, found)
-        if problem:
-            raise ResourceError(problem)
-
-    context = JobContext(kind="bring", ref=ref, run_key=key, removed=removed, methods=step.methods)
-    return bench.submit(context, f"Bringing back: {step.label}", work, lane="inspect")
-
-
-def start_questions(
-    bench: Service, ref: ModelRef, ledger: Ledger, spec: TaskSpec, *, key: str, kept_in: str | None, known: Run | None
-) -> str:
-    """Ask the model of every step the questions, as far as it is in memory or kept beside run `kept_in`.
-
-    The scores go into run `key`, made from `known` where it is new; the result is how many steps were scored.
-    """
-
-    def work(watch: Watch) -> int:
-        handle = bench.models.load(ref, watch)
-        from shortviz.model.prune import prune
-
-        cut = prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=ledger.removed))
-        done = 0
-        for number, step in enumerate(ledger.steps):
-            model = _model(bench, ref, handle, cut, ledger, step, kept_in)
-            if model is None or watch.stopped:
-                continue
-            words = f"model {number + 1} of {len(ledger.steps)}, {step.label}"
-            score = measure.model_score(
-                bench, ref, bench.runs.get(key) or known, model, spec,
-                watch=watch.labelled(detail=words, snapshot=None),
-            )  # fmt: skip
-            if score is None:
-                break
-            _keep(bench, key, known, ledger, step, score)
-            done += 1
-        return done
-
-    context = JobContext(kind="ask", ref=ref, run_key=key, removed=ledger.removed, task=spec)
-    return bench.submit(context, f"Questions for the cut of layers {layers_text(ledger.removed)}", work)
-
-
-def _keep(bench: Service, key: str, known: Run | None, ledger: Ledger, step: LedgerStep, score: TaskScore) -> None:
-    """Put a step's score into the run's ledger of this cut and text, as it is by now."""
-
-    def change(old: Run | None) -> Run | None:
-        run = old or known
-        if run is None:
-            return None
-        same = [each for each in run.ledgers if each.removed == ledger.removed and each.text == ledger.text]
-        asked = with_task_score(same[-1] if same else ledger, step.key, score)
-        return with_ledger(run, asked)
-
-    bench.runs.update(key, change)
-
-
-def _model(
-    bench: Service, ref: ModelRef, base: "ModelHandle", cut: "ModelHandle", ledger: Ledger, step: LedgerStep,
-    key: str | None,
-) -> "ModelHandle | None":  # fmt: skip
-    if step.name in ("uncut", "cut"):
-        return base if step.name == "uncut" else cut
-    found = bench.treated.get((ref, ledger.removed, step.methods))
-    if found is None and key is not None and kept_models.is_kept(bench, key, ledger.removed, step.methods):
-        found = kept_models.bring_back(bench, key, base, ledger.removed, step)
-    return found
-
-
-# Repair, heal and shrink as jobs: each adds to the ledger of its cut, and keeps the model that it made.
-#
-# As in `actions`, the work runs in a background thread that may not call streamlit, and imports torch in there.
-
-SHRINK_WINDOWS: Final = WindowSpec(window=256, windows=8)
-"""What shrink chooses layers on: few, for every layer that is left is measured at every step."""
-
-
-def start_repair(
-    bench: Service, ref: ModelRef, removed: tuple[int, ...], spec: TextSpec, training: TextSpec, *,
-    method: str, key: str, known: Run | None, prompt: str, task: TaskSpec | None = None,
-) -> str:  # fmt: skip
-    """Repair a cut in closed form and score it on the cut's windows; the result is a Treating.
-
-    `known` is the run that is shown: what it holds is kept where run `key` is made anew.
-    """
-
-    def work(watch: Watch) -> Treating:
-        cut = CutWork(bench, context, watch, known)
-        cut.open_ledger()
-        repaired = cut.repair(cut.pruned, method)
-        if repaired is not None:
-            cut.add(repaired)
-        return cut.shown
-
-    context = JobContext(
-        kind="repair", ref=ref, run_key=key, evaluation=spec, removed=removed, methods=(method,), training=training,
-        prompt=prompt, task=task,
-    )  # fmt: skip
-    return bench.submit(context, f"Repair of the cut of layers {layers_text(removed)}", work, lane="inspect")
-
-
-def start_heal(
-    bench: Service, ref: ModelRef, removed: tuple[int, ...], spec: TextSpec, training: TextSpec, *,
-    recipe: HealSettings, repair_first: str, key: str, known: Run | None, prompt: str, task: TaskSpec | None = None,
-) -> str:  # fmt: skip
-    """Train a cut model (repaired first by the method named, if any); HealHistory streams out inside Treating.
-
-    A stop keeps the best weights so far, scores them, and leaves a checkpoint from which the same training goes on.
-    """
-
-    def work(watch: Watch) -> Treating:
-        cut = CutWork(bench, context, watch, known)
-        cut.open_ledger()
-        begin = cut.pruned
-        if repair_first:
-            begin = cut.kept((repair_first,)) or cut.repair(begin, repair_first) or begin
-            if begin.treatments:
-                cut.add(begin)
-        cut.heal(begin, recipe)
-        return cut.shown
-
-    methods = (repair_first, recipe.method) if repair_first else (recipe.method,)
-    context = JobContext(
-        kind="heal", ref=ref, run_key=key, evaluation=spec, removed=removed, methods=methods, training=training,
-        recipe=recipe, prompt=prompt, task=task,
-    )  # fmt: skip
-    return bench.submit(context, f"Healing of the cut of layers {layers_text(removed)}", work)
-
-
-def start_shrink(
-    bench: Service, ref: ModelRef, to_layers: int, spec: TextSpec, training: TextSpec, *,
-    method: str, key: str, known: Run | None, prompt: str, task: TaskSpec | None = None,
-) -> str:  # fmt: skip
-    """Remove the layer that costs least, repair, measure again, and so on; the result is a Treating of the last cut.
-
-    Layers are chosen and repairs fitted on the training text; the ledger is scored on the evaluation text, which took
-    no part. A stop keeps what is done, and scores it.
-    """
-
-    def work(watch: Watch) -> Treating:
-        handle = bench.models.load(ref, watch)
-        from shortviz.repair.shrink import shrink
-        from shortviz.text.sources import read_rows
-        from shortviz.text.tokens import fit_rows, make_windows
-
-        def as_treating(progress: Progress) -> Progress:
-            def snapshot() -> Treating:
-                steps = progress.snapshot().steps if progress.snapshot is not None else ()
-                return Treating(removed=steps[-1].removed if steps else ())
-
-            return replace(progress, snapshot=snapshot)
-
-        text = read_rows(training)
-        windows, tokens = (
-            make_windows(text, SHRINK_WINDOWS, handle.tokenizer),
-            fit_rows(text, handle.tokenizer, length=training.max_length),
+    removed = request.removal.removed
+    ledger = known_ledger(service, request.model, place.run, removed, request.text)
+    if ledger is None:
+        raise RunError(f"There is no ledger of the cut of layers {layers_text(removed)}; repair or heal it first.")
+    cut = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed))
+    done = 0
+    for number, step in enumerate(ledger.steps):
+        model = {"uncut": base, "cut": cut}.get(step.name) or _of_step(request, service, place, base, step)
+        if model is None or watch.stopped:
+            continue
+        words = f"model {number + 1} of {len(ledger.steps)}, {step.label}"
+        score = measure.model_score(
+            service, request.model, place.run, model, request.task, watch=watch.labelled(detail=words, snapshot=None)
         )
-        facts = hashlib.sha256(repr((training, method, to_layers)).encode()).hexdigest()
-        checkpoint = bench.runs.path(key) / f"shrink-{facts[:12]}.safetensors"  # from which a killed server goes on
-        shrunk = shrink(
-            handle, windows, tokens, to_layers,
-            method=method, batch_size=REPAIR_BATCH, checkpoint=checkpoint, watch=watch.mapped(as_treating),
-        )  # fmt: skip
-        cut = CutWork(bench, replace(context, removed=shrunk.steps[-1].removed), watch, known)
-        cut.open_ledger()
-        cut.shown = replace(cut.shown, note=shrunk.note)
-        if shrunk.handle.treatments:
-            cut.add(shrunk.handle)
-        if shrunk.complete:
-            checkpoint.unlink(missing_ok=True)
-        return cut.shown
-
-    context = JobContext(
-        kind="shrink", ref=ref, run_key=key, evaluation=spec, methods=(method,), training=training, to_layers=to_layers,
-        prompt=prompt, task=task,
-    )  # fmt: skip
-    return bench.submit(context, f"Shrinking to {to_layers} layers", work)
+        if score is None:
+            break
+        place.update(lambda run, step=step, score=score: _asked(run, ledger, step, score, base.info))  # type: ignore[misc]
+        done += 1
+    return done
 
 
-def start_continuations(
-    bench: Service, ref: ModelRef, removed: tuple[int, ...], ledger: "Ledger | None", prompt: str
-) -> str:
+def _asked(run: Run | None, ledger: Ledger, step: LedgerStep, score: TaskScore, info: ModelInfo) -> Run:
+    """Return the run with a step's score in its ledger of this cut and text, as that is by now."""
+    run = run or new_run(info, ledger.text)
+    same = [each for each in run.ledgers if each.removed == ledger.removed and each.text == ledger.text]
+    return with_ledger(run, with_task_score(same[-1] if same else ledger, step.key, score))
+
+
+def _of_step(
+    request: AskRequest | BringBackRequest, service: Service, place: Place, base: "ModelHandle", step: LedgerStep
+) -> "ModelHandle | None":
+    """Return a treated model from memory, else from what is kept beside the place's runs, else None."""
+    removed = request.removal.removed
+    found = service.treated.get((request.model, removed, step.methods))
+    key = kept.kept_by(service, place.keys, removed, step.methods)
+    return found or (kept.bring_back(service, key, base, removed, step) if key is not None else None)
+
+
+def bring_back(request: BringBackRequest, service: Service, place: Place, watch: Watch) -> None:
+    """Put a treated model into memory again from what is kept beside the run: nothing is repaired or trained."""
+    base = service.models.load(request.model, watch)
+    ledger = ledger_of(place.run, request.removal.removed)
+    steps = [step for step in ledger.steps if step.methods == request.methods] if ledger is not None else []
+    found = _of_step(request, service, place, base, steps[-1]) if steps else None
+    if found is None:
+        raise RunError("Nothing of this model is kept beside the run; repair or heal again.")
+    problem = kept.put_in_memory(service, request.model, request.removal.removed, base, found)
+    if problem:
+        raise ResourceError(problem)
+
+
+def write_continuations(request: ContinueRequest, service: Service, place: Place, watch: Watch) -> None:
     """Let every model of a ledger that is in memory continue the prompt, the uncut and the cut one always."""
+    base = service.models.load(request.model, watch)
+    from shortviz.model.prune import prune
 
-    def work(watch: Watch) -> None:
-        handle = bench.models.load(ref, watch)
-        from shortviz.model.prune import prune
-
-        writer = Writer(bench, context, watch)
-        writer.write("uncut", handle, (), ())
-        writer.write("cut", prune(handle, PrunePlan(num_layers=handle.info.num_layers, removed=removed)), removed, ())
-        for step in ledger.steps if ledger is not None else ():
-            kept = bench.treated.get((ref, removed, step.methods)) if step.methods else None
-            if kept is not None:
-                writer.write(step.name, kept, removed, step.methods)
-
-    context = JobContext(kind="continuations", ref=ref, removed=removed, prompt=prompt)
-    return bench.submit(context, "Continuations of the prompt", work, lane="inspect")
+    ref, removed, prompt = request.model, request.removal.removed, request.prompt
+    ledger = ledger_of(place.run, removed)
+    cut = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed))
+    write(service, ref, "uncut", base, (), prompt, watch)
+    write(service, ref, "cut", cut, (), prompt, watch)
+    for step in ledger.steps if ledger is not None else ():
+        found = treated(service, ref, removed, step) if step.methods else None
+        if found is not None:
+            write(service, ref, step.name, found, step.methods, prompt, watch)

@@ -5,6 +5,7 @@ record by record and field by field: a model must be on the list, a text within 
 limit, a folder inside the download folder. What has no limit in `limits` is refused, so a new field begins with one.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -67,6 +68,7 @@ def limits(rules: Settings) -> Mapping[str, float]:
         "length": rules.max_row_tokens,
         "batch_size": rules.max_tokens,
         "accumulate": rules.max_tokens,
+        "choose_on_text": 1,
         "max_new_tokens": rules.max_new_tokens,
         "steps": rules.max_steps,
         "warmup_steps": rules.max_steps,
@@ -221,6 +223,21 @@ def check_upload_bytes(rules: Settings, num_bytes: int) -> None:
     """Raise PolicyError where an uploaded file is too large to be kept."""
     if rules.is_hosted and num_bytes > rules.max_upload_mb * 1_000_000:
         raise PolicyError(f"The uploaded file is larger than {rules.max_upload_mb} MB; shorten it.")
+
+
+def kept_bytes(rules: Settings) -> float:
+    """Return how many bytes of treated models are kept beside runs."""
+    return rules.max_kept_mb * 2**20 if rules.is_hosted else math.inf
+
+
+def most_downloads(rules: Settings, found: int) -> int:
+    """Return how many older downloads may stay of those that there are."""
+    return rules.max_downloads - 1 if rules.is_hosted else found
+
+
+def offers_folders(rules: Settings) -> bool:
+    """Return whether a person may say where on this machine something is written."""
+    return not rules.is_hosted
 
 
 def keep_newest(rules: Settings, folder: Path, most: int) -> None:

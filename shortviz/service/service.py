@@ -7,7 +7,8 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -18,19 +19,22 @@ from cachetools import LRUCache
 from shortviz.errors import RunError, ShortvizError
 from shortviz.files import free_bytes
 from shortviz.progress import Watch
-from shortviz.records.heal import HealSettings
+from shortviz.records.formatting import layers_text
 from shortviz.records.measured import Evaluation
 from shortviz.records.model import ModelRef
-from shortviz.records.plan import Block
+from shortviz.records.plan import Block, Removal
 from shortviz.records.run import Run
-from shortviz.records.text import TaskRows, TaskScore, TaskSpec, TextSpec
+from shortviz.records.text import TaskRows, TaskScore, TextSpec
 from shortviz.runs import library
 from shortviz.runs.run import EXAMPLES, FILE, example_run, folder_name, has_example, load_run, save_run, with_evaluation
 from shortviz.service import policy
+from shortviz.service.place import Place
 from shortviz.service.queue import JobRegistry, JobState, Lane
+from shortviz.service.requests import AppRequest, EvaluateRequest, Request
 from shortviz.settings import settings
 
 if TYPE_CHECKING:
+    from shortviz.heal.adapter import Adapter
     from shortviz.measure.losses import BaseScores
     from shortviz.model.handle import ModelHandle
     from shortviz.records.text import WindowSet
@@ -251,30 +255,11 @@ class Inspection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JobContext:
+class Asked:
     """What a job is about: enough for another tab to attach to it, and for `policy` to judge it."""
 
-    kind: str
-    ref: ModelRef
+    request: "Request | AppRequest"
     run_key: str | None = None
-    calibration: TextSpec | None = None
-    evaluation: TextSpec | None = None
-    block: Block | None = None
-    folder: str | None = None
-    prompt: str = ""
-    texts: tuple[TextSpec, ...] = ()
-    removed: tuple[int, ...] = ()
-    """The cut that is repaired, healed or exported."""
-    methods: tuple[str, ...] = ()
-    """Treatments after the cut: those to be made, or those of the model that is exported."""
-    training: TextSpec | None = None
-    recipe: HealSettings | None = None
-    to_layers: int | None = None
-    task: TaskSpec | None = None
-    plans: tuple[tuple[int, ...], ...] = ()
-    layers: int = 0
-    target: str = ""
-    """Repository that is pushed to."""
 
 
 def _treated_cache() -> "Cache[ModelHandle]":
@@ -300,6 +285,8 @@ class Service:
     """By (model, removed layers, prompt)."""
     treated: "Cache[ModelHandle]" = field(default_factory=_treated_cache)
     """Repaired and healed models, by (model, removed layers, methods), with the bytes of the tensors of their own."""
+    adapters: "Cache[Adapter]" = field(default_factory=lambda: Cache(1))
+    """What was learned last, by the same, where no run of the store keeps it."""
     tasks: "Cache[TaskScore]" = field(default_factory=lambda: Cache(500))
     """By (model, removed layers, fingerprint of the questions)."""
     questions: "Cache[TaskRows]" = field(default_factory=lambda: Cache(4))
@@ -307,7 +294,7 @@ class Service:
     wanted_rows: list[int] = field(default_factory=list)
     """Rows of the measured map that people look at now; a running measurement takes them first."""
     base_scores: "Cache[BaseScores]" = field(default_factory=lambda: Cache(2))
-    _contexts: "Cache[JobContext]" = field(default_factory=lambda: Cache(200))
+    _contexts: "Cache[Asked]" = field(default_factory=lambda: Cache(200))
     _watchers: "Cache[frozenset[str]]" = field(default_factory=lambda: Cache(200))
     """By job: the sessions that may see it, where the app is hosted."""
     _submitting: Any = field(default_factory=threading.RLock)
@@ -315,25 +302,37 @@ class Service:
     def __post_init__(self) -> None:
         self.jobs = JobRegistry(queue_limit=settings().max_queue, may_cancel=self._is_own)
 
-    def submit(self, context: JobContext, title: str, work: Callable[[Watch], Any], *, lane: Lane = "long") -> str:
+    def submit(self, request: "Request | AppRequest", *, key: str | None = None, start: str | None = None) -> str:
         """Return the id of a new job; the same work that is waiting or running already is not started twice.
 
-        A job that may not or cannot start is one that has failed, with the reason for people.
+        A job that may not or cannot start is one that has failed, with the reason for people. Results go into run
+        `key`, which begins as run `start` where it is new.
         """
+        from shortviz.service.execute import execute
+
+        place = StorePlace(self.runs, key, start)
+        return self.run(
+            Asked(request=request, run_key=key), lambda watch: execute(request, watch, service=self, place=place)
+        )
+
+    def run(self, context: Asked, work: Callable[[Watch], Any]) -> str:
+        """Put any work into the queue, as `submit` does."""
+        request, lane = context.request, lane_of(context.request)
+        title = title_of(request)
         owner, rules = self.visitor(), settings()
         with self._submitting:
             live = [state for state in self.jobs.jobs() if state.live]
             same = next((j.id for j in live if not j.stopping and self._contexts.get(j.id) == context), None)
             try:
                 policy.check_start(rules, context, live if same is None else (), owner, free_bytes())
-                job_id = same or self.jobs.submit(context.kind, title, _timed(work), lane=lane, owner=owner)
+                job_id = same or self.jobs.submit(request.kind, title, _timed(work), lane=lane, owner=owner)
             except ShortvizError as error:
-                job_id = self.jobs.refuse(context.kind, title, str(error), lane=lane, owner=owner)
+                job_id = self.jobs.refuse(request.kind, title, str(error), lane=lane, owner=owner)
             self._contexts.put(job_id, context)
             self._watch(job_id, owner)
             return job_id
 
-    def context(self, job_id: str) -> JobContext | None:
+    def context(self, job_id: str) -> Asked | None:
         """Return what the job is about; None where this session may not see it."""
         return self._contexts.get(job_id) if self._visible(job_id) else None
 
@@ -350,8 +349,10 @@ class Service:
     def inspecting(self, ref: ModelRef | None, block: Block, spec: TextSpec, own: str | None = None) -> str | None:
         """Return the live job that measures this block: this session's `own`, or whichever session began one."""
         for state in sorted(self.jobs.jobs(), key=lambda job: job.id != own):
-            about = self._contexts.get(state.id) if state.live and state.kind == "inspect" else None
-            if about is not None and (about.ref, about.block, about.evaluation) == (ref, block, spec):
+            about = self._contexts.get(state.id) if state.live and state.kind == EvaluateRequest.kind else None
+            asked = about.request if about is not None else None
+            wanted = (ref, Removal(block=block), spec)
+            if isinstance(asked, EvaluateRequest) and (asked.model, asked.removal, asked.text) == wanted:
                 self._watch(state.id, self.visitor())
                 return state.id
         return None
@@ -361,7 +362,10 @@ class Service:
         found = None
         for state in self.jobs.jobs():
             about = self._contexts.get(state.id) if state.kind in kinds else None
-            if about is None or (about.ref, about.removed) != (ref, removed) or not self._visible(state.id):
+            if about is None or about.request.model != ref or not self._visible(state.id):  # type: ignore[union-attr]
+                continue
+            removal = getattr(about.request, "removal", None)
+            if (removal.removed if removal is not None else ()) != removed:
                 continue
             if found is None or state.live or not found.live:
                 found = state
@@ -402,3 +406,66 @@ def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
             alarm.cancel()
 
     return timed
+
+
+class StorePlace(Place):
+    """A run of the app's store; one that is new begins as another that is shown."""
+
+    def __init__(self, store: RunStore, key: str | None, start: str | None = None) -> None:
+        """Keep the run under `key`."""
+        super().__init__(store.path(key) if key is not None else None)
+        self._store, self._key, self._start = store, key, start
+
+    @property
+    def run(self) -> Run | None:
+        """The run as it is now, or what it begins as."""
+        own = self._store.get(self._key) if self._key is not None else None
+        return own or (self._store.get(self._start) if self._start is not None else None)
+
+    def update(self, change: Callable[[Run | None], Run]) -> Run:
+        """Keep what `change` makes of the run: in one step, for two jobs may add to the same run at once."""
+        found: list[Run] = []
+        if self._key is None:
+            return change(self.run)
+        self._store.update(self._key, lambda old: found.append(change(old or self.run)) or found[-1])  # type: ignore[func-returns-value]
+        return found[-1]
+
+    @contextmanager
+    def begun(self, run: Run) -> Iterator[None]:
+        """Nothing is saved before there is something to show."""
+        yield
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """That which the results go into, and that which is shown."""
+        return tuple(dict.fromkeys(key for key in (self._key, self._start) if key is not None))
+
+
+def new_service() -> Service:
+    """Return a service for one process alone: a command line, or a program."""
+    return Service(runs=RunStore(settings().runs_dir))
+
+
+_INSPECTS = ("estimate", "prepare", "evaluate", "questions", "repair", "bring", "continuations")
+
+
+def lane_of(request: "Request | AppRequest") -> Lane:
+    """Return the lane of the queue that work waits in."""
+    return "inspect" if request.kind in _INSPECTS else "long"
+
+
+def title_of(request: "Request | AppRequest") -> str:
+    """Return what a job is called for people."""
+    removal = getattr(request, "removal", None)
+    cut = f" without layers {layers_text(removal.removed)}" if removal is not None else ""
+    about = getattr(request, "model", None)
+    return f"{TITLES[request.kind]}{cut} of {about.id}" if about is not None else TITLES[request.kind]
+
+
+TITLES = {
+    "measure": "Distances", "texts": "Distances on several texts", "losses": "Losses", "search": "Search",
+    "blocks": "Losses of chosen blocks", "evaluate": "Evaluation", "curve": "Removal curve", "tasks": "Questions",
+    "load": "Loading", "prepare": "Preparation", "questions": "Fetching the questions", "estimate": "Size",
+    "repair": "Repair", "shrink": "Shrinking", "heal": "Healing", "ask": "Questions for the ledger",
+    "bring": "Bringing back a model", "continuations": "Continuations", "export": "Export", "push": "Push",
+}  # fmt: skip

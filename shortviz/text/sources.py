@@ -20,6 +20,8 @@ from shortviz.records.text import TaskSpec, TextSpec
 DOMAINS = ("prose", "news", "encyclopaedic", "dialogue", "code", "maths", "german", "french", "spanish")
 """Domain tags of the built-in passages, in the order they take turns."""
 
+PASTED = "pasted text"
+"""How the source of pasted text is named."""
 _REFERENCE_ROW_CHARACTERS = 2000
 """A row of the Python reference ends at the first paragraph end past this: enough to fill 256 tokens."""
 
@@ -59,7 +61,7 @@ def read_rows(spec: Text) -> TextRows:
     if spec.kind == "builtin":
         rows, source = _builtin_rows(spec.value)[: spec.limit], f"built-in {spec.value}"
     elif spec.kind == "paste":
-        rows, source = (spec.value,), "pasted text"
+        rows, source = (spec.value,), PASTED
     elif spec.kind == "file":
         rows, source = _read_file(spec)
     else:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from shortviz.heal.adapter import load_adapter
-from shortviz.records.heal import HealSettings
-from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.plan import Block, PrunePlan, Removal
 from shortviz.records.text import TaskSpec, TextSpec
 from shortviz.runs.run import load_run
-from shortviz.service.ledger import start_heal
+from shortviz.service.measure import APP_WINDOWS
+from shortviz.service.requests import HealRequest
 from shortviz.service.service import RunStore, Service, run_key
 from shortviz.ui.session import state as s
 from tests.support.app import ROWS, App
@@ -99,7 +99,7 @@ def test_every_step_is_asked_the_questions_and_a_healed_model_comes_back_after_a
     target = tmp_path / "adapter"
     page.at.text_input(key=s.FOLDER).set_value(str(target))
     page.run().click("export_button")
-    done = page.finish("adapter")
+    done = page.finish("export")
     assert (done.state, done.result) == ("done", str(target)), done.error
     from shortviz.model.prune import prune
 
@@ -126,11 +126,12 @@ def test_questions_that_are_chosen_before_are_asked_by_the_job_itself(
 def test_a_training_that_helps_nothing_adds_no_step_and_says_so(page: App, tools: Service) -> None:
     ref = s.ref(page.state)
     assert ref is not None
-    too_little = HealSettings(steps=2, warmup_steps=0, length=32, eval_every=1, rank=2, learning_rate=1e-12)
-    job_id = start_heal(
-        tools, ref, CUT, s.evaluation(page.state), TRAINING, recipe=too_little, repair_first="",
-        key=run_key(ref, s.calibration(page.state)), known=None, prompt="",
+    few = {"steps": 2, "warmup_steps": 0, "length": 32, "eval_every": 1, "rank": 2, "learning_rate": 1e-12}
+    asked = HealRequest(
+        model=ref, removal=Removal.of_layers(CUT), text=TRAINING, evaluation=s.evaluation(page.state),
+        windows=APP_WINDOWS, changes=tuple(few.items()),
     )  # fmt: skip
+    job_id = tools.submit(asked, key=run_key(ref, s.calibration(page.state)))
     while (job := tools.jobs.state(job_id)) is not None and job.live:
         tools.jobs.wait(job_id, 0.2)
     assert job is not None

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.command import Outcome
 
+Unfinished = Callable[[], list[Path]]
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -38,6 +40,19 @@ def shortviz(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outco
     yield run
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def unfinished(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unfinished]:
+    """Lists the files of work that is not done, in a place where no other test keeps any."""
+    from shortviz.settings import settings
+
+    folder = tmp_path_factory.mktemp("runs")
+    monkeypatch.setenv("SHORTVIZ_RUNS_DIR", str(folder))
+    settings.cache_clear()
+    yield lambda: sorted((folder / "unfinished").glob("*.safetensors"))
+    monkeypatch.undo()
+    settings.cache_clear()
 
 
 @pytest.fixture

@@ -8,28 +8,27 @@ from typing import Any
 import streamlit as st
 
 from shortviz.errors import PlanError
-from shortviz.export.recipes import TreatedRecipe, loading_python, mergekit_yaml, reproduce_python, treated_recipe
+from shortviz.export.recipes import Recipe, loading_python, mergekit_yaml, recipe_of, reproduce_python
 from shortviz.records.formatting import count, duration, layers_text, percent, size
 from shortviz.records.ledger import LedgerStep
 from shortviz.records.measured import ExportReport
 from shortviz.records.model import ModelInfo, ModelRef
-from shortviz.records.plan import PrunePlan
+from shortviz.records.plan import PrunePlan, Removal
 from shortviz.server.start import can_sign_in
-from shortviz.service import export as export_actions
-from shortviz.service import export as push_actions
-from shortviz.service import kept as kept_models
-from shortviz.service.ledger import LOOKING, ledger_of, treated
+from shortviz.service import kept, policy
+from shortviz.service.execute import execute
+from shortviz.service.ledger import ledger_of, treated
+from shortviz.service.place import Place
 from shortviz.service.queue import JobState
-from shortviz.service.service import Service
+from shortviz.service.requests import AskRequest, BringBackRequest, ExportRequest, PushRequest
+from shortviz.service.service import Asked, Service
 from shortviz.settings import settings
 from shortviz.ui.pages import inspector
 from shortviz.ui.parts import ledger as ledger_view
-from shortviz.ui.parts import ledger as step_view
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.parts.proof import checklist, report_lines
 from shortviz.ui.session import state as s
-from shortviz.ui.session import state as visit
 from shortviz.ui.session.polling import follow, main_button
 from shortviz.ui.session.service import bench
 from shortviz.ui.session.shown import Shown, look, ref_of, settle_block
@@ -63,9 +62,9 @@ def choose(tools: Service, shown: Shown, removed: tuple[int, ...]) -> tuple[str,
             st.caption(ledger_view.step_words(by_methods[chosen]))
         else:
             st.caption("The cut model as it is: nothing was repaired or trained.")
-    job = tools.treating(LOOKING, shown.ref, removed)
+    job = tools.treating((AskRequest.kind, BringBackRequest.kind), shown.ref, removed)
     live = job is not None and job.live
-    step_view.gone(tools, shown, removed, ledger, live=live)
+    ledger_view.gone(tools, shown, removed, ledger, live=live)
     if live:
         follow(tools, job, _waiting, seconds=TICK_SECONDS)
     notes.job_error(job)
@@ -80,7 +79,7 @@ def _waiting(job: JobState | None) -> None:
 
 def adapter_alone(tools: Service, shown: Shown, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
     """Return whether only what was learned is to be written; asks where that is kept."""
-    if not kept_models.has_adapter(tools, shown.key, removed, methods):
+    if not kept.has_adapter(tools, shown.key, removed, methods):
         return False
     chosen = st.segmented_control(
         "What to write", list(PARTS), format_func=lambda name: PARTS[name], default="model", required=True,
@@ -117,7 +116,7 @@ _HELP = (
 )
 
 
-def draw_push(tools: Service, ref: ModelRef, folder: Path) -> None:
+def draw_push(tools: Service, folder: Path) -> None:
     """Draw the form and, while a push runs or has ended, how it stands."""
     state = s.session()
     first = tools.state(s.job(state, "push"))
@@ -139,7 +138,7 @@ def draw_push(tools: Service, ref: ModelRef, folder: Path) -> None:
             type=main_button(),
             disabled=live,
             on_click=_push,
-            args=(tools, ref, folder),
+            args=(tools, folder),
             key="push_button",
         )
         st.button(
@@ -170,16 +169,15 @@ def _told(job: JobState | None) -> None:
         st.link_button("Open it on the hub", report.url, icon=":material/open_in_new:")
 
 
-def _push(tools: Service, ref: ModelRef, folder: Path) -> None:
-    from shortviz.export.push import Destination  # not with the page: it brings the hub's client
-
-    state = s.session()
-    to = Destination(
-        repo_id=str(state.get(s.REPOSITORY, "")).strip() or folder.name,
-        token=access_token() or str(state.get(s.TOKEN, "")),
+def _push(tools: Service, folder: Path) -> None:
+    state, place = s.session(), Place(None)
+    asked = PushRequest(
+        folder=str(folder), repo_id=str(state.get(s.REPOSITORY, "")).strip() or folder.name,
         private=bool(state.get(s.PRIVATE, True)),
-    )
-    s.set_job(state, "push", push_actions.start_push(tools, ref, folder, to))
+    )  # fmt: skip
+    place.token = access_token() or str(state.get(s.TOKEN, ""))  # in the work alone: it goes with it
+    job_id = tools.run(Asked(request=asked), lambda watch: execute(asked, watch, service=tools, place=place))
+    s.set_job(state, asked.kind, job_id)
 
 
 def _sign_in() -> str | None:
@@ -253,7 +251,7 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
     alone = adapter_alone(tools, shown, removed, methods)
     if not alone:
         _what(model, plan)
-    targets = [name for name in TARGETS if name != "folder" or not settings().is_hosted]
+    targets = [name for name in TARGETS if name != "folder" or policy.offers_folders(settings())]
     targets = [name for name in targets if name != "hub" or not alone]
     target = st.segmented_control(
         "Where to",
@@ -265,14 +263,14 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
         persist_state="session",
     )
     name = name_of(model, removed, methods) + ("-adapter" if alone else "")
-    visit.suggest_folder(state, str(Path.home() / "shortviz-exports" / name))
+    s.suggest_folder(state, str(Path.home() / "shortviz-exports" / name))
     if target == "hub":
         st.caption("Written and proved here first; then you say in which repository it goes.")
     if target == "folder":
         st.text_input(
             "Folder, new or empty", key=s.FOLDER, max_chars=1000, persist_state="session", help="Never written over."
         )
-    job = tools.state(s.newest_job(state, ("export", "adapter")))
+    job = tools.state(s.job(state, ExportRequest.kind))
     live = job is not None and job.live
     with st.container(horizontal=True):
         st.button(
@@ -293,10 +291,10 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
             key="cancel_export",
         )
     step = step_of(shown, removed, methods)
-    treatments = step.treatments if step is not None else ()
+    treatments, command = (step.treatments, step.command) if step is not None else ((), "")
     folder = str(state.get(s.FOLDER, "")) if target == "folder" else name
-    recipe = treated_recipe(
-        ref.id, plan, treatments, folder=folder, adapter=alone, revision=ref.revision, dtype=ref.dtype,
+    recipe = recipe_of(
+        ref.id, plan, treatments, command, folder=folder, adapter=alone, revision=ref.revision, dtype=ref.dtype,
         device=ref.device,
     )  # fmt: skip
     if alone:
@@ -336,7 +334,7 @@ def _export(
 ) -> None:
     state = s.session()
     target = str(state.get(s.TARGET))
-    archive = target == "zip" or (settings().is_hosted and target != "hub")
+    archive = target == "zip" or (target != "hub" and not policy.offers_folders(settings()))
     typed = str(state.get(s.FOLDER, "")).strip()
     if archive or target == "hub":
         folder = settings().downloads_dir / uuid.uuid4().hex[:12] / name
@@ -347,16 +345,11 @@ def _export(
         return
     if shown.ref is None:
         s.load_for_run(state, ref)
-    if alone and shown.key is not None:
-        job_id = export_actions.start_adapter(
-            tools, ref, removed, folder, methods=methods, key=shown.key, archive=archive
-        )
-        s.set_job(state, "adapter", job_id)
-        return
-    job_id = export_actions.start_export(
-        tools, ref, removed, folder, methods=methods, key=shown.key, spec=s.evaluation(state), archive=archive
-    )
-    s.set_job(state, "export", job_id)
+    asked = ExportRequest(
+        model=ref, folder=str(folder), removal=Removal.of_layers(removed), methods=methods,
+        run=shown.key if methods else None, adapter_only=alone, archive=archive, stream=False,
+    )  # fmt: skip
+    s.set_job(state, asked.kind, tools.submit(asked, key=shown.key))
 
 
 def _follow(tools: Service, state: s.State, *, alone: bool) -> None:
@@ -364,23 +357,25 @@ def _follow(tools: Service, state: s.State, *, alone: bool) -> None:
 
     `alone` says that an adapter alone is chosen.
     """
-    job_id = s.newest_job(state, ("export", "adapter"))
+    job_id = s.job(state, ExportRequest.kind)
+    context = tools.context(job_id or "")
+    asked = context.request if context is not None else None
 
     def export(job: JobState | None) -> None:
-        context = tools.context(job_id or "")
-        if context is not None and context.kind == "adapter":
-            _adapter(context.ref, job)
+        if isinstance(asked, ExportRequest) and asked.adapter_only:
+            _adapter(asked.model, job)
             return
-        if context is None and alone:
+        if asked is None and alone:
             st.subheader("Adapter")
             st.caption(
                 "Written: the adapter, the repaired weights that it was trained on, and a card with the commands that "
                 "make the cut. Nothing is merged, so there is nothing to prove."
             )
             return
-        st.subheader("Proof" if context is None else f"Proof, without layers {layers_text(context.removed)}")
-        if context is not None and context.methods:
-            st.caption(f"After {', then '.join(method.replace('_', ' ') for method in context.methods)}.")
+        cut = asked.removal if isinstance(asked, ExportRequest) else None
+        st.subheader("Proof" if cut is None else f"Proof, without layers {layers_text(cut.removed)}")
+        if isinstance(asked, ExportRequest) and asked.methods:
+            st.caption(f"After {', then '.join(method.replace('_', ' ') for method in asked.methods)}.")
         checklist(job)
         notes.job_error(job)
         if job is not None and job.state == "cancelled":
@@ -391,10 +386,10 @@ def _follow(tools: Service, state: s.State, *, alone: bool) -> None:
             _after(report, job)
 
     follow(tools, tools.state(job_id), export, seconds=TICK_SECONDS)
-    context, ended = tools.context(job_id or ""), tools.state(job_id)
+    ended = tools.state(job_id)
     report = ended.result if ended is not None and isinstance(ended.result, ExportReport) else None
-    if context is not None and report is not None and Path(report.folder).is_dir():
-        draw_push(tools, context.ref, Path(report.folder))
+    if report is not None and Path(report.folder).is_dir():
+        draw_push(tools, Path(report.folder))
 
 
 def _adapter(ref: ModelRef, job: JobState | None) -> None:
@@ -446,15 +441,13 @@ def _after(report: ExportReport, job: JobState | None) -> None:
         st.code(loading_python(report.folder), language="python", wrap_lines=True)
 
 
-def _command(recipe: TreatedRecipe) -> None:
+def _command(recipe: Recipe) -> None:
     st.code(recipe.command, language="bash", wrap_lines=True)
     for note in recipe.notes:
         st.caption(plain(note))
 
 
-def _recipes(
-    ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str, recipe: TreatedRecipe, *, treated: bool
-) -> None:
+def _recipes(ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str, recipe: Recipe, *, treated: bool) -> None:
     command, python, mergekit = st.tabs(["Command", "Python", "mergekit"])
     with command:
         _command(recipe)

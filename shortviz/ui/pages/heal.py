@@ -5,35 +5,42 @@ import streamlit as st
 from shortviz.errors import PlanError
 from shortviz.figures import ledger as ledger_charts
 from shortviz.records.formatting import layers_text
-from shortviz.records.heal import HealHistory, HealSettings
+from shortviz.records.heal import HealHistory, preset
 from shortviz.records.ledger import Ledger, LedgerStep
 from shortviz.records.model import ModelInfo
-from shortviz.records.plan import PrunePlan
-from shortviz.service import kept as kept_models
-from shortviz.service import ledger as treat_actions
-from shortviz.service.ledger import LOOKING, METHODS, TREATING, Treating, cut_problem, text_key, treated
+from shortviz.records.plan import PrunePlan, Removal
+from shortviz.service import kept
+from shortviz.service.ledger import METHODS, Treating, cut_problem, known_ledger, text_key, treated
 from shortviz.service.queue import JobState
+from shortviz.service.requests import (
+    AskRequest,
+    BringBackRequest,
+    Change,
+    ContinueRequest,
+    HealRequest,
+    RepairRequest,
+    ShrinkRequest,
+)
 from shortviz.service.service import Service
 from shortviz.ui.pages import inspector
 from shortviz.ui.parts import advice, notes, texts
 from shortviz.ui.parts import ledger as ledger_view
-from shortviz.ui.parts import ledger as step_view
-from shortviz.ui.parts import ledger as treat_buttons
 from shortviz.ui.parts import recipe as recipe_view
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
 from shortviz.ui.session.polling import follow, main_button
 from shortviz.ui.session.service import bench
-from shortviz.ui.session.shown import FONT, Shown, known_ledger, look, settle_block
+from shortviz.ui.session.shown import FONT, Shown, look, settle_block
 
 # What moves on the Heal page: the job at work with its loss curve, and the continuations as they are written.
 
 
 def newest(tools: Service, shown: Shown, removed: tuple[int, ...]) -> JobState | None:
     """Return the job that the page follows: a live one on this cut, a live shrinking, or the last that has ended."""
-    found = [tools.treating(TREATING, shown.ref, removed), tools.treating(("shrink",), shown.ref, ())]
+    adding = (RepairRequest.kind, HealRequest.kind)
+    found = [tools.treating(adding, shown.ref, removed), tools.treating((ShrinkRequest.kind,), shown.ref, ())]
     jobs = [job for job in found if job is not None]
-    looking = tools.treating(LOOKING, shown.ref, removed)
+    looking = tools.treating((AskRequest.kind, BringBackRequest.kind), shown.ref, removed)
     if looking is not None and (looking.live or looking.state == "failed"):  # its end hides no training's curve
         jobs.append(looking)
     return max(jobs, key=lambda job: (job.live, job.created), default=None)
@@ -52,7 +59,7 @@ def draw_job(now: JobState | None) -> None:
         return
     if found.note and not now.live:
         st.info(plain(found.note), icon=":material/info:")
-    if now.kind == "shrink":
+    if now.kind == ShrinkRequest.kind:
         _shrunk(now, found)
     if found.history is not None and found.history.points:
         _curve(found.history)
@@ -98,7 +105,7 @@ def continuations(tools: Service, shown: Shown, removed: tuple[int, ...], ledger
         st.button(
             "Run", icon=":material/play_arrow:", disabled=off, key="run_continuations",
             help="Load a model first." if off else "Let every model that is in memory continue the prompt.",
-            on_click=_write, args=(tools, shown, removed, ledger),
+            on_click=_write, args=(tools, shown, removed),
         )  # fmt: skip
     prompt = str(state.get(s.PROMPT, ""))
 
@@ -120,12 +127,13 @@ def continuations(tools: Service, shown: Shown, removed: tuple[int, ...], ledger
     follow(tools, tools.state(s.job(state, "continuations")), written, seconds=TICK_SECONDS)
 
 
-def _write(tools: Service, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None) -> None:
+def _write(tools: Service, shown: Shown, removed: tuple[int, ...]) -> None:
     state = s.session()
     if shown.ref is not None:
-        prompt = str(state.get(s.PROMPT, ""))
-        job_id = treat_actions.start_continuations(tools, shown.ref, removed, ledger, prompt)
-        s.set_job(state, "continuations", job_id)
+        asked = ContinueRequest(
+            model=shown.ref, removal=Removal.of_layers(removed), prompt=str(state.get(s.PROMPT, ""))
+        )  # fmt: skip
+        s.set_job(state, asked.kind, tools.submit(asked, key=shown.key))
 
 
 def _text(
@@ -140,7 +148,7 @@ def _text(
 
 def _missing(tools: Service, shown: Shown, removed: tuple[int, ...], step: LedgerStep) -> str:
     if step.treatments and treated(tools, shown.ref, removed, step) is None:
-        if kept_models.is_kept(tools, shown.key, removed, step.methods):
+        if kept.is_kept(tools, shown.key, removed, step.methods):
             return "Not in memory: bring it back, below the ledger."
         return f"Not in memory any more: {'heal' if step.name == 'healed' else 'repair'} again."
     return "–"
@@ -170,7 +178,7 @@ def draw() -> None:
     _below(tools, shown, removed, live=job is not None and job.live)
     _actions(tools, shown, shown.model, removed, job)
     follow(tools, job, draw_job, seconds=TICK_SECONDS)
-    continuations(tools, shown, removed, known_ledger(tools, shown, removed, s.evaluation(state)))
+    continuations(tools, shown, removed, _known(tools, shown, removed))
     advice.draw(shown)
 
 
@@ -217,7 +225,7 @@ def _ledger(tools: Service, shown: Shown, removed: tuple[int, ...], job: JobStat
         if now is not None and isinstance(now.record, Treating) and now.record.ledger is not None:
             found = now.record.ledger if now.record.ledger.removed == removed else None
         if found is None or not (now is not None and now.live):
-            found = known_ledger(tools, look(tools, s.session()), removed, s.evaluation(s.session())) or found
+            found = _known(tools, look(tools, s.session()), removed) or found
         if found is None:
             st.caption(
                 f"Not measured yet: what removing layers {layers_text(removed)} costs, and what comes back. "
@@ -233,12 +241,16 @@ def _ledger(tools: Service, shown: Shown, removed: tuple[int, ...], job: JobStat
     ledger()
 
 
+def _known(tools: Service, shown: Shown, removed: tuple[int, ...]) -> Ledger | None:
+    return known_ledger(tools, shown.ref, shown.run, removed, s.evaluation(s.session()))
+
+
 def _below(tools: Service, shown: Shown, removed: tuple[int, ...], *, live: bool) -> None:
     """Draw what can be done with the models of the ledger."""
-    found = known_ledger(tools, shown, removed, s.evaluation(s.session()))
+    found = _known(tools, shown, removed)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        step_view.gone(tools, shown, removed, found, live=live)
-        step_view.questions(tools, shown, found, live=live)
+        ledger_view.gone(tools, shown, removed, found, live=live)
+        ledger_view.questions(tools, shown, found, live=live)
 
 
 def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int, ...], job: JobState | None) -> None:
@@ -261,7 +273,7 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
         method = method if method in METHODS else next(iter(METHODS))
         st.button(
             "Repair", icon=":material/build:", disabled=off, help=why, key="repair_button",
-            on_click=treat_buttons.start_repair, args=(tools, shown, removed, method),
+            on_click=ledger_view.repair, args=(tools, shown, removed, method),
         )  # fmt: skip
         name = recipe_view.preset_switch()
         first = st.checkbox(
@@ -269,20 +281,20 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
             help="Begin the training from the repaired model.",
         )  # fmt: skip
         start = st.container(horizontal=True, width="content", gap="small")
-    recipe = _settings(tools, state, name, model)
+    changes = _changes(tools, state, name, model)
     with start:
         st.button(
-            "Heal", icon=":material/healing:", type=main_button(), disabled=off or recipe is None, help=why,
-            key="heal_button", on_click=treat_buttons.start_heal,
-            args=(tools, shown, removed, recipe, method if first else ""),
+            "Heal", icon=":material/healing:", type=main_button(), disabled=off or changes is None, help=why,
+            key="heal_button", on_click=ledger_view.heal,
+            args=(tools, shown, removed, name, changes or (), method if first else None),
         )  # fmt: skip
         st.button(
             "Stop", icon=":material/stop:", disabled=not live, key="stop_treating", help="Keeps the best so far.",
             on_click=tools.jobs.cancel, args=(job.id if job is not None else "",),
         )  # fmt: skip
         _shrink(tools, shown, model, removed, off, method)
-    if recipe is not None:
-        st.caption(plain(recipe_view.summary(recipe)))
+    if changes is not None:
+        st.caption(plain(recipe_view.summary(preset(name, model, **dict(changes)))))
 
 
 def _shrink(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int, ...], off: bool, method: str) -> None:
@@ -298,14 +310,14 @@ def _shrink(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int, 
         )
         st.button(
             "Shrink", icon=":material/compress:", disabled=off, key="shrink_button",
-            on_click=treat_buttons.start_shrink, args=(tools, shown, int(layers), method),
+            on_click=ledger_view.shrink, args=(tools, shown, int(layers), method),
         )  # fmt: skip
 
 
-def _settings(tools: Service, state: s.State, name: str, model: ModelInfo) -> HealSettings | None:
+def _changes(tools: Service, state: s.State, name: str, model: ModelInfo) -> tuple[Change, ...] | None:
     left, right = st.columns([1.25, 1], gap="medium")
     with left, st.expander("Settings of the training", icon=":material/tune:"):
-        recipe = recipe_view.settings(name, model)
+        changes = recipe_view.changes(name, model)
     with right, st.expander("Text to fit and train on", icon=":material/article:"):
         texts.pick(tools, state, "training")
-    return recipe
+    return changes

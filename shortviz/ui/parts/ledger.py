@@ -1,21 +1,27 @@
 """The ledger of a cut on a page: a table, the chart of what was won back, and what was said of each treatment."""
 
-from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 
 from shortviz.figures import ledger as ledger_charts
 from shortviz.records.formatting import counted, layers_text, percent, with_error
-from shortviz.records.heal import HealSettings
 from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change
-from shortviz.records.plan import Block
+from shortviz.records.plan import Block, Removal
 from shortviz.runs.report import ledger_table
 from shortviz.service import kept
-from shortviz.service import ledger as step_actions
-from shortviz.service import ledger as treat_actions
 from shortviz.service.ledger import METHODS, Treating, ledger_of, treated
+from shortviz.service.measure import APP_WINDOWS
 from shortviz.service.queue import JobState
+from shortviz.service.requests import (
+    AskRequest,
+    BringBackRequest,
+    Change,
+    HealRequest,
+    RepairRequest,
+    Request,
+    ShrinkRequest,
+)
 from shortviz.service.service import Service, run_key
 from shortviz.ui.parts import notes
 from shortviz.ui.parts import questions as task_picker
@@ -144,8 +150,8 @@ def gone(tools: Service, shown: Shown, removed: tuple[int, ...], ledger: Ledger 
 
 def _bring_back(tools: Service, shown: Shown, removed: tuple[int, ...], step: LedgerStep) -> None:
     if shown.ref is not None and shown.key is not None:
-        job_id = step_actions.start_bring_back(tools, shown.ref, removed, step, shown.key)
-        s.set_job(s.session(), "bring", job_id)
+        asked = BringBackRequest(model=shown.ref, removal=Removal.of_layers(removed), methods=step.methods)
+        s.set_job(s.session(), asked.kind, tools.submit(asked, key=shown.key))
 
 
 def questions(tools: Service, shown: Shown, ledger: Ledger | None, *, live: bool) -> None:
@@ -175,12 +181,17 @@ def _ask(tools: Service, shown: Shown, ledger: Ledger) -> None:
     spec = s.task(state)
     if shown.ref is None or spec is None:
         return
-    key = run_key(shown.ref, s.calibration(state))
-    job_id = step_actions.start_questions(
-        tools, shown.ref, ledger, spec, key=key, kept_in=shown.key, known=shown.run
-    )  # fmt: skip
+    cut = Removal.of_layers(ledger.removed)
+    _submit(tools, shown, AskRequest(model=shown.ref, removal=cut, task=spec, text=s.evaluation(state)))
+
+
+def _submit(tools: Service, shown: Shown, asked: Request | AskRequest) -> None:
+    """Start work whose results go into the run of the model and the text, which begins as the one that is shown."""
+    state = s.session()
+    assert shown.ref is not None, "it is asked of"
+    job_id = tools.submit(asked, key=run_key(shown.ref, s.calibration(state)), start=shown.key)
     s.leave_run(state)
-    s.set_job(state, "ask", job_id)
+    s.set_job(state, asked.kind, job_id)
 
 
 # Repair and Heal beside the numbers of a cut: the map's inspector, and what both pages start.
@@ -188,49 +199,50 @@ def _ask(tools: Service, shown: Shown, ledger: Ledger) -> None:
 TICK_SECONDS = 1.0
 
 
-def _start(tools: Service, shown: Shown, kind: str, start: Callable[..., str], what: Any, **settings: Any) -> None:
-    """Start work on the model that is shown, of which `what` is cut; nothing where none is."""
-    state, ref = s.session(), shown.ref
-    if ref is None:
-        return
-    key = run_key(ref, s.calibration(state))
-    texts = s.evaluation(state), s.training(state)
-    prompt = str(state.get(s.PROMPT, ""))
-    job_id = start(
-        tools, ref, what, *texts, key=key, known=shown.run, prompt=prompt, task=s.task(state), **settings
-    )  # fmt: skip
-    s.leave_run(state)
-    s.set_job(state, kind, job_id)
+def _common(shown: Shown) -> dict[str, Any]:
+    """Return what every treatment of the model that is shown is asked with."""
+    state = s.session()
+    return {
+        "model": shown.ref, "text": s.training(state), "evaluation": s.evaluation(state), "windows": APP_WINDOWS,
+        "task": s.task(state), "write": str(state.get(s.PROMPT, "")),
+    }  # fmt: skip
 
 
-def start_repair(tools: Service, shown: Shown, removed: tuple[int, ...], method: str) -> None:
+def repair(tools: Service, shown: Shown, removed: tuple[int, ...], method: str) -> None:
     """Start the repair of a cut of the model that is shown."""
-    _start(tools, shown, "repair", treat_actions.start_repair, removed, method=method)
+    if shown.ref is not None:
+        _submit(tools, shown, RepairRequest(removal=Removal.of_layers(removed), method=method, **_common(shown)))
 
 
-def start_heal(
-    tools: Service, shown: Shown, removed: tuple[int, ...], recipe: HealSettings | None, repair_first: str
+def heal(
+    tools: Service, shown: Shown, removed: tuple[int, ...], preset: str, changes: tuple[Change, ...], first: str | None
 ) -> None:
-    """Start the healing of a cut of the model that is shown."""
-    if recipe is not None:
-        _start(tools, shown, "heal", treat_actions.start_heal, removed, recipe=recipe, repair_first=repair_first)
+    """Start the healing of a cut of the model that is shown, repaired `first` by a method."""
+    if shown.ref is not None:
+        cut = Removal.of_layers(removed)
+        _submit(
+            tools, shown, HealRequest(removal=cut, preset=preset, changes=changes, repair=first, **_common(shown))
+        )  # fmt: skip
 
 
-def start_shrink(tools: Service, shown: Shown, to_layers: int, method: str) -> None:
+def shrink(tools: Service, shown: Shown, to_layers: int, method: str) -> None:
     """Start cutting the model that is shown layer by layer, with a repair after each."""
-    _start(tools, shown, "shrink", treat_actions.start_shrink, to_layers, method=method)
+    if shown.ref is not None:
+        _submit(
+            tools, shown, ShrinkRequest(to_layers=to_layers, method=method, choose_on_text=True, **_common(shown))
+        )  # fmt: skip
 
 
 def buttons(tools: Service, shown: Shown, block: Block) -> None:
     """Draw the buttons that repair the chosen block, or take it to the Heal page."""
-    job = tools.treating(("repair",), shown.ref, block.layers)
+    job = tools.treating((RepairRequest.kind,), shown.ref, block.layers)
     live = job is not None and job.live
     why = "Load the model first." if shown.handle is None else "Solves the layer before the cut anew, without training."
     found = s.session().get(s.METHOD)
     method = found if found in METHODS else next(iter(METHODS))
     st.button(
         "Repair", icon=":material/build:", disabled=shown.handle is None or live, help=why, key="repair_cell",
-        on_click=start_repair, args=(tools, shown, block.layers, method),
+        on_click=repair, args=(tools, shown, block.layers, method),
     )  # fmt: skip
     if st.button("Heal", icon=":material/healing:", key="to_heal"):
         go_to(tools, s.session(), "Heal")
@@ -252,4 +264,4 @@ def cell(tools: Service, shown: Shown, block: Block) -> None:
             every = [step_words(step) for step in ledger.steps if step.treatments]
             st.markdown(f":small[:material/build: {line}]", help="  \n".join(every))
 
-    follow(tools, tools.treating(("repair",), shown.ref, block.layers), treated, seconds=TICK_SECONDS)
+    follow(tools, tools.treating((RepairRequest.kind,), shown.ref, block.layers), treated, seconds=TICK_SECONDS)

@@ -1,72 +1,31 @@
 """The settings of a healing: three presets, and every setting behind them."""
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import streamlit as st
 
 from shortviz.errors import ShortvizError
 from shortviz.records.formatting import count
-from shortviz.records.heal import PRESETS, HealSettings, preset
+from shortviz.records.heal import PRESETS, HealSettings, least_of, preset, range_of
 from shortviz.records.model import ModelInfo
+from shortviz.service.requests import Change
 from shortviz.ui.parts import notes
 from shortviz.ui.session import state as s
 
 PRESET_WORDS: Final = {"quick": "Quick", "good": "Good", "paper": "Paper"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Field:
-    """One setting as a widget; `choices` makes it a list, else it is a number."""
-
-    name: str
-    label: str
-    help: str = ""
-    choices: tuple[str, ...] = ()
-    low: float = 0
-    high: float = 1_000_000
-    step: float | None = None
-    form: str | None = None
-
-
-_FIELDS: Final = (
-    (
-        _Field(name="method", label="Method", choices=("lora", "partial"),
-               help="lora: low-rank adapters. partial: final norm, untied head, last layers."),
-        _Field(name="objective", label="Objective", choices=("mixed", "distill", "next_token", "seam"),
-               help="What is minimised: the uncut model's distribution, its stream behind the cut, or the next token."),
-        _Field(name="targets", label="Adapters on", choices=("mlp", "all"), help="all: attention too."),
-        _Field(name="rank", label="Rank", low=1, high=1024, help="Of the adapters."),
-        _Field(name="quantize", label="Frozen weights", choices=("none", "4bit"),
-               help="4bit: QLoRA; needs a GPU and bitsandbytes."),
-    ),
-    (
-        _Field(name="steps", label="Steps", low=1, help="Updates of the weights."),
-        _Field(name="batch_size", label="Windows at once", low=1, high=1024),
-        _Field(name="accumulate", label="Batches per step", low=1, high=1024),
-        _Field(name="length", label="Tokens a window", low=2, high=65_536),
-        _Field(name="precision", label="Precision", choices=("model", "bfloat16"), help="model: that of the weights."),
-    ),
-    (
-        _Field(name="learning_rate", label="Learning rate", low=1e-7, high=1.0, step=1e-4, form="%.2e",
-               help="The highest; it falls to 0 along half a cosine."),
-        _Field(name="warmup_steps", label="Warm-up steps"),
-        _Field(name="dropout", label="Dropout", high=0.95, step=0.05, form="%.2f"),
-        _Field(name="eval_every", label="Held-out every", low=1, help="Steps between two measurements."),
-        _Field(name="seam_weight", label="Seam weight", high=1e6, step=0.5, form="%.2f",
-               help="mixed: weight of the error behind the cut."),
-    ),
-    (
-        _Field(name="temperature", label="Temperature", low=0.05, high=100.0, step=0.5, form="%.2f",
-               help="Of the distributions that are distilled."),
-        _Field(name="mix", label="Distilled share", high=1.0, step=0.1, form="%.2f",
-               help="The rest is cross-entropy."),
-        _Field(name="last_layers", label="Last layers", low=1, high=1000, help="partial: how many are trained."),
-        _Field(name="seed", label="Seed"),
-        _Field(name="gradient_checkpointing", label="Save memory",
-               help="Activations are computed twice, not kept: a third more time."),
-    ),
+_COLUMNS: Final = (
+    {"method": "Method", "objective": "Objective", "targets": "Adapters on", "rank": "Rank",
+     "quantize": "Frozen weights"},
+    {"steps": "Steps", "batch_size": "Windows at once", "accumulate": "Batches per step", "length": "Tokens a window",
+     "precision": "Precision"},
+    {"learning_rate": "Learning rate", "warmup_steps": "Warm-up steps", "dropout": "Dropout",
+     "eval_every": "Held-out every", "seam_weight": "Seam weight"},
+    {"temperature": "Temperature", "mix": "Distilled share", "last_layers": "Last layers", "seed": "Seed",
+     "gradient_checkpointing": "Save memory"},
 )  # fmt: skip
+"""Settings by their label; what they may be and what they mean is said by their fields."""
+_SUGGESTED: Final = {"targets": ("mlp", "all")}
+_STEPS: Final = {"learning_rate": 1e-4, "dropout": 0.05, "mix": 0.1}
 
 
 def preset_switch() -> str:
@@ -84,19 +43,21 @@ def preset_switch() -> str:
     return found if found in PRESETS else "quick"
 
 
-def settings(name: str, model: ModelInfo) -> HealSettings | None:
-    """Draw every setting of a preset; return them, or None where they contradict each other (which is then told)."""
+def changes(name: str, model: ModelInfo) -> tuple[Change, ...] | None:
+    """Draw every setting of a preset; return what is changed, or None where it makes no sense, which is told."""
     first = preset(name, model)
-    changed: dict[str, Any] = {}
-    for column, group in zip(st.columns(len(_FIELDS), gap="small"), _FIELDS, strict=True):
+    found: dict[str, Any] = {}
+    for column, labels in zip(st.columns(len(_COLUMNS), gap="small"), _COLUMNS, strict=True):
         with column:
-            for field in group:
-                changed[field.name] = _input(name, field, getattr(first, field.name))
+            for field, label in labels.items():
+                found[field] = _input(name, field, label, getattr(first, field))
+    changed = {field: value for field, value in found.items() if value != getattr(first, field)}
     try:
-        return preset(name, model, **changed)
+        preset(name, model, **changed)
     except ShortvizError as error:
         notes.problem(str(error))
         return None
+    return tuple(changed.items())
 
 
 def summary(recipe: HealSettings) -> str:
@@ -110,25 +71,21 @@ def summary(recipe: HealSettings) -> str:
     )
 
 
-def _input(name: str, field: _Field, first: Any) -> Any:
-    key = f"recipe_{name}_{field.name}"  # a preset's own widgets: switching brings its values back
-    if field.choices:
-        options = list(dict.fromkeys([*field.choices, str(first)]))
-        return st.selectbox(
-            field.label, options, index=options.index(str(first)), key=key, help=field.help or None,
-            persist_state="session",
-        )  # fmt: skip
+def _input(name: str, field: str, label: str, first: Any) -> Any:
+    kind, said = get_args(get_type_hints(HealSettings, include_extras=True)[field])
+    common: dict[str, Any] = {
+        "key": f"recipe_{name}_{field}",  # a preset's own widgets: switching brings its values back
+        "help": said.text,
+        "persist_state": "session",
+    }
+    if field in _SUGGESTED or get_origin(kind) is Literal:
+        options = list(dict.fromkeys([*_SUGGESTED.get(field, get_args(kind)), str(first)]))
+        return st.selectbox(label, options, index=options.index(str(first)), **common)
     if isinstance(first, bool):
-        return st.toggle(field.label, value=first, key=key, help=field.help or None, persist_state="session")
-    kind = type(first)
-    return st.number_input(
-        field.label,
-        min_value=kind(field.low),
-        max_value=kind(field.high),
-        value=first,
-        step=kind(field.step) if field.step is not None else None,
-        format=field.form,
-        key=key,
-        help=field.help or None,
-        persist_state="session",
-    )
+        return st.toggle(label, value=first, **common)
+    if isinstance(first, int):
+        return st.number_input(label, min_value=least_of(field), value=first, **common)
+    low, high = range_of(field)
+    form = "%.2e" if field == "learning_rate" else "%.2f"
+    step = _STEPS.get(field, 0.5)
+    return st.number_input(label, min_value=low, max_value=high, value=first, step=step, format=form, **common)

@@ -19,7 +19,6 @@ from shortviz.records.json import plain
 from shortviz.records.model import ModelRef
 from shortviz.records.text import TextSpec, WindowSpec
 from shortviz.runs.run import load_run
-from shortviz.service import ledger
 from shortviz.text.tokens import make_windows
 from tests.support.paths import ROOT
 
@@ -88,7 +87,7 @@ def test_a_healed_model_is_exported_with_proof_and_its_loss_after_reload_is_the_
     assert [step.name for step in saved[0].steps] == ["uncut", "cut", "healed"]
 
 
-def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(shortviz, checkpoint, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(shortviz, checkpoint, tmp_path, unfinished, monkeypatch):
     run, whole = tmp_path / "run", shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--json")[1]
     with monkeypatch.context() as patch:
         press_ctrl_c_at_step_3(patch)
@@ -97,14 +96,16 @@ def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(shortviz, checkpoint
     assert "Stopped after 3 of 6 steps" in err
     assert "run the same command again" in err
     assert json.loads(out)["history"]["points"][-1]["step"] == 3
-    assert (run / ledger.CHECKPOINT).is_file()
-    code, _, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--out", str(run), "--rank", "8")
-    assert code == 2
-    assert "rank was 4 and is 8" in err
+    (begun,) = unfinished()
+    assert f"to go on from {begun}" in err
+    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--rank", "8", "--json")
+    assert json.loads(out)["history"]["points"][0]["step"] == 0, "another recipe is another training"
+    assert unfinished() == [begun]
     code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--out", str(run), "--json")
     assert code == 0, err
     losses = [[p["loss"] for p in json.loads(text)["history"]["points"][1:]] for text in (out, whole)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert not unfinished()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,8 @@ def test_a_disk_without_room_for_the_export_is_told_before_the_work(
     monkeypatch.setattr("shortviz.export.folder.shutil.disk_usage", lambda _: usage._replace(free=1000))
     told = []
     # shrink first: imported while repair is patched, it would keep what is put there
-    for module, name in (("shrink", "repair"), ("shrink", "shrink"), ("repair", "repair"), ("healing", "heal")):
+    for module, name in (("repair.shrink", "repair"), ("repair.shrink", "shrink"), ("repair.repair", "repair"),
+                         ("heal.heal", "heal")):  # fmt: skip
         monkeypatch.setattr(import_module(f"shortviz.{module}"), name, lambda *_, **__: told.append("begun"))
     recipe = (*RECIPE, "--repair", "scale") if command == "heal" else ("--fit-tokens", "1024", "--max-length", "64")
     goal = ("--to-layers", "5") if command == "shrink" else CUT
@@ -295,20 +297,21 @@ def test_what_could_not_be_written_is_told_before_the_training(shortviz, checkpo
 
 
 WORK = {
-    "heal": ("healing", "heal", (*CUT, *TEXT, *RECIPE)),
-    "repair": ("repair", "repair", (*CUT, *TEXT, "--fit-tokens", "1024", "--max-length", "64")),
-    "shrink": ("shrink", "shrink", ("--to-layers", "4", *TEXT, "--fit-tokens", "1024", "--max-length", "64")),
+    "heal": ("heal.heal", "heal", (*CUT, *TEXT, *RECIPE)),
+    "repair": ("repair.repair", "repair", (*CUT, *TEXT, "--fit-tokens", "1024", "--max-length", "64")),
+    "shrink": ("repair.shrink", "shrink", ("--to-layers", "4", *TEXT, "--fit-tokens", "1024", "--max-length", "64")),
 }
 
 
 @pytest.mark.parametrize("command", WORK)
 @pytest.mark.parametrize("with_out", [True, False], ids=["with a run", "without"])
 def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes_on(
-    command, with_out, shortviz, checkpoint, tmp_path, monkeypatch
+    command, with_out, shortviz, checkpoint, tmp_path, unfinished, monkeypatch
 ):
     module, name, options = WORK[command]
     export = tmp_path / "healed"
-    work = tmp_path / ("run" if with_out else "healed-work")
+    run = tmp_path / "run"
+    whole = steps_of(json.loads(shortviz(command, checkpoint, *options, "--json")[1]))
     own = getattr(import_module(f"shortviz.{module}"), name)
 
     def and_take_the_folder(*arguments, **settings):
@@ -316,20 +319,21 @@ def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes
         (export / "mine.txt").write_text("somebody's")
         return own(*arguments, **settings)
 
-    places = ("--export", str(export), *(("--out", str(work)) if with_out else ()), "--json")
+    places = ("--export", str(export), *(("--out", str(run)) if with_out else ()), "--json")
     with monkeypatch.context() as patch:
         patch.setattr(import_module(f"shortviz.{module}"), name, and_take_the_folder)
         code, _, err = shortviz(command, checkpoint, *options, *places)
     assert code == 2, err
     assert "is not empty" in err.splitlines()[-1]
+    work = unfinished()[0]
+    assert work.name.startswith(command)
     assert f"is kept in {work}: run the same command again to go on" in err.splitlines()[-1]
     assert [path.name for path in export.iterdir()] == ["mine.txt"]
-    shown = steps_of({"ledger": plain(load_run(work).ledgers[0])})
-    assert (work / f"{command}-checkpoint.safetensors").is_file()
+    shown = steps_of({"ledger": plain(load_run(run).ledgers[0])}) if with_out else whole
 
     (export / "mine.txt").unlink()
     told = []
-    for place in ("shrink.repair", "repair.repair", "heal_training.Training._advance"):
+    for place in ("repair.shrink.repair", "repair.repair.repair", "heal.training.Training._advance"):
         monkeypatch.setattr(f"shortviz.{place}", lambda *_, **__: told.append("done again"))
     code, out, err = shortviz(command, checkpoint, *options, *places)
     assert code == 0, err
@@ -338,23 +342,27 @@ def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes
     assert again["export"]["max_logit_diff"] == 0.0
     last = list(shown)[-1]
     assert steps_of(again)[last]["evaluation"]["score"]["nll"] == shown[last]["evaluation"]["score"]["nll"]
-    assert steps_of(again)[last]["treatments"] == shown[last]["treatments"]
-    assert work.is_dir() == with_out
-    assert not list(tmp_path.rglob("*checkpoint*"))
+    assert [untimed(t) for t in steps_of(again)[last]["treatments"]] == [untimed(t) for t in shown[last]["treatments"]]
+    assert run.is_dir() == with_out
+    assert not unfinished()
 
 
-def test_a_training_without_a_run_that_is_stopped_goes_on_beside_its_export(
-    shortviz, checkpoint, tmp_path, monkeypatch
+def untimed(treatment: dict) -> dict:
+    return treatment | {"seconds": 0}
+
+
+def test_a_training_without_a_run_that_is_stopped_goes_on_from_where_it_is_kept(
+    shortviz, checkpoint, tmp_path, unfinished, monkeypatch
 ):
     command = ("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--adapter", str(tmp_path / "a"), "--json")
     with monkeypatch.context() as patch:
         press_ctrl_c_at_step_3(patch)
         code, _, err = shortviz(*command)
     assert code == 130
-    assert f"run the same command again to go on from {tmp_path / 'a-work'}" in err
-    begun = load_run(tmp_path / "a-work").ledgers[0]
+    (work,) = unfinished()
+    assert f"run the same command again to go on from {work}" in err
     code, out, err = shortviz(*command)
     assert code == 0, err
-    assert [step.name for step in begun.steps] == ["uncut", "cut", "healed"]
     assert [point["step"] for point in json.loads(out)["history"]["points"]] == list(range(7))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    assert not unfinished()

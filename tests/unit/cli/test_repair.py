@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from shortviz.cli.session import warn_same_text
-from shortviz.cli.treat import SHRINK_CHECKPOINT
 from shortviz.records.ledger import accuracy_change
 from shortviz.records.text import TextSpec
 from shortviz.runs.run import load_run
@@ -51,7 +50,7 @@ def test_repair_writes_a_proved_checkpoint_and_its_ledger(checkpoint: str, short
     assert json.loads((out / "shortviz.json").read_text())["treatments"][0]["method"] == "seam_refit"
     card = (out / "README.md").read_text()
     assert "Nothing was trained after the cut" not in card
-    assert "--start 2 --n 2 --method seam_refit" in card
+    assert "--start 2 --n 2 --max-length 64 --fit-tokens 2048" in card
 
 
 def test_repair_asks_every_step_the_same_questions_and_advise_reads_the_run(
@@ -114,7 +113,20 @@ def test_shrink_tells_every_step(checkpoint: str, shortviz: Run) -> None:
     assert found["ledger"]["text"]["source"].endswith("which the layers were chosen on")
 
 
-def test_a_shrinking_that_was_killed_goes_on_to_the_same_result(checkpoint: str, shortviz: Run, tmp_path: Path) -> None:
+def counted(told: list[bool]) -> Callable[..., object]:
+    from shortviz.repair.shrink import _step
+
+    def step(*arguments: object, first: bool) -> object:
+        told.append(first)
+        return _step(*arguments, first=first)  # type: ignore[arg-type]
+
+    return step
+
+
+def test_a_shrinking_that_was_killed_goes_on_to_the_same_result(
+    checkpoint: str, shortviz: Run, tmp_path: Path, unfinished: Callable[[], list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     run = tmp_path / "run"
     command = ("shrink", checkpoint, "--to-layers", "3", *SMALL, "--json")
     whole = json.loads(shortviz(*command)[1])
@@ -122,17 +134,22 @@ def test_a_shrinking_that_was_killed_goes_on_to_the_same_result(checkpoint: str,
         [sys.executable, "-m", "shortviz", *command, "--out", str(run)], cwd=ROOT, stderr=subprocess.DEVNULL
     )
     ends = time.monotonic() + 300
-    while not (run / SHRINK_CHECKPOINT).exists() and process.poll() is None and time.monotonic() < ends:
+    while not unfinished() and process.poll() is None and time.monotonic() < ends:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert (run / SHRINK_CHECKPOINT).is_file()
+    begun = unfinished()
+    assert len(begun) == 1
     assert not (run / "run.json").exists()
 
-    code, _, err = shortviz(*command, "--out", str(run), "--method", "linear_fold")
-    assert code == 2
-    assert "method was seam_refit and is linear_fold" in err
+    code, printed, err = shortviz(*command, "--method", "linear_fold")
+    assert code == 0, err
+    assert unfinished() == begun, "other work begins anew, and leaves this where it is"
+    told = []
+    monkeypatch.setattr("shortviz.repair.shrink._step", counted(told))
     code, printed, err = shortviz(*command, "--out", str(run))
+    assert len(told) == 2, "one of three steps was done before"
+    assert not unfinished()
 
     assert code == 0, err
     again = json.loads(printed)

@@ -10,11 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shortviz.export.recipes import treated_recipe
+from shortviz.export.recipes import recipe_of
 from shortviz.records.ledger import Treatment
-from shortviz.records.plan import PrunePlan
-from shortviz.records.text import TextInfo
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block, PrunePlan, Removal
+from shortviz.records.text import TextInfo, TextSpec
+from shortviz.service.ledger import command_of
+from shortviz.service.requests import RepairRequest, ShrinkRequest
 from tests.support.command import Outcome
+from tests.support.records import fixture_model
 
 WINDOWS = ("--window", "32", "--windows", "2")
 TEXT = ("--builtin", "passages/prose", "--limit", "12", "--eval-builtin", "passages/maths")
@@ -64,16 +68,23 @@ def test_what_no_command_repeats_is_said() -> None:
     plan = PrunePlan(num_layers=6, removed=(2, 3))
     info = TextInfo(source="pasted text", rows=4, tokens=1024, fingerprint="x", max_length=256)
     repaired = Treatment(kind="repair", method="seam_refit", settings={"batch_size": 8}, text=info)
-    pasted = treated_recipe("m", plan, [repaired], folder="f")
+    asked = RepairRequest(
+        model=ModelRef(id="m"), removal=Removal(block=Block(start=2, n=2)), fit_tokens=1024,
+        text=TextSpec(kind="paste", value="secret words"), evaluation=TextSpec(kind="paste", value="more"),
+    )  # fmt: skip
+    command = command_of(asked, replace(fixture_model(6), id="m", dtype="auto"))
+    pasted = recipe_of("m", plan, [repaired], command, folder="f")
     assert pasted.notes == ("Add the text (pasted text, 1,024 tokens), e.g. as `--text FILE`.",)
-    assert pasted.command == (
-        "shortviz repair m --start 2 --n 2 --method seam_refit --max-length 256 --fit-tokens 1024 --export f"
+    assert pasted.command == "shortviz repair m --start 2 --n 2 --fit-tokens 1024 --export f"
+    assert (
+        "reads the text's file" in recipe_of("m", plan, [repaired], f"{command} --text c4.jsonl", folder="f").notes[0]
     )
-    file = replace(repaired, text=replace(info, options="--text c4.jsonl"))
-    assert "reads the text's file" in treated_recipe("m", plan, [file], folder="f").notes[0]
-    healed = Treatment(kind="heal", method="lora", settings={"rank": 4}, text=replace(info, options="--text other.txt"))
-    for treatments in ([repaired, healed], [healed, healed]):
-        assert not treated_recipe("m", plan, treatments, folder="f").whole
+    healed = Treatment(kind="heal", method="lora", settings={"rank": 4}, text=replace(info, source="file other.txt"))
+    unknown = recipe_of("m", plan, [repaired, healed], "", folder="f")
+    assert not unknown.whole
+    assert unknown.command == "shortviz prune m --start 2 --n 2 --out f"
     stopped = replace(healed, note="Stopped after 3 of 6 steps; those of step 2 are kept.")
-    assert "may keep a later one" in treated_recipe("m", plan, [stopped], folder="f").notes[-1]
-    assert treated_recipe("m", plan, [], folder="f").command == "shortviz prune m --start 2 --n 2 --out f"
+    assert "may keep a later one" in recipe_of("m", plan, [stopped], "shortviz heal m", folder="f").notes[-1]
+    assert recipe_of("m", plan, [], "", folder="f").command == "shortviz prune m --start 2 --n 2 --out f"
+    chosen_on_pasted = ShrinkRequest(model=ModelRef(id="m"), to_layers=4, evaluation=asked.evaluation)
+    assert command_of(chosen_on_pasted, fixture_model(6)) == ""

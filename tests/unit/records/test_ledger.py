@@ -9,7 +9,7 @@ import pytest
 
 from shortviz.cli.output import ledger_text
 from shortviz.errors import ShortvizError
-from shortviz.export.recipes import treated_recipe
+from shortviz.export.recipes import recipe_of
 from shortviz.measure.losses import evaluate
 from shortviz.model.prune import prune
 from shortviz.records.json import to_json
@@ -128,7 +128,7 @@ def test_the_ledger_of_run_json_has_a_stable_shape_without_nan() -> None:
     assert list(ledger) == ["removed", "text", "steps", "prompt"]
     step = ledger["steps"][2]
     assert list(step) == [
-        *("name", "evaluation", "treatments", "recovered", "recovered_stderr", "task", "continuation"),
+        *("name", "evaluation", "treatments", "recovered", "recovered_stderr", "task", "continuation", "command"),
     ]
     assert list(step["treatments"][0]) == ["kind", "method", "settings", "text", "seconds", "note"]
     assert (step["recovered_stderr"], step["treatments"][0]["settings"]) == (None, {"a": None})
@@ -161,6 +161,6 @@ def test_a_run_whose_ledger_names_a_repair_that_is_gone_still_opens_and_repeats_
     assert opened == old
     assert "repaired (linear replacement)" in ledger_text(opened)
     plan = PrunePlan(num_layers=30, removed=old.removed)
-    recipe = treated_recipe("demo", plan, opened.steps[2].treatments, folder="out")
+    recipe = recipe_of("demo", plan, opened.steps[2].treatments, opened.steps[2].command, folder="out")
     assert not recipe.whole
     assert "linear_replacement" not in recipe.command

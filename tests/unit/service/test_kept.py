@@ -81,7 +81,7 @@ def test_where_the_app_is_hosted_models_kept_longest_ago_make_room_and_one_too_l
     assert is_kept(bench, "two", (2,), METHODS)
 
     large = repaired("model.embed_tokens.weight", 2.0)
-    hosted.setattr("shortviz.service.kept.MEGABYTE", 1)
+    hosted.setattr("shortviz.service.policy.kept_bytes", lambda _: 1.0)
     told = keep(bench, "three", base, large, None)
     assert "could not be kept beside its run (it takes" in told
     assert "keeps 1 MB" in told

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shortviz.heal.data import split_heldout
-from shortviz.records.text import TextSpec, scored_options, text_options
+from shortviz.records.text import TextSpec, text_options
 from shortviz.text.tokens import fit_rows, tokenize
 from tests.support.families import tiny_tokenizer
 
@@ -29,24 +29,18 @@ def test_no_row_reaches_into_what_is_held_out(limit: int | None, max_length: int
 
 
 @pytest.mark.parametrize(
-    ("spec", "options", "scored"),
+    ("spec", "options"),
     [
-        (
-            TextSpec(kind="builtin", value="passages", limit=4),
-            "--builtin passages --limit 4",
-            "--eval-builtin passages",
-        ),
+        (TextSpec(kind="builtin", value="passages", limit=4), "--builtin passages --limit 4"),
         (
             TextSpec(kind="file", value="/home/me/my text.jsonl", key="body", bos="never"),
             "--text 'my text.jsonl' --key body --bos never",
-            "--eval-text 'my text.jsonl' --eval-key body",
         ),
-        (TextSpec(kind="dataset", value="a/b", subset="c"), "--dataset a/b --subset c --split train", ""),
-        (TextSpec(kind="paste", value="words"), "", ""),
+        (TextSpec(kind="dataset", value="a/b", subset="c"), "--dataset a/b --subset c --split train"),
+        (TextSpec(kind="paste", value="words"), ""),
     ],
 )
-def test_a_text_is_named_as_the_command_line_names_it(spec: TextSpec, options: str, scored: str) -> None:
+def test_a_text_is_named_as_the_command_line_names_it(spec: TextSpec, options: str) -> None:
     assert text_options(spec) == options
-    assert scored_options(options) == scored
     assert "/home" not in options
     assert len(shlex.split(options)) % 2 == 0

@@ -1,0 +1,121 @@
+"""Where a request's results go: a run directory that a person named, or a run of the app's store."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from shortviz.errors import RunError, ShortvizError, Stopped
+from shortviz.records.model import ModelInfo
+from shortviz.records.run import Run
+from shortviz.runs.run import FILE, load_run, save_run
+from shortviz.service import policy
+from shortviz.settings import settings
+
+
+class Place:
+    """A run directory, or memory alone where none was named."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Keep the run in `folder`, which may be there already."""
+        self.folder = folder
+        self._run: Run | None = None
+
+    @property
+    def run(self) -> Run | None:
+        """The run as it is now; raises RunError where the folder's cannot be read."""
+        if self.folder is not None and (self.folder / FILE).is_file():
+            return load_run(self.folder)
+        return self._run
+
+    def update(self, change: Callable[[Run | None], Run]) -> Run:
+        """Keep what `change` makes of the run."""
+        self._run = run = change(self.run)
+        if self.folder is not None:
+            save_run(run, self.folder)
+        return run
+
+    token = ""
+    """What opens the hub, where something goes there; it stands in no record."""
+    export: Path | None = None
+    """Where the model that is made is to be written too: it must find room there."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Runs of the app's store that keep models: that which the results go into, and that which is shown."""
+        return ()
+
+    def finished(self, work: Path) -> None:
+        """Remove what unfinished work was kept in: it is done."""
+        work.unlink(missing_ok=True)
+
+    def check_model(self, model: str) -> None:
+        """Raise RunError where the run that is here is of another model."""
+        run = self.run
+        if run is not None and run.model.id != model:
+            raise RunError(f"{self.folder} holds a run of {run.model.id}, not of {model}; choose another --out.")
+
+    @contextmanager
+    def begun(self, run: Run) -> Iterator[None]:
+        """Save a run that is to be measured; where its text or criterion is refused, leave nothing new behind.
+
+        Raises RunError where the folder holds something else, ResourceError where it cannot be written.
+        """
+        folder = self.folder
+        if folder is None:
+            yield
+            return
+        new_folder, new_run = not folder.exists(), not (folder / FILE).exists()
+        save_run(run, folder)
+        try:
+            yield
+        except Stopped:
+            raise
+        except ShortvizError:
+            # Whatever was measured before the refusal stands in files beside the run, and then it stays.
+            if new_run and [entry.name for entry in folder.iterdir()] == [FILE]:
+                (folder / FILE).unlink()
+                if new_folder:
+                    folder.rmdir()
+            raise
+
+    @contextmanager
+    def claimed(self, run: Run) -> Iterator[Run]:
+        """Yield the run without distances, saved, with all that the place's run has but those; see `begun`."""
+        old = self.run or run
+        mine = replace(old, model=run.model, text=run.text, versions=run.versions, created=run.created, distances=None)
+        with self.begun(replace(mine, distances=old.distances)):
+            yield mine
+
+
+class WrittenPlace(Place):
+    """A place whose results are written elsewhere too: until they are, no finished work is removed."""
+
+    def __init__(self, folder: Path | None, export: Path | None = None) -> None:
+        """Keep the run in `folder`; the model is to be written to `export`."""
+        super().__init__(folder)
+        self.export = export
+        self._held: list[Path] = []
+
+    def finished(self, work: Path) -> None:
+        """Hold what the work was kept in until `release`."""
+        self._held.append(work)
+
+    def release(self) -> None:
+        """Remove what was held: all that was made of it is written."""
+        while self._held:
+            super().finished(self._held.pop())
+
+
+def unfinished(kind: str, info: ModelInfo, *facts: object, suffix: str = ".npz") -> Path:
+    """Return where work that was stopped is kept until it is done: by what it is, whoever began it, and wherever.
+
+    The app goes on from what the command line began, and the other way round.
+    """
+    about = (kind, info.id, info.revision, info.dtype, info.num_layers, info.parameters, *facts)
+    name = hashlib.sha256(repr(about).encode()).hexdigest()[:20]
+    folder = settings().runs_dir / "unfinished"
+    folder.mkdir(parents=True, exist_ok=True)
+    policy.keep_newest(settings(), folder, settings().max_runs)
+    return folder / f"{kind}-{name}{suffix}"
