@@ -460,3 +460,6 @@ TITLES = {
     "repair": "Repair", "shrink": "Shrinking", "heal": "Healing", "ask": "Questions for the ledger",
     "bring": "Bringing back a model", "continuations": "Continuations", "export": "Export", "push": "Push",
 }  # fmt: skip
+
+
+JobContext: Any = Asked  # TEMPORARY
