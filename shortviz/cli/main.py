@@ -5,7 +5,6 @@ Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stoppe
 
 import io
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -15,18 +14,8 @@ from shortviz import __version__
 from shortviz.cli import measure, treat
 from shortviz.cli import runs as cli_advise
 from shortviz.cli import runs as cli_share
-from shortviz.cli.options import (
-    JsonOption,
-    LoadOptions,
-    ModelArgument,
-    PlanOptions,
-    TaskOptions,
-    TextOptions,
-    readable,
-    with_options,
-)
-from shortviz.cli.session import INTERRUPTED, load_model, print_result, refuse_launcher, run_command, working
-from shortviz.errors import PlanError, Stopped
+from shortviz.cli.options import JsonOption, request_command
+from shortviz.cli.session import print_result, run_command
 
 app = typer.Typer(
     name="shortviz",
@@ -60,125 +49,17 @@ def common(
     """Options that belong to no command. `run_command` has already taken --debug out of the arguments."""
 
 
-app.command("measure")(measure.measure)
-
-
-@app.command()
-@with_options
-def evaluate(
-    model: ModelArgument,
-    plan: PlanOptions,
-    load: LoadOptions,
-    text: TextOptions,
-    task: TaskOptions,
-    adapter: treat.AdapterOption = None,
-    stream: measure.StreamOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure perplexity, of the model or with layers removed; with --tasks, multiple-choice accuracy too.
-
-    With --adapter the healed model is measured: MODEL is the uncut one, or the checkpoint of the cut. With layers to
-    remove, the uncut model is measured on the same windows and questions for comparison.
-    """
-    from shortviz.cli.measure import complete, score_both, scores_json, scores_text
-    from shortviz.cli.output import evaluation_text
-    from shortviz.records.measured import evaluation_json
-    from shortviz.text import tokens
-    from shortviz.text.questions import read_task
-
-    text.note_unused("max_length", "batch_size", "seed")
-    chosen = plan.chosen()
-    spec = readable(text.spec(tokens.DEFAULT_EVALUATION))
-    windows = text.window_spec()
-    asked = task.task()
-    questions = read_task(asked) if asked is not None else None
-    scores = None
-    with working(shared=True) as watch:
-        from shortviz.measure import losses
-        from shortviz.model import prune as pruning
-
-        ref = load.ref(model)
-        if measure.streams(ref, stream):
-            measure.check_streamable(task=questions is not None, adapter=adapter is not None)
-            evaluation = measure.streamed_evaluations(ref, text, [chosen] if chosen else [], watch)[0]
-        else:
-            refuse_launcher()
-            handle = load_model(ref, watch, removes=chosen)
-            window_set = tokens.make_windows(spec, windows, handle.tokenizer)
-            chosen = treat.adapter_cut(adapter, chosen, handle.info.num_layers)
-            pruned = None
-            if chosen is not None:
-                pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
-                pruned = treat.with_adapter(pruned, adapter)
-            else:
-                handle = treat.with_adapter(handle, adapter)
-            base = None if pruned is None else handle
-            evaluation = losses.evaluate(pruned or handle, window_set, base=base, watch=watch)
-            if questions is not None and not watch.stopped:
-                with suppress(Stopped):  # the evaluation is there, and is not to be lost
-                    scores = score_both(handle, pruned, questions, watch)
-    if as_json:
-        print_result(evaluation_json(evaluation) | scores_json(scores))
-    else:
-        print_result("\n".join([evaluation_text(evaluation), *scores_text(scores)]))
-    if not evaluation.complete:
-        print(f"Stopped after {evaluation.score.windows} of {evaluation.text.rows} windows.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
-    if questions is not None and (scores is None or not complete(scores)):
-        print("Stopped before every question was scored by every model.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
-
-
-@app.command()
-@with_options
-def prune(
-    model: ModelArgument,
-    plan: PlanOptions,
-    load: LoadOptions,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write; must be new or empty.")],
-    stream: measure.StreamOption = None,
-    adapter: treat.AdapterOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Remove layers, write a checkpoint, prove it equal; with --adapter, of the healed model.
-
-    Streamed, the tensors are copied from file to file in the dtype they have, and the model is never whole in memory.
-    """
-    from shortviz.cli.output import export_text
-    from shortviz.export.folder import check_target
-
-    check_target(out)
-    chosen = plan.chosen()
-    if chosen is None and adapter is None:
-        raise PlanError("Nothing says what to remove; give --start and --n, --remove or --plan.")
-    if adapter is not None and stream:
-        raise PlanError("An adapter is merged in memory, so it cannot be streamed; leave --stream or --adapter out.")
-    with working() as watch:
-        from shortviz.export import export
-        from shortviz.model import prune as pruning
-        from shortviz.streaming import export as streamed_export
-
-        ref = load.ref(model, one_device="An export, which can be streamed,")
-        if chosen is not None and adapter is None and measure.streams(ref, stream):
-            report = streamed_export.export_streamed(ref, chosen.of, out, watch=watch)
-        else:
-            handle = load_model(ref, watch, removes=chosen)
-            chosen = treat.adapter_cut(adapter, chosen, handle.info.num_layers)
-            pruned = handle if chosen is None else pruning.prune(handle, chosen.of(handle.info.num_layers))
-            pruned = treat.with_adapter(pruned, adapter)
-            report = export.export_checkpoint(pruned, out, base_info=handle.info, watch=watch)
-    print_result(report if as_json else export_text(report))
-
-
-app.command("estimate")(measure.estimate)
-app.command("map")(measure.measured_map)
+app.command("measure")(request_command(measure.measure))
+app.command("evaluate")(request_command(measure.evaluate))
+app.command("estimate")(request_command(measure.estimate))
+app.command("map")(request_command(measure.measured_map, choose=measure.choose_map, model=measure.MODEL_OR_RUN))
 app.command("repair")(treat.repair_command)
 app.command("shrink")(treat.shrink_command)
-app.command("curve")(measure.removal_curve)
+app.command("curve")(request_command(measure.removal_curve, model=measure.MODEL_OR_RUN))
 app.command("heal")(treat.heal_command)
 app.command("advise")(cli_advise.advise_command)
 app.command("compare")(measure.compare)
-app.command("sensitivity")(measure.sensitivity)
+app.command("sensitivity")(request_command(measure.sensitivity))
 app.command("report")(cli_share.report)
 app.command("push")(cli_share.push)
 

@@ -74,7 +74,7 @@ def distances_record(
 
 CHECKPOINT_SECONDS = 2.0
 """A checkpoint is written at most this often; at most this and one batch are lost by a kill."""
-_FORMAT = 2
+_FORMAT = 3
 """Of what a checkpoint holds; one of another format belongs to another measurement."""
 _FIRST, _REST = NORMS
 
@@ -92,9 +92,9 @@ def measure_distances(
     """Return every criterion for every block (start, n), averaged over the rows of `tokens`, with standard errors.
 
     Rows are the samples: a criterion of all tokens is averaged within a row first. The LM head is not run. With a
-    `checkpoint` path, a run that was killed goes on from there, with bit-equal sums. When `watch.stop` is set, the rows
-    measured so far are returned. Of several processes (`ranks`) each does its share and keeps its own checkpoint; the
-    sums of all are in the record, the fitted criteria in that of rank 0.
+    `checkpoint` path, a run that was killed goes on from there, with bit-equal sums, or with another batch size. When
+    `watch.stop` is set, the rows measured so far are returned. Of several processes (`ranks`) each does its share and
+    keeps its own checkpoint; the sums of all are in the record, the fitted criteria in that of rank 0.
     Raises Stopped when stopped before the first batch, TextError where a row does not fit the model, NumericsError at
     NaN or Inf, RunError where the checkpoint belongs to something else.
     """
@@ -104,9 +104,9 @@ def measure_distances(
     chosen = [known.resolve(c) for c in criteria or known.names()]
     every = batches_by_length(tokens.rows, batch_size)
     mine = range(len(every)) if ranks is None else ranks.mine(len(every))
-    batches = [every[i] for i in mine]
+    own = [row for i in mine for row in every[i]]
     checkpoint = checkpoint if ranks is None or checkpoint is None else ranks.checkpoint(checkpoint)
-    key = _key(handle, tokens, chosen, batch_size)
+    key = _key(handle, tokens, chosen, batch_size if ranks is not None else None)
     began, saved = time.monotonic(), time.monotonic()
     states = BoundaryStates(handle.info.num_layers + 1)
     sample = None
@@ -115,29 +115,28 @@ def measure_distances(
         sample = TokenSample.of_rows(len(tokens.rows), states.num_boundaries, hidden, checkpoint, places)
     pairs = states.num_boundaries * (states.num_boundaries - 1) // 2
     rows = RowScores.beside(checkpoint, [c.name for c in chosen if not c.from_sample], pairs)
-    sums, done, seconds_before = _resume(checkpoint, key, chosen, handle, sample, batches)
-    rows.restore(sums[_FIRST].count)
+    sums, done, seconds_before = _resume(checkpoint, key, chosen, handle, sample, own)
+    rows.restore(done)
+    batches = [own[low : low + batch_size] for low in range(done, len(own), batch_size)]
 
     def record(complete: bool = False) -> BlockDistances:
         seconds = seconds_before + time.monotonic() - began
         found = distances_record(handle.info, tokens, chosen, sums, sample if complete else None, seconds)
         return replace(found, settling=rows_needed_of(handle.info, rows)) if complete else found
 
-    for index, ids in enumerate(sent_ahead(batches[done:], handle.model.device), start=done):
+    for batch, ids in zip(batches, sent_ahead(batches, handle.model.device), strict=True):
         if watch.stopped:
             break
-        scores = _measure_batch(handle, states, batches[index], ids, chosen, sample)
+        scores = _measure_batch(handle, states, batch, ids, chosen, sample)
         sums = {name: s.add(scores[name]) for name, s in sums.items()}
         rows.add(scores)
-        last = index == len(batches) - 1
-        if checkpoint is not None and (last or time.monotonic() - saved > CHECKPOINT_SECONDS):
+        done += len(batch)
+        if checkpoint is not None and (done == len(own) or time.monotonic() - saved > CHECKPOINT_SECONDS):
             spent = seconds_before + time.monotonic() - began
-            arrays = pack(sums) | {"done": np.array(float(index + 1)), "seconds": np.array(spent)}
+            arrays = pack(sums) | {"done": np.array(float(done)), "seconds": np.array(spent)}
             save_checkpoint(checkpoint, key, arrays)
             saved = time.monotonic()
-        count = sums[_FIRST].count
-        total = sum(map(len, batches))
-        watch.tell("measure", done=count, total=total, unit="rows", snapshot=record)
+        watch.tell("measure", done=done, total=len(own), unit="rows", snapshot=record)
     if ranks is not None:
         sums, sample, rows = added_up(ranks, sums, sample, rows, [len(batch) for batch in every])
     if sums[_FIRST].count == 0:
@@ -162,8 +161,8 @@ def _measure_batch(
     return scores
 
 
-def _key(handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], batch_size: int) -> str:
-    """Return a fingerprint of everything the sums depend on."""
+def _key(handle: ModelHandle, tokens: TokenSet, criteria: Sequence[Criterion], batch_size: int | None) -> str:
+    """Return a fingerprint of everything the sums depend on; how rows are shared among processes is told too."""
     facts: list[object] = [_FORMAT, *model_facts(handle)]
     facts += [tokens.info.fingerprint, [c.name for c in criteria], batch_size]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -175,15 +174,14 @@ def _resume(
     criteria: Sequence[Criterion],
     handle: ModelHandle,
     sample: TokenSample | None,
-    batches: Sequence[Sequence[Tokens]],
+    rows: Sequence[Tokens],
 ) -> tuple[dict[str, Sums], int, float]:
-    """Return (sums, batches done, seconds spent) of a checkpoint, or of nothing; the sample is filled as far."""
+    """Return (sums, rows done, seconds spent) of a checkpoint, or of nothing; the sample is filled as far."""
     size = handle.info.num_layers + 1
     arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
     if arrays is not None:
         done = int(arrays["done"])
-        lengths = [len(row) for batch in batches[:done] for row in batch]
-        if sample is None or sample.restore(lengths):
+        if sample is None or sample.restore([len(row) for row in rows[:done]]):
             return unpack(arrays), done, float(arrays["seconds"])
     if sample is not None:
         sample.discard()

@@ -25,7 +25,7 @@ def execute(
         service: loaded models and what is known already; a new one where none is given.
         place: where the run is kept; memory alone where none is given.
     """
-    from shortviz.service import export, ledger, measure
+    from shortviz.service import curve, export, inspect, ledger, measure
     from shortviz.service.service import new_service
 
     work = {
@@ -34,13 +34,14 @@ def execute(
         r.MapRequest: measure.measure_map,
         r.SearchRequest: measure.search,
         r.BlocksRequest: measure.measure_blocks,
-        r.EvaluateRequest: measure.evaluate,
-        r.CurveRequest: measure.measure_curve,
-        r.TasksRequest: measure.score_tasks,
-        r.LoadRequest: measure.load,
-        r.PrepareRequest: measure.prepare,
-        r.FetchRequest: measure.fetch_questions,
+        r.EvaluateRequest: inspect.evaluate,
+        r.CurveRequest: curve.measure_curve,
+        r.TasksRequest: curve.score_tasks,
+        r.LoadRequest: inspect.load,
+        r.PrepareRequest: inspect.prepare,
+        r.FetchRequest: curve.fetch_questions,
         r.EstimateRequest: measure.estimate,
+        r.SizeRequest: inspect.size,
         r.RepairRequest: ledger.repair,
         r.ShrinkRequest: ledger.shrink,
         r.HealRequest: ledger.heal,

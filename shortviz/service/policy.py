@@ -116,6 +116,11 @@ def check_start(rules: Settings, about: Any, live: Sequence[JobState], owner: st
         )
 
 
+def may_add(rules: Settings, *, bundled: bool) -> bool:
+    """Return whether results may go into a run: where strangers meet, the bundled ones are everybody's."""
+    return not (rules.is_hosted and bundled)
+
+
 def check_estimate(rules: Settings, estimate: ModelEstimate) -> None:
     """Raise PolicyError where a model is larger than a hosted installation loads."""
     _check_parameters(rules, estimate.id, estimate.parameters, rules.max_parameters, "loads")

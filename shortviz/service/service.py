@@ -26,7 +26,7 @@ from shortviz.records.plan import Block, Removal
 from shortviz.records.run import Run
 from shortviz.records.text import TaskRows, TaskScore, TextSpec
 from shortviz.runs import library
-from shortviz.runs.run import EXAMPLES, FILE, example_run, folder_name, has_example, load_run, save_run, with_evaluation
+from shortviz.runs.run import EXAMPLES, FILE, example_run, folder_name, has_example, load_run, save_run
 from shortviz.service import policy
 from shortviz.service.place import Place
 from shortviz.service.queue import JobRegistry, JobState, Lane
@@ -105,18 +105,26 @@ class ModelCache:
         """Return the model where it is loaded; starts nothing."""
         return self._handles.get(ref)
 
-    def load(self, ref: ModelRef, watch: Watch) -> "ModelHandle":
-        """Return the model, loading it where needed; for background jobs only (torch is imported here)."""
+    def load(self, ref: ModelRef, watch: Watch, fits: Callable[[int], object] | None = None) -> "ModelHandle":
+        """Return the model, loading it where needed; for background jobs only (torch is imported here).
+
+        `fits` is called with the number of layers before any weight is read, and raises where that will not do.
+        """
         with self._loading:
             found = self._handles.get(ref)
             if found is not None:
+                if fits is not None:
+                    fits(found.info.num_layers)
                 return found
             watch.tell("start", done=0, total=1, unit="steps", detail="starting the engine")
             import_engine()
             from shortviz.model.load import estimate, load
 
-            if settings().is_hosted:
-                policy.check_estimate(settings(), estimate(ref))
+            size = estimate(ref)
+            watch.say(size.words)
+            policy.check_estimate(settings(), size)
+            if fits is not None:
+                fits(size.num_layers)
             return self._handles.put(ref, load(ref, watch=watch))
 
     def clear(self) -> None:
@@ -218,14 +226,6 @@ class RunStore:
             if run is not None:
                 self.put(key, run)
 
-    def add_evaluation(self, key: str, evaluation: Evaluation) -> None:
-        """Keep a measured block with its run; the best one per block and text stays.
-
-        Where strangers meet, the bundled run is everybody's and stays as it is.
-        """
-        if self.get(key) is not None and not (key in EXAMPLES and settings().is_hosted):
-            self.update(key, lambda run: with_evaluation(run, evaluation) if run is not None else run)
-
 
 def run_key(ref: ModelRef, spec: TextSpec) -> str:
     """Return the name of the run directory for a model and a calibration text."""
@@ -247,6 +247,10 @@ class Inspection:
     uncut: str = ""
     """The uncut model's continuation of the prompt, as far as it is written."""
     cut: str = ""
+    score: TaskScore | None = None
+    """How many questions the model that was evaluated answers right, where questions were asked."""
+    base_score: TaskScore | None = None
+    """The same of the uncut model beside it."""
 
 
 # The one bench of a process: jobs, models and runs, shared by all sessions.
@@ -278,7 +282,7 @@ class Service:
     models: ModelCache = field(default_factory=lambda: ModelCache(1 if settings().is_hosted else 2))
     runs: RunStore
     measured: "Cache[Evaluation]" = field(default_factory=lambda: Cache(2000))
-    """By (model, evaluation text, removed layers)."""
+    """By `measure.measured_key`."""
     continuations: "Cache[str]" = field(default_factory=lambda: Cache(500))
     """By (model, removed layers, prompt)."""
     treated: "Cache[ModelHandle]" = field(default_factory=_treated_cache)
@@ -307,9 +311,14 @@ class Service:
         from shortviz.service.execute import execute
 
         place = StorePlace(self.runs, key, start)
-        return self.run(
-            Asked(request=request, run_key=key), lambda watch: execute(request, watch, service=self, place=place)
-        )
+
+        def work(watch: Watch) -> Any:
+            found = execute(request, watch, service=self, place=place)
+            if isinstance(found, dict):
+                return tuple(found)
+            return key if isinstance(found, Run) else found  # ended jobs are remembered by the hundred
+
+        return self.run(Asked(request=request, run_key=key), work)
 
     def run(self, context: Asked, work: Callable[[Watch], Any]) -> str:
         """Put any work into the queue, as `submit` does."""
@@ -407,10 +416,22 @@ def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
 class StorePlace(Place):
     """A run of the app's store; one that is new begins as another that is shown."""
 
+    replaces = True
+    other_text = "choose that text again, or measure the map anew"
+
     def __init__(self, store: RunStore, key: str | None, start: str | None = None) -> None:
         """Keep the run under `key`."""
         super().__init__(store.path(key) if key is not None else None)
         self._store, self._key, self._start = store, key, start
+
+    @property
+    def name(self) -> str:
+        """The key of the run."""
+        return self._key or ""
+
+    def part(self, name: str, model: ModelRef, text: TextSpec) -> Place:
+        """Return the run of one of several texts."""
+        return StorePlace(self._store, run_key(model, text))
 
     @property
     def run(self) -> Run | None:
@@ -421,7 +442,7 @@ class StorePlace(Place):
     def update(self, change: Callable[[Run | None], Run]) -> Run:
         """Keep what `change` makes of the run: in one step, for two jobs may add to the same run at once."""
         found: list[Run] = []
-        if self._key is None:
+        if self._key is None or not policy.may_add(settings(), bundled=self._key in EXAMPLES):
             return change(self.run)
         self._store.update(self._key, lambda old: found.append(change(old or self.run)) or found[-1])  # type: ignore[func-returns-value]
         return found[-1]
@@ -437,7 +458,7 @@ def new_service() -> Service:
     return Service(runs=RunStore(settings().runs_dir))
 
 
-_INSPECTS = ("estimate", "prepare", "evaluate", "questions", "repair", "bring", "continuations")
+_INSPECTS = ("estimate", "size", "prepare", "evaluate", "questions", "repair", "bring", "continuations")
 
 
 def lane_of(request: "Request | AppRequest") -> Lane:
@@ -456,8 +477,8 @@ def title_of(request: "Request | AppRequest") -> str:
 TITLES = {
     "measure": "Distances", "texts": "Distances on several texts", "losses": "Losses", "search": "Search",
     "blocks": "Losses of chosen blocks", "evaluate": "Evaluation", "curve": "Removal curve", "tasks": "Questions",
-    "load": "Loading", "prepare": "Preparation", "questions": "Fetching the questions", "estimate": "Size",
-    "repair": "Repair", "shrink": "Shrinking", "heal": "Healing", "ask": "Questions for the ledger",
+    "load": "Loading", "prepare": "Preparation", "questions": "Fetching the questions", "estimate": "Estimate",
+    "size": "Size", "repair": "Repair", "shrink": "Shrinking", "heal": "Healing", "ask": "Questions for the ledger",
     "bring": "Bringing back a model", "continuations": "Continuations", "export": "Export", "push": "Push",
 }  # fmt: skip
 
