@@ -37,8 +37,6 @@ FIRST_LOOK_TOKENS: Final = 128
 WINDOWS_BEFORE_TEXT: Final = 3
 """The first numbers come before the continuations, the rest of the windows after."""
 
-NEW_TOKENS: Final = 32
-
 
 def size(request: r.SizeRequest, service: "Service", place: Place, watch: Watch) -> ModelEstimate:
     """Return what loading would cost."""
@@ -246,7 +244,7 @@ class _Found:
                 text = self._continue(name, model, prompt)
                 if kept and not self.watch.stopped:
                     self.service.continuations.put(key, text)
-            self._show_text(name, text, NEW_TOKENS)
+            self._show_text(name, text, measure.NEW_TOKENS)
 
     def _continue(self, name: str, model: "ModelHandle", prompt: str) -> str:
         from shortviz.measure.generation import continue_text
@@ -258,7 +256,11 @@ class _Found:
             self._show_text(name, "".join(written), len(written))
 
         return continue_text(
-            model, prompt, max_new_tokens=min(NEW_TOKENS, settings().max_new_tokens), on_text=on_text, watch=self.watch
+            model,
+            prompt,
+            max_new_tokens=min(measure.NEW_TOKENS, settings().max_new_tokens),
+            on_text=on_text,
+            watch=self.watch,
         )
 
     def _show_text(self, name: str, text: str, tokens: int) -> None:
@@ -266,7 +268,7 @@ class _Found:
             replace(self.inspection, uncut=text) if name == "uncut" else replace(self.inspection, cut=text)
         )
         shown = self.inspection
-        self.watch.tell(f"write, {name}", done=tokens, total=NEW_TOKENS, unit="tokens", snapshot=lambda: shown)
+        self.watch.tell(f"write, {name}", done=tokens, total=measure.NEW_TOKENS, unit="tokens", snapshot=lambda: shown)
 
     def _show(self) -> None:
         shown, total = self.inspection, len(self.windows.tokens)
@@ -300,9 +302,3 @@ def _in_run(run: Run | None, removed: tuple[int, ...], fingerprint: str) -> Eval
             return cell
     same = (removed, fingerprint, True)
     return next((e for e in run.evaluations if (e.removed, e.text.fingerprint, e.complete) == same), None)
-
-
-def measured(service: "Service", request: r.EvaluateRequest) -> Evaluation | None:
-    """Return what was measured for a request in this process, complete or not."""
-    removed = request.removal.removed if request.removal is not None else ()
-    return service.measured.get(measure.measured_key(request.model, request.text, removed, request.windows))

@@ -43,6 +43,14 @@ CPU_BATCH: Final = 2
 
 GPU_BATCH: Final = 8
 
+NEW_TOKENS: Final = 32
+"""Of a continuation."""
+
+
+def app_batch(device: str) -> int:
+    """Return the rows that the app measures at a time on a device."""
+    return CPU_BATCH if device == "cpu" else GPU_BATCH
+
 
 # What is known already, in this process or in the run.
 

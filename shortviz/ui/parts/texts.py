@@ -9,7 +9,7 @@ import streamlit as st
 
 from shortviz.errors import ShortvizError
 from shortviz.records.text import Bos, TextSpec
-from shortviz.service import measure, policy
+from shortviz.service import inspect, measure, policy
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.text.sources import builtin_names, read_rows
@@ -218,7 +218,7 @@ def _cost(role: str, spec: TextSpec) -> None:
         windows = measure.APP_WINDOWS
         st.caption(
             f"The app scores up to {windows.windows} windows of {windows.window} tokens; a first number comes after "
-            f"{measure.FIRST_LOOK_TOKENS} tokens."
+            f"{inspect.FIRST_LOOK_TOKENS} tokens."
         )
 
 
@@ -241,7 +241,7 @@ def _first_row(bench: Service, state: s.State, spec: TextSpec) -> None:
         )
         return
     ids = handle.tokenizer(row[:4000], add_special_tokens=False, verbose=False)["input_ids"]
-    shown = measure.first_row_tokens(ids[:_SHOWN_TOKENS], handle)
+    shown = inspect.first_row_tokens(ids[:_SHOWN_TOKENS], handle)
     more = f", of {min(len(ids), spec.max_length):,}" if len(ids) > _SHOWN_TOKENS else ""
     st.caption(f"First row as tokens of {plain(handle.info.id)}: the first {len(shown)}{more}")
     st.code(" ¦ ".join(token.replace("\n", "⏎") for token in shown), language=None, wrap_lines=True)
