@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CriterionOption = Annotated[
     str | None, typer.Option(help="Criterion to compare by.  [default: angular_last, else the first of both]")
 ]
-T = TypeVar("T", MapRequest, SearchRequest, BlocksRequest, CurveRequest)
+T = TypeVar("T", bound=MapRequest | SearchRequest | BlocksRequest | CurveRequest)
 MODEL_OR_RUN = "A model as elsewhere, or a run directory: its model, and added to it."
 
 

@@ -1,5 +1,6 @@
 """`execute`: the one thing that carries a request out, for the command line, the app and the library alike."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shortviz.progress import NO_WATCH, Watch
@@ -28,7 +29,7 @@ def execute(
     from shortviz.service import curve, export, inspect, ledger, measure
     from shortviz.service.service import new_service
 
-    work = {
+    work: dict[type, Callable[..., Any]] = {
         r.MeasureRequest: measure.measure,
         r.TextsRequest: measure.measure_texts,
         r.MapRequest: measure.measure_map,

@@ -396,11 +396,12 @@ def _words(option: Option, value: Any) -> list[str]:
     return [option.spelled, str(value)]
 
 
-def to_python(request: Request) -> str:
-    """Return the Python lines that ask for this."""
+def to_python(request: Request, name: str = "") -> str:
+    """Return the Python lines that ask for this, and print what comes or give it a name."""
     names: set[str] = {type(request).__name__, "execute"}
     body = _source(request, names)
-    return f"from shortviz import {', '.join(sorted(names))}\n\nprint(execute({body}))\n"
+    found = f"{name} = execute({body})" if name else f"print(execute({body}))"
+    return f"from shortviz import {', '.join(sorted(names))}\n\n{found}\n"
 
 
 def _source(value: Any, names: set[str]) -> str:

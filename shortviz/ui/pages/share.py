@@ -21,7 +21,7 @@ from shortviz.records.text import TextSpec, WindowSpec, text_of
 from shortviz.runs.report import block_csv, report_html
 from shortviz.runs.run import folder_name
 from shortviz.service import measure
-from shortviz.service.requests import CurveRequest, EvaluateRequest, MapRequest, MeasureRequest, Request
+from shortviz.service.requests import CurveRequest, EvaluateRequest, MapRequest, MeasureRequest
 from shortviz.service.service import Service
 from shortviz.service.spelling import to_command, to_python
 from shortviz.ui.parts import ledger
@@ -176,11 +176,28 @@ def _code(shown: Shown, ref: ModelRef) -> None:
 def code_of(ref: ModelRef, state: s.State, run: Run | None = None) -> tuple[str, str]:
     """Return the commands and the Python that measure what is on screen: on the run's texts where it tells them."""
     asked = requests_of(ref, state, run)
-    commands = [to_command(request, out="RUN") for request in asked] + (["shortviz show RUN"] if len(asked) > 1 else [])
-    return "\n".join(commands), "\n".join(map(to_python, asked))
+    if len(asked) > 1:
+        commands = [to_command(request, out="RUN") for request in asked]
+        python = [to_python(request, name) for request, name in zip(asked, ("distances", "losses"), strict=True)]
+        return "\n".join([*commands, "shortviz show RUN"]), "\n".join([*python, _AGREEMENT])
+    criterion = criterion_of(state, run.distances) if run is not None and run.distances is not None else "angular_last"
+    reading = {
+        MeasureRequest: f"from shortviz import best_blocks\n\nprint(best_blocks(run.distances, {criterion!r}))\n",
+        MapRequest: "print(run.losses.increase.row(1))  # nats, without each single layer\n",
+        CurveRequest: "from shortviz.analysis.curve import curve_of_run\n\nprint(curve_of_run(run).lines[0])\n",
+    }
+    return to_command(asked[0], out="RUN"), f"{to_python(asked[0], 'run')}\n{reading[type(asked[0])]}"
 
 
-def requests_of(ref: ModelRef, state: s.State, run: Run | None = None) -> tuple[Request, ...]:
+_AGREEMENT = """from shortviz.analysis.agreement import agreement, agreement_table
+
+print(agreement_table(agreement(distances.distances, losses.losses, distances.model)).to_string())
+"""
+
+
+def requests_of(
+    ref: ModelRef, state: s.State, run: Run | None = None
+) -> tuple[MeasureRequest | MapRequest | CurveRequest, ...]:
     """Return what measures the view that is on screen."""
     view, which = state.get(s.VIEW), measured.show(state)
     evaluation, windows = _evaluation(state, run)
