@@ -29,7 +29,7 @@ def execute(
     from shortviz.service import curve, export, inspect, ledger, measure
     from shortviz.service.service import new_service
 
-    work: dict[type, Callable[..., Any]] = {
+    work: Callable[..., Any] = {
         r.MeasureRequest: measure.measure,
         r.TextsRequest: measure.measure_texts,
         r.MapRequest: measure.measure_map,
