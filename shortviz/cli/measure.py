@@ -251,7 +251,9 @@ def compare(
 
 def sensitivity(
     request: TextsRequest,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the runs go, one folder a text.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the runs go, one folder a text.  [required]")
+    ] = None,
     criterion: CriterionOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -263,6 +265,8 @@ def sensitivity(
         raise ShortvizError(
             f"There is no criterion {criterion!r} to compare by; choose from {', '.join(criteria.names())}."
         )
+    if out is None:
+        raise ShortvizError("Missing option '--out'; name a folder for the runs.")
     if len(request.texts) < 2:
         raise TextError(f"{len(request.texts)} texts were named; give --text or --builtin at least twice.")
     with working() as watch:

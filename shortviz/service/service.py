@@ -182,7 +182,7 @@ class RunStore:
                 run = self.get(key)
             except RunError:
                 continue
-            if run is not None and (not settings().is_hosted or run.text.source.startswith("built-in")):
+            if run is not None and policy.may_show(settings(), run):
                 found[key] = run
         return found
 
@@ -211,11 +211,11 @@ class RunStore:
 
     def _make_room(self, newest: str) -> None:
         """Remove the oldest runs where strangers could fill the disk."""
-        rules = settings()
-        if not rules.is_hosted:
+        most = policy.most_runs(settings())
+        if most is None:
             return
         found = sorted(self.folder.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-        for old in found[rules.max_runs :]:
+        for old in found[most:]:
             if old.parent.name != newest:
                 shutil.rmtree(old.parent, ignore_errors=True)
 
@@ -279,7 +279,7 @@ class Service:
     visitor: Callable[[], str] = lambda: ""
     """Returns the secret name of the session that asks; "" outside of one."""
     jobs: JobRegistry = field(init=False)
-    models: ModelCache = field(default_factory=lambda: ModelCache(1 if settings().is_hosted else 2))
+    models: ModelCache = field(default_factory=lambda: ModelCache(policy.most_models(settings())))
     runs: RunStore
     measured: "Cache[Evaluation]" = field(default_factory=lambda: Cache(2000))
     """By `measure.measured_key`."""
@@ -347,7 +347,7 @@ class Service:
 
     def own_live(self) -> tuple[JobState, ...]:
         """Return the live jobs of this visitor, oldest first; none on one's own machine, where everybody sees all."""
-        if not settings().is_hosted:
+        if not policy.knows_browsers(settings()):
             return ()
         return tuple(job for job in self.jobs.jobs() if job.live and job.owner == self.visitor())
 
@@ -388,21 +388,21 @@ class Service:
 
     def _is_own(self, job: JobState) -> bool:
         """Return whether whoever asks may stop the job: on one's own machine, everybody."""
-        return not settings().is_hosted or job.owner == self.visitor()
+        return not policy.knows_browsers(settings()) or job.owner == self.visitor()
 
     def _visible(self, job_id: str) -> bool:
-        return not settings().is_hosted or self.visitor() in (self._watchers.get(job_id) or ())
+        return not policy.knows_browsers(settings()) or self.visitor() in (self._watchers.get(job_id) or ())
 
 
 def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
     """Return work that is asked to stop once its time is up, where the app is hosted."""
-    rules = settings()
-    if not rules.is_hosted:
+    seconds = policy.most_seconds(settings())
+    if seconds is None:
         return work
 
     def timed(watch: Watch) -> Any:
         assert watch.stop is not None, "a job can be stopped"
-        alarm = threading.Timer(rules.max_job_seconds, watch.stop.set)
+        alarm = threading.Timer(seconds, watch.stop.set)
         alarm.daemon = True
         alarm.start()
         try:

@@ -4,6 +4,7 @@ import streamlit as st
 
 from shortviz.records.formatting import count, size
 from shortviz.records.model import ModelEstimate, ModelRef
+from shortviz.service import policy
 from shortviz.service.queue import JobState
 from shortviz.service.requests import LoadRequest, SizeRequest
 from shortviz.service.service import Service
@@ -56,9 +57,7 @@ def _prefill(state: s.State) -> None:
 
 def presets() -> list[str]:
     """Return what there is to choose: where the app is hosted, only the models that it offers."""
-    if settings().is_hosted:
-        return [name.partition("@")[0] for name in settings().allowed_models]
-    return [*PRESETS, OTHER]
+    return policy.offered_models(settings()) or [*PRESETS, OTHER]
 
 
 def _model_inputs(state: s.State) -> ModelRef | None:

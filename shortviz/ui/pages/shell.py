@@ -9,6 +9,7 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from shortviz.server.guard import VISITOR
+from shortviz.service import policy
 from shortviz.service.queue import JobState
 from shortviz.service.requests import LoadRequest
 from shortviz.service.service import Service
@@ -64,7 +65,7 @@ def open_page(page: StreamlitPage) -> None:
     """
     state = s.session()
     if not visit.begun(state):
-        visit.begin(state, str(st.context.cookies.get(VISITOR, "")) if settings().is_hosted else "")
+        visit.begin(state, str(st.context.cookies.get(VISITOR, "")) if policy.knows_browsers(settings()) else "")
         parameters = linked()
         read_address(bench(), state, parameters)
         attach_own(bench(), state)

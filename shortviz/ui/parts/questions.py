@@ -84,15 +84,18 @@ def chosen_rows(bench: Service) -> TaskRows | None:
 def _file(key: str) -> tuple[Any, dict[str, Any]]:
     """Draw where a file is; returns (what was uploaded, the fields of the record that name it)."""
     upload = st.file_uploader("Upload (.jsonl, .csv, .parquet)", type=["jsonl", "csv", "parquet"], key=f"{key}_tasks")
-    path = "" if settings().is_hosted else st.text_input("or a path on this machine", value="", key=f"{key}_task_path")
+    path = ""
+    if policy.reads_paths(settings()):
+        path = st.text_input("or a path on this machine", value="", key=f"{key}_task_path")
     return upload, {"kind": "file", "value": path.strip()}
 
 
 def _dataset(base: TaskSpec, key: str) -> tuple[None, dict[str, Any]]:
     known = base if base.kind == "dataset" else TaskSpec(kind="dataset", value="")
     help_words = "Streamed: only the rows that are used are fetched."
-    if settings().is_hosted:
-        name = st.selectbox("Data set id", settings().allowed_datasets, key=f"{key}_task_dataset", help=help_words)
+    offered = policy.offered_datasets(settings())
+    if offered is not None:
+        name = st.selectbox("Data set id", offered, key=f"{key}_task_dataset", help=help_words)
     else:
         name = st.text_input(
             "Data set id", value=known.value, placeholder="allenai/ai2_arc", key=f"{key}_task_dataset", help=help_words
@@ -113,7 +116,7 @@ def _columns(key: str, base: TaskSpec, named: dict[str, Any]) -> "partial[TaskSp
     with st.container(horizontal=True, gap="small"):
         prompt = st.selectbox("Prompt", list(PROMPTS), key=f"{key}_prompt")
         first = st.selectbox("First choice is number", (0, 1), index=base.first_label, key=f"{key}_first")
-        most = settings().max_rows if settings().is_hosted else 100_000
+        most = policy.most_rows(settings())
         limit = st.number_input("Questions, at most", 1, most, value=min(base.limit or most, most), key=f"{key}_limit")
     return partial(
         TaskSpec,

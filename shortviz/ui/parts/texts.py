@@ -106,7 +106,7 @@ def _kinds() -> list[str]:
 
 def offers_datasets() -> bool:
     """Return whether data sets of the hub may be read here."""
-    return bool(settings().allowed_datasets) or not settings().is_hosted
+    return policy.offered_datasets(settings()) != ()
 
 
 def _value(spec: TextSpec, kind: str) -> str:
@@ -118,7 +118,7 @@ def _file(role: str, base: TextSpec) -> TextSpec | None:
         "Upload (.txt, .jsonl, .csv, .parquet)", type=["txt", "jsonl", "csv", "parquet"], key=f"{role}_upload"
     )
     path = ""
-    if settings().is_hosted:
+    if not policy.reads_paths(settings()):
         st.caption("Where the page is shown inside another one, uploads may not work: paste the text instead.")
     else:
         path = st.text_input(
@@ -165,8 +165,7 @@ def _dataset(role: str, base: TextSpec) -> TextSpec | None:
 
 
 def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
-    rules = settings()
-    most, longest = (rules.max_rows, rules.max_row_tokens) if rules.is_hosted else (100_000, 8192)
+    most, longest = policy.most_rows(settings()), policy.longest_row(settings())
     with st.container(horizontal=True, gap="small"):
         limit = (
             st.number_input(

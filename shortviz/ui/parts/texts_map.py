@@ -14,7 +14,7 @@ from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.records.text import TextSpec
 from shortviz.runs.run import EXAMPLES
-from shortviz.service import measure
+from shortviz.service import measure, policy
 from shortviz.service.queue import JobState
 from shortviz.service.requests import TextsRequest
 from shortviz.service.service import Service
@@ -79,8 +79,8 @@ def _others(bench: Service, shown: Shown, criterion: str) -> dict[str, Run]:
 def _comparable(run: Run, shown: Shown, criterion: str) -> bool:
     if shown.model is None or run.distances is None or criterion not in run.distances.criteria:
         return False
-    if settings().is_hosted and not run.text.source.startswith("built-in"):
-        return False  # another visitor's text
+    if not policy.may_show(settings(), run):
+        return False
     one, other = run.model, shown.model
     return (one.id, one.num_layers, one.parameters) == (other.id, other.num_layers, other.parameters)
 

@@ -190,8 +190,7 @@ def address(bench: Service, state: s.State) -> dict[str, str]:
     if chosen is not None:
         found |= {"start": str(chosen.start), "n": str(chosen.n)}
     job = bench.state(s.newest_job(state, LONG_KINDS))
-    # A job belongs to one session where strangers meet: an address that is passed on must not name it.
-    if job is not None and job.live and not settings().is_hosted:
+    if job is not None and job.live and policy.names_jobs(settings()):
         found["job"] = job.id
     return found
 

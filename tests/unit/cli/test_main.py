@@ -212,7 +212,7 @@ def test_a_fault_of_ours_is_told_in_one_sentence_with_code_1(capsys):
 
 def test_help_answers_without_the_heavy_imports():
     program = (
-        "import sys; from shortviz.cli import app; from shortviz.cli_session import run_command\n"
+        "import sys; from shortviz.cli.main import app; from shortviz.cli.session import run_command\n"
         "assert run_command(app, ['measure', '--help']) == 0\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'plotly', 'streamlit', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -16,10 +16,10 @@ import sys
 sys.path.insert(0, {root!r})
 import numpy as np
 from pathlib import Path
-import shortviz.distances as d
+import shortviz.measure.distances as d
 from shortviz.progress import Watch
 from tests.contract.test_distances_contract import token_set
-from tests.families import shared_handle
+from tests.support.families import shared_handle
 d.CHECKPOINT_SECONDS = 0.0
 def told(progress):
     print(int(progress.done), flush=True)

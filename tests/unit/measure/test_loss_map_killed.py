@@ -17,9 +17,9 @@ MEASURE = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-import shortviz.loss_map as m
+import shortviz.measure.loss_map as m
 from shortviz.progress import Watch
-from tests.families import shared_handle
+from tests.support.families import shared_handle
 from tests.unit.test_losses_map import window_set
 m.CHECKPOINT_SECONDS, m.GROUP_TOKENS = 0.0, 1
 def told(progress):
