@@ -20,12 +20,12 @@ from pathlib import Path
 import shortviz.measure.loss_map as m
 from shortviz.progress import Watch
 from tests.support.families import shared_handle
-from tests.unit.test_losses_map import window_set
+from tests.support.maps import map_windows
 m.CHECKPOINT_SECONDS, m.GROUP_TOKENS = 0.0, 1
 def told(progress):
     print(int(progress.done), flush=True)
     sys.stdin.readline()
-m.measure_losses(shared_handle("llama"), window_set(), coarse_tokens=16, checkpoint=Path({path!r}), watch=Watch(told))
+m.measure_losses(shared_handle("llama"), map_windows(), coarse_tokens=16, checkpoint=Path({path!r}), watch=Watch(told))
 """
 
 

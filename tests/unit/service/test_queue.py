@@ -387,7 +387,7 @@ def test_many_threads_may_submit_and_read_at_once(registry: JobRegistry) -> None
 def test_a_process_that_ends_lets_its_running_job_come_to_its_next_check() -> None:
     program = """
 import threading
-from shortviz.jobs import JobRegistry
+from shortviz.service.queue import JobRegistry
 begun = threading.Event()
 def work(watch):
     begun.set()
