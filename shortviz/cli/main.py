@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stoppe
 
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from shortviz.cli import runs as cli_advise
 from shortviz.cli import runs as cli_share
 from shortviz.cli.options import JsonOption, request_command
 from shortviz.cli.session import print_result, run_command
+from shortviz.service.requests import Request
 
 app = typer.Typer(
     name="shortviz",
@@ -95,3 +97,13 @@ def schema() -> None:
 
 
 app.command("app")(cli_share.start_app)
+
+
+def parse(words: Sequence[str]) -> Request:
+    """Return the request of a command line, `shortviz` left out; raises what the command would."""
+    name, *rest = words
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    found = next(info.callback for info in app.registered_commands if info.name == name)
+    with command.make_context(name, list(rest)) as context:
+        request: Request = found.build(context.params)  # type: ignore[union-attr]
+    return request

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shortviz.records.measured import Evaluation
     from shortviz.records.plan import Block
     from shortviz.records.run import Run
-    from shortviz.service.service import Inspection
+    from shortviz.service.inspect import Inspection
     from shortviz.streaming.model import StreamingEstimate
 
 

@@ -3,7 +3,7 @@
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -92,18 +92,6 @@ def request_command(body: Callable[..., None], *, choose: Choose | None = None, 
     opened.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     opened.build = build  # type: ignore[attr-defined]
     return opened
-
-
-def parse(words: Sequence[str]) -> Request:
-    """Return the request of a command line, `shortviz` left out; raises what the command would."""
-    from shortviz.cli.main import app
-
-    name, *rest = words
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    found = next(info.callback for info in app.registered_commands if info.name == name)
-    with command.make_context(name, list(rest)) as context:
-        request: Request = found.build(context.params)  # type: ignore[union-attr]
-    return request
 
 
 def _argument(option: Option, said: str) -> inspect.Parameter:

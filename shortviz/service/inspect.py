@@ -5,7 +5,7 @@ cut model alone.
 """
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +21,6 @@ from shortviz.runs.run import with_evaluation
 from shortviz.service import measure
 from shortviz.service import requests as r
 from shortviz.service.place import Place
-from shortviz.service.service import Inspection, import_engine
 from shortviz.settings import settings
 
 if TYPE_CHECKING:
@@ -38,12 +37,24 @@ WINDOWS_BEFORE_TEXT: Final = 3
 """The first numbers come before the continuations, the rest of the windows after."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What is known about a clicked block so far."""
+
+    evaluation: Evaluation | None = None
+    prompt: str = ""
+    uncut: str = ""
+    """The uncut model's continuation of the prompt, as far as it is written."""
+    cut: str = ""
+    score: TaskScore | None = None
+    """How many questions the model that was evaluated answers right, where questions were asked."""
+    base_score: TaskScore | None = None
+    """The same of the uncut model beside it."""
+
+
 def size(request: r.SizeRequest, service: "Service", place: Place, watch: Watch) -> ModelEstimate:
     """Return what loading would cost."""
-    import_engine()
-    from shortviz.model.load import estimate
-
-    return estimate(request.model)
+    return service.models.estimate(request.model)
 
 
 def load(request: r.LoadRequest, service: "Service", place: Place, watch: Watch) -> ModelInfo:

@@ -217,9 +217,8 @@ def streams(service: "Service", ref: ModelRef, asked: bool | None, watch: Watch)
     if asked is not None or service.models.get(ref) is not None:
         return bool(asked)
     from shortviz.measure.processes import local_size
-    from shortviz.model.load import estimate
 
-    found = estimate(ref)
+    found = service.models.estimate(ref)
     policy.check_estimate(settings(), found)
     fits = found.fits and found.memory_bytes * 1.2 * local_size() <= found.available_bytes
     if not fits:

@@ -21,7 +21,7 @@ from shortviz.files import free_bytes
 from shortviz.progress import Watch
 from shortviz.records.formatting import layers_text
 from shortviz.records.measured import Evaluation
-from shortviz.records.model import ModelRef
+from shortviz.records.model import ModelEstimate, ModelRef
 from shortviz.records.plan import Block, Removal
 from shortviz.records.run import Run
 from shortviz.records.text import TaskRows, TaskScore, TextSpec
@@ -105,6 +105,13 @@ class ModelCache:
         """Return the model where it is loaded; starts nothing."""
         return self._handles.get(ref)
 
+    def estimate(self, ref: ModelRef) -> ModelEstimate:
+        """Return what loading would cost; for background jobs only."""
+        import_engine()
+        from shortviz.model.load import estimate
+
+        return estimate(ref)
+
     def load(self, ref: ModelRef, watch: Watch, fits: Callable[[int], object] | None = None) -> "ModelHandle":
         """Return the model, loading it where needed; for background jobs only (torch is imported here).
 
@@ -117,10 +124,9 @@ class ModelCache:
                     fits(found.info.num_layers)
                 return found
             watch.tell("start", done=0, total=1, unit="steps", detail="starting the engine")
-            import_engine()
-            from shortviz.model.load import estimate, load
+            size = self.estimate(ref)
+            from shortviz.model.load import load
 
-            size = estimate(ref)
             watch.say(size.words)
             policy.check_estimate(settings(), size)
             if fits is not None:
@@ -238,21 +244,6 @@ def run_key(ref: ModelRef, spec: TextSpec) -> str:
     return f"{name}-{digest}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Inspection:
-    """What is known about a clicked block so far."""
-
-    evaluation: Evaluation | None = None
-    prompt: str = ""
-    uncut: str = ""
-    """The uncut model's continuation of the prompt, as far as it is written."""
-    cut: str = ""
-    score: TaskScore | None = None
-    """How many questions the model that was evaluated answers right, where questions were asked."""
-    base_score: TaskScore | None = None
-    """The same of the uncut model beside it."""
-
-
 # The one bench of a process: jobs, models and runs, shared by all sessions.
 
 
@@ -308,12 +299,12 @@ class Service:
         A job that may not or cannot start is one that has failed, with the reason for people. Results go into run
         `key`, which begins as run `start` where it is new.
         """
-        from shortviz.service.execute import execute
+        from shortviz.service.work import carry_out
 
         place = StorePlace(self.runs, key, start)
 
         def work(watch: Watch) -> Any:
-            found = execute(request, watch, service=self, place=place)
+            found = carry_out(request, self, place, watch)
             if isinstance(found, dict):
                 return tuple(found)
             return key if isinstance(found, Run) else found  # ended jobs are remembered by the hundred

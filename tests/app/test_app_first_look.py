@@ -9,8 +9,9 @@ from shortviz.progress import Progress, Watch
 from shortviz.records.plan import Block, Removal
 from shortviz.service import inspect, measure
 from shortviz.service.execute import execute
+from shortviz.service.inspect import Inspection
 from shortviz.service.requests import EvaluateRequest
-from shortviz.service.service import Inspection, Service
+from shortviz.service.service import Service
 from shortviz.ui.session import polling
 from shortviz.ui.session import state as s
 from tests.support.app import App

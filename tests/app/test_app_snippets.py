@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shortviz.cli.main import app as command_line
-from shortviz.cli.options import parse
+from shortviz.cli.main import parse
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, Removal
 from shortviz.records.text import TextSpec, WindowSpec

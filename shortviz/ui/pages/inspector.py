@@ -11,10 +11,11 @@ from shortviz.records.measured import BlockDistances, Evaluation, from_map
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block, Removal
 from shortviz.service import measure
+from shortviz.service.inspect import Inspection
 from shortviz.service.ledger import ledger_of
 from shortviz.service.queue import JobState
 from shortviz.service.requests import EvaluateRequest
-from shortviz.service.service import Inspection, Service
+from shortviz.service.service import Service
 from shortviz.ui.parts import questions
 from shortviz.ui.parts.map import is_from_map
 from shortviz.ui.parts.notes import job_error, plain
