@@ -24,6 +24,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+NOTE: Final = "note"
+"""The stage of a Progress that only says something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class Watch:
     ) -> None:  # fmt: skip
         """Report where the work stands; the fields are those of Progress."""
         self.report(Progress(stage=stage, done=done, total=total, unit=unit, detail=detail, snapshot=snapshot))
+
+    def say(self, sentence: str) -> None:
+        """Tell people something on the way; it is no step of the work."""
+        self.tell(NOTE, done=0, total=0, unit="", detail=sentence)
 
     def report(self, progress: Progress) -> None:
         """Pass a Progress on."""

@@ -5,7 +5,7 @@ Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stoppe
 
 import io
 import sys
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,19 +15,9 @@ from shortviz import __version__
 from shortviz.cli import measure, treat
 from shortviz.cli import runs as cli_advise
 from shortviz.cli import runs as cli_share
-from shortviz.cli.options import (
-    JsonOption,
-    LoadOptions,
-    ModelArgument,
-    PlanOptions,
-    TaskOptions,
-    TextOptions,
-    readable,
-    request_command,
-    with_options,
-)
-from shortviz.cli.session import INTERRUPTED, load_model, print_result, refuse_launcher, run_command, working
-from shortviz.errors import Stopped
+from shortviz.cli.options import JsonOption, request_command
+from shortviz.cli.session import print_result, run_command
+from shortviz.service.requests import Request
 
 app = typer.Typer(
     name="shortviz",
@@ -61,85 +51,18 @@ def common(
     """Options that belong to no command. `run_command` has already taken --debug out of the arguments."""
 
 
-app.command("measure")(measure.measure)
-
-
-@app.command()
-@with_options
-def evaluate(
-    model: ModelArgument,
-    plan: PlanOptions,
-    load: LoadOptions,
-    text: TextOptions,
-    task: TaskOptions,
-    adapter: treat.AdapterOption = None,
-    stream: measure.StreamOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure perplexity, of the model or with layers removed; with --tasks, multiple-choice accuracy too.
-
-    With --adapter the healed model is measured: MODEL is the uncut one, or the checkpoint of the cut. With layers to
-    remove, the uncut model is measured on the same windows and questions for comparison.
-    """
-    from shortviz.cli.measure import complete, score_both, scores_json, scores_text
-    from shortviz.cli.output import evaluation_text
-    from shortviz.records.measured import evaluation_json
-    from shortviz.text import tokens
-    from shortviz.text.questions import read_task
-
-    text.note_unused("max_length", "batch_size", "seed")
-    chosen = plan.chosen()
-    spec = readable(text.spec(tokens.DEFAULT_EVALUATION))
-    windows = text.window_spec()
-    asked = task.task()
-    questions = read_task(asked) if asked is not None else None
-    scores = None
-    with working(shared=True) as watch:
-        from shortviz.measure import losses
-        from shortviz.model import prune as pruning
-
-        ref = load.ref(model)
-        if measure.streams(ref, stream):
-            measure.check_streamable(task=questions is not None, adapter=adapter is not None)
-            evaluation = measure.streamed_evaluations(ref, text, [chosen] if chosen else [], watch)[0]
-        else:
-            refuse_launcher()
-            handle = load_model(ref, watch, removes=chosen)
-            window_set = tokens.make_windows(spec, windows, handle.tokenizer)
-            chosen = treat.adapter_cut(adapter, chosen, handle.info.num_layers)
-            pruned = None
-            if chosen is not None:
-                pruned = pruning.prune(handle, chosen.of(handle.info.num_layers))
-                pruned = treat.with_adapter(pruned, adapter)
-            else:
-                handle = treat.with_adapter(handle, adapter)
-            base = None if pruned is None else handle
-            evaluation = losses.evaluate(pruned or handle, window_set, base=base, watch=watch)
-            if questions is not None and not watch.stopped:
-                with suppress(Stopped):  # the evaluation is there, and is not to be lost
-                    scores = score_both(handle, pruned, questions, watch)
-    if as_json:
-        print_result(evaluation_json(evaluation) | scores_json(scores))
-    else:
-        print_result("\n".join([evaluation_text(evaluation), *scores_text(scores)]))
-    if not evaluation.complete:
-        print(f"Stopped after {evaluation.score.windows} of {evaluation.text.rows} windows.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
-    if questions is not None and (scores is None or not complete(scores)):
-        print("Stopped before every question was scored by every model.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
-
-
+app.command("measure")(request_command(measure.measure))
+app.command("evaluate")(request_command(measure.evaluate))
+app.command("estimate")(request_command(measure.estimate))
+app.command("map")(request_command(measure.measured_map, choose=measure.choose_map, model=measure.MODEL_OR_RUN))
 app.command("prune")(request_command(treat.prune))
-app.command("estimate")(measure.estimate)
-app.command("map")(measure.measured_map)
 app.command("repair")(request_command(treat.repair))
 app.command("shrink")(request_command(treat.shrink))
-app.command("curve")(measure.removal_curve)
+app.command("curve")(request_command(measure.removal_curve, model=measure.MODEL_OR_RUN))
 app.command("heal")(request_command(treat.heal))
 app.command("advise")(cli_advise.advise_command)
 app.command("compare")(measure.compare)
-app.command("sensitivity")(measure.sensitivity)
+app.command("sensitivity")(request_command(measure.sensitivity))
 app.command("report")(cli_share.report)
 app.command("push")(request_command(cli_share.push))
 
@@ -175,3 +98,13 @@ def schema() -> None:
 
 
 app.command("app")(cli_share.start_app)
+
+
+def parse(words: Sequence[str]) -> Request:
+    """Return the request of a command line, `shortviz` left out; raises what the command would."""
+    name, *rest = words
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    found = next(info.callback for info in app.registered_commands if info.name == name)
+    with command.make_context(name, list(rest)) as context:
+        request: Request = found.build(context.params)  # type: ignore[union-attr]
+    return request

@@ -3,15 +3,16 @@
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from shortviz.errors import PlanError, ShortvizError
+from shortviz.errors import FieldError, PlanError, ShortvizError
 from shortviz.records.help import spelled
+from shortviz.records.text import WindowSpec
 from shortviz.service.requests import Request
 from shortviz.service.spelling import Option, options_of, positional, request_of
 
@@ -80,6 +81,9 @@ def request_command(body: Callable[..., None], *, choose: Choose | None = None, 
         refuse_huge(arguments)
         request = build(arguments)
         meant = {option.name for option in options_of(type(request))} | names | {"plan"}
+        if "window" in meant and "eval_limit" not in meant:  # the text is cut into windows, not into rows
+            meant.discard("max_length")
+        check_unused({name: value for name, value in arguments.items() if value is not None and name not in meant})
         note_unused(name for name, value in arguments.items() if value is not None and name not in meant)
         body(request=request, **{name: arguments[name] for name in names})
 
@@ -88,18 +92,6 @@ def request_command(body: Callable[..., None], *, choose: Choose | None = None, 
     opened.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     opened.build = build  # type: ignore[attr-defined]
     return opened
-
-
-def parse(words: Sequence[str]) -> Request:
-    """Return the request of a command line, `shortviz` left out; raises what the command would."""
-    from shortviz.cli.main import app
-
-    name, *rest = words
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    found = next(info.callback for info in app.registered_commands if info.name == name)
-    with command.make_context(name, list(rest)) as context:
-        request: Request = found.build(context.params)  # type: ignore[union-attr]
-    return request
 
 
 def _argument(option: Option, said: str) -> inspect.Parameter:
@@ -134,6 +126,14 @@ def note_unused(names: Any) -> None:
     if given:
         have = "have" if len(given) > 1 else "has"
         print(f"Note: {' and '.join(given)} {have} no effect on this command.", file=sys.stderr)
+
+
+def check_unused(values: Mapping[str, Any]) -> None:
+    """Raise ShortvizError where an option makes no sense, though it does nothing here."""
+    for name, least in (("batch_size", 1), ("seed", 0)):
+        if values.get(name, least) < least:
+            raise FieldError(name, f"is {values[name]}; it must be at least {least}")
+    WindowSpec(**{name: values[name] for name in ("window", "windows") if name in values})
 
 
 def plan_file(path: Path) -> tuple[int, ...]:

@@ -16,10 +16,10 @@ from shortviz.errors import RunError
 from shortviz.figures.cells import BestBlock, best_blocks, best_words
 from shortviz.measure.search import SearchResult
 from shortviz.progress import Progress
-from shortviz.records.formatting import UNKNOWN, count, counted, duration, layers_text, percent, size, with_error
+from shortviz.records.formatting import UNKNOWN, counted, duration, layers_text, percent, size, with_error
 from shortviz.records.ledger import Ledger, LedgerStep
 from shortviz.records.measured import BlockDistances, BlockLosses, Evaluation, ExportReport, Score, perplexity
-from shortviz.records.model import ModelEstimate, ModelInfo
+from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.records.table import Table, left, right
@@ -30,16 +30,6 @@ PLAIN_SECONDS = 2.0
 """Where stderr is no terminal, a progress line at most this often."""
 
 NOT_FITTED = "Not measured: too few rows of text to fit it on some and score it on others; give 6 rows or more."
-
-
-def estimate_line(estimate: ModelEstimate) -> str:
-    """Return what loading will cost."""
-    download = f", {size(estimate.download_bytes)} to download" if estimate.download_bytes else ""
-    return (
-        f"{estimate.id}: {estimate.architecture}, {estimate.num_layers} layers, "
-        f"{count(estimate.parameters)} parameters, "
-        f"{size(estimate.memory_bytes)} as {estimate.dtype} on {estimate.device}{download}"
-    )
 
 
 def best_table(distances: BlockDistances, criterion: str, model: ModelInfo) -> str:

@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from shortviz.errors import ShortvizError, Stopped, is_out_of_memory
-from shortviz.progress import Watch
+from shortviz.errors import FieldError, ShortvizError, Stopped, is_out_of_memory
+from shortviz.progress import NOTE, OnProgress, Progress, Watch
+from shortviz.records.help import spelled
 
 if TYPE_CHECKING:
-    from shortviz.model.handle import ModelHandle
-    from shortviz.model.load import ResolvedModel
-    from shortviz.records.model import ModelRef
-    from shortviz.records.plan import Removal
     from shortviz.records.text import TextSpec
 
 
@@ -41,6 +38,8 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
         code = command.main(rest, prog_name="shortviz", standalone_mode=False)
     except Stopped as error:
         return _refuse(str(error), debug, INTERRUPTED)
+    except FieldError as error:
+        return _refuse(f"{spelled(error.field)} {error.why}.", debug, 2)
     except ShortvizError as error:
         return _refuse(str(error), debug, 2)
     except typer.TyperException as error:  # an unknown option, a missing argument, a value of the wrong type
@@ -75,16 +74,6 @@ def _quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def refuse_launcher() -> None:
-    """Raise ShortvizError where a launcher (torchrun, accelerate) started this process among several."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size != "1" and "RANK" in os.environ:
-        raise ShortvizError(
-            f"A launcher started {size} processes, and this command runs in one; start it without torchrun or "
-            "accelerate launch."
-        )
-
-
 @contextmanager
 def working(*, shared: bool = False) -> Iterator[Watch]:
     """Yield the watch of long work: progress on stderr, nothing of others' on stdout, Ctrl-C asks for the stop.
@@ -95,6 +84,8 @@ def working(*, shared: bool = False) -> Iterator[Watch]:
     from shortviz.cli.output import progress
 
     if not shared:
+        from shortviz.measure.processes import refuse_launcher
+
         refuse_launcher()
     stop = threading.Event()
 
@@ -108,35 +99,17 @@ def working(*, shared: bool = False) -> Iterator[Watch]:
     before = signal.signal(signal.SIGINT, interrupt) if in_main else None
     try:
         with redirect_stdout(sys.stderr), progress() as on_progress:
-            yield Watch(on_progress, stop)
+            yield Watch(lambda step: _hear(step, on_progress), stop)
     finally:
         if in_main:
             signal.signal(signal.SIGINT, before)
 
 
-def load_model(
-    model: "ModelRef | ResolvedModel",
-    watch: Watch,
-    *,
-    removes: "Removal | None" = None,
-    fits: "Callable[[int], object] | None" = None,
-) -> "ModelHandle":
-    """Return the loaded model; its size, and whether the layers to remove exist, are known before its weights are read.
-
-    `fits` is called with the number of layers before that too. Raises what it, `estimate` and `load` raise, and
-    PlanError.
-    """
-    from shortviz.cli.output import estimate_line
-    from shortviz.model.load import load, resolve
-
-    resolved = resolve(model, watch=watch)
-    size = resolved.estimate
-    print(estimate_line(size), file=sys.stderr)
-    if removes is not None:
-        removes.of(size.num_layers)
-    if fits is not None:
-        fits(size.num_layers)
-    return load(resolved, watch=watch)
+def _hear(step: Progress, on_progress: OnProgress) -> None:
+    if step.stage == NOTE:
+        print(step.detail, file=sys.stderr)
+    else:
+        on_progress(step)
 
 
 def warn_same_text(fitted: "TextSpec", scored: "TextSpec") -> None:

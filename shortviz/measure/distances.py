@@ -26,7 +26,7 @@ from shortviz.records.text import TokenSet
 
 CHECKPOINT_SECONDS = 2.0
 """A checkpoint is written at most this often; at most this and one batch are lost by a kill."""
-_FORMAT = 2
+_FORMAT = 3
 """Of what a checkpoint holds; one of another format belongs to another measurement."""
 
 
@@ -129,28 +129,31 @@ def measure_distances(
     """Return every criterion for every block (start, n), averaged over the rows of `tokens`, with standard errors.
 
     Rows are the samples: a criterion of all tokens is averaged within a row first. The LM head is not run. With a
-    `checkpoint` path, a run that was killed goes on from there, with bit-equal sums. When `watch.stop` is set, the rows
-    measured so far are returned. Of several processes (`ranks`) each does its share and keeps its own checkpoint; the
-    sums of all are in the record, the fitted criteria in that of rank 0.
+    `checkpoint` path, a run that was killed goes on from there, with bit-equal sums, or with another batch size. When
+    `watch.stop` is set, the rows measured so far are returned. Of several processes (`ranks`) each does its share and
+    keeps its own checkpoint; the sums of all are in the record, the fitted criteria in that of rank 0.
     Raises Stopped when stopped before the first batch, TextError where a row does not fit the model, NumericsError at
     NaN or Inf, RunError where the checkpoint belongs to something else.
     """
     ranks = ranks or ALONE
     checkpoint = ranks.checkpoint(checkpoint)
     one = Measurement(handle.info, tokens, criteria, batch_size, beside=checkpoint, ranks=ranks)
-    key = checkpoint_key(_FORMAT, handle, tokens.info.fingerprint, [c.name for c in one.chosen], batch_size)
+    shared = batch_size if ranks.size > 1 else None  # alone it goes on from so many rows, whatever the batches were
+    key = checkpoint_key(_FORMAT, handle, tokens.info.fingerprint, [c.name for c in one.chosen], shared)
     states, saved = BoundaryStates(handle.info.num_layers + 1), time.monotonic()
     done, spent = _resume(one, checkpoint, key)
+    own = [row for batch in one.batches for row in batch]
+    batches = [own[low : low + batch_size] for low in range(done, len(own), batch_size)]
     began = time.monotonic() - spent
-    for index, ids in enumerate(sent_ahead(one.batches[done:], handle.model.device), start=done):
+    for batch, ids in zip(batches, sent_ahead(batches, handle.model.device), strict=True):
         if watch.stopped:
             break
         with handle.lock, torch.inference_mode(), residual_boundaries(handle, states.keep) as decoder:
             decoder(input_ids=ids, use_cache=False)
-        one.add(states, [len(row) for row in one.batches[index]])
-        last = index == len(one.batches) - 1
-        if checkpoint is not None and (last or time.monotonic() - saved > CHECKPOINT_SECONDS):
-            progress = {"done": np.array(float(index + 1)), "seconds": np.array(time.monotonic() - began)}
+        one.add(states, [len(row) for row in batch])
+        done += len(batch)
+        if checkpoint is not None and (done == len(own) or time.monotonic() - saved > CHECKPOINT_SECONDS):
+            progress = {"done": np.array(float(done)), "seconds": np.array(time.monotonic() - began)}
             save_checkpoint(checkpoint, key, pack(one.sums) | progress)
             saved = time.monotonic()
         watch.tell(
@@ -167,10 +170,10 @@ def measure_distances(
 
 
 def _resume(one: Measurement, checkpoint: Path | None, key: str) -> tuple[int, float]:
-    """Return (batches done, seconds spent) of a checkpoint, or of nothing; sums, rows and sample are taken from it."""
+    """Return (rows done, seconds spent) of a checkpoint, or of nothing; sums, rows and sample are taken from it."""
     arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
     done, seconds = (int(arrays["done"]), float(arrays["seconds"])) if arrays is not None else (0, 0.0)
-    lengths = [len(row) for batch in one.batches[:done] for row in batch]
+    lengths = [len(row) for batch in one.batches for row in batch][:done]
     if arrays is not None and (one.sample is None or one.sample.restore(lengths)):
         one.sums = unpack(arrays)
     else:

@@ -136,6 +136,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
+# What a command does when a launcher started it several times: one fetches, all compare, one prints and writes.
+
+
+def refuse_launcher() -> None:
+    """Raise ShortvizError where a launcher (torchrun, accelerate) started this process among several."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1" and "RANK" in os.environ:
+        raise ShortvizError(
+            f"A launcher started {size} processes, and this command runs in one; start it without torchrun or "
+            "accelerate launch."
+        )
+
+
 def local_size() -> int:
     """Return how many processes of the launch share this machine, and its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -21,6 +21,7 @@ from shortviz.model.handle import ModelHandle
 from shortviz.model.prune import prune, put_weights, shared_copy
 from shortviz.records.json import Floats, from_plain, plain
 from shortviz.records.ledger import Treatment
+from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
 
 if TYPE_CHECKING:
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
 
 def model_facts(handle: "ModelHandle | StreamedModel") -> list[object]:
     """Return what tells one model from another, for the key of a checkpoint: weights retrained in place included."""
-    info, removed = handle.info, handle.plan.removed if handle.plan else ()
-    place = Path(handle.ref.id)
+    return facts_of(handle.info, handle.ref, handle.plan.removed if handle.plan else ())
+
+
+def facts_of(info: ModelInfo, ref: ModelRef, removed: tuple[int, ...] = ()) -> list[object]:
+    """Return the same of a model that need not be loaded."""
+    place = Path(ref.id)
     weights = sorted(place.glob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
     return [info.id, info.revision, info.dtype, info.device, info.parameters, removed, stamps]

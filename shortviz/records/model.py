@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from shortviz.records.formatting import count, size
 from shortviz.records.help import Help
 from shortviz.records.json import Many
 from shortviz.records.plan import Block
@@ -48,6 +49,15 @@ class ModelEstimate:
     device: str
     reason: str
     """One sentence: why this dtype and device."""
+
+    @property
+    def words(self) -> str:
+        """What loading will cost, on one line."""
+        download = f", {size(self.download_bytes)} to download" if self.download_bytes else ""
+        return (
+            f"{self.id}: {self.architecture}, {self.num_layers} layers, {count(self.parameters)} parameters, "
+            f"{size(self.memory_bytes)} as {self.dtype} on {self.device}{download}"
+        )
 
     @property
     def fits(self) -> bool:

@@ -3,21 +3,22 @@
 from typing import TYPE_CHECKING, Any
 
 from shortviz.progress import NO_WATCH, Watch
-from shortviz.service import requests as r
 from shortviz.service.place import Place
+from shortviz.service.requests import AppRequest, Request
+from shortviz.service.work import carry_out
 
 if TYPE_CHECKING:
     from shortviz.service.service import Service
 
 
 def execute(
-    request: "r.Request | r.AppRequest",
+    request: Request | AppRequest,
     watch: Watch = NO_WATCH,
     *,
     service: "Service | None" = None,
     place: Place | None = None,
 ) -> Any:
-    """Return what the request asks for, as its function in `service/` says; torch is imported only here below.
+    """Return what the request asks for, as its function in `work.carry_out` says.
 
     Args:
         request: what is asked for.
@@ -25,29 +26,8 @@ def execute(
         service: loaded models and what is known already; a new one where none is given.
         place: where the run is kept; memory alone where none is given.
     """
-    from shortviz.service import export, ledger, measure
-    from shortviz.service.service import new_service
+    if service is None:
+        from shortviz.service.service import new_service
 
-    work = {
-        r.MeasureRequest: measure.measure,
-        r.TextsRequest: measure.measure_texts,
-        r.MapRequest: measure.measure_map,
-        r.SearchRequest: measure.search,
-        r.BlocksRequest: measure.measure_blocks,
-        r.EvaluateRequest: measure.evaluate,
-        r.CurveRequest: measure.measure_curve,
-        r.TasksRequest: measure.score_tasks,
-        r.LoadRequest: measure.load,
-        r.PrepareRequest: measure.prepare,
-        r.FetchRequest: measure.fetch_questions,
-        r.EstimateRequest: measure.estimate,
-        r.RepairRequest: ledger.repair,
-        r.ShrinkRequest: ledger.shrink,
-        r.HealRequest: ledger.heal,
-        r.AskRequest: ledger.ask,
-        r.BringBackRequest: ledger.bring_back,
-        r.ContinueRequest: ledger.write_continuations,
-        r.ExportRequest: export.export,
-        r.PushRequest: export.push,
-    }[type(request)]
-    return work(request, service or new_service(), place or Place(None), watch)
+        service = new_service()
+    return carry_out(request, service, place or Place(None), watch)

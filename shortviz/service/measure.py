@@ -1,459 +1,397 @@
-"""What a clicked block really does, as a job: a first look soon, then the windows; torch is imported in the background.
+"""What measures maps of distances and of losses; each function carries out a request.
 
-The uncut model's share of the first look is worked out as soon as the model is loaded, so that a click waits for the
-cut model alone.
+The signature is that of `execute`. Nothing here calls streamlit or prints; what needs torch is imported inside.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from shortviz.analysis.curve import further
-from shortviz.errors import ShortvizError
-from shortviz.progress import NO_WATCH, Progress, Watch
-from shortviz.records.measured import Evaluation, from_map
-from shortviz.records.model import ModelEstimate, ModelInfo, ModelRef
-from shortviz.records.plan import Block, PrunePlan
+from shortviz.errors import RunError
+from shortviz.progress import NO_WATCH, Watch
+from shortviz.records.formatting import size
+from shortviz.records.measured import Evaluation
+from shortviz.records.model import ModelInfo, ModelRef
+from shortviz.records.plan import Removal
 from shortviz.records.run import Run
-from shortviz.records.text import MOST_PAIRED, TaskRows, TaskScore, TaskSpec, TextSpec, WindowSpec
-from shortviz.runs.run import EXAMPLES, new_run, with_task
-from shortviz.service.service import Inspection, JobContext, Service, import_engine, run_key
+from shortviz.records.text import MOST_PAIRED, TaskRows, TaskScore, TaskSpec, TextInfo, TextSpec, WindowSpec
+from shortviz.runs.run import new_run
+from shortviz.service import policy
+from shortviz.service import requests as r
+from shortviz.service.place import Place
 from shortviz.settings import settings
+from shortviz.text.sources import read_rows
 
 if TYPE_CHECKING:
     from shortviz.measure.losses import BaseScores
+    from shortviz.measure.processes import Ranks
+    from shortviz.measure.search import SearchResult
     from shortviz.model.handle import ModelHandle
-    from shortviz.records.text import WindowSet
+    from shortviz.records.text import TokenSet, WindowSet
+    from shortviz.service.service import Service
+    from shortviz.streaming.model import StreamingEstimate
 
 
 APP_WINDOWS: Final = WindowSpec(window=256, windows=32)
 """Small windows: the numbers grow steadier before one's eyes, and there are enough of them for an error bar."""
-
-FIRST_LOOK_TOKENS: Final = 128
-"""The first number rests on the beginning of the first window alone: it is there within two seconds on two cores."""
-
-WINDOWS_BEFORE_TEXT: Final = 3
-"""The first numbers come before the continuations, the rest of the windows after."""
-
-NEW_TOKENS: Final = 32
-
-
-def windows_of(bench: Service, ref: ModelRef, spec: TextSpec, handle: "ModelHandle") -> "WindowSet":
-    """Return the app's evaluation windows of a text, cut once per process."""
-    from shortviz.text.tokens import make_windows
-
-    return bench.windows.get((ref, spec)) or bench.windows.put(
-        (ref, spec), make_windows(spec, APP_WINDOWS, handle.tokenizer)
-    )
-
-
-def first_look(windows: "WindowSet") -> "WindowSet":
-    """Return the beginning of the first window: as few tokens as say anything."""
-    from shortviz.text.tokens import fingerprint
-
-    tokens = windows.tokens[:1, :FIRST_LOOK_TOKENS]
-    length = tokens.shape[1]
-    info = replace(windows.info, rows=1, tokens=length, max_length=length, fingerprint=fingerprint(tokens))
-    return replace(windows, tokens=tokens, info=info)
-
-
-def prepare(bench: Service, ref: ModelRef, spec: TextSpec, handle: "ModelHandle") -> None:
-    """Have the uncut model's share of the first look worked out, before anybody clicks."""
-
-    def work(watch: Watch) -> None:
-        look = first_look(windows_of(bench, ref, spec, handle))
-        base_scores(bench, ref, handle).window(look.tokens[0], watch)
-
-    # Where it cannot start, because too many jobs wait, whoever clicks does without it.
-    bench.submit(JobContext(kind="prepare", ref=ref, evaluation=spec), f"Prepare {ref.id}", work, lane="inspect")
-
-
-def start_inspect(
-    bench: Service,
-    ref: ModelRef,
-    block: Block,
-    spec: TextSpec,
-    *,
-    prompt: str,
-    key: str | None,
-    text_first: bool = False,
-) -> str:
-    """Measure what removing a block does: loss by windows, then both continuations; Inspection records stream out."""
-
-    def work(watch: Watch) -> Inspection:
-        handle = bench.models.load(ref, watch)
-        from shortviz.model.prune import prune
-
-        pruned = prune(handle, PrunePlan.of_blocks(handle.info.num_layers, block))
-        found = _Found(bench, ref, block, spec, prompt, key, watch)
-        if text_first:
-            found.write(handle, pruned)
-        found.score(handle, pruned, key)
-        if not text_first:
-            found.write(handle, pruned)
-        return found.inspection
-
-    context = JobContext(kind="inspect", ref=ref, run_key=key, evaluation=spec, block=block, prompt=prompt)
-    return bench.submit(context, f"Removing {block}", work, lane="inspect")
-
-
-class _Found:
-    """One block's inspection as it grows; every step that is known already is taken from the bench."""
-
-    def __init__(
-        self, bench: Service, ref: ModelRef, block: Block, spec: TextSpec, prompt: str, key: str | None, watch: Watch
-    ) -> None:
-        self.bench, self.ref, self.block, self.spec, self.watch = bench, ref, block, spec, watch
-        self.inspection = Inspection(prompt=prompt, evaluation=measured(bench, ref, spec, block))
-
-    def score(self, handle: "ModelHandle", pruned: "ModelHandle", key: str | None) -> None:
-        if (self.inspection.evaluation and self.inspection.evaluation.complete) or self.watch.stopped:
-            return
-        from shortviz.measure.losses import evaluate
-
-        windows = windows_of(self.bench, self.ref, self.spec, handle)
-        scores = base_scores(self.bench, self.ref, handle)
-        kept = _kept(self.bench, key, self.block, windows.info.fingerprint)
-        if kept is not None:
-            self._keep(kept)
-            return
-
-        if self.inspection.evaluation is None:
-            hears = Watch(stop=self.watch.stop)  # what is told are inspections, and the look alone is none
-            look = evaluate(pruned, first_look(windows), base=handle, base_scores=scores, watch=hears)
-            self._keep(replace(look, complete=False))
-            self._show()
-
-        def then_write(progress: Progress) -> None:
-            self._evaluating(progress)
-            if progress.done == WINDOWS_BEFORE_TEXT:  # between two windows: the model is free
-                self.write(handle, pruned)
-
-        done = evaluate(pruned, windows, base=handle, base_scores=scores, watch=Watch(then_write, self.watch.stop))
-        self._keep(done)
-        if done.complete and key is not None:
-            self.bench.runs.add_evaluation(key, done)
-
-    def write(self, handle: "ModelHandle", pruned: "ModelHandle") -> None:
-        prompt = self.inspection.prompt
-        if not prompt.strip():
-            return
-        for name, model, removed in (("uncut", handle, ()), ("cut", pruned, self.block.layers)):
-            if self.watch.stopped:
-                return
-            text = self.bench.continuations.get((self.ref, removed, prompt))
-            if text is None:
-                text = self._continue(name, model, prompt)
-                if not self.watch.stopped:
-                    self.bench.continuations.put((self.ref, removed, prompt), text)
-            self._show_text(name, text, NEW_TOKENS)
-
-    def _continue(self, name: str, model: "ModelHandle", prompt: str) -> str:
-        from shortviz.measure.generation import continue_text
-
-        written: list[str] = []
-
-        def on_text(piece: str) -> None:
-            written.append(piece)
-            self._show_text(name, "".join(written), len(written))
-
-        return continue_text(
-            model, prompt, max_new_tokens=min(NEW_TOKENS, settings().max_new_tokens), on_text=on_text, watch=self.watch
-        )
-
-    def _show_text(self, name: str, text: str, tokens: int) -> None:
-        self.inspection = (
-            replace(self.inspection, uncut=text) if name == "uncut" else replace(self.inspection, cut=text)
-        )
-        shown = self.inspection
-        self.watch.tell(f"write, {name}", done=tokens, total=NEW_TOKENS, unit="tokens", snapshot=lambda: shown)
-
-    def _show(self) -> None:
-        shown = self.inspection
-        self.watch.tell("evaluate", done=0, total=APP_WINDOWS.windows, unit="windows", snapshot=lambda: shown)
-
-    def _evaluating(self, progress: Progress) -> None:
-        def snapshot() -> Inspection:
-            if progress.snapshot is not None:
-                self._keep(progress.snapshot())
-            return self.inspection
-
-        self.watch.report(replace(progress, snapshot=snapshot))
-
-    def _keep(self, done: Evaluation) -> None:
-        """Keep the evaluation that rests on most text."""
-        old = self.inspection.evaluation
-        if old is None or done.score.tokens >= old.score.tokens:
-            self.inspection = replace(self.inspection, evaluation=done)
-            self.bench.measured.put((self.ref, self.spec, self.block.layers), done)
-
-
-def _kept(bench: Service, key: str | None, block: Block, fingerprint: str) -> Evaluation | None:
-    """Return what the run holds of exactly these windows: the measured map's cell, a finished evaluation, or None."""
-    run = bench.runs.get(key) if key is not None else None
-    if (
-        run is not None
-        and run.losses is not None
-        and run.losses.complete
-        and run.losses.text.fingerprint == fingerprint
-    ):
-        cell = from_map(run.losses, run.model, block)
-        if cell is not None:
-            return cell
-    found = run.evaluations if run is not None else ()
-    same = (block.layers, fingerprint, True)
-    return next((e for e in found if (e.removed, e.text.fingerprint, e.complete) == same), None)
-
-
-def measured(bench: Service, ref: ModelRef, spec: TextSpec, block: Block) -> Evaluation | None:
-    """Return what was measured for a block on this text in this process, complete or not."""
-    return bench.measured.get((ref, spec, block.layers))
-
-
-def base_scores(bench: Service, ref: ModelRef, handle: "ModelHandle") -> "BaseScores":
-    """Return the uncut model's kept results, which every block of the model shares."""
-    from shortviz.measure.losses import BaseScores
-
-    kept = bench.base_scores.get(ref)
-    if kept is None or kept.handle is not handle:
-        kept = bench.base_scores.put(ref, BaseScores(handle))
-    return kept
-
-
-# The app's work: each function puts one job on the bench and returns its id.
-#
-# The work runs in a background thread that may not call streamlit. Everything that needs torch is imported in there.
 
 CPU_BATCH: Final = 2
 """Rows that hold the model at a time: the map redraws, a stop is heard and a clicked block gets its turn after each."""
 
 GPU_BATCH: Final = 8
 
-
-def start_estimate(bench: Service, ref: ModelRef) -> str:
-    """Work out what loading would cost; the result is a ModelEstimate."""
-
-    def work(watch: Watch) -> ModelEstimate:
-        import_engine()
-        from shortviz.model.load import estimate
-
-        return estimate(ref)
-
-    return bench.submit(JobContext(kind="estimate", ref=ref), f"Size of {ref.id}", work, lane="inspect")
+NEW_TOKENS: Final = 32
+"""Of a continuation."""
 
 
-def start_load(bench: Service, ref: ModelRef, spec: TextSpec) -> str:
-    """Load the model, and have it ready for clicks that are scored on `spec`; the result is its ModelInfo."""
-
-    def work(watch: Watch) -> ModelInfo:
-        handle = bench.models.load(ref, watch)
-        prepare(bench, ref, spec, handle)
-        return handle.info
-
-    return bench.submit(JobContext(kind="load", ref=ref), f"Load {ref.id}", work)
+def app_batch(device: str) -> int:
+    """Return the rows that the app measures at a time on a device."""
+    return CPU_BATCH if device == "cpu" else GPU_BATCH
 
 
-def start_measure(bench: Service, ref: ModelRef, spec: TextSpec, key: str) -> str:
-    """Measure the distance map into run `key`; partial BlockDistances stream out, the result is the key."""
-
-    def work(watch: Watch) -> str:
-        measure_run(bench, ref, spec, key, watch)
-        return key
-
-    context = JobContext(kind="measure", ref=ref, run_key=key, calibration=spec)
-    return bench.submit(context, f"Distances of {ref.id}", work)
+# What is known already, in this process or in the run.
 
 
-def measure_run(bench: Service, ref: ModelRef, spec: TextSpec, key: str, watch: Watch) -> None:
-    """Measure the distances on a text into run `key`; for background jobs only (torch is imported here)."""
-    handle = bench.models.load(ref, watch)
-    from shortviz.measure.distances import measure_distances
-    from shortviz.model.delta import discard_checkpoint
-    from shortviz.text.tokens import tokenize
+def windows_of(
+    service: "Service", ref: ModelRef, text: TextSpec, handle: "ModelHandle", windows: WindowSpec = APP_WINDOWS
+) -> "WindowSet":
+    """Return the evaluation windows of a text, cut once per process."""
+    from shortviz.text.tokens import make_windows
 
-    watch.tell("read text", done=0, total=1, unit="steps")
-    tokens = tokenize(spec, handle.tokenizer)
-    checkpoint = bench.runs.path(key) / f"measure-{tokens.info.fingerprint[:12]}.npz"
-    distances = measure_distances(
-        handle,
-        tokens,
-        batch_size=CPU_BATCH if handle.info.device == "cpu" else GPU_BATCH,
-        checkpoint=checkpoint,
-        watch=watch,
-    )
-    bench.runs.update(
-        key, lambda old: replace(old or new_run(handle.info, tokens.info), text=tokens.info, distances=distances)
-    )
-    if distances.samples == len(tokens.rows):
-        discard_checkpoint(checkpoint)
+    key = (ref, text, windows)
+    return service.windows.get(key) or service.windows.put(key, make_windows(text, windows, handle.tokenizer))
 
 
-def first_row_tokens(ids: list[int], handle: "ModelHandle") -> tuple[str, ...]:
-    """Return each token as the text it stands for."""
-    return tuple(handle.tokenizer.decode([token]) for token in ids)
+def measured_key(
+    ref: ModelRef, text: TextSpec, removed: tuple[int, ...], windows: WindowSpec = APP_WINDOWS
+) -> tuple[object, ...]:
+    """Return what an evaluation is known by in this process."""
+    return (ref, text, windows, removed)
 
 
-# The measured map as a job; torch is imported in the background thread.
+def base_scores(service: "Service", ref: ModelRef, handle: "ModelHandle") -> "BaseScores":
+    """Return the uncut model's kept results, which every block of the model shares."""
+    from shortviz.measure.losses import BaseScores
+
+    kept = service.base_scores.get(ref)
+    if kept is None or kept.handle is not handle:
+        kept = service.base_scores.put(ref, BaseScores(handle))
+    return kept
 
 
-def start_losses(bench: Service, ref: ModelRef, spec: TextSpec, key: str, known: Run | None) -> str:
-    """Measure the loss of every block into run `key`; partial BlockLosses stream out, the result is the key.
-
-    `known` is the run that is shown: its distances are kept beside the losses.
-    """
-
-    def work(watch: Watch) -> str:
-        handle = bench.models.load(ref, watch)
-        from shortviz.measure.loss_map import measure_losses
-
-        windows = windows_of(bench, ref, spec, handle)
-        checkpoint = bench.runs.path(key) / f"losses-{windows.info.fingerprint[:12]}.npz"
-        losses = measure_losses(handle, windows, priority=bench.wanted_rows, checkpoint=checkpoint, watch=watch)
-        bench.runs.update(key, lambda old: replace(old or known or new_run(handle.info, windows.info), losses=losses))
-        if losses.complete:
-            checkpoint.unlink(missing_ok=True)
-        return key
-
-    context = JobContext(kind="losses", ref=ref, run_key=key, evaluation=spec)
-    return bench.submit(context, f"Losses of {ref.id}", work)
-
-
-# Task accuracy and greedy removal as jobs; torch is imported in the background thread.
-
-
-def rows_of(bench: Service, spec: TaskSpec, watch: Watch = NO_WATCH) -> TaskRows:
+def rows_of(service: "Service", spec: TaskSpec, watch: Watch = NO_WATCH) -> TaskRows:
     """Return the questions, read once as long as their file stays as it is; raises TextError for a bad one."""
     from shortviz.text.questions import read_task
 
     file = Path(spec.value).expanduser()
     stamp = file.stat().st_mtime_ns if spec.kind == "file" and file.is_file() else 0
-    return bench.questions.get((spec, stamp)) or bench.questions.put((spec, stamp), read_task(spec, watch=watch))
+    return service.questions.get((spec, stamp)) or service.questions.put((spec, stamp), read_task(spec, watch=watch))
 
 
-def fetched_rows(bench: Service, spec: TaskSpec) -> TaskRows | None:
+def fetched_rows(service: "Service", spec: TaskSpec) -> TaskRows | None:
     """Return the questions of a data set where they were fetched; asks no network."""
-    return bench.questions.get((spec, 0))
-
-
-def start_fetching(bench: Service, ref: ModelRef, spec: TaskSpec) -> str:
-    """Fetch the questions of a data set, to be scored with this model; the result is their number."""
-
-    def work(watch: Watch) -> int:
-        watch.tell("fetch the questions", done=0, total=1, unit="steps")
-        return len(rows_of(bench, spec, watch=watch).rows)
-
-    context = JobContext(kind="questions", ref=ref, task=spec)
-    return bench.submit(context, f"Questions of {spec.value}", work, lane="inspect")
+    return service.questions.get((spec, 0))
 
 
 def known_score(
-    bench: Service, ref: ModelRef | None, run: Run | None, removed: tuple[int, ...], rows: TaskRows
+    service: "Service", ref: ModelRef | None, run: Run | None, removed: tuple[int, ...], rows: TaskRows
 ) -> TaskScore | None:
     """Return the accuracy of a cut on these questions, measured in this process or kept in the run."""
-    found = bench.tasks.get((ref, removed, rows.fingerprint)) if ref is not None else None
+    found = service.tasks.get((ref, removed, rows.fingerprint)) if ref is not None else None
     return found or (run.task_of(removed, rows.fingerprint) if run is not None else None)
 
 
 def model_score(
-    bench: Service, ref: ModelRef, run: Run | None, model: "ModelHandle", spec: TaskSpec, *, watch: Watch
+    service: "Service", ref: ModelRef, run: Run | None, model: "ModelHandle", spec: TaskSpec, *, watch: Watch
 ) -> TaskScore | None:
     """Return how many questions a model gets right; of untreated ones a score that is known. None after a stop.
 
-    For background jobs: it runs the model. A known score without its answers is measured anew: no error of a difference
-    could be given.
+    A known score without its answers is measured anew: no error of a difference could be given.
     """
     from shortviz.measure.tasks import whole_score
 
-    rows = rows_of(bench, spec, watch=watch)
+    rows = rows_of(service, spec, watch=watch)
     removed = model.plan.removed if model.plan is not None else ()
-    known = known_score(bench, ref, run, removed, rows) if not model.treatments else None
+    known = known_score(service, ref, run, removed, rows) if not model.treatments else None
     if known is not None and (known.right or known.questions > MOST_PAIRED):
         return known
     found = whole_score(model, rows, watch=watch)
     if found is not None and not model.treatments:
-        bench.tasks.put((ref, removed, rows.fingerprint), found)
+        service.tasks.put((ref, removed, rows.fingerprint), found)
     return found
 
 
-def start_tasks(
-    bench: Service, ref: ModelRef, spec: TaskSpec, plans: Sequence[tuple[int, ...]], key: str | None
-) -> str:
-    """Score the questions with each cut that has no score yet, into run `key`; the result is how many were scored."""
-
-    def work(watch: Watch) -> int:
-        watch.tell("read questions", done=0, total=1, unit="steps")
-        rows = rows_of(bench, spec, watch=watch)
-        handle = bench.models.load(ref, watch)
-        from shortviz.measure.tasks import score_plans
-
-        run = bench.runs.get(key) if key is not None else None
-        left = [plan for plan in plans if known_score(bench, ref, run, plan, rows) is None]
-
-        def keep(score: TaskScore) -> None:
-            bench.tasks.put((ref, score.removed, rows.fingerprint), score)
-            _add(bench, key, lambda run: with_task(run, score))
-
-        if not left:
-            return 0
-        found = score_plans(handle, rows, left, on_score=keep, watch=watch)
-        return len(found)
-
-    context = JobContext(kind="tasks", ref=ref, run_key=key, task=spec, plans=tuple(plans))
-    return bench.submit(context, f"Questions for {ref.id}", work)
+def check_readable(text: TextSpec) -> None:
+    """Raise TextError for a bad local text: it is told before minutes are spent on loading a model."""
+    if text.kind != "dataset":
+        read_rows(text)
 
 
-def start_greedy(bench: Service, ref: ModelRef, spec: TextSpec, layers: int, key: str) -> str:
-    """Remove so many layers one by one, on the windows of the run's measured map; the result is the run's key."""
+def _facts(handle: Any, text: TextInfo) -> tuple[object, ...]:
+    """Return what tells one measurement of a kind from another, for the name of its checkpoint."""
+    from shortviz.model.delta import model_facts
 
-    def work(watch: Watch) -> str:
-        run = bench.runs.get(key)
-        if run is None or run.losses is None:
-            raise ShortvizError("Greedy removal is drawn beside the measured map; measure the losses first.")
-        handle = bench.models.load(ref, watch)
-        from shortviz.measure.search import greedy_removal
-        from shortviz.text.tokens import make_windows
-
-        text = run.losses.text
-        size = WindowSpec(window=text.max_length or 2, windows=text.rows)
-        windows = make_windows(spec, size, handle.tokenizer)
-        if windows.info.fingerprint != text.fingerprint:
-            raise ShortvizError(
-                f"The map was measured on {text.source}, but the evaluation text is now {windows.info.source}; choose "
-                "that text again, or measure the map anew."
-            )
-        found = greedy_removal(handle, windows, max_removed=layers, watch=watch)
-        _add(bench, key, lambda old: replace(old, greedy=further(old.greedy, found)))
-        return key
-
-    context = JobContext(kind="greedy", ref=ref, run_key=key, evaluation=spec, layers=layers)
-    return bench.submit(context, f"Greedy removal from {ref.id}", work)
+    return (*model_facts(handle), *text_facts(text))
 
 
-def _add(bench: Service, key: str | None, change: Callable[[Run], Run]) -> None:
-    """Add to the run where there is one; where strangers meet, the bundled run stays as it is."""
-    if key is not None and not (key in EXAMPLES and settings().is_hosted):
-        bench.runs.update(key, lambda run: change(run) if run is not None else None)
+def text_facts(text: TextInfo) -> tuple[object, ...]:
+    """Return what tells one text from another, for the name of a checkpoint."""
+    return (text.fingerprint, text.rows, text.max_length)
 
 
-# Distances on several texts as one job, each into its own run; torch is imported in the background thread.
+# Distances.
 
 
-def start_texts(bench: Service, ref: ModelRef, specs: Sequence[TextSpec]) -> str:
-    """Measure the distances on each text that has not been measured; the result is the keys of the runs."""
+def measure(request: r.MeasureRequest, service: "Service", place: Place, watch: Watch) -> Run | None:
+    """Return the run with the distance map; after a stop, with the rows measured until then.
 
-    def work(watch: Watch) -> tuple[str, ...]:
-        keys: list[str] = []
-        for number, spec in enumerate(specs, start=1):
-            if watch.stopped:
-                break
-            key = run_key(ref, spec)
-            known = bench.runs.get(key)
-            if known is None or known.distances is None or known.distances.samples < known.text.rows:
-                words = f"text {number} of {len(specs)}, {spec.value[:40]}"
-                measure_run(bench, ref, spec, key, watch.labelled(detail=words, snapshot=None))
-            keys.append(key)
-        return tuple(keys)
+    Of several processes each does its share; all but the one that writes return None.
+    """
+    from shortviz import criteria as known
+    from shortviz.measure.processes import joined, share
+    from shortviz.text.tokens import tokenize
 
-    context = JobContext(kind="texts", ref=ref, texts=tuple(specs))
-    return bench.submit(context, f"Distances of {ref.id} on {len(specs)} texts", work)
+    criteria = [known.resolve(name) for name in request.criteria or known.names()]
+    check_readable(request.text)
+    with joined() as ranks:
+        ref, watch = share(ranks, request.model, watch)
+        streamed = request.tokens_per_row is not None or streams(service, ref, request.stream, watch)
+        streamed = streamed if ranks is None else any(ranks.all(streamed))
+        with _streamed(ref, watch) if streamed else nullcontext(service.models.load(ref, watch)) as model:
+            watch.tell("read text", done=0, total=1, unit="steps")
+            tokens = tokenize(request.text, model.tokenizer)
+            if ranks is not None:
+                options = ([c.name for c in criteria], request.batch_size, model.info.dtype)
+                ranks.agree({"text": tokens.info.fingerprint, "options": options})
+            return _distances(request, model, tokens, criteria, place, ranks, watch)
+
+
+@contextmanager
+def _streamed(ref: ModelRef, watch: Watch) -> Iterator[Any]:
+    from shortviz.streaming.model import open_streamed
+
+    with open_streamed(ref, watch=watch) as opened:
+        yield opened
+
+
+def _distances(
+    request: r.MeasureRequest, model: Any, tokens: "TokenSet", criteria: Sequence[Any], place: Place,
+    ranks: "Ranks | None", watch: Watch,
+) -> Run | None:  # fmt: skip
+    """Return the place's run with the distances that a model in memory, or a streamed one, has on these rows."""
+    from shortviz.measure.distances import measure_distances
+    from shortviz.model.delta import discard_checkpoint
+    from shortviz.streaming.distances import measure_streamed
+    from shortviz.streaming.model import StreamedModel
+
+    fresh = new_run(model.info, tokens.info)
+    common: dict[str, Any] = {"criteria": criteria, "batch_size": request.batch_size, "ranks": ranks, "watch": watch}
+    writes, rank = (True, 0) if ranks is None else (ranks.writes, ranks.rank)
+    with place.claimed(fresh) if writes else nullcontext(fresh):
+        if isinstance(model, StreamedModel):  # its states are large: they stay with the run
+            path = None if place.folder is None else place.folder / "stream.npz"
+            kept: Any = nullcontext(path)
+        else:
+            names = tuple(c.name for c in criteria)
+            kept = place.checkpoint("measure", model.info, *_facts(model, tokens.info), names, rank=rank)
+        with kept as checkpoint:
+            if isinstance(model, StreamedModel):
+                per_row = request.tokens_per_row
+                found = measure_streamed(model, tokens, tokens_per_row=per_row, checkpoint=checkpoint, **common)
+            else:
+                found = measure_distances(model, tokens, checkpoint=checkpoint, **common)
+            if not writes:
+                return None
+            about = {"model": fresh.model, "text": fresh.text, "versions": fresh.versions, "created": fresh.created}
+            run = place.update(lambda old: replace(old or fresh, **about, distances=found))  # type: ignore[arg-type]
+            if checkpoint is not None and found.samples == len(tokens.rows):
+                discard_checkpoint(checkpoint)
+    return run
+
+
+def streams(service: "Service", ref: ModelRef, asked: bool | None, watch: Watch) -> bool:
+    """Return whether to stream: as asked, else where the model would not fit, which is then told."""
+    if asked is not None or service.models.get(ref) is not None:
+        return bool(asked)
+    from shortviz.measure.processes import local_size
+
+    found = service.models.estimate(ref)
+    policy.check_estimate(settings(), found)
+    fits = found.fits and found.memory_bytes * 1.2 * local_size() <= found.available_bytes
+    if not fits:
+        watch.say(
+            f"{found.id} takes {size(found.memory_bytes)} and {size(found.available_bytes)} is free: it is streamed, "
+            "one layer in memory at a time."
+        )
+    return not fits
+
+
+def measure_texts(request: r.TextsRequest, service: "Service", place: Place, watch: Watch) -> dict[str, Run]:
+    """Return the runs of the texts, by where they are kept; a text that has been measured is not measured again.
+
+    A stop leaves out those that were not begun.
+    """
+    for text in request.texts:
+        check_readable(text)
+    handle = service.models.load(request.model, watch)
+    from shortviz.measure.batches import check_rows
+    from shortviz.text.tokens import tokenize
+
+    sets = [tokenize(text, handle.tokenizer) for text in request.texts]
+    for tokens in sets:
+        check_rows(handle.info, tokens)  # a text that does not fit is told before others are measured
+    found: dict[str, Run] = {}
+    names = folder_names(request.texts)
+    for number, (text, tokens, name) in enumerate(zip(request.texts, sets, names, strict=True), start=1):
+        if watch.stopped:
+            break
+        part = place.part(name, request.model, text)
+        run = part.run
+        if run is None or not _is_measured(run, handle.info, tokens):
+            one = r.MeasureRequest(model=request.model, text=text, batch_size=request.batch_size, stream=False)
+            detail = f"text {number} of {len(sets)}"
+            named = watch.labelled(stage=f"measure {name}", detail=detail, snapshot=None)
+            run = measure(one, service, part, named)
+        assert run is not None, "this is one process"
+        found[part.name] = run
+    return found
+
+
+def _is_measured(run: Run, info: ModelInfo, tokens: "TokenSet") -> bool:
+    """Tell whether a run holds the distances of this model, on whichever device, on all rows of this text."""
+    same = run.model == replace(info, device=run.model.device, reason=run.model.reason)
+    known = run.distances
+    whole = known is not None and known.samples == len(tokens.rows)
+    return same and whole and run.text.fingerprint == tokens.info.fingerprint
+
+
+def folder_names(texts: Sequence[TextSpec]) -> list[str]:
+    """Return a folder name for each text, after its own name; texts of one name are numbered."""
+    names: list[str] = []
+    for text in texts:
+        name = Path(text.value).name if text.kind == "file" else text.value
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "text"
+        count = sum(known == name or known.startswith(f"{name}-") for known in names)
+        names.append(f"{name}-{count + 1}" if count else name)
+    return names
+
+
+# Losses.
+
+
+def measure_map(request: r.MapRequest, service: "Service", place: Place, watch: Watch) -> Run | None:
+    """Return the run with the loss without every block; after a stop, as far as it was measured.
+
+    Of several processes each does its share; all but the one that writes return None.
+    """
+    from shortviz.measure.processes import joined, share
+
+    with joined() as ranks:
+        ref, watch = share(ranks, request.model, watch)
+        handle = service.models.load(ref, watch)
+        windows = windows_of(service, ref, request.text, handle, request.windows)
+        if ranks is not None:
+            ranks.agree({"text": windows.info.fingerprint, "options": (windows.tokens.shape, handle.info.dtype)})
+        run = place.run
+        _warn_about(windows.info, run, watch)
+        known = run.losses if run is not None and run.model.dtype == handle.info.dtype else None
+        if known is not None and known.complete and run is not None:
+            if known.text.fingerprint == windows.info.fingerprint:
+                watch.say("The run has this map already; nothing is measured again.")
+                return place.update(lambda old: old or run)
+            if place.folder is not None and not place.replaces:
+                raise RunError(
+                    f"{place.name} holds a complete map on {known.text.source}, {known.text.rows} windows of "
+                    f"{known.text.max_length}; choose another --out for this one."
+                )
+        return measure_losses_into(service, handle, windows, place, ranks, watch)
+
+
+def measure_losses_into(
+    service: "Service", handle: "ModelHandle", windows: "WindowSet", place: Place, ranks: "Ranks | None", watch: Watch
+) -> Run | None:
+    """Return the place's run with the loss without every block on these windows."""
+    from shortviz.measure.loss_map import measure_losses
+    from shortviz.model.delta import discard_checkpoint
+
+    fresh = place.run or new_run(handle.info, windows.info)
+    writes, rank = (True, 0) if ranks is None else (ranks.writes, ranks.rank)
+    facts = _facts(handle, windows.info)
+    with (
+        place.begun(fresh) if writes else nullcontext(),
+        place.checkpoint("losses", handle.info, *facts, rank=rank) as checkpoint,
+    ):
+        losses = measure_losses(
+            handle, windows, priority=service.wanted_rows, checkpoint=checkpoint, ranks=ranks, watch=watch
+        )
+        if not writes:
+            return None
+        run = place.update(lambda old: replace(old or fresh, losses=losses))
+        if checkpoint is not None and losses.complete:
+            discard_checkpoint(checkpoint)
+    return run
+
+
+def _warn_about(text: TextInfo, run: Run | None, watch: Watch) -> None:
+    if run is not None and run.distances is not None and run.distances.text.source == text.source:
+        watch.say(f"Warning: the losses are scored on the calibration text ({text.source}); choose another to be sure.")
+    if text.rows < 2:
+        watch.say("Note: one window gives no error bars; give --windows 2 or more.")
+
+
+def search(request: r.SearchRequest, service: "Service", place: Place, watch: Watch) -> "SearchResult":
+    """Return the best start of every size, and the starts that are tied with it."""
+    from shortviz.measure.search import check_max_n, search_best_starts
+
+    most = request.max_n
+    fits = None if most is None else lambda num_layers: check_max_n(num_layers, most)
+    handle = service.models.load(request.model, watch, fits)
+    windows = windows_of(service, request.model, request.text, handle, request.windows)
+    _warn_about(windows.info, None, watch)
+    if windows.info.rows < 3:
+        watch.say("Note: the search measures two windows whole; give --windows 3 or more.")
+    return search_best_starts(handle, windows, max_n=most, watch=watch)
+
+
+def measure_blocks(
+    request: r.BlocksRequest, service: "Service", place: Place, watch: Watch
+) -> tuple[Evaluation, ...] | None:
+    """Return the evaluation of each block's removal, all in one sweep over the layers."""
+    return evaluate_by_streaming(request, [Removal(block=block) for block in request.blocks], watch)
+
+
+def evaluate_by_streaming(
+    request: r.BlocksRequest | r.EvaluateRequest, cuts: Sequence[Removal], watch: Watch
+) -> tuple[Evaluation, ...] | None:
+    """Return the evaluation of each cut, or of the uncut model alone, all in one sweep over the layers.
+
+    Of several processes each takes its share of the windows; all but the one that writes return None.
+    """
+    check_readable(request.text)
+    from shortviz.measure.processes import joined, share
+    from shortviz.model.load import estimate
+    from shortviz.streaming.losses import evaluate_streamed
+    from shortviz.streaming.model import open_streamed
+    from shortviz.text.tokens import make_windows
+
+    with joined() as ranks:
+        ref, watch = share(ranks, request.model, watch)
+        found = estimate(ref)
+        watch.say(found.words)
+        plans = [cut.of(found.num_layers) for cut in cuts]
+        with open_streamed(ref, watch=watch) as model:
+            windows = make_windows(request.text, request.windows, model.tokenizer)
+            if ranks is not None:
+                ranks.agree({"text": windows.info.fingerprint, "options": (windows.tokens.shape, plans)})
+            evaluations = evaluate_streamed(model, windows, plans, ranks=ranks, watch=watch)
+    return tuple(evaluations) if ranks is None or ranks.writes else None
+
+
+def estimate(request: r.EstimateRequest, service: "Service", place: Place, watch: Watch) -> "StreamingEstimate":
+    """Return the memory and disk that a model takes, from its config and weight headers."""
+    from shortviz.streaming.model import estimate_streaming
+
+    return estimate_streaming(request.model, rows=request.rows, row_tokens=request.max_length)

@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from shortviz.errors import RunError, ShortvizError, Stopped
-from shortviz.records.model import ModelInfo
+from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.run import Run
+from shortviz.records.text import TextSpec
 from shortviz.runs.run import FILE, load_run, save_run
 from shortviz.service import policy
 from shortviz.settings import settings
@@ -17,17 +20,35 @@ from shortviz.settings import settings
 class Place:
     """A run directory, or memory alone where none was named."""
 
-    def __init__(self, folder: Path | None) -> None:
-        """Keep the run in `folder`, which may be there already."""
+    replaces = False
+    """Whether a complete map may be replaced by one on other text."""
+    other_text = "give the map's own, or the model with another --out to measure another map"
+    """What to do where the run's map is on other text than was asked for."""
+
+    def __init__(self, folder: Path | None, start: Run | None = None) -> None:
+        """Keep the run in `folder`, which may be there already; one that is new begins as `start`."""
         self.folder = folder
-        self._run: Run | None = None
+        self._run = start
+
+    @property
+    def name(self) -> str:
+        """What the run is found by."""
+        return str(self.folder)
 
     @property
     def run(self) -> Run | None:
         """The run as it is now; raises RunError where the folder's cannot be read."""
-        if self.folder is not None and (self.folder / FILE).is_file():
-            return load_run(self.folder)
-        return self._run
+        start = self._run
+        if self.folder is None or not (self.folder / FILE).is_file():
+            return start
+        own = load_run(self.folder)
+        if start is None or start.distances is None or own.distances is not None:
+            return own
+        return replace(own, distances=start.distances, text=start.text)
+
+    def part(self, name: str, model: ModelRef, text: TextSpec) -> "Place":
+        """Return where one of several texts is kept, `name` for people."""
+        return Place(self.folder / name if self.folder is not None else None)
 
     def update(self, change: Callable[[Run | None], Run]) -> Run:
         """Keep what `change` makes of the run."""
@@ -79,6 +100,27 @@ class Place:
                 if new_folder:
                     folder.rmdir()
             raise
+
+    @contextmanager
+    def checkpoint(self, kind: str, info: ModelInfo, *facts: object, rank: int = 0) -> Iterator[Path | None]:
+        """Yield where work is kept while it is `unfinished`; None where the run itself is not kept.
+
+        None too while another process is at the very same work: it keeps it.
+        """
+        if self.folder is None:
+            yield None
+            return
+        path = unfinished(kind, info, *facts)
+        lock = FileLock(path.with_suffix(f".lock{rank}"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield None
+            return
+        try:
+            yield path
+        finally:
+            lock.release()
 
     @contextmanager
     def claimed(self, run: Run) -> Iterator[Run]:

@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shortviz import criteria
 from shortviz.errors import PolicyError
 from shortviz.records.formatting import one_line, size
 from shortviz.records.heal import HealSettings
@@ -19,17 +20,20 @@ from shortviz.records.model import ModelEstimate, ModelRef
 from shortviz.records.run import Run
 from shortviz.records.text import TaskSpec, TextSpec
 from shortviz.service.queue import JobState
+from shortviz.service.requests import HealRequest, MeasureRequest
 from shortviz.settings import Settings
 
-FOLDER_FIELDS = ("folder", "out", "path", "checkpoint")
+FOLDER_FIELDS = ("folder", "adapter", "out", "path", "checkpoint")
 _WORDS = (
     *("kind", "id", "revision", "dtype", "device"),
     *("key", "subset", "split", "bos", "question", "choices", "label", "prompt", "delimiter"),
-    *("run_key", "methods", "target", "method", "objective", "targets", "precision", "quantize"),
+    *("run_key", "run", "methods", "repo_id", "method", "objective", "targets", "precision", "quantize"),
+    *("criteria", "strategies", "repair", "preset", "write"),
 )
 """Fields that hold a name or a prompt."""
-_LAYERS = ("start", "n", "removed", "plans", "layers", "to_layers", "last_layers")
+_LAYERS = ("start", "n", "plans", "layers", "to_layers", "last_layers", "max_n", "greedy", "sizes")
 """Fields that hold a layer, or a number of layers."""
+_FLAGS = ("stream", "adapter_only", "archive", "private", "gradient_checkpointing")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _MOST_LAYERS = 1_000
 _DEEPEST = 6
@@ -59,14 +63,17 @@ def check(rules: Settings, *asked: Any) -> None:
 def limits(rules: Settings) -> Mapping[str, float]:
     """Return by the name of a field, in whichever record: the largest number it may hold, or the most characters."""
     words = dict.fromkeys(_WORDS, float(rules.max_prompt))
-    return words | dict.fromkeys(_LAYERS, _MOST_LAYERS) | {
+    return words | dict.fromkeys(_LAYERS, _MOST_LAYERS) | dict.fromkeys(_FLAGS, 1) | {
         "value": rules.max_characters,
         "limit": rules.max_rows,
         "windows": rules.max_rows,
         "max_length": rules.max_row_tokens,
+        "rows": rules.max_rows,
+        "tokens_per_row": rules.max_row_tokens,
         "window": rules.max_row_tokens,
         "length": rules.max_row_tokens,
         "batch_size": rules.max_tokens,
+        "fit_tokens": rules.max_tokens,
         "accumulate": rules.max_tokens,
         "choose_on_text": 1,
         "max_new_tokens": rules.max_new_tokens,
@@ -82,7 +89,6 @@ def limits(rules: Settings) -> Mapping[str, float]:
         "dropout": 1,
         "first_label": 1,
         "mix": 1,
-        "gradient_checkpointing": 1,
     }  # fmt: skip
 
 
@@ -118,6 +124,79 @@ def check_start(rules: Settings, about: Any, live: Sequence[JobState], owner: st
         )
 
 
+# What the app asks of an installation; on one's own machine nothing is closed.
+
+
+def reads_paths(rules: Settings) -> bool:
+    """Return whether files of this machine may be named."""
+    return not rules.is_hosted
+
+
+def manages_runs(rules: Settings) -> bool:
+    """Return whether runs may be brought in, renamed and removed."""
+    return not rules.is_hosted
+
+
+def names_jobs(rules: Settings) -> bool:
+    """Return whether an address may name a job: where strangers meet, a job belongs to one session."""
+    return not rules.is_hosted
+
+
+def shows_faults(rules: Settings) -> bool:
+    """Return whether a traceback may be shown."""
+    return not rules.is_hosted
+
+
+def knows_browsers(rules: Settings) -> bool:
+    """Return whether jobs belong to whoever started them, and browsers are told apart."""
+    return rules.is_hosted
+
+
+def may_show(rules: Settings, run: Run) -> bool:
+    """Return whether everybody may see a run: where strangers meet, only those of built-in texts."""
+    return not rules.is_hosted or run.text.source.startswith("built-in")
+
+
+def offered_models(rules: Settings) -> list[str] | None:
+    """Return the only models that may be loaded; None where any may."""
+    return [name.partition("@")[0] for name in rules.allowed_models] if rules.is_hosted else None
+
+
+def offered_datasets(rules: Settings) -> tuple[str, ...] | None:
+    """Return the only data sets that may be read; None where any may."""
+    return rules.allowed_datasets if rules.is_hosted else None
+
+
+def most_rows(rules: Settings) -> int:
+    """Return the most rows of a text, or questions, that a form offers."""
+    return rules.max_rows if rules.is_hosted else 100_000
+
+
+def longest_row(rules: Settings) -> int:
+    """Return the most tokens of a row that a form offers."""
+    return rules.max_row_tokens if rules.is_hosted else 8192
+
+
+def most_models(rules: Settings) -> int:
+    """Return how many loaded models are kept."""
+    return 1 if rules.is_hosted else 2
+
+
+def most_runs(rules: Settings) -> int | None:
+    """Return how many run directories are kept; None where the disk is the owner's own."""
+    return rules.max_runs if rules.is_hosted else None
+
+
+def most_seconds(rules: Settings) -> float | None:
+    """Return how long a job may take; None where it may take any time."""
+    return rules.max_job_seconds if rules.is_hosted else None
+
+
+def may_add(rules: Settings, *, bundled: bool) -> bool:
+    """Return whether results may go into a run: where strangers meet, the bundled ones are everybody's."""
+    return not (rules.is_hosted and bundled)
+
+
 def check_estimate(rules: Settings, estimate: ModelEstimate) -> None:
     """Raise PolicyError where a model is larger than a hosted installation loads."""
     _check_parameters(rules, estimate.id, estimate.parameters, rules.max_parameters, "loads")
@@ -147,6 +226,9 @@ def _walk(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _walk(str(key), inner, depth + 1)
+    elif name == "changes":  # settings of a healing, by name
+        for key, inner in value:
+            yield from _walk(key, inner, depth + 1)
     elif isinstance(value, list | tuple | set | frozenset):
         for inner in value:
             yield from _walk(name, inner, depth + 1)
@@ -209,6 +291,17 @@ def _check_training(rules: Settings, recipe: HealSettings) -> None:
             f"This hosted demo trains on at most {rules.max_tokens // 8:,} tokens an update; choose a smaller batch or "
             "window."
         )
+
+
+def _check_heal(rules: Settings, request: HealRequest) -> None:
+    _check_training(rules, request.settings())
+
+
+def _check_criteria(rules: Settings, request: MeasureRequest) -> None:
+    """Refuse criteria that are files of code."""
+    other = [name for name in request.criteria if name not in criteria.names()]
+    if other:
+        raise PolicyError(f"This hosted demo has no criterion {one_line(other[0])}; choose one of the map's.")
 
 
 def _check_upload(rules: Settings, path: Path) -> None:
@@ -296,6 +389,8 @@ _RECORDS: Mapping[type, Callable[[Settings, Any], None]] = {
     TextSpec: _check_text,
     TaskSpec: _check_task,
     HealSettings: _check_training,
+    HealRequest: _check_heal,
+    MeasureRequest: _check_criteria,
 }
 """What is judged as a whole, before its fields."""
 

@@ -297,6 +297,14 @@ def check_device(request: Request, what: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SizeRequest:
+    """What loading the model would cost: the first answer, before anything is loaded or built."""
+
+    kind: ClassVar = "size"
+    model: ModelRef
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LoadRequest:
     """The model in memory, ready for clicks that are scored on `text`."""
 
@@ -366,5 +374,12 @@ class ContinueRequest:
 
 
 AppRequest = (
-    LoadRequest | PrepareRequest | FetchRequest | TasksRequest | AskRequest | BringBackRequest | ContinueRequest
+    SizeRequest
+    | LoadRequest
+    | PrepareRequest
+    | FetchRequest
+    | TasksRequest
+    | AskRequest
+    | BringBackRequest
+    | ContinueRequest
 )

@@ -18,15 +18,15 @@ from cachetools import LRUCache
 
 from shortviz.errors import RunError, ShortvizError
 from shortviz.files import free_bytes
-from shortviz.progress import Watch
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import layers_text
 from shortviz.records.measured import Evaluation
-from shortviz.records.model import ModelRef
+from shortviz.records.model import ModelEstimate, ModelRef
 from shortviz.records.plan import Block, Removal
 from shortviz.records.run import Run
 from shortviz.records.text import TaskRows, TaskScore, TextSpec
 from shortviz.runs import library
-from shortviz.runs.run import EXAMPLES, FILE, example_run, folder_name, has_example, load_run, save_run, with_evaluation
+from shortviz.runs.run import EXAMPLES, FILE, example_run, folder_name, has_example, load_run, save_run
 from shortviz.service import policy
 from shortviz.service.place import Place
 from shortviz.service.queue import JobRegistry, JobState, Lane
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shortviz.heal.adapter import Adapter
     from shortviz.measure.losses import BaseScores
     from shortviz.model.handle import ModelHandle
+    from shortviz.model.load import ResolvedModel
     from shortviz.records.text import WindowSet
 
 
@@ -100,25 +101,47 @@ class ModelCache:
     def __init__(self, limit: int = 2) -> None:
         """Keep at most `limit` models in memory."""
         self._handles: Cache[ModelHandle] = Cache(limit)
+        self._resolved: Cache[ResolvedModel] = Cache(1)
         self._loading = threading.Lock()
 
     def get(self, ref: ModelRef) -> "ModelHandle | None":
         """Return the model where it is loaded; starts nothing."""
         return self._handles.get(ref)
 
-    def load(self, ref: ModelRef, watch: Watch) -> "ModelHandle":
-        """Return the model, loading it where needed; for background jobs only (torch is imported here)."""
+    def resolve(self, ref: ModelRef, watch: Watch = NO_WATCH) -> "ResolvedModel":
+        """Return the model's files, headers, config and size, for background jobs only; `load` does not ask again."""
+        import_engine()
+        from shortviz.model.load import resolve
+
+        found = self._resolved.get(ref) or resolve(ref, watch=watch)
+        return self._resolved.put(ref, found)
+
+    def estimate(self, ref: ModelRef) -> ModelEstimate:
+        """Return what loading would cost; for background jobs only."""
+        self._resolved.drop(ref)  # files and free memory change
+        return self.resolve(ref).estimate
+
+    def load(self, ref: ModelRef, watch: Watch, fits: Callable[[int], object] | None = None) -> "ModelHandle":
+        """Return the model, loading it where needed; for background jobs only (torch is imported here).
+
+        `fits` is called with the number of layers before any weight is read, and raises where that will not do.
+        """
         with self._loading:
             found = self._handles.get(ref)
             if found is not None:
+                if fits is not None:
+                    fits(found.info.num_layers)
                 return found
             watch.tell("start", done=0, total=1, unit="steps", detail="starting the engine")
-            import_engine()
-            from shortviz.model.load import load, resolve
+            resolved = self.resolve(ref, watch)
+            from shortviz.model.load import load
 
-            resolved = resolve(ref, watch=watch)
-            if settings().is_hosted:
-                policy.check_estimate(settings(), resolved.estimate)
+            size = resolved.estimate
+            watch.say(size.words)
+            policy.check_estimate(settings(), size)
+            if fits is not None:
+                fits(size.num_layers)
+            self._resolved.drop(ref)
             return self._handles.put(ref, load(resolved, watch=watch))
 
     def clear(self) -> None:
@@ -176,7 +199,7 @@ class RunStore:
                 run = self.get(key)
             except RunError:
                 continue
-            if run is not None and (not settings().is_hosted or run.text.source.startswith("built-in")):
+            if run is not None and policy.may_show(settings(), run):
                 found[key] = run
         return found
 
@@ -205,11 +228,11 @@ class RunStore:
 
     def _make_room(self, newest: str) -> None:
         """Remove the oldest runs where strangers could fill the disk."""
-        rules = settings()
-        if not rules.is_hosted:
+        most = policy.most_runs(settings())
+        if most is None:
             return
         found = sorted(self.folder.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-        for old in found[rules.max_runs :]:
+        for old in found[most:]:
             if old.parent.name != newest:
                 shutil.rmtree(old.parent, ignore_errors=True)
 
@@ -219,14 +242,6 @@ class RunStore:
             run = change(self.get(key))
             if run is not None:
                 self.put(key, run)
-
-    def add_evaluation(self, key: str, evaluation: Evaluation) -> None:
-        """Keep a measured block with its run; the best one per block and text stays.
-
-        Where strangers meet, the bundled run is everybody's and stays as it is.
-        """
-        if self.get(key) is not None and not (key in EXAMPLES and settings().is_hosted):
-            self.update(key, lambda run: with_evaluation(run, evaluation) if run is not None else run)
 
 
 def run_key(ref: ModelRef, spec: TextSpec) -> str:
@@ -238,17 +253,6 @@ def run_key(ref: ModelRef, spec: TextSpec) -> str:
         facts += [stat.st_size, stat.st_mtime_ns]
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:10]
     return f"{name}-{digest}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Inspection:
-    """What is known about a clicked block so far."""
-
-    evaluation: Evaluation | None = None
-    prompt: str = ""
-    uncut: str = ""
-    """The uncut model's continuation of the prompt, as far as it is written."""
-    cut: str = ""
 
 
 # The one bench of a process: jobs, models and runs, shared by all sessions.
@@ -277,10 +281,10 @@ class Service:
     visitor: Callable[[], str] = lambda: ""
     """Returns the secret name of the session that asks; "" outside of one."""
     jobs: JobRegistry = field(init=False)
-    models: ModelCache = field(default_factory=lambda: ModelCache(1 if settings().is_hosted else 2))
+    models: ModelCache = field(default_factory=lambda: ModelCache(policy.most_models(settings())))
     runs: RunStore
     measured: "Cache[Evaluation]" = field(default_factory=lambda: Cache(2000))
-    """By (model, evaluation text, removed layers)."""
+    """By `measure.measured_key`."""
     continuations: "Cache[str]" = field(default_factory=lambda: Cache(500))
     """By (model, removed layers, prompt)."""
     treated: "Cache[ModelHandle]" = field(default_factory=_treated_cache)
@@ -308,12 +312,17 @@ class Service:
         A job that may not or cannot start is one that has failed, with the reason for people. Results go into run
         `key`, which begins as run `start` where it is new.
         """
-        from shortviz.service.execute import execute
+        from shortviz.service.work import carry_out
 
         place = StorePlace(self.runs, key, start)
-        return self.run(
-            Asked(request=request, run_key=key), lambda watch: execute(request, watch, service=self, place=place)
-        )
+
+        def work(watch: Watch) -> Any:
+            found = carry_out(request, self, place, watch)
+            if isinstance(found, dict):
+                return tuple(found)
+            return key if isinstance(found, Run) else found  # ended jobs are remembered by the hundred
+
+        return self.run(Asked(request=request, run_key=key), work)
 
     def run(self, context: Asked, work: Callable[[Watch], Any]) -> str:
         """Put any work into the queue, as `submit` does."""
@@ -342,7 +351,7 @@ class Service:
 
     def own_live(self) -> tuple[JobState, ...]:
         """Return the live jobs of this visitor, oldest first; none on one's own machine, where everybody sees all."""
-        if not settings().is_hosted:
+        if not policy.knows_browsers(settings()):
             return ()
         return tuple(job for job in self.jobs.jobs() if job.live and job.owner == self.visitor())
 
@@ -383,21 +392,21 @@ class Service:
 
     def _is_own(self, job: JobState) -> bool:
         """Return whether whoever asks may stop the job: on one's own machine, everybody."""
-        return not settings().is_hosted or job.owner == self.visitor()
+        return not policy.knows_browsers(settings()) or job.owner == self.visitor()
 
     def _visible(self, job_id: str) -> bool:
-        return not settings().is_hosted or self.visitor() in (self._watchers.get(job_id) or ())
+        return not policy.knows_browsers(settings()) or self.visitor() in (self._watchers.get(job_id) or ())
 
 
 def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
     """Return work that is asked to stop once its time is up, where the app is hosted."""
-    rules = settings()
-    if not rules.is_hosted:
+    seconds = policy.most_seconds(settings())
+    if seconds is None:
         return work
 
     def timed(watch: Watch) -> Any:
         assert watch.stop is not None, "a job can be stopped"
-        alarm = threading.Timer(rules.max_job_seconds, watch.stop.set)
+        alarm = threading.Timer(seconds, watch.stop.set)
         alarm.daemon = True
         alarm.start()
         try:
@@ -411,10 +420,22 @@ def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
 class StorePlace(Place):
     """A run of the app's store; one that is new begins as another that is shown."""
 
+    replaces = True
+    other_text = "choose that text again, or measure the map anew"
+
     def __init__(self, store: RunStore, key: str | None, start: str | None = None) -> None:
         """Keep the run under `key`."""
         super().__init__(store.path(key) if key is not None else None)
         self._store, self._key, self._start = store, key, start
+
+    @property
+    def name(self) -> str:
+        """The key of the run."""
+        return self._key or ""
+
+    def part(self, name: str, model: ModelRef, text: TextSpec) -> Place:
+        """Return the run of one of several texts."""
+        return StorePlace(self._store, run_key(model, text))
 
     @property
     def run(self) -> Run | None:
@@ -425,7 +446,7 @@ class StorePlace(Place):
     def update(self, change: Callable[[Run | None], Run]) -> Run:
         """Keep what `change` makes of the run: in one step, for two jobs may add to the same run at once."""
         found: list[Run] = []
-        if self._key is None:
+        if self._key is None or not policy.may_add(settings(), bundled=self._key in EXAMPLES):
             return change(self.run)
         self._store.update(self._key, lambda old: found.append(change(old or self.run)) or found[-1])  # type: ignore[func-returns-value]
         return found[-1]
@@ -446,7 +467,7 @@ def new_service() -> Service:
     return Service(runs=RunStore(settings().runs_dir))
 
 
-_INSPECTS = ("estimate", "prepare", "evaluate", "questions", "repair", "bring", "continuations")
+_INSPECTS = ("estimate", "size", "prepare", "evaluate", "questions", "repair", "bring", "continuations")
 
 
 def lane_of(request: "Request | AppRequest") -> Lane:
@@ -465,7 +486,10 @@ def title_of(request: "Request | AppRequest") -> str:
 TITLES = {
     "measure": "Distances", "texts": "Distances on several texts", "losses": "Losses", "search": "Search",
     "blocks": "Losses of chosen blocks", "evaluate": "Evaluation", "curve": "Removal curve", "tasks": "Questions",
-    "load": "Loading", "prepare": "Preparation", "questions": "Fetching the questions", "estimate": "Size",
-    "repair": "Repair", "shrink": "Shrinking", "heal": "Healing", "ask": "Questions for the ledger",
+    "load": "Loading", "prepare": "Preparation", "questions": "Fetching the questions", "estimate": "Estimate",
+    "size": "Size", "repair": "Repair", "shrink": "Shrinking", "heal": "Healing", "ask": "Questions for the ledger",
     "bring": "Bringing back a model", "continuations": "Continuations", "export": "Export", "push": "Push",
 }  # fmt: skip
+
+
+JobContext: Any = Asked  # TEMPORARY

@@ -347,13 +347,14 @@ def _task(given: Values) -> TaskSpec | None:
     if value is None:
         return None
     is_file = names_file(value)
-    if is_file and ("task_subset" in given or "task_split" in given):
-        raise TextError(f"--task-subset and --task-split belong to a data set; {value} is a file.")
     names = {field: _TASK_NAMES.get(field, field) for field in TaskSpec.__dataclass_fields__}
     own = {field: given[flat] for field, flat in names.items() if flat in given and field not in ("kind", "value")}
     if "choices" in own:
         own["choices"] = tuple(name.strip() for name in own["choices"].split(","))
-    return TaskSpec(kind="file" if is_file else "dataset", value=value, **own)
+    found = TaskSpec(kind="file" if is_file else "dataset", value=value, **own)
+    if is_file and (found.subset, found.split) != (None, TaskSpec.__dataclass_fields__["split"].default):
+        raise TextError(f"--task-subset and --task-split belong to a data set; {value} is a file.")
+    return found
 
 
 def names_file(text: str) -> bool:
@@ -396,11 +397,12 @@ def _words(option: Option, value: Any) -> list[str]:
     return [option.spelled, str(value)]
 
 
-def to_python(request: Request) -> str:
-    """Return the Python lines that ask for this."""
+def to_python(request: Request, name: str = "") -> str:
+    """Return the Python lines that ask for this, and print what comes or give it a name."""
     names: set[str] = {type(request).__name__, "execute"}
     body = _source(request, names)
-    return f"from shortviz import {', '.join(sorted(names))}\n\nprint(execute({body}))\n"
+    found = f"{name} = execute({body})" if name else f"print(execute({body}))"
+    return f"from shortviz import {', '.join(sorted(names))}\n\n{found}\n"
 
 
 def _source(value: Any, names: set[str]) -> str:

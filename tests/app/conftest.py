@@ -46,7 +46,7 @@ def loaded(tools: Service, app: Callable[..., App], tiny_folder: Path) -> App:
     """A session whose tiny model is loaded, with short texts."""
     page = app(model=str(tiny_folder)).page("model")
     page.click("estimate_button")
-    assert page.finish("estimate").state == "done"
+    assert page.finish("size").state == "done"
     page.click("load_button")
     assert page.finish("load").state == "done"
     page.state[s.CALIBRATION] = TextSpec(kind="paste", value=TEXT, max_length=64)

@@ -20,7 +20,7 @@ def test_the_bundled_run_becomes_live_when_its_model_is_loaded(app: Callable[...
     page.click("load_shown")
     assert page.finish("load").state == "done"
     assert "30 layers · float32 · cpu" in page.words
-    found = page.finish("inspect").result
+    found = page.finish("evaluate").result
     assert found.evaluation.complete
     assert found.evaluation.removed == (12, 13, 14, 15)
     assert 0.1 < found.evaluation.nll_increase < 5

@@ -18,7 +18,7 @@ Start = Callable[..., App]
 def load(page: App) -> App:
     page.page("model")
     page.click("estimate_button")
-    page.finish("estimate")
+    page.finish("size")
     page.click("load_button")
     page.finish("load")
     return page
@@ -83,7 +83,7 @@ def test_a_model_that_is_refused_says_why_before_the_button(
     word = spoil(copy)
     page = app(model=str(copy)).page("model")
     page.click("estimate_button")
-    failed = page.finish("estimate")
+    failed = page.finish("size")
     if failed.state == "done":  # the header is whole; the weights behind it are not
         page.click("load_button")
         failed = page.finish("load")
@@ -151,13 +151,14 @@ def test_an_export_folder_with_something_in_it_is_refused_and_kept(
 
 def test_a_fault_of_ours_shows_its_traceback_only_in_an_expander(app: Start, tools: Service, tiny_folder: Path) -> None:
     from shortviz.records.model import ModelRef
-    from shortviz.service.service import JobContext
+    from shortviz.service.requests import LoadRequest
+    from shortviz.service.service import Asked
 
     def work(watch: object) -> None:
         raise RuntimeError("loose <b>screw</b>")
 
     ref = ModelRef(id=str(tiny_folder))
-    job_id = tools.submit(JobContext(kind="load", ref=ref), "Load it", work)
+    job_id = tools.run(Asked(request=LoadRequest(model=ref)), work)
     tools.jobs.wait(job_id)
     page = app(model=str(tiny_folder))
     s.set_job(page.state, "load", job_id)

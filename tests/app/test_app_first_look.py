@@ -2,14 +2,16 @@
 
 import threading
 import time
-from typing import Any
 
 import pytest
 
 from shortviz.progress import Progress, Watch
-from shortviz.records.plan import Block
-from shortviz.service import measure
-from shortviz.service.service import Inspection, Service
+from shortviz.records.plan import Block, Removal
+from shortviz.service import inspect, measure
+from shortviz.service.execute import execute
+from shortviz.service.inspect import Inspection
+from shortviz.service.requests import EvaluateRequest
+from shortviz.service.service import Service
 from shortviz.ui.session import polling
 from shortviz.ui.session import state as s
 from tests.support.app import App
@@ -18,27 +20,25 @@ BLOCK = Block(start=1, n=2)
 
 
 @pytest.fixture
-def steps(measured: App, tools: Service, monkeypatch: pytest.MonkeyPatch) -> list[Inspection]:
+def steps(measured: App, tools: Service) -> list[Inspection]:
     """What the inspection of a block knew at each of its steps."""
-    works: list[Any] = []
     ref = s.ref(measured.state)
     assert ref is not None
-    with monkeypatch.context() as patch:
-        patch.setattr(Service, "submit", lambda _bench, _context, _title, work, **_: works.append(work))
-        measure.start_inspect(tools, ref, BLOCK, s.evaluation(measured.state), prompt="", key=None)
+    text, removal = s.evaluation(measured.state), Removal(block=BLOCK)
+    request = EvaluateRequest(model=ref, removal=removal, text=text, windows=measure.APP_WINDOWS)
     seen: list[Inspection] = []
 
     def note(progress: Progress) -> None:
         assert progress.snapshot is not None
         seen.append(progress.snapshot())
 
-    works[0](Watch(on_progress=note, stop=threading.Event()))
+    execute(request, Watch(on_progress=note, stop=threading.Event()), service=tools)
     return seen
 
 
 def test_the_first_number_rests_on_the_beginning_of_the_first_window(steps: list[Inspection]) -> None:
     tokens = [step.evaluation.score.tokens for step in steps if step.evaluation is not None]
-    assert tokens[0] == measure.FIRST_LOOK_TOKENS - 1
+    assert tokens[0] == inspect.FIRST_LOOK_TOKENS - 1
     assert tokens[1] == measure.APP_WINDOWS.window - 1
     assert tokens == sorted(tokens)
     first, last = steps[0].evaluation, steps[-1].evaluation
@@ -51,9 +51,10 @@ def test_the_first_number_rests_on_the_beginning_of_the_first_window(steps: list
 
 def test_one_window_says_that_it_has_no_error(measured: App, tools: Service, steps: list[Inspection]) -> None:
     ref = s.ref(measured.state)
+    assert ref is not None
     first = steps[0].evaluation
     assert first is not None
-    tools.measured.put((ref, s.evaluation(measured.state), BLOCK.layers), first)
+    tools.measured.put(measure.measured_key(ref, s.evaluation(measured.state), BLOCK.layers), first)
     measured.state[s.CHOSEN], measured.state[s.INPUTS] = BLOCK, 99
     measured.run()
     assert "127 tokens scored" in measured.words

@@ -10,12 +10,11 @@ from streamlit.testing.v1 import AppTest
 
 from shortviz.errors import PolicyError
 from shortviz.records.model import ModelRef
-from shortviz.records.plan import Block
+from shortviz.records.plan import Block, Removal
 from shortviz.records.text import TextSpec
-from shortviz.service import export, measure
-from shortviz.service.service import JobContext, Service
+from shortviz.service.requests import EvaluateRequest, ExportRequest, LoadRequest, MeasureRequest, SizeRequest
+from shortviz.service.service import Asked, Service
 from shortviz.settings import Settings, settings
-from shortviz.text.tokens import DEFAULT_EVALUATION
 from shortviz.ui.parts.texts import store_upload
 from shortviz.ui.session import state as s
 from shortviz.ui.session.service import bench
@@ -134,14 +133,14 @@ def test_only_the_owner_sees_and_cancels_a_job(loaded: App, tools: Service, app:
 
 def test_a_job_that_may_not_start_has_failed_with_the_reason(tools: Service, tiny_folder: Path) -> None:
     ref = ModelRef(id=str(tiny_folder))
-    spec = TextSpec(kind="paste", value="Some words.")
+    spec, first = TextSpec(kind="paste", value="Some words."), Removal(block=Block(start=0, n=1))
     refused = [
-        measure.start_load(tools, ModelRef(id="/etc"), spec),
-        measure.start_estimate(tools, ModelRef(id="org/other")),
-        measure.start_measure(tools, ref, TextSpec(kind="file", value="/etc/passwd"), "key"),
-        export.start_export(tools, ref, (0,), Path("/tmp/x"), key=None, spec=spec, archive=False),
-        measure.start_inspect(tools, ref, Block(start=0, n=1), spec, prompt="x" * 10_000, key=None),
-        tools.submit(JobContext(kind="brand new", ref=ModelRef(id="x")), "New", lambda watch: None),
+        tools.submit(LoadRequest(model=ModelRef(id="/etc"), text=spec)),
+        tools.submit(SizeRequest(model=ModelRef(id="org/other"))),
+        tools.submit(MeasureRequest(model=ref, text=TextSpec(kind="file", value="/etc/passwd")), key="key"),
+        tools.submit(ExportRequest(model=ref, removal=first, folder="/tmp/x")),
+        tools.submit(EvaluateRequest(model=ref, removal=first, text=spec, write="x" * 10_000)),
+        tools.run(Asked(request=LoadRequest(model=ModelRef(id="x"))), lambda watch: None),
     ]
     for job_id in refused:
         job = tools.jobs.state(job_id)
@@ -157,13 +156,13 @@ def test_size_and_time_are_judged_inside_the_job(
     monkeypatch.setenv("SHORTVIZ_MAX_PARAMETERS", "1000")
     monkeypatch.setenv("SHORTVIZ_MAX_JOB_SECONDS", "1")
     settings.cache_clear()
-    job = tools.jobs.wait(measure.start_load(tools, ModelRef(id=str(tiny_folder)), DEFAULT_EVALUATION), 60)
+    job = tools.jobs.wait(tools.submit(LoadRequest(model=ModelRef(id=str(tiny_folder)))), 60)
     assert job is not None
     assert job.state == "failed"
     assert "million parameters" in job.error
     assert tools.models.get(ModelRef(id=str(tiny_folder))) is None
-    context = JobContext(kind="slow", ref=ModelRef(id="demo"))
-    job = tools.jobs.wait(tools.submit(context, "Slow", lambda watch: watch.stop.wait(60)), 30)
+    slow = Asked(request=SizeRequest(model=ModelRef(id="demo")))
+    job = tools.jobs.wait(tools.run(slow, lambda watch: watch.stop.wait(60)), 30)
     assert job is not None
     assert job.state == "cancelled"
 
@@ -193,8 +192,9 @@ def test_old_runs_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch, tools:
 def test_no_code_of_the_app_starts_or_looks_at_jobs_past_the_bench() -> None:
     """`Bench.submit`, `state` and `context` are where the policy and the owners are; the registry knows neither."""
     past = re.compile(r"\.jobs\.(submit|state|jobs|wait|refuse)\(|_contexts|_watchers")
-    found = {path.name for path in (ROOT / "shortviz" / "ui").glob("*.py") if past.search(path.read_text())}
-    assert found == {"resources.py"}
+    folders = [ROOT / "shortviz" / name for name in ("ui", "service")]
+    found = {path.name for folder in folders for path in folder.rglob("*.py") if past.search(path.read_text())}
+    assert found == {"service.py"}
 
 
 def test_what_a_visitor_asked_a_model_is_not_kept_where_others_see_it(tools: Service) -> None:
@@ -215,7 +215,7 @@ def test_a_prompt_and_what_a_model_makes_of_it_are_never_markup(loaded: App, too
     page = loaded.page("map")
     page.state[s.PROMPT] = hostile
     page.run().click("run_prompt")
-    done = tools.jobs.wait(page.state["jobs"]["inspect"], 60)
+    done = tools.jobs.wait(page.state["jobs"]["evaluate"], 60)
     assert done is not None
     assert done.state == "done", done.error
     page.run()

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shortviz.records.model import ModelRef
-from shortviz.records.plan import Block
-from shortviz.service.service import JobContext, Service
+from shortviz.records.plan import Block, Removal
+from shortviz.service.requests import ExportRequest, MeasureRequest
+from shortviz.service.service import Asked, Service
 from shortviz.ui.session import state as s
 from tests.support.app import App
 
@@ -16,7 +17,7 @@ def test_the_estimate_comes_before_the_button_that_loads(app: Start, tools: Serv
     page = app(model=str(tiny_folder)).page("model")
     assert page.at.button(key="load_button").disabled
     page.click("estimate_button")
-    page.finish("estimate")
+    page.finish("size")
     assert {m.label: m.value for m in page.at.metric}["Layers"] == "6"
     assert not page.at.button(key="load_button").disabled
 
@@ -44,7 +45,7 @@ def test_choosing_a_block_measures_it_and_both_models_continue_the_prompt(measur
     measured.run()
     measured.number("n").set_value(3)
     measured.run()
-    job = measured.finish("inspect")
+    job = measured.finish("evaluate")
     assert job.state == "done"
     assert job.result.evaluation.removed == (2, 3, 4)
     labels = [m.label for m in measured.at.metric]
@@ -57,7 +58,7 @@ def test_choosing_a_block_measures_it_and_both_models_continue_the_prompt(measur
 def test_a_measured_block_is_kept_in_the_run_and_not_measured_again(measured: App, tools: Service) -> None:
     measured.number("n").set_value(2)
     measured.run()
-    measured.finish("inspect")
+    measured.finish("evaluate")
     block = s.block(measured.state)
     assert block is not None
     run = next(tools.runs.get(p.name) for p in tools.runs.folder.glob("tiny-llama-*"))
@@ -66,10 +67,10 @@ def test_a_measured_block_is_kept_in_the_run_and_not_measured_again(measured: Ap
     tools.measured.clear()
     measured.number("n").set_value(1)
     measured.run()
-    measured.finish("inspect")
+    measured.finish("evaluate")
     measured.number("n").set_value(2)
     measured.run()
-    assert measured.finish("inspect").result.evaluation == run.evaluation_of(block.layers)
+    assert measured.finish("evaluate").result.evaluation == run.evaluation_of(block.layers)
 
 
 def test_following_a_link_measures_nothing_even_when_the_model_is_in_memory(
@@ -89,9 +90,9 @@ def test_a_second_session_attaches_to_a_job_by_its_address(measured: App, tools:
 
 
 def test_the_same_measurement_is_not_started_twice(measured: App, tools: Service) -> None:
-    context = JobContext(kind="measure", ref=ModelRef(id="x"), block=Block(start=0, n=1))
-    first = tools.submit(context, "one", lambda watch: watch.stop.wait(60))
-    assert tools.submit(context, "two", lambda watch: None) == first
+    asked = Asked(request=MeasureRequest(model=ModelRef(id="x")))
+    first = tools.run(asked, lambda watch: watch.stop.wait(60))
+    assert tools.submit(MeasureRequest(model=ModelRef(id="x"))) == first
     tools.jobs.cancel(first)
     tools.jobs.wait(first)
 
@@ -127,8 +128,11 @@ def test_an_export_as_zip_leaves_one_file_to_download(measured: App, tools: Serv
 def test_an_adapter_that_is_being_written_is_followed_by_a_session_that_attaches_to_it(
     loaded: App, app: Start, tools: Service, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    context = JobContext(kind="adapter", ref=ModelRef(id=str(tiny_folder)), removed=(2, 3), folder=str(tmp_path))
-    job = tools.submit(context, "Adapter", lambda control: control.stop.wait(60))
+    cut = Removal(block=Block(start=2, n=2))
+    request = ExportRequest(
+        model=ModelRef(id=str(tiny_folder)), removal=cut, folder=str(tmp_path), methods=("lora",), adapter_only=True
+    )
+    job = tools.run(Asked(request=request), lambda control: control.stop.wait(60))
     app(job=job, start="2", n="2").page("export").click("cancel_export")
     assert tools.jobs.wait(job, 60) is not None
     assert not tools.jobs.state(job).live

@@ -136,7 +136,7 @@ def test_hosted_nothing_is_told_of_jobs_and_the_same_of_every_run_that_is_not_op
 def load(page: App) -> list[str]:
     """Load the chosen model on the Model page; return what that page then tells."""
     page.page("model").click("estimate_button")
-    assert page.finish("estimate").state == "done"
+    assert page.finish("size").state == "done"
     page.click("load_button")
     assert page.finish("load").state == "done"
     return page.errors

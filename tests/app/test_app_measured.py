@@ -47,7 +47,7 @@ def test_the_inspector_takes_the_cell_of_the_map_and_says_so(measured: App, tool
     page.finish("losses")
     page.number("n").set_value(2)
     page.run()
-    job = page.finish("inspect")
+    job = page.finish("evaluate")
     assert job.result.evaluation.nll_increase is not None
     assert "from the measured map" in page.words
     (run,) = [tools.runs.get(p.name) for p in tools.runs.folder.glob("tiny-llama-*")]

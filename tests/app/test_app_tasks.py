@@ -58,7 +58,7 @@ def test_greedy_removal_and_accuracies_are_run_from_the_curve_kept_and_drawn(
     view(page, "Curve")
     page.at.number_input(key="greedy_layers").set_value(2)
     page.run().click("start_greedy")
-    assert page.finish("greedy").state == "done"
+    assert page.finish("curve").state == "done"
     (chart,) = page.at.get("plotly_chart")
     assert "greedy scattered layers" in chart.proto.spec
     (run,) = [tools.runs.get(p.name) for p in tools.runs.folder.glob("tiny-llama-*")]
@@ -88,7 +88,7 @@ def test_greedy_removal_on_another_text_than_the_map_is_refused(measured: App) -
     page.finish("losses")
     page.state[s.EVALUATION] = TextSpec(kind="builtin", value="passages/code")
     view(page, "Curve").click("start_greedy")
-    job = page.finish("greedy")
+    job = page.finish("curve")
     assert job.state == "failed"
     assert "choose that text again, or measure the map anew" in page.errors[0]
 

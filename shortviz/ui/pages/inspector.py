@@ -1,6 +1,7 @@
 """The right side of the Map page: what removing the chosen block means, predicted and measured."""
 
 import math
+from dataclasses import replace
 
 import streamlit as st
 
@@ -8,16 +9,19 @@ from shortviz import criteria
 from shortviz.records.formatting import count, counted, layers_text, percent, size, with_error
 from shortviz.records.measured import BlockDistances, Evaluation, from_map
 from shortviz.records.model import ModelInfo
-from shortviz.records.plan import Block
+from shortviz.records.plan import Block, Removal
 from shortviz.service import measure
+from shortviz.service.inspect import Inspection
 from shortviz.service.ledger import ledger_of
 from shortviz.service.queue import JobState
-from shortviz.service.service import Inspection, Service
+from shortviz.service.requests import EvaluateRequest
+from shortviz.service.service import Service
 from shortviz.ui.parts import questions
 from shortviz.ui.parts.map import is_from_map
 from shortviz.ui.parts.notes import job_error, plain
 from shortviz.ui.session import state as s
 from shortviz.ui.session.polling import main_button
+from shortviz.ui.session.service import start_job
 from shortviz.ui.session.shown import Shown, criterion_of, measure_job
 
 _INPUT_WIDTH = 113
@@ -58,8 +62,8 @@ def draw(
     """Draw everything that is known about the block."""
     state = s.session()
     found = inspection(bench, state, shown, block, job)
-    about = bench.context(job.id) if job is not None else None
-    running = job is not None and job.live and about is not None and about.block == block
+    ours = _asked_block(bench, job) == block
+    running = job is not None and job.live and ours
     warnings(distances, model, block)
     if distances is not None:
         predicted(distances, block, criterion_of(state, distances))
@@ -71,7 +75,7 @@ def draw(
         _measuring()
     elif block.n < model.num_layers:
         _not_measured(shown)
-    if about is not None and about.block == block:
+    if ours:
         job_error(job)
     saves(model, block, found.evaluation)
     if block.n < model.num_layers:
@@ -253,16 +257,27 @@ def start_wanted(bench: Service, shown: Shown, block: Block | None, job: JobStat
         bench.jobs.cancel(job.id)
     if shown.model is None or block.n >= shown.model.num_layers or shown.model.illegal_reason(block):
         return
-    job_id = measure.start_inspect(
-        bench,
-        shown.ref,
-        block,
-        s.evaluation(state),
-        prompt=str(state.get(s.PROMPT, "")),
+    start_job(
+        EvaluateRequest(
+            model=shown.ref,
+            removal=Removal(block=block),
+            text=s.evaluation(state),
+            windows=measure.APP_WINDOWS,
+            write=str(state.get(s.PROMPT, "")),
+        ),
         key=shown.key,
-        text_first=wanted == "text",
     )
-    s.set_job(state, "inspect", job_id)
+
+
+def _asked(bench: Service, job: JobState | None) -> EvaluateRequest | None:
+    """Return what a job measures; None where it measures no block, or is not for this session's eyes."""
+    about = bench.context(job.id) if job is not None else None
+    return about.request if about is not None and isinstance(about.request, EvaluateRequest) else None
+
+
+def _asked_block(bench: Service, job: JobState | None) -> Block | None:
+    asked = _asked(bench, job)
+    return asked.removal.block if asked is not None and asked.removal is not None else None
 
 
 def inspection(bench: Service, state: s.State, shown: Shown, block: Block, job: JobState | None) -> Inspection:
@@ -270,21 +285,17 @@ def inspection(bench: Service, state: s.State, shown: Shown, block: Block, job: 
     spec = s.evaluation(state)
     prompt = str(state.get(s.PROMPT, ""))
     found = Inspection(prompt=prompt)
-    context = bench.context(job.id) if job is not None else None
-    about = (context.block, context.ref, context.evaluation) if context is not None else None
-    if job is not None and isinstance(job.record, Inspection) and about == (block, shown.ref, spec):
+    asked = _asked(bench, job)
+    about = (asked.removal, asked.model, asked.text) if asked is not None else None
+    if job is not None and isinstance(job.record, Inspection) and about == (Removal(block=block), shown.ref, spec):
         found = job.record
     evaluation = found.evaluation
     if evaluation is None and shown.ref is not None:
-        evaluation = measure.measured(bench, shown.ref, spec, block)
+        evaluation = bench.measured.get(measure.measured_key(shown.ref, spec, block.layers))
     if (evaluation is None or not evaluation.complete) and shown.run is not None:
         kept = shown.run.evaluation_of(block.layers) or from_map(shown.run.losses, shown.run.model, block)
         evaluation = _more_text(evaluation, kept)
-    return (
-        found
-        if evaluation is found.evaluation
-        else Inspection(evaluation=evaluation, prompt=found.prompt, uncut=found.uncut, cut=found.cut)
-    )
+    return replace(found, evaluation=evaluation)
 
 
 def _more_text(new: Evaluation | None, kept: Evaluation | None) -> Evaluation | None:

@@ -74,9 +74,9 @@ def _model(bench: Service, shown: Shown, parameters: Mapping[str, str]) -> Itera
         if not DEVICE.fullmatch(device):
             yield f"The link's device {_quoted(device)} cannot be a device's name; auto is chosen."
     if run and shown.key != run:
-        where = "on this server" if settings().is_hosted else "on this machine"
+        where = "on this machine" if policy.reads_paths(settings()) else "on this server"
         yield f"The link's run {_quoted(run)} cannot be opened {where}; {_instead(shown)}."
-    if job and not settings().is_hosted:
+    if job and policy.names_jobs(settings()):
         yield f"The link's job {_quoted(job)} is not known any more; what was saved of it is among the runs."
 
 

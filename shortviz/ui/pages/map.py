@@ -11,6 +11,7 @@ from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
 from shortviz.service import measure
 from shortviz.service.queue import JobState
+from shortviz.service.requests import EvaluateRequest, MapRequest, MeasureRequest
 from shortviz.service.service import Service, run_key
 from shortviz.ui.pages import inspector, share
 from shortviz.ui.parts import ledger, notes
@@ -18,7 +19,7 @@ from shortviz.ui.parts import map as map_view
 from shortviz.ui.parts import map as measured
 from shortviz.ui.session import state as s
 from shortviz.ui.session.polling import main_button
-from shortviz.ui.session.service import bench
+from shortviz.ui.session.service import bench, start_job
 from shortviz.ui.session.shown import Shown, live_losses, live_map, look, measure_job, settle_block
 
 # The toolbar of the Map page: what to show and how, and the buttons that start and stop a measurement.
@@ -92,7 +93,7 @@ def toolbar(bench: Service, shown: Shown, jobs: Mapping[str, JobState | None]) -
             disabled=shown.handle is None or live,
             help=_measure_help(shown, which, live),
             on_click=_measure if which == "predicted" else _measure_losses,
-            args=(bench, shown),
+            args=(shown,),
             key="measure_button",
         )
         st.button(
@@ -100,7 +101,7 @@ def toolbar(bench: Service, shown: Shown, jobs: Mapping[str, JobState | None]) -
             icon=":material/stop:",
             disabled=not live or (job is not None and job.stopping),
             help="Stops after this batch; what is measured so far is kept.",
-            on_click=_stop,
+            on_click=notes.cancel,
             args=(bench, job.id if job is not None else ""),
             key="stop_button",
         )
@@ -116,34 +117,32 @@ def _measure_help(shown: Shown, which: str, live: bool) -> str:
     return "Streams the calibration text through the model and fills the map in."
 
 
-def _measure(bench: Service, shown: Shown) -> None:
+def _measure(shown: Shown) -> None:
     state = s.session()
     ref = shown.ref
-    if ref is None:
+    if ref is None or shown.handle is None:
         return
-    spec = s.calibration(state)
+    text = s.calibration(state)
     s.leave_run(state)
-    s.set_job(state, "measure", measure.start_measure(bench, ref, spec, run_key(ref, spec)))
+    batch = measure.app_batch(shown.handle.info.device)
+    start_job(MeasureRequest(model=ref, text=text, batch_size=batch), key=run_key(ref, text))
 
 
-def _measure_losses(bench: Service, shown: Shown) -> None:
+def _measure_losses(shown: Shown) -> None:
     state = s.session()
     ref = shown.ref
     if ref is None:
         return
     key = run_key(ref, s.calibration(state))
     s.leave_run(state)
-    s.set_job(state, "losses", measure.start_losses(bench, ref, s.evaluation(state), key, shown.run))
-
-
-def _stop(bench: Service, job_id: str) -> None:
-    bench.jobs.cancel(job_id)
+    request = MapRequest(model=ref, text=s.evaluation(state), windows=measure.APP_WINDOWS)
+    start_job(request, key=key, start=shown.key)
 
 
 TICK_SECONDS = 1.0
 """A changed figure remounts the chart, and a click in that moment is lost: not oftener than a person needs."""
 INSPECT_TICK_SECONDS = 0.3
-KINDS = ("measure", "losses", "texts", "greedy", "tasks", "questions")
+KINDS = ("measure", "losses", "texts", "curve", "tasks", "questions")
 """Jobs whose progress the left side shows."""
 
 
@@ -241,7 +240,7 @@ def _start_wanted(shown: Shown, model: ModelInfo) -> None:
     block = _chosen(state, model)
     if block is not None:
         tools.wanted_rows[:] = [block.n]
-        inspector.start_wanted(tools, shown, block, tools.state(s.job(state, "inspect")))
+        inspector.start_wanted(tools, shown, block, tools.state(s.job(state, EvaluateRequest.kind)))
 
 
 def _right(shown: Shown, model: ModelInfo) -> None:
@@ -255,7 +254,7 @@ def _right(shown: Shown, model: ModelInfo) -> None:
     except ShortvizError as error:
         notes.problem(str(error))
         return
-    own = s.job(state, "inspect")
+    own = s.job(state, EvaluateRequest.kind)
     follow = tools.inspecting(shown.ref, block, s.evaluation(state), own) or own
     job = tools.state(follow)
     live = job is not None and job.live

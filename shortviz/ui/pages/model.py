@@ -4,8 +4,9 @@ import streamlit as st
 
 from shortviz.records.formatting import count, size
 from shortviz.records.model import ModelEstimate, ModelRef
-from shortviz.service import measure
+from shortviz.service import policy
 from shortviz.service.queue import JobState
+from shortviz.service.requests import LoadRequest, SizeRequest
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.ui.parts import notes, texts
@@ -14,7 +15,7 @@ from shortviz.ui.session import state as s
 from shortviz.ui.session import state as visit
 from shortviz.ui.session.address import DTYPES
 from shortviz.ui.session.polling import follow, main_button
-from shortviz.ui.session.service import bench
+from shortviz.ui.session.service import bench, start_job
 
 PRESETS = {
     "demo": "demo: SmolLM2-135M-Instruct, embedded, no network needed",
@@ -56,9 +57,7 @@ def _prefill(state: s.State) -> None:
 
 def presets() -> list[str]:
     """Return what there is to choose: where the app is hosted, only the models that it offers."""
-    if settings().is_hosted:
-        return [name.partition("@")[0] for name in settings().allowed_models]
-    return [*PRESETS, OTHER]
+    return policy.offered_models(settings()) or [*PRESETS, OTHER]
 
 
 def _model_inputs(state: s.State) -> ModelRef | None:
@@ -130,10 +129,10 @@ def _estimate(tools: Service, state: s.State, ref: ModelRef) -> None:
     """
     if visit.estimate_wanted(state):
         visit.want_estimate(state, False)
-        s.set_job(state, "estimate", measure.start_estimate(tools, ref))
-    job_id = s.job(state, "estimate")
+        start_job(SizeRequest(model=ref))
+    job_id = s.job(state, SizeRequest.kind)
     context = tools.context(job_id or "")
-    if context is None or context.ref != ref:
+    if context is None or context.request != SizeRequest(model=ref):
         job_id = None
 
     def estimate(job: JobState | None) -> None:
@@ -196,5 +195,5 @@ def _load(tools: Service, ref: ModelRef) -> None:
     if s.ref(state) != ref or s.run_key(state) is not None:
         s.set_model(state, ref)
     if tools.models.get(ref) is None:
-        s.set_job(state, "load", measure.start_load(tools, ref, s.evaluation(state)))
+        start_job(LoadRequest(model=ref, text=s.evaluation(state)))
     st.rerun()

@@ -20,6 +20,7 @@ from shortviz.records.table import Table, left, right
 from shortviz.runs.library import MOST_CHARACTERS
 from shortviz.runs.run import EXAMPLES
 from shortviz.runs.zip import file_name, pack_run, unpack_run
+from shortviz.service import policy
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.ui.pages import inspector
@@ -188,7 +189,7 @@ def draw() -> None:
     visit.pick_runs(state, [key for key in visit.picked_runs(state) if key in runs])
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Runs")
-        if not settings().is_hosted:
+        if policy.manages_runs(settings()):
             _import(tools)
     _undo(tools)
     _table(runs)
@@ -281,7 +282,7 @@ def _buttons(tools: Service, runs: Mapping[str, Run], picked: list[str]) -> None
             help="One file with everything measured; import it here or on another machine.",
             key="export_run",
         )
-        if not settings().is_hosted:
+        if policy.manages_runs(settings()):
             _rename(tools, runs, picked)
             st.button(
                 "Delete" if len(own) < 2 else f"Delete {len(own)} runs",

@@ -1,6 +1,5 @@
-"""The Python lines and the commands that reproduce what the app measured; those of an export are in recipes."""
+"""What takes results away: links, figures, files, and the lines that measure what is on screen."""
 
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,165 +15,21 @@ from shortviz.figures.theme import image_options, paper_figure
 from shortviz.records.citations import bibtex
 from shortviz.records.json import to_json
 from shortviz.records.model import ModelRef
-from shortviz.records.plan import Block
+from shortviz.records.plan import Block, Removal
 from shortviz.records.run import Run
 from shortviz.records.text import TextSpec, WindowSpec, text_of
 from shortviz.runs.report import block_csv, report_html
 from shortviz.runs.run import folder_name
 from shortviz.service import measure
+from shortviz.service.requests import CurveRequest, EvaluateRequest, MapRequest, MeasureRequest
 from shortviz.service.service import Service
+from shortviz.service.spelling import to_command, to_python
 from shortviz.ui.parts import ledger
 from shortviz.ui.parts import map as measured
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
 from shortviz.ui.session.address import go_to, left_out, link
 from shortviz.ui.session.shown import VIEWS, Shown, criterion_of, drawn_criterion, map_look, ref_of
-
-
-def measure_python(ref: ModelRef, spec: TextSpec, criterion: str = "angular_last") -> str:
-    """Return Python that measures the distance map."""
-    return (
-        "from shortviz import ModelRef, TextSpec, best_blocks, load, measure_distances, tokenize\n\n"
-        f"model = load({_ref(ref)})\n"
-        f"text = {_spec(spec)}\n"
-        "distances = measure_distances(model, tokenize(text, model.tokenizer))\n"
-        f"print(best_blocks(distances, {criterion!r}))\n"
-    )
-
-
-def measure_command(ref: ModelRef, spec: TextSpec) -> str:
-    """Return the command that measures the distance map."""
-    words = ["shortviz", "measure", ref.id, *_model_options(ref), *_text_options(spec), "--out", "RUN"]
-    return _command(words, spec)
-
-
-def evaluate_python(ref: ModelRef, block: Block, spec: TextSpec, windows: WindowSpec) -> str:
-    """Return Python that measures what removing the block costs."""
-    return (
-        "from shortviz import Block, ModelRef, PrunePlan, TextSpec, WindowSpec\n"
-        "from shortviz import evaluate, load, make_windows, prune\n\n"
-        f"model = load({_ref(ref)})\n"
-        f"{_plan(block)}"
-        f"{_windows(spec, windows)}"
-        "print(evaluate(prune(model, plan), windows, base=model))\n"
-    )
-
-
-def evaluate_command(ref: ModelRef, block: Block, spec: TextSpec, windows: WindowSpec) -> str:
-    """Return the command that measures what removing the block costs."""
-    words = ["shortviz", "evaluate", ref.id, *_model_options(ref), *_block(block), *_text_options(spec)]
-    return _command([*words, *_window_options(windows)], spec)
-
-
-def losses_python(ref: ModelRef, spec: TextSpec, windows: WindowSpec) -> str:
-    """Return Python that measures the loss of every block, and what the removal curve is read off."""
-    return (
-        "from shortviz import ModelRef, TextSpec, WindowSpec, load, make_windows, measure_losses\n"
-        "from shortviz.analysis.curve import curve_from_map\n\n"
-        f"model = load({_ref(ref)})\n"
-        f"{_windows(spec, windows)}"
-        "losses = measure_losses(model, windows)\n"
-        "print(losses.increase.row(1))  # nats, without each single layer\n"
-        "print(curve_from_map(losses, model=model.info).lines[0])\n"
-    )
-
-
-def losses_command(ref: ModelRef, spec: TextSpec, windows: WindowSpec) -> str:
-    """Return the command that measures the loss of every block."""
-    return _losses_command("map", [ref.id, *_model_options(ref)], spec, windows)
-
-
-def curve_command(ref: ModelRef, spec: TextSpec, windows: WindowSpec) -> str:
-    """Return the command that measures every block and prints the removal curve."""
-    return _losses_command("curve", [ref.id, *_model_options(ref)], spec, windows)
-
-
-def agreement_python(ref: ModelRef, calibration: TextSpec, spec: TextSpec, windows: WindowSpec) -> str:
-    """Return Python that measures both maps and compares them."""
-    return (
-        "from shortviz import ModelRef, TextSpec, WindowSpec\n"
-        "from shortviz import load, make_windows, measure_distances, measure_losses, tokenize\n"
-        "from shortviz.analysis.agreement import agreement, agreement_table\n\n"
-        f"model = load({_ref(ref)})\n"
-        f"calibration = {_spec(calibration)}\n"
-        "distances = measure_distances(model, tokenize(calibration, model.tokenizer))\n"
-        f"{_windows(spec, windows)}"
-        "losses = measure_losses(model, windows)\n"
-        "print(agreement_table(agreement(distances, losses, model.info)).to_string())\n"
-    )
-
-
-def agreement_command(ref: ModelRef, calibration: TextSpec, spec: TextSpec, windows: WindowSpec) -> str:
-    """Return the commands that measure both maps into one run and show how well they agree."""
-    first = measure_command(ref, calibration)
-    return f"{first}\n{_losses_command('map', ['RUN'], spec, windows)}\nshortviz show RUN"
-
-
-def _losses_command(command: str, model: list[str], spec: TextSpec, windows: WindowSpec) -> str:
-    words = ["shortviz", command, *model, *_text_options(spec), *_window_options(windows)]
-    return _command([*words, "--out", "RUN"] if model != ["RUN"] else words, spec)
-
-
-def _window_options(windows: WindowSpec) -> list[str]:
-    return ["--window", str(windows.window), "--windows", str(windows.windows)]
-
-
-def _windows(spec: TextSpec, windows: WindowSpec) -> str:
-    return (
-        f"text = {_spec(spec)}\n"
-        f"size = WindowSpec(window={windows.window}, windows={windows.windows})\n"
-        "windows = make_windows(text, size, model.tokenizer)\n"
-    )
-
-
-def _plan(block: Block) -> str:
-    return f"plan = PrunePlan.of_blocks(model.info.num_layers, Block(start={block.start}, n={block.n}))\n"
-
-
-def _ref(ref: ModelRef) -> str:
-    words = [f"id={ref.id!r}"]
-    words += [f"revision={ref.revision!r}"] if ref.revision else []
-    words += [f"{k}={v!r}" for k, v in (("dtype", ref.dtype), ("device", ref.device)) if v != "auto"]
-    return f"ModelRef({', '.join(words)})"
-
-
-def _spec(spec: TextSpec) -> str:
-    words = [f"kind={spec.kind!r}", f"value={spec.value!r}"]
-    words += [f"key={spec.key!r}"] if spec.key != "text" else []
-    words += [f"subset={spec.subset!r}"] if spec.subset else []
-    words += [f"split={spec.split!r}"] if spec.split != "train" else []
-    words += [f"limit={spec.limit}"] if spec.limit is not None else []
-    words += [f"max_length={spec.max_length}"] if spec.max_length != 256 else []
-    words += [f"bos={spec.bos!r}"] if spec.bos != "auto" else []
-    return f"TextSpec({', '.join(words)})"
-
-
-def _model_options(ref: ModelRef) -> list[str]:
-    words = ["--revision", ref.revision] if ref.revision else []
-    for option, value in (("--dtype", ref.dtype), ("--device", ref.device)):
-        words += [option, value] if value != "auto" else []
-    return words
-
-
-def _block(block: Block) -> list[str]:
-    return ["--start", str(block.start), "--n", str(block.n)]
-
-
-def _text_options(spec: TextSpec) -> list[str]:
-    option = {"builtin": "--builtin", "file": "--text", "dataset": "--dataset", "paste": "--text"}[spec.kind]
-    words = [option, "pasted.txt" if spec.kind == "paste" else spec.value]
-    words += ["--key", spec.key] if spec.key != "text" else []
-    words += ["--subset", spec.subset] if spec.subset else []
-    words += ["--split", spec.split] if spec.split != "train" else []
-    words += ["--limit", str(spec.limit)] if spec.limit is not None else []
-    words += ["--max-length", str(spec.max_length)] if spec.max_length != 256 else []
-    return words + (["--bos", spec.bos] if spec.bos != "auto" else [])
-
-
-def _command(words: list[str], spec: TextSpec) -> str:
-    note = "# save the pasted text as pasted.txt first\n" if spec.kind == "paste" else ""
-    return note + shlex.join(words)
-
 
 # The figure that is on screen, for a paper: light, sharp, saved by the browser as SVG or PNG.
 
@@ -262,11 +117,13 @@ def buttons(tools: Service, shown: Shown, block: Block) -> None:
             for words in left_out(state):
                 st.caption(f":material/info: {words}")
         if ref is not None:
-            spec = s.evaluation(state)
+            request = EvaluateRequest(
+                model=ref, removal=Removal(block=block), text=s.evaluation(state), windows=measure.APP_WINDOWS
+            )
             with st.popover("Copy as code", icon=":material/code:", width="content"):
                 python, command = st.tabs(["Python", "Command"])
-                python.code(evaluate_python(ref, block, spec, measure.APP_WINDOWS), language="python")
-                command.code(evaluate_command(ref, block, spec, measure.APP_WINDOWS), language="bash")
+                python.code(to_python(request), language="python")
+                command.code(to_command(request), language="bash")
 
 
 def downloads(shown: Shown) -> None:
@@ -317,24 +174,40 @@ def _code(shown: Shown, ref: ModelRef) -> None:
 
 
 def code_of(ref: ModelRef, state: s.State, run: Run | None = None) -> tuple[str, str]:
-    """Return the command and Python that measure what is on screen: on the run's texts where it tells them."""
-    view = state.get(s.VIEW)
-    calibration, (evaluation, windows) = _calibration(state, run), _evaluation(state, run)
-    if view == "Agreement" or measured.show(state) == "difference":
-        both = (ref, calibration, evaluation, windows)
-        return agreement_command(*both), agreement_python(*both)
-    if view == "Curve":
-        return (
-            curve_command(ref, evaluation, windows),
-            losses_python(ref, evaluation, windows),
-        )
-    if measured.show(state) == "measured":
-        return (
-            losses_command(ref, evaluation, windows),
-            losses_python(ref, evaluation, windows),
-        )
+    """Return the commands and the Python that measure what is on screen: on the run's texts where it tells them."""
+    asked = requests_of(ref, state, run)
+    if len(asked) > 1:
+        commands = [to_command(request, out="RUN") for request in asked]
+        python = [to_python(request, name) for request, name in zip(asked, ("distances", "losses"), strict=True)]
+        return "\n".join([*commands, "shortviz show RUN"]), "\n".join([*python, _AGREEMENT])
     criterion = criterion_of(state, run.distances) if run is not None and run.distances is not None else "angular_last"
-    return measure_command(ref, calibration), measure_python(ref, calibration, criterion)
+    reading = {
+        MeasureRequest: f"from shortviz import best_blocks\n\nprint(best_blocks(run.distances, {criterion!r}))\n",
+        MapRequest: "print(run.losses.increase.row(1))  # nats, without each single layer\n",
+        CurveRequest: "from shortviz.analysis.curve import curve_of_run\n\nprint(curve_of_run(run).lines[0])\n",
+    }
+    return to_command(asked[0], out="RUN"), f"{to_python(asked[0], 'run')}\n{reading[type(asked[0])]}"
+
+
+_AGREEMENT = """from shortviz.analysis.agreement import agreement, agreement_table
+
+print(agreement_table(agreement(distances.distances, losses.losses, distances.model)).to_string())
+"""
+
+
+def requests_of(
+    ref: ModelRef, state: s.State, run: Run | None = None
+) -> tuple[MeasureRequest | MapRequest | CurveRequest, ...]:
+    """Return what measures the view that is on screen."""
+    view, which = state.get(s.VIEW), measured.show(state)
+    evaluation, windows = _evaluation(state, run)
+    distances = MeasureRequest(model=ref, text=_calibration(state, run))
+    losses = MapRequest(model=ref, text=evaluation, windows=windows)
+    if view == "Agreement" or which == "difference":
+        return distances, losses
+    if view == "Curve":
+        return (CurveRequest(model=ref, text=evaluation, windows=windows),)
+    return (losses if which == "measured" else distances,)
 
 
 def _calibration(state: s.State, run: Run | None) -> TextSpec:

@@ -7,8 +7,9 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from shortviz.server.guard import VISITOR
-from shortviz.service import measure
+from shortviz.service import policy
 from shortviz.service.queue import JobState
+from shortviz.service.requests import LoadRequest
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.ui.pages import export, heal, learn, model, runs
@@ -29,7 +30,7 @@ from shortviz.ui.session.address import (
     write_address,
 )
 from shortviz.ui.session.polling import follow
-from shortviz.ui.session.service import bench
+from shortviz.ui.session.service import bench, start_job
 from shortviz.ui.session.shown import Shown, look, ref_of
 
 TICK_SECONDS = 0.5
@@ -72,7 +73,7 @@ def _open_page(page: StreamlitPage) -> None:
     """
     state = s.session()
     if not visit.begun(state):
-        visit.begin(state, str(st.context.cookies.get(VISITOR, "")) if settings().is_hosted else "")
+        visit.begin(state, str(st.context.cookies.get(VISITOR, "")) if policy.knows_browsers(settings()) else "")
         parameters = linked()
         read_address(bench(), state, parameters)
         attach_own(bench(), state)
@@ -106,7 +107,7 @@ def _status_line() -> None:
             st.markdown(f":material/check_circle: {notes.model_words(shown.handle.info)}")
         else:
             notes.job_error(job)
-            _offer(tools, shown)
+            _offer(shown)
 
     follow(tools, tools.state(s.job(state, "load")), line, seconds=TICK_SECONDS)
 
@@ -117,7 +118,7 @@ def _loading(tools: Service, job: JobState) -> None:
         st.button("Cancel", icon=":material/close:", on_click=tools.jobs.cancel, args=(job.id,), key="cancel_load")
 
 
-def _offer(tools: Service, shown: Shown) -> None:
+def _offer(shown: Shown) -> None:
     ref = ref_of(shown)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f":material/info: {_unloaded(shown)}", width="content")
@@ -126,7 +127,7 @@ def _offer(tools: Service, shown: Shown) -> None:
                 plain(f"Load {ref.id}"),
                 icon=":material/memory:",
                 on_click=_load,
-                args=(tools, shown),
+                args=(shown,),
                 key="load_shown",
             )
         st.page_link(visit.page(s.session(), "Model"), label="Choose another model", icon=":material/deployed_code:")
@@ -140,12 +141,12 @@ def _unloaded(shown: Shown) -> str:
     return "No model loaded." if shown.ref is None else f"No model loaded; {plain(shown.ref.id)} is chosen."
 
 
-def _load(tools: Service, shown: Shown) -> None:
+def _load(shown: Shown) -> None:
     """Load the model of what is shown; its chosen block is measured when it is there."""
     ref = ref_of(shown)
     if ref is not None:
         state = s.session()
         s.load_for_run(state, ref)
         s.want(state, "numbers")
-        s.set_job(state, "load", measure.start_load(tools, ref, s.evaluation(state)))
+        start_job(LoadRequest(model=ref, text=s.evaluation(state)))
         st.rerun()  # the whole page, not only the fragment that the button is in

@@ -17,14 +17,17 @@ from shortviz.figures import losses as loss_charts
 from shortviz.records.formatting import duration
 from shortviz.records.measured import BlockDistances, BlockLosses
 from shortviz.records.model import ModelInfo
+from shortviz.records.text import WindowSpec
 from shortviz.service import measure
 from shortviz.service.queue import JobState
+from shortviz.service.requests import CurveRequest
 from shortviz.service.service import Service
 from shortviz.ui.parts import notes
 from shortviz.ui.parts import questions as task_picker
 from shortviz.ui.parts import questions as task_view
 from shortviz.ui.parts.notes import missing, plain
 from shortviz.ui.session import state as s
+from shortviz.ui.session.service import start_job
 from shortviz.ui.session.shown import FONT, Shown
 
 AXES = ("NLL", "perplexity", "accuracy")
@@ -48,7 +51,7 @@ def draw(
         axis = st.segmented_control(
             "y axis", AXES, default=AXES[0], required=True, key="curve_axis", label_visibility="collapsed"
         )
-        _greedy_button(bench, shown, curve, greedy_job)
+        _greedy_button(shown, curve, greedy_job)
         _task_button(bench, shown, curve, task_job)
     for job in jobs:
         if job is not None and job.live:
@@ -109,7 +112,7 @@ def _accuracy(bench: Service, shown: Shown, curve: RemovalCurve) -> None:
     st.caption(plain(alt))
 
 
-def _greedy_button(bench: Service, shown: Shown, curve: RemovalCurve, job: JobState | None) -> None:
+def _greedy_button(shown: Shown, curve: RemovalCurve, job: JobState | None) -> None:
     live = job is not None and job.live
     with st.popover("Greedy removal", icon=":material/layers_clear:", disabled=shown.handle is None):
         st.caption("Removes the least harmful single layer, measures every layer that is left again, and so on.")
@@ -120,16 +123,17 @@ def _greedy_button(bench: Service, shown: Shown, curve: RemovalCurve, job: JobSt
             icon=":material/play_arrow:",
             disabled=live or shown.handle is None or shown.key is None,
             on_click=_start_greedy,
-            args=(bench, shown, int(layers)),
+            args=(shown, int(layers)),
             key="start_greedy",
         )
 
 
-def _start_greedy(bench: Service, shown: Shown, layers: int) -> None:
-    state = s.session()
-    if shown.ref is not None and shown.key is not None:
-        job = measure.start_greedy(bench, shown.ref, s.evaluation(state), layers, shown.key)
-        s.set_job(state, "greedy", job)
+def _start_greedy(shown: Shown, layers: int) -> None:
+    losses = shown.run.losses if shown.run is not None else None
+    if shown.ref is not None and shown.key is not None and losses is not None:
+        windows = WindowSpec(window=losses.text.max_length or 2, windows=losses.text.rows)
+        text = s.evaluation(s.session())
+        start_job(CurveRequest(model=shown.ref, text=text, windows=windows, greedy=layers), key=shown.key)
         st.rerun()  # the whole page, so that it follows the job
 
 
@@ -159,7 +163,7 @@ def _task_button(bench: Service, shown: Shown, curve: RemovalCurve, job: JobStat
             icon=":material/play_arrow:",
             disabled=not left or (job is not None and job.live),
             on_click=task_view.start,
-            args=(bench, shown, tuple(left)),
+            args=(shown, tuple(left)),
             key="score_curve",
         )
 

@@ -202,7 +202,7 @@ def views(
         agreement_view(distances, losses, model, criterion, chosen)
         return True
     if view == "Curve":
-        curve.draw(bench, shown, distances, losses, model, (jobs["greedy"], jobs["tasks"]))
+        curve.draw(bench, shown, distances, losses, model, (jobs["curve"], jobs["tasks"]))
         return True
     if view == "Texts":
         texts_map.draw(bench, shown, distances, criterion, chosen, jobs["texts"])

@@ -6,6 +6,7 @@ import streamlit as st
 
 from shortviz.records.formatting import duration, size
 from shortviz.records.model import ModelInfo
+from shortviz.service import policy
 from shortviz.service.queue import JobState
 from shortviz.service.service import Service
 from shortviz.settings import settings
@@ -54,7 +55,7 @@ def job_error(job: JobState | None) -> None:
     if job is None or job.state != "failed":
         return
     problem(job.error)
-    if job.error_is_ours and job.traceback and not settings().is_hosted:
+    if job.error_is_ours and job.traceback and policy.shows_faults(settings()):
         with st.expander("Details for a bug report", icon=":material/bug_report:"):
             st.code(job.traceback, language="python")
 

@@ -1,6 +1,6 @@
 """The form that names multiple-choice questions: a file or a data set of the hub, and which columns are what."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from shortviz.records.plan import Block
 from shortviz.records.text import TaskRows, TaskScore, TaskSpec
 from shortviz.service import measure, policy
 from shortviz.service.queue import JobState
+from shortviz.service.requests import FetchRequest, TasksRequest
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.text.questions import OPTIONS
@@ -20,6 +21,7 @@ from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.parts.texts import KINDS, offers_datasets, store_upload
 from shortviz.ui.session import state as s
+from shortviz.ui.session.service import start_job
 from shortviz.ui.session.shown import Shown
 
 PROMPTS = {"Question alone": "{question}", "Question: ... Answer:": "Question: {question}\nAnswer:"}
@@ -82,15 +84,18 @@ def chosen_rows(bench: Service) -> TaskRows | None:
 def _file(key: str) -> tuple[Any, dict[str, Any]]:
     """Draw where a file is; returns (what was uploaded, the fields of the record that name it)."""
     upload = st.file_uploader("Upload (.jsonl, .csv, .parquet)", type=["jsonl", "csv", "parquet"], key=f"{key}_tasks")
-    path = "" if settings().is_hosted else st.text_input("or a path on this machine", value="", key=f"{key}_task_path")
+    path = ""
+    if policy.reads_paths(settings()):
+        path = st.text_input("or a path on this machine", value="", key=f"{key}_task_path")
     return upload, {"kind": "file", "value": path.strip()}
 
 
 def _dataset(base: TaskSpec, key: str) -> tuple[None, dict[str, Any]]:
     known = base if base.kind == "dataset" else TaskSpec(kind="dataset", value="")
     help_words = "Streamed: only the rows that are used are fetched."
-    if settings().is_hosted:
-        name = st.selectbox("Data set id", settings().allowed_datasets, key=f"{key}_task_dataset", help=help_words)
+    offered = policy.offered_datasets(settings())
+    if offered is not None:
+        name = st.selectbox("Data set id", offered, key=f"{key}_task_dataset", help=help_words)
     else:
         name = st.text_input(
             "Data set id", value=known.value, placeholder="allenai/ai2_arc", key=f"{key}_task_dataset", help=help_words
@@ -111,7 +116,7 @@ def _columns(key: str, base: TaskSpec, named: dict[str, Any]) -> "partial[TaskSp
     with st.container(horizontal=True, gap="small"):
         prompt = st.selectbox("Prompt", list(PROMPTS), key=f"{key}_prompt")
         first = st.selectbox("First choice is number", (0, 1), index=base.first_label, key=f"{key}_first")
-        most = settings().max_rows if settings().is_hosted else 100_000
+        most = policy.most_rows(settings())
         limit = st.number_input("Questions, at most", 1, most, value=min(base.limit or most, most), key=f"{key}_limit")
     return partial(
         TaskSpec,
@@ -138,7 +143,7 @@ def _use(bench: Service, spec: Callable[..., TaskSpec], upload: Any) -> None:
         s.set_task(state, chosen)
         ref = s.ref(state)
         if chosen.kind == "dataset" and ref is not None:
-            s.set_job(state, "questions", measure.start_fetching(bench, ref, chosen))
+            start_job(FetchRequest(model=ref, task=chosen))
     st.rerun()  # the whole page, not only the fragment that the button is in
 
 
@@ -147,9 +152,9 @@ def _chosen(bench: Service, key: str) -> None:
     state = s.session()
     if s.task_problem(state):
         notes.problem(s.task_problem(state))
-    job, spec = bench.state(s.job(state, "questions")), s.task(state)
+    job, spec = bench.state(s.job(state, FetchRequest.kind)), s.task(state)
     about = bench.context(job.id) if job is not None else None
-    if job is not None and about is not None and about.task == spec:
+    if job is not None and about is not None and getattr(about.request, "task", None) == spec:
         if job.live:
             st.caption(f":material/autorenew: {plain(notes.progress_words(job))}")
             st.button("Stop", icon=":material/stop:", on_click=notes.cancel, args=(bench, job.id), key=f"{key}_stop")
@@ -193,7 +198,7 @@ def block_score(bench: Service, shown: Shown, block: Block, job: JobState | None
                 disabled=shown.handle is None or illegal,
                 help="Load a model first." if shown.handle is None else "With the uncut and with the cut model.",
                 on_click=start,
-                args=(bench, shown, plans),
+                args=(shown, plans),
                 key="score_block",
             )
     found = [score for score in scores if score is not None]
@@ -216,10 +221,9 @@ def _behind(score: TaskScore) -> str:
     return f"{plain(score.behind)} · by length {percent(score.accuracy_norm, score.accuracy_norm_stderr)}{cut}"
 
 
-def start(bench: Service, shown: Shown, plans: Sequence[tuple[int, ...]]) -> None:
+def start(shown: Shown, plans: tuple[tuple[int, ...], ...]) -> None:
     """Score the chosen questions with these cuts."""
-    state = s.session()
-    spec = s.task(state)
+    spec = s.task(s.session())
     if shown.ref is not None and spec is not None:
-        s.set_job(state, "tasks", measure.start_tasks(bench, shown.ref, spec, plans, shown.key))
+        start_job(TasksRequest(model=shown.ref, task=spec, plans=plans), key=shown.key)
         st.rerun()

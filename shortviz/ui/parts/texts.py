@@ -9,7 +9,7 @@ import streamlit as st
 
 from shortviz.errors import ShortvizError
 from shortviz.records.text import Bos, TextSpec
-from shortviz.service import measure, policy
+from shortviz.service import inspect, measure, policy
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.text.sources import builtin_names, read_rows
@@ -106,7 +106,7 @@ def _kinds() -> list[str]:
 
 def offers_datasets() -> bool:
     """Return whether data sets of the hub may be read here."""
-    return bool(settings().allowed_datasets) or not settings().is_hosted
+    return policy.offered_datasets(settings()) != ()
 
 
 def _value(spec: TextSpec, kind: str) -> str:
@@ -118,7 +118,7 @@ def _file(role: str, base: TextSpec) -> TextSpec | None:
         "Upload (.txt, .jsonl, .csv, .parquet)", type=["txt", "jsonl", "csv", "parquet"], key=f"{role}_upload"
     )
     path = ""
-    if settings().is_hosted:
+    if not policy.reads_paths(settings()):
         st.caption("Where the page is shown inside another one, uploads may not work: paste the text instead.")
     else:
         path = st.text_input(
@@ -165,8 +165,7 @@ def _dataset(role: str, base: TextSpec) -> TextSpec | None:
 
 
 def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
-    rules = settings()
-    most, longest = (rules.max_rows, rules.max_row_tokens) if rules.is_hosted else (100_000, 8192)
+    most, longest = policy.most_rows(settings()), policy.longest_row(settings())
     with st.container(horizontal=True, gap="small"):
         limit = (
             st.number_input(
@@ -218,7 +217,7 @@ def _cost(role: str, spec: TextSpec) -> None:
         windows = measure.APP_WINDOWS
         st.caption(
             f"The app scores up to {windows.windows} windows of {windows.window} tokens; a first number comes after "
-            f"{measure.FIRST_LOOK_TOKENS} tokens."
+            f"{inspect.FIRST_LOOK_TOKENS} tokens."
         )
 
 
@@ -241,7 +240,7 @@ def _first_row(bench: Service, state: s.State, spec: TextSpec) -> None:
         )
         return
     ids = handle.tokenizer(row[:4000], add_special_tokens=False, verbose=False)["input_ids"]
-    shown = measure.first_row_tokens(ids[:_SHOWN_TOKENS], handle)
+    shown = inspect.first_row_tokens(ids[:_SHOWN_TOKENS], handle)
     more = f", of {min(len(ids), spec.max_length):,}" if len(ids) > _SHOWN_TOKENS else ""
     st.caption(f"First row as tokens of {plain(handle.info.id)}: the first {len(shown)}{more}")
     st.code(" ¦ ".join(token.replace("\n", "⏎") for token in shown), language=None, wrap_lines=True)

@@ -14,14 +14,16 @@ from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.records.text import TextSpec
 from shortviz.runs.run import EXAMPLES
-from shortviz.service import measure
+from shortviz.service import measure, policy
 from shortviz.service.queue import JobState
+from shortviz.service.requests import TextsRequest
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.text.sources import builtin_names
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
+from shortviz.ui.session.service import start_job
 from shortviz.ui.session.shown import FONT, Shown, choose, parse_row, parse_selection
 
 RUNS_LOOKED_AT = 12
@@ -77,8 +79,8 @@ def _others(bench: Service, shown: Shown, criterion: str) -> dict[str, Run]:
 def _comparable(run: Run, shown: Shown, criterion: str) -> bool:
     if shown.model is None or run.distances is None or criterion not in run.distances.criteria:
         return False
-    if settings().is_hosted and not run.text.source.startswith("built-in"):
-        return False  # another visitor's text
+    if not policy.may_show(settings(), run):
+        return False
     one, other = run.model, shown.model
     return (one.id, one.num_layers, one.parameters) == (other.id, other.num_layers, other.parameters)
 
@@ -111,23 +113,24 @@ def _measure_more(bench: Service, shown: Shown, job: JobState | None) -> None:
             icon=":material/play_arrow:",
             disabled=live or not names or shown.handle is None,
             on_click=_start,
-            args=(bench, shown, tuple(names)),
+            args=(shown, tuple(names)),
             key="measure_texts",
         )
     if live and job is not None:
         st.button("Stop", icon=":material/stop:", on_click=notes.cancel, args=(bench, job.id), key="stop_texts")
 
 
-def _start(bench: Service, shown: Shown, names: tuple[str, ...]) -> None:
+def _start(shown: Shown, names: tuple[str, ...]) -> None:
     state = s.session()
-    if shown.ref is None:
+    if shown.ref is None or shown.handle is None:
         return
     own = s.calibration(state)
-    specs = [
+    texts = tuple(
         TextSpec(kind="builtin", value=name, limit=own.limit or 64, max_length=own.max_length, bos=own.bos)
         for name in names
-    ]
-    s.set_job(state, "texts", measure.start_texts(bench, shown.ref, specs))
+    )
+    batch = measure.app_batch(shown.handle.info.device)
+    start_job(TextsRequest(model=shown.ref, texts=texts, batch_size=batch))
     st.rerun()  # the whole page, so that it follows the job
 
 

@@ -19,6 +19,7 @@ from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block
 from shortviz.records.text import TextSpec
 from shortviz.service import policy
+from shortviz.service.requests import AppRequest, MeasureRequest, PushRequest, Request
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.text.sources import builtin_names
@@ -46,10 +47,8 @@ def read_address(bench: Service, state: s.State, parameters: Mapping[str, str]) 
     """Prefill a new session from the address: a job to attach to, else a run, else a model."""
     context = bench.context(parameters.get("job", ""))
     if context is not None:
-        s.set_model(state, context.ref)
-        if context.calibration is not None:
-            s.set_calibration(state, context.calibration)
-        s.set_job(state, context.kind, parameters["job"])
+        _attach(state, context.request)
+        s.set_job(state, context.request.kind, parameters["job"])
     elif parameters.get("model"):
         ref = read_ref(parameters)
         if ref is not None:
@@ -74,10 +73,16 @@ def attach_own(bench: Service, state: s.State) -> None:
         if context is None:
             continue
         if s.ref(state) is None and s.run_key(state) is None:
-            s.set_model(state, context.ref)
-            if context.calibration is not None:
-                s.set_calibration(state, context.calibration)
-        s.set_job(state, context.kind, job.id)
+            _attach(state, context.request)
+        s.set_job(state, context.request.kind, job.id)
+
+
+def _attach(state: s.State, request: Request | AppRequest) -> None:
+    """Choose the model, and the calibration text, of a job."""
+    if not isinstance(request, PushRequest):
+        s.set_model(state, request.model)
+    if isinstance(request, MeasureRequest):
+        s.set_calibration(state, request.text)
 
 
 def _prefill_model(state: s.State, ref: ModelRef) -> None:
@@ -185,8 +190,7 @@ def address(bench: Service, state: s.State) -> dict[str, str]:
     if chosen is not None:
         found |= {"start": str(chosen.start), "n": str(chosen.n)}
     job = bench.state(s.newest_job(state, LONG_KINDS))
-    # A job belongs to one session where strangers meet: an address that is passed on must not name it.
-    if job is not None and job.live and not settings().is_hosted:
+    if job is not None and job.live and policy.names_jobs(settings()):
         found["job"] = job.id
     return found
 

@@ -17,6 +17,7 @@ from shortviz.records.run import Run
 from shortviz.records.text import TextSpec
 from shortviz.runs.run import EXAMPLES
 from shortviz.service.ledger import ledger_of
+from shortviz.service.measure import measured_key
 from shortviz.service.queue import JobState
 from shortviz.service.service import EXAMPLE, Service, run_key
 from shortviz.ui.session import state as s
@@ -123,7 +124,7 @@ def measure_job(bench: Service, state: s.State, shown: Shown, kind: str = "measu
     """
     job_id = s.job(state, kind)
     context = bench.context(job_id or "")
-    if context is None or context.ref != shown.ref:
+    if context is None or getattr(context.request, "model", None) != shown.ref:
         return None
     return bench.state(job_id)
 
@@ -252,7 +253,7 @@ def known_ledger(bench: Service, shown: Shown, removed: tuple[int, ...], spec: T
     found = ledger_of(shown.run, removed)
     if found is not None:
         return found
-    evaluation = bench.measured.get((shown.ref, spec, removed)) if shown.ref is not None else None
+    evaluation = bench.measured.get(measured_key(shown.ref, spec, removed)) if shown.ref is not None else None
     if evaluation is None and shown.run is not None:
         evaluation = shown.run.evaluation_of(removed)
     if evaluation is None or evaluation.base is None or not evaluation.removed:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from shortviz.cli.options import names_file
 from shortviz.errors import Stopped
 from shortviz.runs.run import load_run
+from shortviz.service.spelling import names_file
 from tests.support.command import last_line
 
 TEXT = ("--builtin", "passages/prose", "--window", "24", "--windows", "2")

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from shortviz.cli.options import parse
+from shortviz.cli.main import parse
 from shortviz.errors import ShortvizError, TextError
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, Removal
