@@ -55,27 +55,17 @@ def choose_placement(ref: ModelRef) -> Placement:
     device = spread[0] if spread else _device(ref.device)
     where = "the CPU" if device.type == "cpu" else ", ".join(map(str, spread)) or str(device)
     if ref.dtype != "auto":
-        dtype = _dtype(ref.dtype)
-        return Placement(dtype=dtype, device=device, spread=spread, reason=f"{ref.dtype} on {where}, as asked for.")
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return Placement(
-            dtype=torch.bfloat16,
-            device=device,
-            spread=spread,
-            reason=f"bfloat16 on {where}: this GPU computes in it natively.",
-        )
-    why = {
-        "cpu": "CPUs are slow in half precision, which also blurs small distances",
-        "cuda": "this GPU does not compute in bfloat16 natively",
-    }[device.type]
-    no_gpu = "no GPU was found, and " if ref.device == "auto" and device.type == "cpu" else ""
-    return Placement(dtype=torch.float32, device=device, spread=spread, reason=f"float32 on {where}: {no_gpu}{why}.")
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise ModelError(f"There is no dtype {name!r}; choose one of auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
+        if ref.dtype not in DTYPES:
+            raise ModelError(f"There is no dtype {ref.dtype!r}; choose one of auto, {', '.join(DTYPES)}.")
+        dtype, why = ref.dtype, ", as asked for"
+    elif device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        dtype, why = "bfloat16", ": this GPU computes in it natively"
+    elif device.type == "cuda":
+        dtype, why = "float32", ": this GPU does not compute in bfloat16 natively"
+    else:
+        no_gpu = "no GPU was found, and " if ref.device == "auto" else ""
+        dtype, why = "float32", f": {no_gpu}CPUs are slow in half precision, which also blurs small distances"
+    return Placement(dtype=DTYPES[dtype], device=device, spread=spread, reason=f"{dtype} on {where}{why}.")
 
 
 def _all_gpus() -> tuple[torch.device, ...]:

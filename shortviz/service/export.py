@@ -17,18 +17,18 @@ from shortviz.service import inspect, kept, measure, policy
 from shortviz.service.ledger import known_ledger, ledger_of
 from shortviz.service.place import Place
 from shortviz.service.requests import ExportRequest, PushRequest, check_device
-from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.text.tokens import DEFAULT_EVALUATION
 
 if TYPE_CHECKING:
     from shortviz.export.push import PushReport
     from shortviz.model.handle import ModelHandle
+    from shortviz.service.service import Service
 
 KEEP_DOWNLOAD_SECONDS: Final = 3600
 
 
-def export(request: ExportRequest, service: Service, place: Place, watch: Watch) -> ExportReport | str:
+def export(request: ExportRequest, service: "Service", place: Place, watch: Watch) -> ExportReport | str:
     """Write a model and return the report of its proof, or where what was learned alone was written.
 
     Streamed, the tensors are copied from file to file in the dtype they have, and the model is never whole in memory.
@@ -75,7 +75,7 @@ def _zipped(folder: Path, archive: bool, watch: Watch) -> Iterator[Path]:
 
 
 def _checkpoint(
-    request: ExportRequest, service: Service, place: Place, watch: Watch, base: "ModelHandle", folder: Path
+    request: ExportRequest, service: "Service", place: Place, watch: Watch, base: "ModelHandle", folder: Path
 ) -> ExportReport:
     from shortviz.export.export import export_checkpoint
 
@@ -100,7 +100,7 @@ def _checkpoint(
 
 
 def _adapter(
-    request: ExportRequest, service: Service, place: Place, watch: Watch, base: "ModelHandle", folder: Path
+    request: ExportRequest, service: "Service", place: Place, watch: Watch, base: "ModelHandle", folder: Path
 ) -> str:
     from shortviz.heal.adapter import export_adapter
 
@@ -122,7 +122,7 @@ def _keys(request: ExportRequest, place: Place) -> tuple[str, ...]:
     return place.keys if request.run is None else (request.run, *place.keys)
 
 
-def _run(request: ExportRequest, service: Service, place: Place) -> Run | None:
+def _run(request: ExportRequest, service: "Service", place: Place) -> Run | None:
     found = service.runs.get(request.run) if request.run is not None else place.run
     if request.run is not None and found is None:
         raise RunError(f"There is no run {request.run!r} that keeps models; runs are in {service.runs.folder}.")
@@ -137,7 +137,7 @@ def _step(run: Run | None, request: ExportRequest, methods: tuple[str, ...]) -> 
 
 
 def _model(
-    request: ExportRequest, service: Service, place: Place, base: "ModelHandle", step: LedgerStep | None
+    request: ExportRequest, service: "Service", place: Place, base: "ModelHandle", step: LedgerStep | None
 ) -> "ModelHandle":
     """Return the model that is meant: a treated one from memory, else brought back from beside its run."""
     if not request.methods:
@@ -166,7 +166,7 @@ def _forget_downloads(newest: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def push(request: PushRequest, service: Service, place: Place, watch: Watch) -> "PushReport":
+def push(request: PushRequest, service: "Service", place: Place, watch: Watch) -> "PushReport":
     """Push a proved folder to the hub, with the token that the place was given: it stands in no record."""
     from shortviz.export.push import Destination, push_folder
 

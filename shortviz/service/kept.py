@@ -15,41 +15,41 @@ from shortviz.records.json import plain
 from shortviz.records.ledger import LedgerStep
 from shortviz.records.model import ModelRef
 from shortviz.service import policy
-from shortviz.service.service import Service
 from shortviz.settings import settings
 
 if TYPE_CHECKING:
     from shortviz.heal.adapter import Adapter
     from shortviz.heal.heal import Healed
     from shortviz.model.handle import ModelHandle
+    from shortviz.service.service import Service
 
 
 _WEIGHTS, _ADAPTER = "weights.safetensors", "adapter"
 
 
-def place(service: Service, key: str, removed: tuple[int, ...], methods: tuple[str, ...]) -> Path:
+def place(service: "Service", key: str, removed: tuple[int, ...], methods: tuple[str, ...]) -> Path:
     """Return the folder beside a run in which a treated model's own weights are kept."""
     name = hashlib.sha256(repr((removed, methods)).encode()).hexdigest()[:12]
     return service.runs.path(key) / f"treated-{name}"
 
 
-def is_kept(service: Service, key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
+def is_kept(service: "Service", key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
     """Return whether a treated model can be brought back without repairing or training."""
     return key is not None and (place(service, key, removed, methods) / _WEIGHTS).is_file()
 
 
-def kept_by(service: Service, keys: Sequence[str], removed: tuple[int, ...], methods: tuple[str, ...]) -> str | None:
+def kept_by(service: "Service", keys: Sequence[str], removed: tuple[int, ...], methods: tuple[str, ...]) -> str | None:
     """Return the first of some runs that a treated model is kept beside, or None."""
     return next((key for key in keys if is_kept(service, key, removed, methods)), None)
 
 
-def has_adapter(service: Service, key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
+def has_adapter(service: "Service", key: str | None, removed: tuple[int, ...], methods: tuple[str, ...]) -> bool:
     """Return whether what a model learned last is kept as an adapter of its own."""
     return key is not None and (place(service, key, removed, methods) / _ADAPTER).is_dir()
 
 
 def put_in_memory(
-    service: Service, ref: ModelRef, removed: tuple[int, ...], base: "ModelHandle", model: "ModelHandle"
+    service: "Service", ref: ModelRef, removed: tuple[int, ...], base: "ModelHandle", model: "ModelHandle"
 ) -> str:
     """Keep a treated model in memory; return why not, in a sentence, where it is too large for that."""
     from shortviz.model.delta import delta_weights
@@ -64,7 +64,7 @@ def put_in_memory(
     )
 
 
-def keep(service: Service, key: str, base: "ModelHandle", model: "ModelHandle", healed: "Healed | None") -> str:
+def keep(service: "Service", key: str, base: "ModelHandle", model: "ModelHandle", healed: "Healed | None") -> str:
     """Write what is a treated model's own beside its run; return why not, in a sentence, where that is not possible.
 
     Of adapters the small factors are written, and the model that they were trained on where it was repaired. A kill
@@ -93,7 +93,7 @@ def keep(service: Service, key: str, base: "ModelHandle", model: "ModelHandle", 
     return ""
 
 
-def _make_room(service: Service, folder: Path, needed: int) -> None:
+def _make_room(service: "Service", folder: Path, needed: int) -> None:
     """Remove the models kept longest ago where the app is hosted, until another one finds room beside them.
 
     Raises ResourceError where it is too large by itself.
@@ -112,7 +112,7 @@ def _make_room(service: Service, folder: Path, needed: int) -> None:
 
 
 def bring_back(
-    service: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], step: LedgerStep
+    service: "Service", key: str, base: "ModelHandle", removed: tuple[int, ...], step: LedgerStep
 ) -> "ModelHandle":
     """Return the very model of a ledger's step, from what is kept beside the run.
 
@@ -130,7 +130,7 @@ def bring_back(
 
 
 def adapter(
-    service: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
+    service: "Service", key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
 ) -> "Adapter":
     """Return what a healed model learned, alone; raises RunError where that is not kept."""
     from shortviz.heal.adapter import read_adapter
@@ -140,7 +140,7 @@ def adapter(
 
 
 def _start(
-    service: Service, key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
+    service: "Service", key: str, base: "ModelHandle", removed: tuple[int, ...], methods: tuple[str, ...]
 ) -> "ModelHandle":
     from shortviz.model.delta import load_treated
 

@@ -36,7 +36,6 @@ from shortviz.service.requests import (
     ShrinkRequest,
     check_device,
 )
-from shortviz.service.service import Service
 from shortviz.service.spelling import to_command
 from shortviz.settings import settings
 from shortviz.text.sources import read_rows
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from shortviz.records.text import TokenSet, WindowSet
     from shortviz.repair.repair import Repaired
     from shortviz.repair.shrink import ShrinkStep
+    from shortviz.service.service import Service
 
 Treat = RepairRequest | ShrinkRequest | HealRequest
 
@@ -91,7 +91,7 @@ def ledger_of(run: Run | None, removed: tuple[int, ...]) -> Ledger | None:
 
 
 def known_ledger(
-    service: Service, ref: ModelRef | None, run: Run | None, removed: tuple[int, ...], spec: TextSpec
+    service: "Service", ref: ModelRef | None, run: Run | None, removed: tuple[int, ...], spec: TextSpec
 ) -> Ledger | None:
     """Return the ledger of a cut as far as it is known: from the run, or its first two steps from an evaluation."""
     found = ledger_of(run, removed)
@@ -115,7 +115,9 @@ def paired(evaluation: Evaluation | None) -> bool:
     )
 
 
-def treated(service: Service, ref: ModelRef | None, removed: tuple[int, ...], step: LedgerStep) -> "ModelHandle | None":
+def treated(
+    service: "Service", ref: ModelRef | None, removed: tuple[int, ...], step: LedgerStep
+) -> "ModelHandle | None":
     """Return the model of a treated step where it is still in memory."""
     return service.treated.get((ref, removed, step.methods)) if ref is not None else None
 
@@ -135,7 +137,7 @@ def cut_problem(model: ModelInfo, removed: tuple[int, ...]) -> str:
 
 
 def write(
-    service: Service, ref: ModelRef, name: str, model: "ModelHandle", methods: tuple[str, ...], prompt: str,
+    service: "Service", ref: ModelRef, name: str, model: "ModelHandle", methods: tuple[str, ...], prompt: str,
     watch: Watch,
 ) -> str:  # fmt: skip
     """Return a model's continuation, from memory where it is known; "" without a prompt or after a stop."""
@@ -156,7 +158,7 @@ class CutLedger:
     """One cut, its ledger as it grows, and the texts that its models are scored on, fitted to and trained on."""
 
     def __init__(
-        self, request: Treat, service: Service, place: Place, watch: Watch, *,
+        self, request: Treat, service: "Service", place: Place, watch: Watch, *,
         fits: Callable[[int], object], scores: bool = True,
     ) -> None:  # fmt: skip
         """Read the texts and load the model; `fits` is called with its layers before the weights are read.
@@ -397,7 +399,7 @@ def command_of(request: Treat, info: ModelInfo) -> str:
 # Repair, shrink, heal.
 
 
-def repair(request: RepairRequest, service: Service, place: Place, watch: Watch) -> Treating:
+def repair(request: RepairRequest, service: "Service", place: Place, watch: Watch) -> Treating:
     """Repair a cut in closed form and score it; where the repair does not help, the cut stays as it is."""
     from shortviz.repair.repair import check_method
 
@@ -415,7 +417,7 @@ def repair(request: RepairRequest, service: Service, place: Place, watch: Watch)
     return replace(work.shown, treatment=done.treatment, applied=done.applied)
 
 
-def shrink(request: ShrinkRequest, service: Service, place: Place, watch: Watch) -> Treating:
+def shrink(request: ShrinkRequest, service: "Service", place: Place, watch: Watch) -> Treating:
     """Remove the layer that costs least, repair, measure again, and so on; then score the cut that it ended with.
 
     Layers are chosen on the windows of the ledger, which then says so, or on the text that repairs are fitted to. A
@@ -465,7 +467,7 @@ def shrink(request: ShrinkRequest, service: Service, place: Place, watch: Watch)
     )  # fmt: skip
 
 
-def heal(request: HealRequest, service: Service, place: Place, watch: Watch) -> Treating | None:
+def heal(request: HealRequest, service: "Service", place: Place, watch: Watch) -> Treating | None:
     """Train a cut model, repaired first where asked to, and score it; HealHistory streams out inside Treating.
 
     A stop keeps the best weights so far, scores them, and leaves a checkpoint from which the same request goes on. On
@@ -575,7 +577,7 @@ def together(ref: ModelRef) -> Iterator[tuple[ModelRef, bool]]:
 # On the models of a ledger that is there: ask them questions, bring one back, let them write.
 
 
-def ask(request: AskRequest, service: Service, place: Place, watch: Watch) -> int:
+def ask(request: AskRequest, service: "Service", place: Place, watch: Watch) -> int:
     """Ask the model of every step the questions, as far as it is in memory or kept; return how many were scored."""
     base = service.models.load(request.model, watch)
     from shortviz.model.prune import prune
@@ -609,7 +611,7 @@ def _asked(run: Run | None, ledger: Ledger, step: LedgerStep, score: TaskScore, 
 
 
 def _of_step(
-    request: AskRequest | BringBackRequest, service: Service, place: Place, base: "ModelHandle", step: LedgerStep
+    request: AskRequest | BringBackRequest, service: "Service", place: Place, base: "ModelHandle", step: LedgerStep
 ) -> "ModelHandle | None":
     """Return a treated model from memory, else from what is kept beside the place's runs, else None."""
     removed = request.removal.removed
@@ -618,7 +620,7 @@ def _of_step(
     return found or (kept.bring_back(service, key, base, removed, step) if key is not None else None)
 
 
-def bring_back(request: BringBackRequest, service: Service, place: Place, watch: Watch) -> None:
+def bring_back(request: BringBackRequest, service: "Service", place: Place, watch: Watch) -> None:
     """Put a treated model into memory again from what is kept beside the run: nothing is repaired or trained."""
     base = service.models.load(request.model, watch)
     ledger = ledger_of(place.run, request.removal.removed)
@@ -631,7 +633,7 @@ def bring_back(request: BringBackRequest, service: Service, place: Place, watch:
         raise ResourceError(problem)
 
 
-def write_continuations(request: ContinueRequest, service: Service, place: Place, watch: Watch) -> None:
+def write_continuations(request: ContinueRequest, service: "Service", place: Place, watch: Watch) -> None:
     """Let every model of a ledger that is in memory continue the prompt, the uncut and the cut one always."""
     base = service.models.load(request.model, watch)
     from shortviz.model.prune import prune

@@ -30,35 +30,20 @@ from shortviz.streaming.model import StreamedModel, memory_limit
 from shortviz.streaming.reader import ALIGNMENT
 from shortviz.streaming.states import BatchShape, StatePlan, StateStore, batch_shapes, planned_states, sampled_positions
 
-# Running several small batches through a layer at once where that changes no bit of what each gives.
-#
-# A matrix product of few tokens waits for the weights to come out of memory; with more tokens each weight is used more
-# often while it is there. Kernels choose their path by shapes and addresses, so every new combination is tried first: a
-# batch alone and at its place in its group must give equal bits, else the layer runs batch by batch. In narrow floats
-# equal bits prove nothing, for rounding hides most of what another path does and shows it now and then: there batches
-# always run one by one.
-
 FUSED_TOKENS = 512
 """Tokens that go through a layer at once; products of more are hardly faster, and take more memory."""
 
 
-def fuses(dtype: torch.dtype) -> bool:
-    """Tell whether batches may go together in this dtype: whether a trial would show that another path is taken."""
-    return dtype.itemsize >= 4
-
-
 def groups_of(shapes: Sequence[BatchShape], dtype: torch.dtype) -> list[range]:
-    """Return which neighbouring batches go together: those of one width, up to FUSED_TOKENS tokens."""
-    if not fuses(dtype):
-        return [range(index, index + 1) for index in range(len(shapes))]
+    """Return which neighbouring batches go together: those of one width, up to FUSED_TOKENS tokens.
+
+    In narrow floats each goes alone: a trial proves nothing there, for rounding hides most of what another path does.
+    """
     groups: list[range] = []
     for index, shape in enumerate(shapes):
-        last = groups[-1] if groups else None
-        if (
-            last is not None
-            and shapes[last[0]].width == shape.width
-            and sum(shapes[i].tokens for i in last) + shape.tokens <= FUSED_TOKENS
-        ):
+        last = groups[-1] if groups and dtype.itemsize >= 4 else range(0)
+        tokens = sum(shapes[i].tokens for i in last) + shape.tokens
+        if last and shapes[last[0]].width == shape.width and tokens <= FUSED_TOKENS:
             groups[-1] = range(last.start, index + 1)
         else:
             groups.append(range(index, index + 1))
@@ -66,7 +51,12 @@ def groups_of(shapes: Sequence[BatchShape], dtype: torch.dtype) -> list[range]:
 
 
 class FusedRunner:
-    """Runs groups of batches through layers; it remembers which shapes were tried."""
+    """Runs several small batches through a layer at once where that changes no bit of what each gives.
+
+    With more tokens each weight is used more often while it is there. Kernels choose their path by shapes and
+    addresses, so every new combination is tried first: a batch alone and at its place in its group must give equal
+    bits, else the layer runs batch by batch.
+    """
 
     def __init__(self) -> None:
         self._equal: dict[Hashable, bool] = {}
@@ -78,7 +68,9 @@ class FusedRunner:
 
         `calls` are what the layer is called with for each batch, `together` for all of them as one batch.
         """
-        if together is None or routes(layer):
+        # Tokens sorted to experts: then shapes depend on the tokens, and trying some says nothing.
+        routes = any("expert" in name or weight.ndim > 2 for name, weight in layer.named_parameters())
+        if together is None or routes:
             return [call.run(layer, state) for call, state in zip(calls, states, strict=True)]
         rows = [len(state) for state in states]
         found = list(together.run(layer, torch.cat(list(states))).split(rows))
@@ -91,11 +83,6 @@ class FusedRunner:
             if not self._equal[key]:
                 return self.run(layer, states, calls, None)
         return found
-
-
-def routes(layer: nn.Module) -> bool:
-    """Tell whether tokens are sorted to experts: then shapes depend on the tokens, and trying some says nothing."""
-    return any("expert" in name or weight.ndim > 2 for name, weight in layer.named_parameters())
 
 
 def _kind(layer: nn.Module, call: LayerCall) -> Hashable:
@@ -189,7 +176,7 @@ class _Sweep:
             self._through(index, layer, groups)
             self._save(index + 1)
 
-    def _enter(self, batches: Sequence[Sequence[Tokens]]) -> list["_Group"]:
+    def _enter(self, batches: Sequence[Sequence[Tokens]]) -> list[_Group]:
         """Keep boundary 0 of all batches, and return what each layer is called with; the embeddings are then dropped.
 
         A run that goes on has boundary 0 already, and needs the arguments only.
@@ -214,8 +201,8 @@ class _Sweep:
             self._save(0)
         return groups
 
-    def _through(self, index: int, layer: nn.Module, groups: Sequence["_Group"]) -> None:
-        device, count = self.model.placement.device, len(self.store.plan.shapes)
+    def _through(self, index: int, layer: nn.Module, groups: Sequence[_Group]) -> None:
+        device, count, total = self.model.placement.device, len(self.store.plan.shapes), self.model.info.num_layers
         for group in groups:
             self._check_stop(index)
             states = [self.store.read(index, batch, device) for batch in group.batches]
@@ -225,7 +212,6 @@ class _Sweep:
                 self._check_kept_whole(index, hidden)
                 self.store.write(index + 1, batch, hidden)
             done = round(index + group.batches.stop / count, 2)
-            total = self.model.info.num_layers
             self.watch.tell("stream", done=done, total=total, unit="layers")
 
     def _save(self, layers: int) -> None:

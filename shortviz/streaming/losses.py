@@ -35,7 +35,7 @@ from shortviz.records.measured import Evaluation
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import PrunePlan
 from shortviz.records.text import Tokens, WindowSet
-from shortviz.streaming.calls import CallBook, difference, finish, record_calls
+from shortviz.streaming.calls import CallBook, difference, record_calls
 from shortviz.streaming.model import StreamedModel, compute_buffers, memory_limit, non_layer_modules
 
 
@@ -100,21 +100,21 @@ def open_streamed_head(model: StreamedModel, handle: ModelHandle, tokens: Tensor
     few, ids = final[:, :CHECKED_TOKENS], tokens[:CHECKED_TOKENS].to(final.device)[None]
     split = False
     if model.model.get_output_embeddings() is not None:
-        reached = reach_head(model.model, lambda: finish(model.model, model.stack, ids, few, in_tuple=model.in_tuple))
+        reached = reach_head(model.model, lambda: model.finish(ids, few))
         split = reached is not None and same_logits(apply_head(model.model, reached[0]), whole_logits(model, ids, few))
     return FinalState(handle=handle, split=split, chunk=chunk, streamed=model, final=final)
 
 
 def head_input(model: StreamedModel, tokens: Tensor, final: Tensor) -> Tensor:
     """Return what the head gets, (tokens, hidden), from the state at boundary L, (1, tokens, hidden)."""
-    found = reach_head(model.model, lambda: finish(model.model, model.stack, tokens, final, in_tuple=model.in_tuple))
+    found = reach_head(model.model, lambda: model.finish(tokens, final))
     assert found is not None, "it was reached when the head was checked"
     return found[0]
 
 
 def whole_logits(model: StreamedModel, tokens: Tensor, final: Tensor) -> Tensor:
     """Return the model's own logits, (tokens, vocabulary)."""
-    logits: Tensor = finish(model.model, model.stack, tokens, final, in_tuple=model.in_tuple).logits[0]
+    logits: Tensor = model.finish(tokens, final).logits[0]
     return logits
 
 

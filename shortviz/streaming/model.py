@@ -37,7 +37,7 @@ from shortviz.records.formatting import size
 from shortviz.records.ledger import Treatment
 from shortviz.records.model import SPREAD, ModelEstimate, ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
-from shortviz.streaming.calls import CHECKED_TOKENS, check_independent, record_calls, returns_tuple, run_on_meta
+from shortviz.streaming.calls import CHECKED_TOKENS, check_independent, finish, record_calls, returns_tuple, run_on_meta
 from shortviz.streaming.reader import ALIGNMENT, LaterTensor, WeightReader
 
 NON_LAYER = ""
@@ -127,8 +127,8 @@ def grouped(
     model: PreTrainedModel, stack: LayerStack, entries: Mapping[str, Entry], mapping: Sequence[Any], name: str
 ) -> dict[str, list[str]]:
     """Return {part: names in the files of its tensors}; raises ModelError where a file holds what no part has."""
-    renamed, count = model_names(model, entries, mapping), len(stack.layers)
-    parts = (NON_LAYER, HEAD, *(f"{stack.path}.{i}." for i in range(count)))
+    renamed = model_names(model, entries, mapping)
+    parts = (NON_LAYER, HEAD, *(f"{stack.path}.{i}." for i in range(len(stack.layers))))
     groups: dict[str, list[str]] = {part: [] for part in parts}
     head = name_of(model, model.get_output_embeddings())
     known = model.state_dict().keys()
@@ -144,9 +144,8 @@ def grouped(
             if here not in of_target and there in of_target and part_of(here, stack.path) == NON_LAYER:
                 groups[NON_LAYER].append(of_target[there])
     groups[HEAD] = [key for key in groups[HEAD] if key not in groups[NON_LAYER]]
-    unexpected = {target for target in renamed.values() if target not in known}
-    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
-    unexpected = {key for key in unexpected if not any(pattern.search(key) for pattern in ignored)}
+    ignored = model._keys_to_ignore_on_load_unexpected or ()
+    unexpected = {key for key in renamed.values() if key not in known and not any(re.search(i, key) for i in ignored)}
     load.refuse_disagreement(name, {"missing_keys": (), "unexpected_keys": unexpected, "mismatched_keys": ()})
     return {part: [key for key in dict.fromkeys(keys) if key not in again] for part, keys in groups.items()}
 
@@ -209,6 +208,10 @@ class StreamedModel:
         entered, calls = record_calls(self.stack, tokens.to(self.placement.device), in_tuple=self.in_tuple)
         return entered[0], calls
 
+    def finish(self, tokens: Tensor, final: Tensor) -> Any:
+        """Return what the model makes of the state at boundary L, by its own code; the head must be filled."""
+        return finish(self.model, self.stack, tokens, final, in_tuple=self.in_tuple)
+
     def load_layer(self, index: int, *, aligned: bool = False) -> nn.Module:
         """Return the layer, filled from the files; raises NumericsError or ModelError where its weights are unsound."""
         layer = self.stack.layers[index]
@@ -267,9 +270,9 @@ class StreamedModel:
     def ending_bytes(self) -> int:
         """Memory of the weights that make logits: what stands outside the layers, and a head that is not tied to it."""
         head = self.model.get_output_embeddings()
-        if not isinstance(head, nn.Module) or f"{name_of(self.model, head)}.weight" in self.model.all_tied_weights_keys:
-            return _outside_bytes(self.stack)
-        return _outside_bytes(self.stack) + weight_size(head)[1]
+        tied = f"{name_of(self.model, head)}.weight" in self.model.all_tied_weights_keys
+        own = weight_size(head)[1] if isinstance(head, nn.Module) and not tied else 0
+        return own + sum(weight_size(module)[1] for module in non_layer_modules(self.stack))
 
 
 @contextmanager
@@ -407,12 +410,9 @@ def _to_meta(module: nn.Module) -> None:
     module.to("meta")
 
 
-def _outside_bytes(stack: LayerStack) -> int:
-    return sum(weight_size(module)[1] for module in non_layer_modules(stack))
-
-
 def _working_bytes(stack: LayerStack) -> int:
-    return max(_outside_bytes(stack), 2 * max(weight_size(layer)[1] for layer in stack.layers))
+    outside = sum(weight_size(module)[1] for module in non_layer_modules(stack))
+    return max(outside, 2 * max(weight_size(layer)[1] for layer in stack.layers))
 
 
 def non_layer_modules(stack: LayerStack) -> list[nn.Module]:

@@ -15,7 +15,6 @@ from shortviz.model.headers import Entry, read_shards, same_bytes
 from shortviz.model.placement import free_memory
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.model import ModelRef
-from shortviz.streaming.calls import finish
 from shortviz.streaming.model import StreamedModel, open_streamed
 
 
@@ -40,8 +39,7 @@ def streamed_logits(
     model.load_non_layer_modules(head=True, aligned=True)
     found = []
     for tokens, state in zip(ids, states, strict=True):
-        output = finish(model.model, model.stack, tokens, state, in_tuple=model.in_tuple)
-        found.append(output.logits[0].cpu().contiguous().clone())
+        found.append(model.finish(tokens, state).logits[0].cpu().contiguous().clone())
         if torch.isnan(found[-1]).any():
             raise NumericsError(
                 "The model's logits are NaN, so no checkpoint can be proved equal; choose other layers."

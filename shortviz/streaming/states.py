@@ -250,19 +250,14 @@ def planned_states(
             f"the embeddings, in {model.info.dtype}, and {size(free)} is free{among}; choose --dtype bfloat16."
         )
     memory = room // 2 if memory_bytes is None else memory_bytes
-    whole = StatePlan(
-        hidden=model.info.hidden_size,
-        dtypes=model.state_dtypes,
-        shapes=shapes,
-    )
+    whole = StatePlan(hidden=model.info.hidden_size, dtypes=model.state_dtypes, shapes=shapes)
     per_row = tokens_per_row or TOKENS_PER_ROW
     part = replace(whole, positions=_positions(shapes, sample, per_row), per_row=per_row)
     choices = [part] if tokens_per_row is not None else [whole, part] if part.num_bytes < whole.num_bytes else [whole]
-    in_memory = next((plan for plan in choices[:1] if plan.num_bytes <= memory), None)
-    if file is None and in_memory is not None:
-        yield in_memory
-    elif file is not None:
+    if file is not None:
         yield _plan_in_file(choices, file, processes)
+    elif choices[0].num_bytes <= memory:
+        yield choices[0]
     else:
         with tempfile.TemporaryDirectory(prefix="shortviz-states-", dir=disk_folder()) as folder:
             yield _plan_in_file(choices, Path(folder) / "states", processes)
@@ -284,12 +279,12 @@ def _plan_in_file(choices: Sequence[StatePlan], file: Path, processes: int) -> S
     there = file.stat().st_size if file.is_file() else 0
     parent = next(p for p in file.parents if p.is_dir())
     free = shutil.disk_usage(parent).free // processes + there
-    for plan in choices:
-        if plan.num_bytes == there:  # a killed run's: what it chose is what goes on
-            return replace(plan, file=file)
-    for plan in choices:
-        if plan.num_bytes <= (free // 2 if plan is not choices[-1] else free):
-            return replace(plan, file=file)
+    # A killed run's: what it chose is what goes on.
+    chosen = next((plan for plan in choices if plan.num_bytes == there), None) or next(
+        (plan for plan in choices if plan.num_bytes <= (free if plan is choices[-1] else free // 2)), None
+    )
+    if chosen is not None:
+        return replace(chosen, file=file)
     raise ResourceError(
         f"The states between layers need {size(choices[-1].num_bytes)}, and the disk of {parent} has {size(free)} "
         "free; free some space, or give fewer or shorter rows."

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from shortviz.errors import PlanError
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import layer_stack
-from shortviz.model.prune import bypassed, prune, verify_prune
+from shortviz.model.prune import prune
 from shortviz.records.plan import Block, PrunePlan
+from tests.support.bypass import bypassed, verify_prune
 from tests.support.families import (
     DEVICE,
     FAMILIES,
