@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from shortviz import criteria
 from shortviz.analysis.planning import rescale_rows
 from shortviz.criteria.angles import angle
-from shortviz.errors import ModelError, NumericsError, PlanError, ShortvizError, TextError
+from shortviz.errors import ModelError, NumericsError, PlanError, ShortvizError, TextError, first_line
 from shortviz.export.export import savable
 from shortviz.measure.distances import measure_distances
 from shortviz.model import prune as pruning
@@ -93,8 +93,8 @@ def _write(figure: go.Figure, shown: Floats, path: Path, title: str) -> None:
         raise ShortvizError(f"The diagram cannot be written to {path} ({error.strerror or error}).") from error
     except (ValueError, RuntimeError) as error:
         raise ShortvizError(
-            f"A {kind} diagram needs the package kaleido and a Chrome ({_line(error)}); choose a name that ends in "
-            ".png."
+            f"A {kind} diagram needs the package kaleido and a Chrome ({first_line(error)}); choose a name that "
+            "ends in .png."
         ) from error
 
 
@@ -431,11 +431,9 @@ def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
     try:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
     except (OSError, ValueError) as error:
-        raise ModelError(f"The tokenizer of {name!r} cannot be loaded ({_line(error)}); give tokenizer=.") from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"The tokenizer of {name!r} cannot be loaded ({first_line(error)}); give tokenizer=."
+        ) from error
 
 
 def _short(handle: ModelHandle, distance: str | Distance) -> ShortTransformer:

@@ -67,6 +67,11 @@ class Stopped(ShortvizError):
     """The work was stopped before there was any result to keep."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error of somebody else's says, or its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out; torch says so by class on a GPU, only in words on a CPU."""
     if isinstance(error, OSError):

@@ -294,12 +294,12 @@ def _resume(
 
 def _added_up(ranks: Ranks, state: _State) -> _State:
     """Return the state of all processes together: sums added, and for each pass what its own process says of it."""
-    every = ranks.all(state.pack())
-    sums = CellSums.zeros(state.sums.count.shape[0])
-    for one in every:
-        sums.merge(CellSums.unpack(one))
-    done, base = (np.fmax.reduce([one[name] for one in every]) for name in ("done", "base"))
-    return _State(sums=sums, done=done, base=base, seconds=max(float(one["seconds"]) for one in every))
+    every = ranks.all(state)
+    sums = every[0].sums
+    for one in every[1:]:
+        sums.merge(one.sums)
+    done, base = (np.fmax.reduce([getattr(one, name) for one in every]) for name in ("done", "base"))
+    return _State(sums=sums, done=done, base=base, seconds=max(one.seconds for one in every))
 
 
 def _record(
@@ -307,18 +307,19 @@ def _record(
 ) -> BlockLosses:
     """Return the record; its base is the uncut model on the whole windows measured, or on the coarse piece so far."""
     count = state.sums.count.astype(np.int64)
-    coarse = np.isfinite(state.sums.coarse[0]) & (count == 0)
+    first_look = np.isfinite(state.sums.coarse[0]) & (count == 0)
     known = [
-        (one, *of_base) for one, of_base in zip(passes, state.base.T.tolist(), strict=True) if np.isfinite(of_base[0])
+        (one.coarse, WindowScore(nll=nll, tokens=len(one.tokens) - 1, seconds=seconds))
+        for one, (nll, seconds) in zip(passes, state.base.T.tolist(), strict=True)
+        if np.isfinite(nll)
     ]
-    whole = [each for each in known if not each[0].coarse] or known
-    base = [WindowScore(nll=nll, tokens=len(one.tokens) - 1, seconds=seconds) for one, nll, seconds in whole]
+    base = [score for coarse, score in known if not coarse] or [score for _, score in known]
     return BlockLosses(
         num_layers=handle.info.num_layers,
         base=score_of_windows(handle, base),
         **state.sums.grids(),
         windows=count,
-        tokens=np.where(coarse, len(passes[0].tokens) - 1, count * (windows.tokens.shape[1] - 1)),
+        tokens=np.where(first_look, len(passes[0].tokens) - 1, count * (windows.tokens.shape[1] - 1)),
         text=windows.info,
         replayed=replayed,
         complete=state.finished,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from shortviz.errors import ModelError, ResourceError, ShortvizError
+from shortviz.errors import ModelError, ResourceError, ShortvizError, first_line
 from shortviz.measure.gram import TokenSample
 from shortviz.measure.row_scores import RowScores
 from shortviz.progress import Watch
@@ -109,7 +109,7 @@ def joined() -> Iterator[Ranks | None]:
         dist.init_process_group("gloo", timeout=timedelta(hours=_HOURS))
     except (RuntimeError, ValueError) as error:
         raise ResourceError(
-            f"Process {os.environ['RANK']} of {size} cannot reach the others ({_first_line(error)}); start them with "
+            f"Process {os.environ['RANK']} of {size} cannot reach the others ({first_line(error)}); start them with "
             "accelerate launch or torchrun."
         ) from error
     try:
@@ -127,13 +127,9 @@ def _lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ResourceError(
-            f"Another process of this measurement ended before it was done ({_first_line(error)}); see what it said, "
+            f"Another process of this measurement ended before it was done ({first_line(error)}); see what it said, "
             "and start the same command again: with --out it goes on from there."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
 # What a command does when a launcher started it several times: one fetches, all compare, one prints and writes.

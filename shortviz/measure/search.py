@@ -221,7 +221,7 @@ def single_layer_losses(
 
 
 def search_best_starts(
-    handle: ModelHandle, windows: WindowSet, *, max_n: int | None = None, z: float = Z, watch: Watch = NO_WATCH
+    handle: ModelHandle, windows: WindowSet, *, max_n: int | None = None, watch: Watch = NO_WATCH
 ) -> SearchResult:
     """Return the best start for each n = 1 .. max_n (L-1 if None), and the starts statistically tied with it.
 

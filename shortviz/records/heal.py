@@ -1,5 +1,6 @@
 """How a cut model is trained, and how the training went: plain records, no torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
@@ -64,22 +65,14 @@ class HealSettings:
     """`4bit`: the frozen weights in 4 bits while training (QLoRA); needs a GPU and bitsandbytes."""
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("method", Method),
-            ("objective", Objective),
-            ("quantize", Quantize),
-            ("precision", Precision),
-        ):
+        for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 choices = ", ".join(get_args(kind))
                 raise ShortvizError(f"The {_word(name)} is {getattr(self, name)!r}; it must be one of {choices}.")
-        for name in _COUNTS:
+        for name, (low, high, allowed) in _LIMITS.items():
             value = getattr(self, name)
-            if value is not None and value < _COUNTS[name]:
-                raise ShortvizError(f"The setting {_word(name)} is {value}; it must be at least {_COUNTS[name]}.")
-        for name, (low, high, allowed) in _RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                raise ShortvizError(f"The setting {_word(name)} is {getattr(self, name):g}; it must be {allowed}.")
+            if value is not None and not low <= value <= high:
+                raise ShortvizError(f"The setting {_word(name)} is {value:.6g}; it must be {allowed}.")
         if self.warmup_steps > self.steps:
             raise ShortvizError(
                 f"The warm-up takes {self.warmup_steps} steps of {self.steps}; choose a shorter one, or more steps."
@@ -108,19 +101,12 @@ class HealSettings:
         return self.batch_size * self.accumulate * self.length
 
 
-_COUNTS = {
-    "rank": 1,
-    "alpha": 1,
-    "last_layers": 1,
-    "warmup_steps": 0,
-    "steps": 1,
-    "batch_size": 1,
-    "accumulate": 1,
-    "length": 2,
-    "eval_every": 1,
-    "seed": 0,
-}
-_RANGES = {
+_CHOICES = {"method": Method, "objective": Objective, "quantize": Quantize, "precision": Precision}
+_COUNTS = ("rank", "alpha", "last_layers", "steps", "batch_size", "accumulate", "eval_every")
+_LIMITS = {
+    **dict.fromkeys(_COUNTS, (1, math.inf, "at least 1")),
+    **dict.fromkeys(("warmup_steps", "seed"), (0, math.inf, "at least 0")),
+    "length": (2, math.inf, "at least 2"),
     "dropout": (0.0, 0.95, "between 0 and 0.95"),
     "learning_rate": (1e-12, 10.0, "above 0 and at most 10"),
     "temperature": (0.05, 100.0, "between 0.05 and 100"),

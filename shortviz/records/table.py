@@ -38,9 +38,9 @@ class Table:
         """What stands above the columns."""
         return [column.heading for column in self.columns]
 
-    def without_empty(self, blank: str = "") -> "Table":
-        """Return the table without the columns that hold nothing but `blank`."""
-        kept = [i for i in range(len(self.columns)) if any(row[i] != blank for row in self.rows)]
+    def without_empty(self) -> "Table":
+        """Return the table without the columns that hold nothing."""
+        kept = [i for i in range(len(self.columns)) if any(row[i] for row in self.rows)]
         return Table(tuple(self.columns[i] for i in kept), [[row[i] for i in kept] for row in self.rows], self.caption)
 
     def text(self) -> str:
