@@ -270,7 +270,13 @@ def test_a_disk_without_room_for_the_export_is_told_before_the_work(
     monkeypatch.setattr("shortviz.export.folder.shutil.disk_usage", lambda _: usage._replace(free=1000))
     told = []
     # shrink first: imported while repair is patched, it would keep what is put there
-    for module, name in (("shrink", "repair"), ("shrink", "shrink"), ("repair", "repair"), ("healing", "heal")):
+    places = (
+        ("repair.shrink", "repair"),
+        ("repair.shrink", "shrink"),
+        ("repair.repair", "repair"),
+        ("heal.heal", "heal"),
+    )
+    for module, name in places:
         monkeypatch.setattr(import_module(f"shortviz.{module}"), name, lambda *_, **__: told.append("begun"))
     recipe = (*RECIPE, "--repair", "scale") if command == "heal" else ("--fit-tokens", "1024", "--max-length", "64")
     goal = ("--to-layers", "5") if command == "shrink" else CUT
@@ -295,9 +301,9 @@ def test_what_could_not_be_written_is_told_before_the_training(shortviz, checkpo
 
 
 WORK = {
-    "heal": ("healing", "heal", (*CUT, *TEXT, *RECIPE)),
-    "repair": ("repair", "repair", (*CUT, *TEXT, "--fit-tokens", "1024", "--max-length", "64")),
-    "shrink": ("shrink", "shrink", ("--to-layers", "4", *TEXT, "--fit-tokens", "1024", "--max-length", "64")),
+    "heal": ("heal.heal", "heal", (*CUT, *TEXT, *RECIPE)),
+    "repair": ("repair.repair", "repair", (*CUT, *TEXT, "--fit-tokens", "1024", "--max-length", "64")),
+    "shrink": ("repair.shrink", "shrink", ("--to-layers", "4", *TEXT, "--fit-tokens", "1024", "--max-length", "64")),
 }
 
 
@@ -329,7 +335,7 @@ def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes
 
     (export / "mine.txt").unlink()
     told = []
-    for place in ("shrink.repair", "repair.repair", "heal_training.Training._advance"):
+    for place in ("repair.shrink.repair", "repair.repair.repair", "heal.training.Training._advance"):
         monkeypatch.setattr(f"shortviz.{place}", lambda *_, **__: told.append("done again"))
     code, out, err = shortviz(command, checkpoint, *options, *places)
     assert code == 0, err
