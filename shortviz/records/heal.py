@@ -115,14 +115,9 @@ _LIMITS = {
 }
 
 
-def least_of(field: str) -> int:
-    """Return the least that a setting that counts may be."""
-    return _COUNTS[field]
-
-
-def range_of(field: str) -> tuple[float, float]:
-    """Return the least and the largest value of a setting that measures."""
-    return _RANGES[field][:2]
+def limits_of(field: str) -> tuple[float, float]:
+    """Return the least and the largest value of a setting that is a number; inf where there is no largest."""
+    return _LIMITS[field][:2]
 
 
 PRESETS: Mapping[str, HealSettings] = {

@@ -6,7 +6,7 @@ import streamlit as st
 
 from shortviz.errors import ShortvizError
 from shortviz.records.formatting import count
-from shortviz.records.heal import PRESETS, HealSettings, least_of, preset, range_of
+from shortviz.records.heal import PRESETS, HealSettings, limits_of, preset
 from shortviz.records.model import ModelInfo
 from shortviz.service.requests import Change
 from shortviz.ui.parts import notes
@@ -83,9 +83,9 @@ def _input(name: str, field: str, label: str, first: Any) -> Any:
         return st.selectbox(label, options, index=options.index(str(first)), **common)
     if isinstance(first, bool):
         return st.toggle(label, value=first, **common)
+    low, high = limits_of(field)
     if isinstance(first, int):
-        return st.number_input(label, min_value=least_of(field), value=first, **common)
-    low, high = range_of(field)
+        return st.number_input(label, min_value=int(low), value=first, **common)
     form = "%.2e" if field == "learning_rate" else "%.2f"
     step = _STEPS.get(field, 0.5)
     return st.number_input(label, min_value=low, max_value=high, value=first, step=step, format=form, **common)
