@@ -399,20 +399,19 @@ def context_length(text: Any) -> int | None:
     return None
 
 
+@torch.no_grad()
 def _layer_cache_bytes(model: PreTrainedModel, count: int) -> tuple[int, ...]:
     """Return by how many bytes each layer's keys and values grow from one token to two; 0 for a fixed-size state."""
-    one, two = (_cache_sizes(model, length, count) for length in (1, 2))
-    return tuple(max(b - a, 0) for a, b in zip(one, two, strict=True))
+    found = []
+    for length in (1, 2):
+        tokens = torch.zeros((1, length), dtype=torch.long, device=model.device)
+        output = model(input_ids=tokens, use_cache=True)
+        sizes = [cache_bytes(layer) for layer in getattr(getattr(output, "past_key_values", None), "layers", ())]
+        found.append((sizes + [0] * count)[:count])
+    return tuple(max(b - a, 0) for a, b in zip(*found, strict=True))
 
 
-@torch.no_grad()
-def _cache_sizes(model: PreTrainedModel, length: int, count: int) -> list[int]:
-    tokens = torch.zeros((1, length), dtype=torch.long, device=model.device)
-    output = model(input_ids=tokens, use_cache=True)
-    layers = getattr(getattr(output, "past_key_values", None), "layers", ())
-    sizes = [_tensor_bytes(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
-    return (sizes + [0] * count)[:count]
-
-
-def _tensor_bytes(*tensors: Any) -> int:
+def cache_bytes(layer: Any) -> int:
+    """Return the bytes of the keys and values in one layer of a cache, or of None."""
+    tensors = (getattr(layer, name, None) for name in ("keys", "values"))
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from shortviz.errors import ModelError
 from shortviz.model.layers import LayerCall, LayerStack, hidden_argument
+from shortviz.model.load import cache_bytes
 
 Change = Callable[[int, Tensor], Tensor]
 """(layer, residual stream that enters it) -> the residual stream that a recorder passes on."""
@@ -233,6 +234,5 @@ def _run_on_meta(stack: LayerStack, tokens: Tensor, in_tuple: bool) -> tuple[lis
             hidden = call.mapped(lambda tensor: tensor.to("meta")).run(layer, hidden)
         dtypes.append(hidden.dtype)
         held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
-        tensors = (getattr(held, name, None) for name in ("keys", "values"))
-        sizes.append(sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)))
+        sizes.append(cache_bytes(held))
     return sizes, dtypes

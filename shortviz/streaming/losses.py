@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -80,8 +80,11 @@ class FinalState(LogitHead):
     def states(self, tokens: Tensor, watch: Watch = NO_WATCH) -> tuple[Tensor, float]:
         """Return what the logits are made from, (tokens, hidden), and the seconds of the layers."""
         ids = tokens.to(self.final.device)[None]
-        end: Any = head_input if self.split else whole_logits
-        return end(self.streamed, ids, self.final), self.layer_seconds
+        if not self.split:
+            return whole_logits(self.streamed, ids, self.final), self.layer_seconds
+        found = reach_head(self.streamed.model, lambda: self.streamed.finish(ids, self.final))
+        assert found is not None, "it was reached when the head was checked"
+        return found[0], self.layer_seconds
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits of a chunk of states; raises NumericsError where one is NaN or Inf."""
@@ -103,13 +106,6 @@ def open_streamed_head(model: StreamedModel, handle: ModelHandle, tokens: Tensor
         reached = reach_head(model.model, lambda: model.finish(ids, few))
         split = reached is not None and same_logits(apply_head(model.model, reached[0]), whole_logits(model, ids, few))
     return FinalState(handle=handle, split=split, chunk=chunk, streamed=model, final=final)
-
-
-def head_input(model: StreamedModel, tokens: Tensor, final: Tensor) -> Tensor:
-    """Return what the head gets, (tokens, hidden), from the state at boundary L, (1, tokens, hidden)."""
-    found = reach_head(model.model, lambda: model.finish(tokens, final))
-    assert found is not None, "it was reached when the head was checked"
-    return found[0]
 
 
 def whole_logits(model: StreamedModel, tokens: Tensor, final: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,6 @@ from shortviz.model.load import ResolvedModel, context_length, model_info, weigh
 from shortviz.model.placement import Placement
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
-from shortviz.records.ledger import Treatment
 from shortviz.records.model import SPREAD, ModelEstimate, ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
 from shortviz.streaming.calls import CHECKED_TOKENS, check_independent, finish, record_calls, returns_tuple, run_on_meta
@@ -192,7 +190,6 @@ class StreamedModel:
     info: ModelInfo
     ref: ModelRef
     placement: Placement
-    folder: Path
     entries: Mapping[str, Entry]
     """Every tensor of the files."""
     parts: Parts = field(repr=False)
@@ -201,7 +198,6 @@ class StreamedModel:
     state_dtypes: tuple[torch.dtype, ...]
     """Of the residual stream at boundary 0..L."""
     plan: PrunePlan | None = None
-    treatments: tuple[Treatment, ...] = ()
 
     def calls(self, tokens: Tensor) -> tuple[Tensor, list[LayerCall]]:
         """Return boundary 0 of rows of tokens, and what each layer is called with besides the residual stream."""
@@ -232,14 +228,10 @@ class StreamedModel:
                     following = indices[place + 1 : place + 2]
                     coming += [ahead.submit(self.load_layer, one) for one in following if not aligned]
                     yield index, layer
-                    self.drop_layer(index)
+                    _to_meta(layer)
                     coming += [ahead.submit(self.load_layer, one, aligned=True) for one in following if aligned]
             finally:
                 self.parts.release()
-
-    def drop_layer(self, index: int) -> None:
-        """Free the layer's weights."""
-        _to_meta(self.stack.layers[index])
 
     def load_non_layer_modules(self, *, head: bool = False, aligned: bool = False) -> None:
         """Fill what stands outside the layers of the decoder, the embeddings first of all; and the head if asked.
@@ -315,7 +307,6 @@ def open_streamed(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -
             info=info,
             ref=resolved.ref,
             placement=placement,
-            folder=folder,
             entries=entries,
             parts=parts,
             in_tuple=in_tuple,

@@ -27,6 +27,10 @@ from shortviz.records.formatting import size
 from shortviz.settings import settings
 from shortviz.streaming.model import StreamedModel
 
+TOKENS_PER_ROW = 32
+"""Tokens of a row that are kept at every boundary where not all fit."""
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchShape:
@@ -215,11 +219,6 @@ def _in_file(count: int, plan: StatePlan, keep_file: bool) -> Tensor:
         ) from error
     tensor = torch.from_numpy(mapped)[: count * plan.dtype.itemsize]
     return tensor.view(plan.dtype)
-
-
-TOKENS_PER_ROW = 32
-"""Tokens of a row that are kept at every boundary where not all fit."""
-_CPU = torch.device("cpu")
 
 
 @contextmanager
