@@ -262,8 +262,6 @@ Request = (
     | RepairRequest | ShrinkRequest | HealRequest | ExportRequest | PushRequest | EstimateRequest
 )  # fmt: skip
 REQUESTS: tuple[type[Request], ...] = Request.__args__
-TREATING = (RepairRequest, ShrinkRequest, HealRequest)
-"""What adds to the ledger of a cut."""
 
 
 def at_least(request: object, least: int, *names: str) -> None:

@@ -128,9 +128,8 @@ def test_the_card_of_an_adapter_on_a_repaired_cut_has_the_command_that_repairs(t
     begun = replace(cut, treatments=(Treatment(kind="repair", method="seam_refit", text=tokens.info),))
     healed = heal(begun, tokens, small_recipe(steps=2, objective="next_token"), heldout=heldout)
     assert healed.adapter is not None
-    card = (export_adapter(healed.adapter, tmp_path / "adapter") / "README.md").read_text()
-    assert "shortviz repair" in card
-    assert "--method seam_refit" in card
-    assert "--builtin passages/prose" in card
+    command = "shortviz repair m --start 2 --n 2 --builtin passages/prose"
+    card = (export_adapter(healed.adapter, tmp_path / "adapter", command=command) / "README.md").read_text()
+    assert f"shortviz repair {Path(base.info.id).name} --start 2 --n 2 --builtin passages/prose --export cut" in card
     assert "as it was treated" in card
     assert "which chose the step" in card

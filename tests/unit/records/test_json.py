@@ -20,6 +20,7 @@ from shortviz.measure import search
 from shortviz.records import ledger
 from shortviz.records.advice import Budget
 from shortviz.records.heal import HealSettings
+from shortviz.records.help import Help
 from shortviz.records.json import (
     FloatMatrix,
     Floats,
@@ -88,8 +89,8 @@ KINDS: dict[Any, st.SearchStrategy[Any]] = {
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
     """Values of a field, from its type alone."""
     origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated and get_origin(inner[0]) is tuple:  # Many, which cannot be hashed
-        return values_of(inner[0])
+    if origin is Annotated and (get_origin(inner[0]) is tuple or isinstance(inner[1], Help)):
+        return values_of(inner[0])  # Many, which cannot be hashed, or a field with its help
     if hint in KINDS:
         return KINDS[hint]
     if hasattr(hint, "__dataclass_fields__"):
