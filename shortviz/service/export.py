@@ -146,6 +146,3 @@ def start_push(bench: Service, ref: ModelRef, folder: Path, to: "Destination") -
 
     context = JobContext(kind="push", ref=ref, folder=str(folder), target=to.repo_id)
     return bench.submit(context, f"Push to {to.repo_id}", work)
-
-
-export = push = None  # TEMPORARY

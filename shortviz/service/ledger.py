@@ -787,6 +787,3 @@ def start_continuations(
 
     context = JobContext(kind="continuations", ref=ref, removed=removed, prompt=prompt)
     return bench.submit(context, "Continuations of the prompt", work, lane="inspect")
-
-
-repair = shrink = heal = ask = bring_back = write_continuations = None  # TEMPORARY
