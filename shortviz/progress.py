@@ -66,7 +66,7 @@ class Watch:
 
     def mapped(self, change: Callable[[Progress], Progress]) -> "Watch":
         """Return the watch of a part of the work, whose progress is told as the whole's: `change` makes it so."""
-        return Watch(lambda progress: self.report(change(progress)), self.stop)
+        return Watch(lambda step: self.report(step if step.stage == NOTE else change(step)), self.stop)
 
     def labelled(self, **fields: Any) -> "Watch":
         """Return the watch of a part of the work, these fields of whose progress say what part it is."""

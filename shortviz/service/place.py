@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +120,9 @@ class Place:
         try:
             yield path
         finally:
+            if not path.exists():  # nothing is left to go on from
+                with suppress(OSError):
+                    Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
     @contextmanager

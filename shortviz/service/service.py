@@ -490,6 +490,3 @@ TITLES = {
     "size": "Size", "repair": "Repair", "shrink": "Shrinking", "heal": "Healing", "ask": "Questions for the ledger",
     "bring": "Bringing back a model", "continuations": "Continuations", "export": "Export", "push": "Push",
 }  # fmt: skip
-
-
-JobContext: Any = Asked  # TEMPORARY

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from shortviz.errors import Stopped
-from shortviz.progress import NO_WATCH, Progress, Watch
+from shortviz.progress import NO_WATCH, NOTE, Progress, Watch
 
 HALF = Progress(stage="measure", done=1, total=2, unit="rows")
 
@@ -49,3 +49,10 @@ def test_a_part_of_the_work_tells_as_the_whole_and_hears_the_same_stop() -> None
     assert seen == [replace(HALF, done=3, total=4, detail="text 2 of 2")]
     stop.set()
     assert second.stopped
+
+
+def test_what_is_said_on_the_way_is_passed_on_as_it_is() -> None:
+    seen: list[Progress] = []
+    watch = Watch(seen.append).mapped(lambda progress: replace(progress, done=9, total=9))
+    watch.labelled(stage="measure text 1", detail="text 1 of 2").say("One window gives no error bars.")
+    assert [(step.stage, step.detail, step.total) for step in seen] == [(NOTE, "One window gives no error bars.", 0)]

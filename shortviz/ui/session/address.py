@@ -30,7 +30,7 @@ from shortviz.ui.session.shown import look, settle_block
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LINKED_KINDS = ("builtin", "dataset")
 """Kinds of text that a link can name."""
-LONG_KINDS = ("load", "measure", "losses", "heal", "shrink", "export", "adapter")
+LONG_KINDS = ("load", "measure", "losses", "heal", "shrink", "export")
 
 DEVICE = re.compile(r"auto|spread|cpu|cuda(:\d{1,2})?")
 _MOST_CHARACTERS = 300

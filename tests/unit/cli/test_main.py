@@ -113,6 +113,19 @@ def test_evaluate_with_one_window_has_null_for_the_error_and_no_nan(shortviz, ch
     assert "NLL increase" in out
 
 
+def test_evaluate_writes_what_both_models_make_of_a_prompt(shortviz, checkpoint):
+    command = ("evaluate", checkpoint, "--remove", "1", "--window", "32", "--windows", "2", "--write", "The mill")
+    code, out, err = shortviz(*command, "--json")
+    assert code == 0, err
+    written = json.loads(out)["written"]
+    assert written["uncut"]
+    assert written["uncut"] != written["cut"]
+    assert "uncut             " in shortviz(*command)[1]
+    code, out, err = shortviz(*command, "--stream")
+    assert (code, out) == (2, "")
+    assert last_line(err).startswith("A prompt cannot be used while a model is streamed")
+
+
 def test_prune_writes_a_checkpoint_that_plain_transformers_loads_and_says_what_was_proved(
     shortviz, checkpoint, tmp_path
 ):
