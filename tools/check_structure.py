@@ -21,18 +21,18 @@ SMALL_LINES = 80
 LONG_LINES = 500
 
 LINES: Mapping[str, int] = {
-    "": 32_303,  # the aim is 27,000
-    "cli": 2_777,  # 1,700
-    "ui": 6_015,  # 5,000
+    "": 31_213,  # the aim is 27,000
+    "cli": 1_700,
+    "ui": 5_883,  # 5,000
 }
 """By folder: the most lines it may have."""
 
 ALLOWED: Mapping[str, int] = {
     "folders": 0,
-    "prefixes": 4,  # criteria/angular_last, angular_mean; model/config; records/ledger; ui/parts/texts
-    "importers": 3,
-    "lengths": 2,
-    "hosted": 30,
+    "prefixes": 0,
+    "importers": 0,
+    "lengths": 0,
+    "hosted": 0,
     "lines": 0,
 }
 """By rule: how many findings are let pass."""

@@ -12,10 +12,9 @@ from shortviz.cli.options import ExportOption, JsonOption, OutOption
 from shortviz.cli.session import INTERRUPTED, how_to_go_on, print_result, warn_same_text, working
 from shortviz.errors import PlanError, ShortvizError
 from shortviz.records.plan import Removal
-from shortviz.service.execute import execute
+from shortviz.service.execute import execute, new_service
 from shortviz.service.place import WrittenPlace
 from shortviz.service.requests import ExportRequest, HealRequest, RepairRequest, ShrinkRequest
-from shortviz.service.service import new_service
 
 if TYPE_CHECKING:
     from shortviz.records.heal import HealHistory

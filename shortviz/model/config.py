@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shortviz.errors import PlanError
-from shortviz.model import config_rules as rules
-from shortviz.model.config_rules import Cut, Rule
+from shortviz.model import rules
+from shortviz.model.rules import Cut, Rule
 
 RULES: dict[str, Rule] = {
     # One entry a layer (several of these are plain numbers in most families, and then stay).

@@ -5,20 +5,17 @@ run; what is known already is taken from the service. Work that was cut short go
 (`unfinished`), whoever began it. Everything that needs torch is imported by the functions.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from shortviz.errors import ResourceError, RunError, Stopped
-from shortviz.progress import Progress, Watch
-from shortviz.records.formatting import layers_text
+from shortviz.errors import Stopped
+from shortviz.progress import Watch
 from shortviz.records.heal import HealHistory
-from shortviz.records.ledger import Ledger, LedgerStep, Treatment, add_step, start_ledger, treated_name, with_task_score
+from shortviz.records.ledger import Ledger, LedgerStep, Treatment, add_step, start_ledger, treated_name
 from shortviz.records.measured import Evaluation
-from shortviz.records.model import ModelInfo, ModelRef, hub_name
+from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
 from shortviz.records.run import Run
 from shortviz.records.text import ALL_TOKENS, TaskScore, TextInfo, TextSpec, WindowSpec
@@ -26,20 +23,14 @@ from shortviz.runs.run import new_run, with_evaluation, with_ledger
 from shortviz.service import kept, measure
 from shortviz.service.place import Place, unfinished
 from shortviz.service.requests import (
-    FIT_TEXT,
-    TRAINING_TEXT,
-    AskRequest,
-    BringBackRequest,
-    ContinueRequest,
     HealRequest,
     RepairRequest,
     ShrinkRequest,
     check_device,
 )
-from shortviz.service.spelling import to_command
 from shortviz.settings import settings
 from shortviz.text.sources import read_rows
-from shortviz.text.tokens import DEFAULT_EVALUATION, FIT_LENGTH, FIT_TOKENS
+from shortviz.text.tokens import FIT_LENGTH, FIT_TOKENS
 
 if TYPE_CHECKING:
     from shortviz.heal.heal import Healed
@@ -196,7 +187,7 @@ class CutLedger:
         """Return the beginning of the text in rows to fit on; with `before`, none that a training holds out."""
         from shortviz.text.tokens import fit_rows
 
-        length = _row_length(self.request.text)
+        length = row_length(self.request.text)
         return fit_rows(self.text, self.base.tokenizer, tokens=tokens, length=length, before=before)
 
     def cut_out(self, removed: tuple[int, ...]) -> "ModelHandle":
@@ -204,7 +195,7 @@ class CutLedger:
         from shortviz.model.prune import prune
 
         self.cut = prune(self.base, PrunePlan(num_layers=self.base.info.num_layers, removed=removed))
-        self.shown = replace(self.shown, removed=_removed(self.cut))
+        self.shown = replace(self.shown, removed=removed_by(self.cut))
         self.check_room(self.cut)
         return self.cut
 
@@ -227,7 +218,7 @@ class CutLedger:
         """
         if not self.scores:
             return
-        asked, removed, fingerprint = self.request, _removed(self.cut), self.windows.info.fingerprint
+        asked, removed, fingerprint = self.request, removed_by(self.cut), self.windows.info.fingerprint
         key = measure.measured_key(asked.model, asked.evaluation, removed, asked.windows)
         found = self.service.measured.get(key)
         if found is None or not paired(found) or found.text.fingerprint != fingerprint:
@@ -279,7 +270,7 @@ class CutLedger:
         from shortviz.model.delta import load_treated, save_treated
         from shortviz.repair.repair import Repaired, repair
 
-        removed, wanted = _removed(self.cut), rows.info.fingerprint
+        removed, wanted = removed_by(self.cut), rows.info.fingerprint
         known = self.service.treated.get((self.request.model, removed, (method,)))
         if known is not None and _is_repair(known.treatments, wanted, batch_size):
             return Repaired(handle=known, treatment=known.treatments[0], applied=True)
@@ -300,11 +291,11 @@ class CutLedger:
         methods, name, ref = kept.methods_of(model), treated_name(model.treatments), self.request.model
         evaluation = self._score(model, name)
         text, task = self._write(name, model, methods), self._accuracy(model, name)
-        problems = [kept.put_in_memory(self.service, ref, _removed(model), self.base, model)]
+        problems = [kept.put_in_memory(self.service, ref, removed_by(model), self.base, model)]
         if self.place.keys:
             problems.append(kept.keep(self.service, self.place.keys[0], self.base, model, healed))
         elif healed is not None and healed.adapter is not None:
-            self.service.adapters.put((ref, _removed(model), methods), healed.adapter)
+            self.service.adapters.put((ref, removed_by(model), methods), healed.adapter)
         self.say(*problems)
         assert self.shown.ledger is not None, "the ledger is opened first"
         ledger = add_step(
@@ -358,11 +349,11 @@ class CutLedger:
         self.shown = replace(self.shown, ledger=ledger_of(run, ledger.removed))
 
 
-def _removed(model: "ModelHandle") -> tuple[int, ...]:
+def removed_by(model: "ModelHandle") -> tuple[int, ...]:
     return model.plan.removed if model.plan is not None else ()
 
 
-def _row_length(spec: TextSpec) -> int:
+def row_length(spec: TextSpec) -> int:
     return spec.max_length if spec.max_length < ALL_TOKENS else FIT_LENGTH
 
 
@@ -372,278 +363,3 @@ def _is_repair(treatments: tuple[Treatment, ...], text: str, batch_size: int) ->
     return done is not None and (
         (done.text.fingerprint if done.text is not None else "", done.settings.get("batch_size")) == (text, batch_size)
     )
-
-
-def command_of(request: Treat, info: ModelInfo) -> str:
-    """Return the command that makes the same weights again: without where files lie, and without pasted text.
-
-    What a model is only scored on is left out, but for layers that are chosen on it; "" where that was pasted.
-    """
-    shown = info.id if hub_name(info) else Path(info.id).name
-    same = replace(request, model=ModelRef(id=shown, revision=info.revision, dtype=info.dtype), task=None, write="")
-    chooses = isinstance(request, ShrinkRequest) and not request.choose_on_text
-    if chooses and request.evaluation.kind == "paste":
-        return ""
-    if not chooses:
-        same = replace(same, evaluation=DEFAULT_EVALUATION, windows=WindowSpec())
-    if request.text.kind == "paste":
-        cut: dict[str, Any] = {
-            "limit": request.text.limit,
-            "max_length": request.text.max_length,
-            "bos": request.text.bos,
-        }
-        same = replace(same, text=replace(TRAINING_TEXT if isinstance(request, HealRequest) else FIT_TEXT, **cut))
-    return to_command(same, share=True)
-
-
-# Repair, shrink, heal.
-
-
-def repair(request: RepairRequest, service: "Service", place: Place, watch: Watch) -> Treating:
-    """Repair a cut in closed form and score it; where the repair does not help, the cut stays as it is."""
-    from shortviz.repair.repair import check_method
-
-    check_method(request.method)
-    work = CutLedger(request, service, place, watch, fits=request.removal.of)
-    rows = work.fit_rows(request.fit_tokens)
-    work.cut_out(request.removal.of(work.base.info.num_layers).removed)
-    done = work.repaired(rows, request.method, request.batch_size)
-    work.open(rows.info)
-    if done.applied:
-        work.add(done.handle, command_of(request, work.base.info))
-    else:
-        work.say(f"The repair was not applied: {done.treatment.note or 'it did not help.'}")
-    work.finish()
-    return replace(work.shown, treatment=done.treatment, applied=done.applied)
-
-
-def shrink(request: ShrinkRequest, service: "Service", place: Place, watch: Watch) -> Treating:
-    """Remove the layer that costs least, repair, measure again, and so on; then score the cut that it ended with.
-
-    Layers are chosen on the windows of the ledger, which then says so, or on the text that repairs are fitted to. A
-    stop keeps what is done, and scores it.
-    """
-    from shortviz.repair.repair import check_method
-    from shortviz.repair.shrink import check_layers, shrink
-    from shortviz.text.tokens import make_windows
-
-    check_method(request.method)
-    work = CutLedger(request, service, place, watch, fits=lambda layers: check_layers(layers, request.to_layers))
-    base = work.base
-    gone = sorted(base.info.layer_bytes, reverse=True)[: base.info.num_layers - request.to_layers]
-    work.check_room(base, fewer_bytes=sum(gone))
-    rows = work.fit_rows(request.fit_tokens)
-    if request.choose_on_text:
-        windows = make_windows(work.text, SHRINK_WINDOWS, base.tokenizer)
-    else:
-        windows = work.windows
-        work.named("which the layers were chosen on")
-    facts = (windows.info.fingerprint, rows.info.fingerprint, request.method, request.batch_size)
-
-    def as_treating(progress: Progress) -> Progress:
-        def snapshot() -> Treating:
-            steps = progress.snapshot().steps if progress.snapshot is not None else ()
-            return Treating(model=request.model, removed=steps[-1].removed if steps else ())
-
-        return replace(progress, snapshot=snapshot)
-
-    path = work.unfinished("shrink", *facts, request.to_layers)
-    shrunk = shrink(
-        base, windows, rows, request.to_layers,
-        method=request.method, batch_size=request.batch_size, checkpoint=path, watch=watch.mapped(as_treating),
-    )  # fmt: skip
-    if shrunk.note:  # nothing more can go: this is all of a shrinking to so many layers
-        path.replace(work.unfinished("shrink", *facts, shrunk.handle.info.num_layers))
-    work.cut_out(shrunk.steps[-1].removed)
-    work.open(rows.info)
-    work.say(shrunk.note)
-    if shrunk.handle.treatments:
-        left = replace(request, to_layers=shrunk.handle.info.num_layers)
-        work.add(shrunk.handle, command_of(left, base.info))
-    if shrunk.complete:
-        work.finish()
-    return replace(
-        work.shown, steps=shrunk.steps, base_nll=shrunk.base_nll, complete=shrunk.complete, applied=True
-    )  # fmt: skip
-
-
-def heal(request: HealRequest, service: "Service", place: Place, watch: Watch) -> Treating | None:
-    """Train a cut model, repaired first where asked to, and score it; HealHistory streams out inside Treating.
-
-    A stop keeps the best weights so far, scores them, and leaves a checkpoint from which the same request goes on. On
-    several devices (`accelerate launch`) the first process returns what was made, the others None.
-    """
-    from shortviz.heal.student import check_packages, check_quantiser
-    from shortviz.repair.repair import check_method
-
-    check_packages(request.settings())
-    if request.repair is not None:
-        check_method(request.repair)
-    with together(request.model) as (ref, is_main):
-        request = replace(request, model=ref)
-        place = place if is_main else Place(None)
-        work = CutLedger(request, service, place, watch, fits=request.removal.of, scores=is_main)
-        recipe = request.settings(work.base.info)
-        if recipe.quantize == "4bit":  # told before the cut is scored and repaired
-            check_quantiser(work.base.model.device)
-        tokens, heldout = _split(work, recipe.length)
-        begin = work.cut_out(request.removal.of(work.base.info.num_layers).removed)
-        work.open(tokens.info)
-        if request.repair is not None:
-            begin = _begin(work, request, request.repair, tokens)
-        healed = _trained(work, begin, tokens, heldout)
-        if not is_main:
-            return None
-        work.shown = replace(work.shown, history=healed.history, methods=kept.methods_of(begin))
-        work.say(healed.history.note if healed.applied else healed.treatment.note)
-        if healed.applied:
-            work.add(healed.handle, command_of(request, work.base.info), healed)
-        complete = healed.history.complete or not watch.stopped
-        if complete:
-            work.finish()
-        return replace(work.shown, treatment=healed.treatment, applied=healed.applied, complete=complete)
-
-
-def _split(work: CutLedger, length: int) -> "tuple[TokenSet, WindowSet]":
-    """Return the text to train on and what is held out of it."""
-    from shortviz.heal.data import split_heldout
-    from shortviz.text.tokens import tokenize
-
-    return split_heldout(tokenize(work.text, work.base.tokenizer), window=length)
-
-
-def _begin(work: CutLedger, request: HealRequest, method: str, tokens: "TokenSet") -> "ModelHandle":
-    """Return the repaired cut, added to the ledger; the cut where the repair does not help."""
-    rows = work.fit_rows(before=tokens)
-    done = work.repaired(rows, method)
-    if not done.applied:
-        told = f"The repair was not applied. {done.treatment.note}"
-        work.say(told)
-        work.watch.say(told)
-        return work.cut
-    same = RepairRequest(
-        model=request.model, removal=request.removal, text=replace(request.text, max_length=_row_length(request.text)),
-        method=method, fit_tokens=rows.info.tokens,
-    )  # fmt: skip
-    work.add(done.handle, command_of(same, work.base.info))
-    return done.handle
-
-
-def _trained(work: CutLedger, begin: "ModelHandle", tokens: "TokenSet", heldout: "WindowSet") -> "Healed":
-    """Return what training made of a cut model; it is kept while it is unfinished."""
-    from shortviz.heal import heal as training
-
-    assert isinstance(work.request, HealRequest)
-    recipe = work.request.settings(work.base.info)
-    path = None
-    if work.scores:
-        before = [(t.method, sorted(t.settings.items(), key=str)) for t in begin.treatments]
-        texts, world = (tokens.info.fingerprint, heldout.info.fingerprint), os.environ.get("WORLD_SIZE", "1")
-        path = work.unfinished("heal", _removed(begin), before, recipe, *texts, world)
-
-    def as_treating(progress: Progress) -> Progress:
-        def snapshot() -> Treating:
-            if progress.snapshot is not None:
-                work.shown = replace(work.shown, history=progress.snapshot())
-            return work.shown
-
-        return replace(progress, snapshot=snapshot)
-
-    return training.heal(
-        begin, tokens, recipe, base=work.base, heldout=heldout, checkpoint=path, watch=work.watch.mapped(as_treating)
-    )  # fmt: skip
-
-
-@contextmanager
-def together(ref: ModelRef) -> Iterator[tuple[ModelRef, bool]]:
-    """Join the other processes of `accelerate launch`; gives (model on this process's device, is it the first).
-
-    Alone, nothing happens.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ref, True
-        return
-    import torch
-    from accelerate import PartialState
-
-    state: Any = PartialState(cpu=ref.device == "cpu" or not torch.cuda.is_available())
-    on = state.device
-    try:
-        yield replace(ref, device="cpu" if on.type == "cpu" else str(on)), bool(state.is_main_process)
-    finally:
-        state.destroy_process_group()
-
-
-# On the models of a ledger that is there: ask them questions, bring one back, let them write.
-
-
-def ask(request: AskRequest, service: "Service", place: Place, watch: Watch) -> int:
-    """Ask the model of every step the questions, as far as it is in memory or kept; return how many were scored."""
-    base = service.models.load(request.model, watch)
-    from shortviz.model.prune import prune
-
-    removed = request.removal.removed
-    ledger = known_ledger(service, request.model, place.run, removed, request.text)
-    if ledger is None:
-        raise RunError(f"There is no ledger of the cut of layers {layers_text(removed)}; repair or heal it first.")
-    cut = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed))
-    done = 0
-    for number, step in enumerate(ledger.steps):
-        model = {"uncut": base, "cut": cut}.get(step.name) or _of_step(request, service, place, base, step)
-        if model is None or watch.stopped:
-            continue
-        words = f"model {number + 1} of {len(ledger.steps)}, {step.label}"
-        score = measure.model_score(
-            service, request.model, place.run, model, request.task, watch=watch.labelled(detail=words, snapshot=None)
-        )
-        if score is None:
-            break
-        place.update(lambda run, step=step, score=score: _asked(run, ledger, step, score, base.info))  # type: ignore[misc]
-        done += 1
-    return done
-
-
-def _asked(run: Run | None, ledger: Ledger, step: LedgerStep, score: TaskScore, info: ModelInfo) -> Run:
-    """Return the run with a step's score in its ledger of this cut and text, as that is by now."""
-    run = run or new_run(info, ledger.text)
-    same = [each for each in run.ledgers if each.removed == ledger.removed and each.text == ledger.text]
-    return with_ledger(run, with_task_score(same[-1] if same else ledger, step.key, score))
-
-
-def _of_step(
-    request: AskRequest | BringBackRequest, service: "Service", place: Place, base: "ModelHandle", step: LedgerStep
-) -> "ModelHandle | None":
-    """Return a treated model from memory, else from what is kept beside the place's runs, else None."""
-    removed = request.removal.removed
-    found = service.treated.get((request.model, removed, step.methods))
-    key = kept.kept_by(service, place.keys, removed, step.methods)
-    return found or (kept.bring_back(service, key, base, removed, step) if key is not None else None)
-
-
-def bring_back(request: BringBackRequest, service: "Service", place: Place, watch: Watch) -> None:
-    """Put a treated model into memory again from what is kept beside the run: nothing is repaired or trained."""
-    base = service.models.load(request.model, watch)
-    ledger = ledger_of(place.run, request.removal.removed)
-    steps = [step for step in ledger.steps if step.methods == request.methods] if ledger is not None else []
-    found = _of_step(request, service, place, base, steps[-1]) if steps else None
-    if found is None:
-        raise RunError("Nothing of this model is kept beside the run; repair or heal again.")
-    problem = kept.put_in_memory(service, request.model, request.removal.removed, base, found)
-    if problem:
-        raise ResourceError(problem)
-
-
-def write_continuations(request: ContinueRequest, service: "Service", place: Place, watch: Watch) -> None:
-    """Let every model of a ledger that is in memory continue the prompt, the uncut and the cut one always."""
-    base = service.models.load(request.model, watch)
-    from shortviz.model.prune import prune
-
-    ref, removed, prompt = request.model, request.removal.removed, request.prompt
-    ledger = ledger_of(place.run, removed)
-    cut = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed))
-    write(service, ref, "uncut", base, (), prompt, watch)
-    write(service, ref, "cut", cut, (), prompt, watch)
-    for step in ledger.steps if ledger is not None else ():
-        found = treated(service, ref, removed, step) if step.methods else None
-        if found is not None:
-            write(service, ref, step.name, found, step.methods, prompt, watch)

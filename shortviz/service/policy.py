@@ -197,6 +197,11 @@ def may_add(rules: Settings, *, bundled: bool) -> bool:
     return not (rules.is_hosted and bundled)
 
 
+def most_treated(rules: Settings) -> tuple[int, float]:
+    """Return how many repaired and healed models are kept in memory, and of how many bytes of their own."""
+    return (1, rules.max_treated_mb * 2**20) if rules.is_hosted else (3, math.inf)
+
+
 def check_estimate(rules: Settings, estimate: ModelEstimate) -> None:
     """Raise PolicyError where a model is larger than a hosted installation loads."""
     _check_parameters(rules, estimate.id, estimate.parameters, rules.max_parameters, "loads")

@@ -267,8 +267,7 @@ class Asked:
 
 
 def _treated_cache() -> "Cache[ModelHandle]":
-    rules = settings()
-    return Cache(1, rules.max_treated_mb * 2**20) if rules.is_hosted else Cache(3)
+    return Cache(*policy.most_treated(settings()))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -278,6 +277,8 @@ class Service:
     Where the app is hosted, every job passes `policy` in `submit`, and belongs to the session that started it.
     """
 
+    carry_out: "Callable[[Request | AppRequest, Service, Place, Watch], Any]"
+    """What does the work of a request: `execute.carry_out`."""
     visitor: Callable[[], str] = lambda: ""
     """Returns the secret name of the session that asks; "" outside of one."""
     jobs: JobRegistry = field(init=False)
@@ -312,12 +313,10 @@ class Service:
         A job that may not or cannot start is one that has failed, with the reason for people. Results go into run
         `key`, which begins as run `start` where it is new.
         """
-        from shortviz.service.work import carry_out
-
         place = StorePlace(self.runs, key, start)
 
         def work(watch: Watch) -> Any:
-            found = carry_out(request, self, place, watch)
+            found = self.carry_out(request, self, place, watch)
             if isinstance(found, dict):
                 return tuple(found)
             return key if isinstance(found, Run) else found  # ended jobs are remembered by the hundred
@@ -460,11 +459,6 @@ class StorePlace(Place):
     def keys(self) -> tuple[str, ...]:
         """That which the results go into, and that which is shown."""
         return tuple(dict.fromkeys(key for key in (self._key, self._start) if key is not None))
-
-
-def new_service() -> Service:
-    """Return a service for one process alone: a command line, or a program."""
-    return Service(runs=RunStore(settings().runs_dir))
 
 
 _INSPECTS = ("estimate", "size", "prepare", "evaluate", "questions", "repair", "bring", "continuations")

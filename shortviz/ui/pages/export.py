@@ -26,8 +26,7 @@ from shortviz.settings import settings
 from shortviz.ui.pages import inspector
 from shortviz.ui.parts import ledger as ledger_view
 from shortviz.ui.parts import notes
-from shortviz.ui.parts.notes import plain
-from shortviz.ui.parts.proof import checklist, report_lines
+from shortviz.ui.parts.notes import plain, progress_words
 from shortviz.ui.session import state as s
 from shortviz.ui.session.polling import follow, main_button
 from shortviz.ui.session.service import bench
@@ -458,3 +457,39 @@ def _recipes(ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str, reci
         language="python",
     )
     mergekit.code(mergekit_yaml(model.id, plan, model.dtype), language="yaml")
+
+
+STAGES = {
+    "write": "Written: weights, config, tokenizer",
+    "reload": "Reloaded by stock transformers, in a fresh process",
+    "prove logits": "Logits equal to the model in memory",
+    "prove generation": "Cached generation equal to uncached",
+}
+
+
+def checklist(job: JobState | None) -> None:
+    """Show each stage as open, running, done or failed."""
+    reached = list(STAGES).index(job.stage) if job is not None and job.stage in STAGES else -1
+    after = job is not None and job.stage == "zip"
+    for place, words in enumerate(STAGES.values()):
+        if job is not None and (job.state == "done" or after or place < reached):
+            st.markdown(f":green[:material/check_circle:] {words}")
+        elif job is not None and place == reached and job.live:
+            st.markdown(f":material/pending: **{words}**")
+        elif job is not None and place == reached and job.state == "failed":
+            st.markdown(f":red[:material/cancel:] {words}")
+        else:
+            st.markdown(f":gray[:material/radio_button_unchecked: {words}]")
+    if job is not None and job.live:
+        st.progress(job.fraction, text=progress_words(job))
+    elif job is None:
+        st.caption("Nothing is called done before it was reloaded and proved equal.")
+
+
+def report_lines(report: ExportReport) -> None:
+    """Show what was written and how equal it is."""
+    st.success(
+        f"Done in {duration(report.seconds)}: {count(report.parameters)} parameters, {size(report.bytes)}, "
+        f"{len(report.files)} files. Largest logit difference {report.max_logit_diff:g}.",
+        icon=":material/verified:",
+    )

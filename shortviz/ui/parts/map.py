@@ -17,7 +17,7 @@ from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
 from shortviz.service.queue import JobState
 from shortviz.service.service import Service
-from shortviz.ui.parts import curve, texts_map
+from shortviz.ui.parts import curve, sensitivity
 from shortviz.ui.parts.notes import missing, plain, progress_words
 from shortviz.ui.session import state as s
 from shortviz.ui.session.shown import (
@@ -205,7 +205,7 @@ def views(
         curve.draw(bench, shown, distances, losses, model, (jobs["curve"], jobs["tasks"]))
         return True
     if view == "Texts":
-        texts_map.draw(bench, shown, distances, criterion, chosen, jobs["texts"])
+        sensitivity.draw(bench, shown, distances, criterion, chosen, jobs["texts"])
         return True
     drawn = drawn_values(which, criterion, distances, losses)
     if drawn is None:

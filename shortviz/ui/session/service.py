@@ -3,9 +3,9 @@
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from shortviz.service.execute import new_service
 from shortviz.service.requests import AppRequest, Request
-from shortviz.service.service import RunStore, Service
-from shortviz.settings import settings
+from shortviz.service.service import Service
 from shortviz.ui.session import state as s
 
 
@@ -17,7 +17,7 @@ def _visitor() -> str:
 @st.cache_resource(show_spinner=False, on_release=Service.close)
 def bench() -> Service:
     """Return the bench of this process."""
-    return Service(runs=RunStore(settings().runs_dir), visitor=_visitor)
+    return new_service(visitor=_visitor)
 
 
 def start_job(request: Request | AppRequest, *, key: str | None = None, start: str | None = None) -> None:

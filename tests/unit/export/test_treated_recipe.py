@@ -15,8 +15,8 @@ from shortviz.records.ledger import Treatment
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, PrunePlan, Removal
 from shortviz.records.text import TextInfo, TextSpec
-from shortviz.service.ledger import command_of
 from shortviz.service.requests import RepairRequest, ShrinkRequest
+from shortviz.service.treat import command_of
 from tests.support.command import Outcome
 from tests.support.records import fixture_model
 

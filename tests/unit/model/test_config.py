@@ -9,8 +9,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from shortviz.errors import ModelError, PlanError
 from shortviz.model.config import unknown_fields
-from shortviz.model.config_rules import Cut, kv_sources
 from shortviz.model.layers import illegal_reason, num_layers, pruned_config, refuse_unsupported, text_config
+from shortviz.model.rules import Cut, kv_sources
 from shortviz.records.plan import PrunePlan
 
 NEVER_CUT = {

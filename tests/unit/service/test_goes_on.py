@@ -14,7 +14,7 @@ from shortviz.records.model import ModelRef
 from shortviz.records.run import Run
 from shortviz.records.text import TextSpec, WindowSpec
 from shortviz.runs.run import load_run
-from shortviz.service.execute import execute
+from shortviz.service.execute import execute, new_service
 from shortviz.service.place import Place
 from shortviz.service.requests import CurveRequest, MapRequest, MeasureRequest
 from shortviz.service.service import RunStore, Service
@@ -41,7 +41,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
     monkeypatch.setattr(loss_map, "GROUP_TOKENS", 1)
     monkeypatch.setenv("SHORTVIZ_RUNS_DIR", str(tmp_path / "runs"))
     settings.cache_clear()
-    made = Service(runs=RunStore(tmp_path / "runs"))
+    made = new_service(runs=RunStore(tmp_path / "runs"))
     yield made
     made.close()
     monkeypatch.undo()

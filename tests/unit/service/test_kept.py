@@ -11,8 +11,9 @@ from shortviz.model import delta
 from shortviz.model.prune import prune, put_weights
 from shortviz.records.ledger import LedgerStep, Treatment
 from shortviz.records.plan import Block, PrunePlan
+from shortviz.service.execute import new_service
 from shortviz.service.kept import bring_back, is_kept, keep, place, put_in_memory
-from shortviz.service.service import Cache, RunStore, Service
+from shortviz.service.service import Cache, RunStore
 from shortviz.settings import settings
 from tests.support.families import NUM_LAYERS, shared_handle
 from tests.support.records import fixture_evaluation, fixture_model
@@ -33,7 +34,7 @@ def step(model) -> LedgerStep:
 
 def test_a_kill_while_a_model_is_written_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
     base, weight = shared_handle("llama"), "model.layers.1.mlp.gate_proj.weight"
-    bench, first, second = Service(runs=RunStore(tmp_path)), repaired(weight, 2.0), repaired(weight, 3.0)
+    bench, first, second = new_service(runs=RunStore(tmp_path)), repaired(weight, 2.0), repaired(weight, 3.0)
     assert keep(bench, "run", base, first, None) == ""
     whole = delta.save_treated
 
@@ -67,7 +68,7 @@ def test_where_the_app_is_hosted_models_kept_longest_ago_make_room_and_one_too_l
     tmp_path: Path, hosted: pytest.MonkeyPatch
 ) -> None:
     base, weight = shared_handle("llama"), "model.layers.1.mlp.gate_proj.weight"
-    bench, model, ref = Service(runs=RunStore(tmp_path)), repaired(weight, 2.0), shared_handle("llama").ref
+    bench, model, ref = new_service(runs=RunStore(tmp_path)), repaired(weight, 2.0), shared_handle("llama").ref
     assert keep(bench, "one", base, model, None) == ""
     size = folder_bytes(place(bench, "one", (2,), METHODS))
     assert 0 < size < 2**20

@@ -14,7 +14,7 @@ from shortviz.records.plan import Block, Removal
 from shortviz.records.text import TextSpec, WindowSpec
 from shortviz.repair import shrink
 from shortviz.runs.run import load_run
-from shortviz.service.execute import execute
+from shortviz.service.execute import execute, new_service
 from shortviz.service.ledger import Treating
 from shortviz.service.place import Place
 from shortviz.service.requests import TRAINING_TEXT, HealRequest, ShrinkRequest
@@ -43,7 +43,7 @@ WORK = {"heal": (heal, Training, "_advance", 3, 6), "shrink": (shrinking, shrink
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(runs=RunStore(tmp_path / "runs"))
+    made = new_service(runs=RunStore(tmp_path / "runs"))
     yield made
     made.close()
 
