@@ -350,10 +350,12 @@ class CutLedger:
 
 
 def removed_by(model: "ModelHandle") -> tuple[int, ...]:
+    """Return the layers that a model lacks; () of the uncut one."""
     return model.plan.removed if model.plan is not None else ()
 
 
 def row_length(spec: TextSpec) -> int:
+    """Return the tokens of a row to fit on, where the rows of the text are not cut."""
     return spec.max_length if spec.max_length < ALL_TOKENS else FIT_LENGTH
 
 
