@@ -136,8 +136,8 @@ def print_result(found: object) -> None:
     print(found if isinstance(found, str) else json.dumps(plain(found), allow_nan=False), flush=True)
 
 
-def how_to_go_on(run: Path | None) -> str:
-    """Return what to do after a stop; a run directory keeps what was done."""
-    return (
-        f"run the same command again to go on from {run}" if run is not None else "with --out it could go on from there"
-    )
+def how_to_go_on(kept: Path | None) -> str:
+    """Return what to do after a stop; `kept` is where what was done is kept, if it is."""
+    if kept is None:
+        return "with --out it could go on from there"
+    return f"run the same command again to go on from {kept}"

@@ -125,7 +125,7 @@ def prune(request: ExportRequest, as_json: JsonOption = False) -> None:
     with working() as watch:
         done = execute(request, watch)
     if as_json:
-        print_result(done)
+        print_result({"folder": done} if isinstance(done, str) else done)
     else:
         print_result(f"Wrote {done}." if isinstance(done, str) else export_text(done))
 

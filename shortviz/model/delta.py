@@ -60,7 +60,8 @@ def save_checkpoint(path: Path, key: str, arrays: Mapping[str, Floats]) -> None:
 def discard_checkpoint(path: Path) -> None:
     """Remove a checkpoint and what lies beside it under the same name: the measurement is complete."""
     for file in path.parent.glob(f"{path.stem}.*"):
-        file.unlink(missing_ok=True)
+        if not file.suffix.startswith(".lock"):  # held while the measurement runs
+            file.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, key: str) -> dict[str, Floats] | None:

@@ -62,16 +62,16 @@ def export(request: ExportRequest, service: "Service", place: Place, watch: Watc
 def _zipped(folder: Path, archive: bool, watch: Watch) -> Iterator[Path]:
     """Yield where what is written into a folder ends up: there, or in a zip file beside it that takes its place."""
     target = folder.with_name(f"{folder.name}.zip") if archive else folder
+    if archive and target.exists():
+        raise ExportError(f"{target} is there already; choose another folder.")
     yield target.absolute()
     _forget_downloads(folder)
     if not archive:
         return
     from shortviz.export.folder import zip_checkpoint
 
-    try:
-        zip_checkpoint(folder, target, watch=watch)
-    finally:
-        shutil.rmtree(folder)
+    zip_checkpoint(folder, target, watch=watch)
+    shutil.rmtree(folder)  # only once the zip file has it all
 
 
 def _checkpoint(

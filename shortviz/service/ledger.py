@@ -5,10 +5,14 @@ run; what is known already is taken from the service. Work that was cut short go
 (`unfinished`), whoever began it. Everything that needs torch is imported by the functions.
 """
 
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from filelock import FileLock, Timeout
 
 from shortviz.errors import Stopped
 from shortviz.progress import Watch
@@ -159,6 +163,7 @@ class CutLedger:
         self.request, self.service, self.place, self.watch, self.scores = request, service, place, watch, scores
         self.shown = Treating(model=request.model)
         self._unfinished: list[Path] = []
+        self._locks: list[FileLock] = []
         # What is wrong with a text is told before minutes are spent on loading a model.
         watch.tell("read text", done=0, total=1, unit="steps")
         self.text = read_rows(request.text)
@@ -256,6 +261,13 @@ class CutLedger:
 
         info = self.base.info
         path = unfinished(kind, info, info.device, weights_digest(self.base.model), *facts, suffix=".safetensors")
+        lock = FileLock(path.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # somebody is at the very same work, and keeps it: this one is on its own
+            path = path.with_stem(f"{path.stem}-{uuid.uuid4().hex[:8]}")
+        else:
+            self._locks.append(lock)
         self._unfinished.append(path)
         self.shown = replace(self.shown, work=path)
         return path
@@ -264,6 +276,10 @@ class CutLedger:
         """Have what was kept while this was unfinished removed, now or when it is written."""
         for path in self._unfinished:
             self.place.finished(path)
+        for lock in self._locks:
+            lock.release()
+            with suppress(OSError):
+                Path(lock.lock_file).unlink(missing_ok=True)
 
     def repaired(self, rows: "TokenSet", method: str, batch_size: int = 8) -> "Repaired":
         """Return the repair of the cut: from memory or from work that was cut short where it is the very same."""

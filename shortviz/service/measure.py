@@ -3,6 +3,7 @@
 The signature is that of `execute`. Nothing here calls streamlit or prints; what needs torch is imported inside.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -195,7 +196,7 @@ def _distances(
             path = None if place.folder is None else place.folder / "stream.npz"
             kept: Any = nullcontext(path)
         else:
-            names = tuple(c.name for c in criteria)
+            names = (*(c.name for c in criteria), *(_content(name) for name in request.criteria))
             kept = place.checkpoint("measure", model.info, *_facts(model, tokens.info), names, rank=rank)
         with kept as checkpoint:
             if isinstance(model, StreamedModel):
@@ -210,6 +211,11 @@ def _distances(
             if checkpoint is not None and found.samples == len(tokens.rows):
                 discard_checkpoint(checkpoint)
     return run
+
+
+def _content(name: str) -> str:
+    """Return the fingerprint of a criterion's own file; "" of a criterion that is known by its name."""
+    return hashlib.sha256(Path(name).read_bytes()).hexdigest() if name.endswith(".py") else ""
 
 
 def streams(service: "Service", ref: ModelRef, asked: bool | None, watch: Watch) -> bool:
@@ -297,12 +303,13 @@ def measure_map(request: r.MapRequest, service: "Service", place: Place, watch: 
             ranks.agree({"text": windows.info.fingerprint, "options": (windows.tokens.shape, handle.info.dtype)})
         run = place.run
         _warn_about(windows.info, run, watch)
-        known = run.losses if run is not None and run.model.dtype == handle.info.dtype else None
+        known = run.losses if run is not None else None
         if known is not None and known.complete and run is not None:
-            if known.text.fingerprint == windows.info.fingerprint:
+            same = known.text.fingerprint == windows.info.fingerprint
+            if same and run.model.dtype == handle.info.dtype:
                 watch.say("The run has this map already; nothing is measured again.")
                 return place.update(lambda old: old or run)
-            if place.folder is not None and not place.replaces:
+            if not same and place.folder is not None and not place.replaces:
                 raise RunError(
                     f"{place.name} holds a complete map on {known.text.source}, {known.text.rows} windows of "
                     f"{known.text.max_length}; choose another --out for this one."

@@ -1,6 +1,8 @@
 """Where a request's results go: a run directory that a person named, or a run of the app's store."""
 
 import hashlib
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -8,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from shortviz.errors import RunError, ShortvizError, Stopped
+from shortviz.errors import ResourceError, RunError, ShortvizError, Stopped
 from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.run import Run
 from shortviz.records.text import TextSpec
@@ -161,6 +163,30 @@ def unfinished(kind: str, info: ModelInfo, *facts: object, suffix: str = ".npz")
     about = (kind, info.id, info.revision, info.dtype, info.num_layers, info.parameters, *facts)
     name = hashlib.sha256(repr(about).encode()).hexdigest()[:20]
     folder = settings().runs_dir / "unfinished"
-    folder.mkdir(parents=True, exist_ok=True)
-    policy.keep_newest(settings(), folder, settings().max_runs)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"Unfinished work cannot be kept in {folder} ({error.strerror}); set SHORTVIZ_RUNS_DIR to a folder that "
+            "can be written."
+        ) from error
+    _make_room(folder)
     return folder / f"{kind}-{name}{suffix}"
+
+
+def _make_room(folder: Path) -> None:
+    """Remove unfinished work that nobody has touched for long; where strangers share the disk, what is too much."""
+    works: dict[str, list[tuple[float, int, Path]]] = defaultdict(list)
+    for file in folder.iterdir():
+        with suppress(OSError):  # it went meanwhile: its work is done
+            if ".lock" not in file.suffix and file.suffix != ".tmp":
+                stat = file.stat()
+                works[file.stem].append((stat.st_mtime, stat.st_size, file))
+    most_bytes, most_seconds = policy.most_unfinished(settings())
+    taken, oldest = 0, time.time() - most_seconds
+    for files in sorted(works.values(), key=max, reverse=True):
+        taken += sum(size for _, size, _ in files)
+        if max(files)[0] < oldest or taken > most_bytes:
+            for _, _, file in files:
+                with suppress(OSError):
+                    file.unlink()

@@ -299,7 +299,14 @@ def _check_training(rules: Settings, recipe: HealSettings) -> None:
 
 
 def _check_heal(rules: Settings, request: HealRequest) -> None:
-    _check_training(rules, request.settings())
+    """Judge the whole recipe: what the preset says, and what is changed in it."""
+    recipe = request.settings()
+    most = limits(rules)
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if value is not None:
+            _check_size(field.name, value, most[field.name])
+    _check_training(rules, recipe)
 
 
 def _check_criteria(rules: Settings, request: MeasureRequest) -> None:
@@ -343,6 +350,11 @@ def keep_newest(rules: Settings, folder: Path, most: int) -> None:
     if rules.is_hosted:
         for old in sorted(folder.iterdir(), key=lambda file: -file.stat().st_mtime)[most:]:
             old.unlink(missing_ok=True)
+
+
+def most_unfinished(rules: Settings) -> tuple[float, float]:
+    """Return how many bytes of unfinished work are kept, and for how many seconds: a month on one's own machine."""
+    return (rules.max_kept_mb * 2**20, 86_400.0) if rules.is_hosted else (math.inf, 30 * 86_400.0)
 
 
 def without_prompts(rules: Settings, run: Run) -> Run:

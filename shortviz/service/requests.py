@@ -208,8 +208,9 @@ class HealRequest:
     write: Write = ""
 
     def __post_init__(self) -> None:
-        known = list(HealSettings.__dataclass_fields__)
-        object.__setattr__(self, "changes", tuple(sorted(self.changes, key=lambda change: known.index(change[0]))))
+        places = {name: place for place, name in enumerate(HealSettings.__dataclass_fields__)}
+        ordered = sorted(self.changes, key=lambda change: places.get(change[0], -1))
+        object.__setattr__(self, "changes", tuple(ordered))
         self.settings()
 
     def settings(self, model: ModelInfo | None = None) -> HealSettings:

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ EXAMPLE = "example"
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _V = TypeVar("_V")
+_FRESH_SECONDS = 60.0
+"""For so long what was found of a model's files is not looked up again: files and free memory change."""
 
 
 class Cache(Generic[_V]):
@@ -101,7 +104,7 @@ class ModelCache:
     def __init__(self, limit: int = 2) -> None:
         """Keep at most `limit` models in memory."""
         self._handles: Cache[ModelHandle] = Cache(limit)
-        self._resolved: Cache[ResolvedModel] = Cache(1)
+        self._resolved: Cache[tuple[float, ResolvedModel]] = Cache(1)
         self._loading = threading.Lock()
 
     def get(self, ref: ModelRef) -> "ModelHandle | None":
@@ -113,8 +116,11 @@ class ModelCache:
         import_engine()
         from shortviz.model.load import resolve
 
-        found = self._resolved.get(ref) or resolve(ref, watch=watch)
-        return self._resolved.put(ref, found)
+        moment, found = self._resolved.get(ref) or (-math.inf, None)
+        if found is None or time.monotonic() - moment > _FRESH_SECONDS:
+            found = resolve(ref, watch=watch)
+            self._resolved.put(ref, (time.monotonic(), found))
+        return found
 
     def estimate(self, ref: ModelRef) -> ModelEstimate:
         """Return what loading would cost; for background jobs only."""

@@ -22,7 +22,7 @@ from shortviz.records.help import Help, spelled
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, Removal
 from shortviz.records.text import TaskSpec, TextSpec
-from shortviz.service.requests import REQUESTS, PushRequest, Request, TextsRequest
+from shortviz.service.requests import REQUESTS, PushRequest, Request
 
 COMMANDS = {
     "losses": "map", "search": "map --search", "blocks": "map --stream", "texts": "sensitivity", "export": "prune",
@@ -172,6 +172,8 @@ def values_of(request: Request) -> Values:
     found: Values = {}
     for name, hint, default in _parts(type(request)):
         value = getattr(request, name)
+        if name == "evaluation":  # its BOS policy is the other text's, unless it is said
+            default = replace(default, bos=request.text.bos)  # type: ignore[union-attr]
         if value != default:
             found |= _flat(request, name, _bare(hint)[0], value, default)
     return found
@@ -245,6 +247,9 @@ def request_of(kind: type[Any], values: Mapping[str, Any]) -> Request:
         value = _built(name, _bare(hint)[0], given, default, made)
         if value is not MISSING:
             made[name] = value
+    missing = [name for name, _, default in _parts(kind) if default is MISSING and name not in made]
+    if missing:
+        raise ShortvizError(f"{spelled(missing[0])} is missing; a request of this kind needs it.")
     request: Request = kind(**made)
     return request
 
@@ -393,7 +398,7 @@ def positional(kind: type[Any]) -> tuple[str, ...]:
 def _words(option: Option, value: Any) -> list[str]:
     if option.kind is bool:
         yes, _, no = option.spelled.partition("/")
-        return [yes] if value else [no or yes]
+        return [yes] if value else [no] if no else []
     return [option.spelled, str(value)]
 
 
@@ -422,11 +427,17 @@ def _source(value: Any, names: set[str]) -> str:
 def to_url(request: Request) -> str:
     """Return a link that fills a page in with this; raises TextError where it would name a file or pasted text."""
     values = values_of(request)
-    for name in ("text", "eval_text", "paste", "eval_paste"):
-        if name in values:
-            raise TextError("A link carries neither files nor pasted text; send the run instead.")
     pairs = [(name, one) for name, value in values.items() for one in (value if isinstance(value, tuple) else (value,))]
+    for name, value in pairs:
+        _check_linked(name, str(value))
     return f"/?{urlencode([('do', request.kind), *pairs])}"
+
+
+def _check_linked(name: str, value: str) -> None:
+    """Raise TextError for what no link may carry: it must not make a machine read or run a file of its sender's."""
+    code = name == "criteria" and any(part.strip().endswith(".py") for part in value.split(","))
+    if name in ("text", "eval_text", "paste", "eval_paste") or code or (name == "tasks" and names_file(value)):
+        raise TextError("A link carries neither files nor pasted text; choose them here, or send the run.")
 
 
 def from_url(url: str) -> Request:
@@ -441,8 +452,8 @@ def from_url(url: str) -> Request:
         found = [value for name, value in every if name == option.name]
         if not found:
             continue
-        if option.name in ("text", "eval_text", "paste", "eval_paste") and kind is not TextsRequest:
-            raise TextError("A link carries neither files nor pasted text; choose the text here.")
+        for value in found:
+            _check_linked(option.name, value)
         many = get_origin(option.kind) is tuple
         try:
             values[option.name] = tuple(found) if many else TypeAdapter(option.kind).validate_python(found[-1])

@@ -124,13 +124,11 @@ def shrink(request: ShrinkRequest, service: "Service", place: Place, watch: Watc
 
         return replace(progress, snapshot=snapshot)
 
-    path = work.unfinished("shrink", *facts, request.to_layers)
+    path = work.unfinished("shrink", *facts)  # however many layers are to be left
     shrunk = shrink(
         base, windows, rows, request.to_layers,
         method=request.method, batch_size=request.batch_size, checkpoint=path, watch=watch.mapped(as_treating),
     )  # fmt: skip
-    if shrunk.note:  # nothing more can go: this is all of a shrinking to so many layers
-        path.replace(work.unfinished("shrink", *facts, shrunk.handle.info.num_layers))
     work.cut_out(shrunk.steps[-1].removed)
     work.open(rows.info)
     work.say(shrunk.note)

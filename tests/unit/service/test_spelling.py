@@ -52,6 +52,7 @@ ASKED = [
     RepairRequest(model=DEMO, removal=CUT, text=ROWS, evaluation=PASSAGES, windows=SMALL, method="scale", batch_size=2),
     RepairRequest(model=DEMO, removal=SCATTERED, text=FIT_TEXT, fit_tokens=4096, task=TASK),
     ShrinkRequest(model=HUB, to_layers=24, text=ROWS, evaluation=ROWS, windows=SMALL),
+    ShrinkRequest(model=DEMO, to_layers=24, text=TextSpec(kind="builtin", value="passages", bos="never")),
     ShrinkRequest(model=DEMO, to_layers=24, text=PASSAGES, choose_on_text=True, write="The capital is"),
     HealRequest(model=DEMO, removal=CUT),
     HealRequest(
@@ -114,6 +115,11 @@ def test_files_and_pasted_text_come_back_from_a_command_and_never_from_a_link() 
         ("/?do=nothing", "no kind of work"),
         ("/?do=measure&model=demo&batch_size=many", "batch_size is 'many'"),
         ("/?do=evaluate&model=demo&start=3", "--n is missing"),
+        ("/?do=measure", "--model is missing"),
+        ("/?do=shrink&model=demo", "--to-layers is missing"),
+        ("/?do=measure&model=demo&criteria=angular_last,/tmp/mine.py", "neither files"),
+        ("/?do=evaluate&model=demo&tasks=/etc/rows.csv", "neither files"),
+        ("/?do=texts&model=demo&text=/etc/passwd&builtin=passages", "neither files"),
     ],
 )
 def test_a_link_that_cannot_be_is_refused_in_a_sentence(url: str, words: str) -> None:

@@ -38,7 +38,7 @@ def shrinking(checkpoint: str) -> ShrinkRequest:
     return ShrinkRequest(model=ModelRef(id=checkpoint), to_layers=3, text=text, fit_tokens=1024, **SMALL)
 
 
-WORK = {"heal": (heal, Training, "_advance", 3, 6), "shrink": (shrinking, shrink, "_step", 1, 3)}
+WORK = {"heal": (heal, Training, "_advance", 3, 6), "shrink": (shrinking, shrink._Shrinking, "_step", 1, 3)}
 
 
 @pytest.fixture
