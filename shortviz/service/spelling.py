@@ -268,6 +268,8 @@ def _built(name: str, kind: Any, given: Values, default: Any, made: Values) -> A
     if name == "texts":
         return _texts(given)
     if kind is ModelRef:
+        if "model" not in given:
+            return MISSING
         own = {
             "id" if key == "model" else key: given[key]
             for key in ("model", "revision", "dtype", "device")
