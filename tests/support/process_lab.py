@@ -12,7 +12,6 @@ import resource
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -34,7 +33,7 @@ from shortviz.measure.processes import (
     share,
 )
 from shortviz.model.load import load
-from shortviz.progress import Watch
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.json import plain
 from shortviz.records.measured import BlockDistances, Evaluation
 from shortviz.records.model import ModelRef
@@ -192,7 +191,7 @@ def unlike() -> None:
     def work(ranks: Ranks) -> None:
         folder = HERE / ("model" if ranks.writes else "other")
         try:
-            share(ranks, ModelRef(id=str(folder)), lambda _: None, threading.Event())
+            share(ranks, ModelRef(id=str(folder)), NO_WATCH)
         except ShortvizError as error:
             (HERE / f"unlike{ranks.rank}.txt").write_text(str(error))
 
