@@ -125,9 +125,7 @@ def _keys(request: ExportRequest, place: Place) -> tuple[str, ...]:
 def _run(request: ExportRequest, service: Service, place: Place) -> Run | None:
     found = service.runs.get(request.run) if request.run is not None else place.run
     if request.run is not None and found is None:
-        raise RunError(
-            f"There is no run {request.run!r} that keeps models; runs are in {service.runs.folder}."
-        )
+        raise RunError(f"There is no run {request.run!r} that keeps models; runs are in {service.runs.folder}.")
     return found
 
 
