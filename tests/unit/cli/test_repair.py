@@ -114,11 +114,13 @@ def test_shrink_tells_every_step(checkpoint: str, shortviz: Run) -> None:
 
 
 def counted(told: list[bool]) -> Callable[..., object]:
-    from shortviz.repair.shrink import _step
+    from shortviz.repair.shrink import _Shrinking
 
-    def step(*arguments: object, first: bool) -> object:
-        told.append(first)
-        return _step(*arguments, first=first)  # type: ignore[arg-type]
+    own = _Shrinking._step
+
+    def step(shrinking: _Shrinking) -> object:
+        told.append(not shrinking.steps)
+        return own(shrinking)
 
     return step
 
@@ -146,7 +148,7 @@ def test_a_shrinking_that_was_killed_goes_on_to_the_same_result(
     assert code == 0, err
     assert unfinished() == begun, "other work begins anew, and leaves this where it is"
     told = []
-    monkeypatch.setattr("shortviz.repair.shrink._step", counted(told))
+    monkeypatch.setattr("shortviz.repair.shrink._Shrinking._step", counted(told))
     code, printed, err = shortviz(*command, "--out", str(run))
     assert len(told) == 2, "one of three steps was done before"
     assert not unfinished()
