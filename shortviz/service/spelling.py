@@ -268,14 +268,7 @@ def _built(name: str, kind: Any, given: Values, default: Any, made: Values) -> A
     if name == "texts":
         return _texts(given)
     if kind is ModelRef:
-        if "model" not in given:
-            return MISSING
-        own = {
-            "id" if key == "model" else key: given[key]
-            for key in ("model", "revision", "dtype", "device")
-            if key in given
-        }
-        return ModelRef(**own)
+        return _model(given)
     if is_dataclass(kind):
         return replace(default, **{f.name: given[f.name] for f in fields(kind) if f.name in given})
     if name not in given:
@@ -283,6 +276,11 @@ def _built(name: str, kind: Any, given: Values, default: Any, made: Values) -> A
     if get_origin(kind) is tuple:
         return _sequence(name, get_args(kind)[0], given[name])
     return given[name]
+
+
+def _model(given: Values) -> Any:
+    own = {name: given[name] for name in ("revision", "dtype", "device") if name in given}
+    return ModelRef(id=given["model"], **own) if "model" in given else MISSING
 
 
 def _sequence(name: str, kind: Any, value: Any) -> tuple[Any, ...]:
