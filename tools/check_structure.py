@@ -21,7 +21,7 @@ SMALL_LINES = 80
 LONG_LINES = 500
 
 LINES: Mapping[str, int] = {
-    "": 31_213,  # the aim is 27,000
+    "": 31_300,  # the aim is 27,000
     "cli": 1_700,
     "ui": 5_883,  # 5,000
 }
