@@ -53,10 +53,10 @@ class RunError(ShortvizError):
 class FieldError(ShortvizError):
     """A value that a field of a request cannot have."""
 
-    def __init__(self, field: str, why: str) -> None:
+    def __init__(self, field: str, why: str, before: str = "") -> None:
         """Say of a field why not: `FieldError("batch_size", "is 0; it must be at least 1")`."""
-        super().__init__(f"{field} {why}.")
-        self.field, self.why = field, why
+        super().__init__(f"{before}{field} {why}.")
+        self.field, self.why, self.before = field, why, before
 
 
 class PolicyError(ShortvizError):

@@ -39,7 +39,7 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
     except Stopped as error:
         return _refuse(str(error), debug, INTERRUPTED)
     except FieldError as error:
-        return _refuse(f"{spelled(error.field)} {error.why}.", debug, 2)
+        return _refuse(f"{error.before}{spelled(error.field)} {error.why}.", debug, 2)
     except ShortvizError as error:
         return _refuse(str(error), debug, 2)
     except typer.TyperException as error:  # an unknown option, a missing argument, a value of the wrong type

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shortviz.model.handle import ModelHandle
     from shortviz.records.text import WindowSet
     from shortviz.service.service import Service
+    from shortviz.text.sources import Text
 
 
 FIRST_LOOK_TOKENS: Final = 128
@@ -93,17 +94,17 @@ def evaluate(request: r.EvaluateRequest, service: "Service", place: Place, watch
     Inspections stream out as they grow; every step that is known already, in this process or in the run, is taken from
     there. Of several processes that stream, all but the one that writes return None.
     """
-    measure.check_readable(request.text)
+    text = measure.read_early(request.text)
     if request.task is not None:
         measure.rows_of(service, request.task, watch)
     if measure.streams(service, request.model, request.stream, watch):
-        return _evaluate_by_streaming(request, watch)
+        return _evaluate_by_streaming(request, text, watch)
     from shortviz.measure.processes import refuse_launcher
 
     refuse_launcher()
     cut = request.removal
     handle = service.models.load(request.model, watch, cut.of if cut is not None else None)
-    windows = measure.windows_of(service, request.model, request.text, handle, request.windows)
+    windows = measure.windows_of(service, request.model, text, handle, request.windows)
     model = cut_model(handle, cut, request.adapter)
     found = _Found(request, service, place, watch, model, handle if model.plan is not None else None, windows)
     if found.inspection.evaluation is not None:  # there are numbers to look at: the text comes first
@@ -116,12 +117,12 @@ def evaluate(request: r.EvaluateRequest, service: "Service", place: Place, watch
     return found.inspection
 
 
-def _evaluate_by_streaming(request: r.EvaluateRequest, watch: Watch) -> Inspection | None:
+def _evaluate_by_streaming(request: r.EvaluateRequest, text: "Text", watch: Watch) -> Inspection | None:
     for what, asked in (("Questions", request.task), ("An adapter", request.adapter), ("A prompt", request.write)):
         if asked:
             raise ShortvizError(f"{what} cannot be used while a model is streamed; leave one of them out.")
     cuts = [request.removal] if request.removal is not None else []
-    found = measure.evaluate_by_streaming(request, cuts, watch)
+    found = measure.evaluate_by_streaming(request, cuts, watch, text)
     return Inspection(evaluation=found[0]) if found is not None else None
 
 

@@ -167,7 +167,7 @@ class CutLedger:
         # What is wrong with a text is told before minutes are spent on loading a model.
         watch.tell("read text", done=0, total=1, unit="steps")
         self.text = read_rows(request.text)
-        measure.check_readable(request.evaluation)
+        self.scored_on = measure.read_early(request.evaluation)
         if request.task is not None and scores:
             measure.rows_of(service, request.task, watch)
         check_device(request, _NEEDS_ONE_DEVICE[request.kind])
@@ -180,7 +180,7 @@ class CutLedger:
         """What every model of the ledger is scored on."""
         asked = self.request
         if self._windows is None:
-            self._windows = measure.windows_of(self.service, asked.model, asked.evaluation, self.base, asked.windows)
+            self._windows = measure.windows_of(self.service, asked.model, self.scored_on, self.base, asked.windows)
         return self._windows
 
     def named(self, words: str) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from shortviz.records.text import TokenSet, WindowSet
     from shortviz.service.service import Service
     from shortviz.streaming.model import StreamingEstimate
+    from shortviz.text.sources import Text
 
 
 APP_WINDOWS: Final = WindowSpec(window=256, windows=32)
@@ -57,12 +58,12 @@ def app_batch(device: str) -> int:
 
 
 def windows_of(
-    service: "Service", ref: ModelRef, text: TextSpec, handle: "ModelHandle", windows: WindowSpec = APP_WINDOWS
+    service: "Service", ref: ModelRef, text: "Text", handle: "ModelHandle", windows: WindowSpec = APP_WINDOWS
 ) -> "WindowSet":
-    """Return the evaluation windows of a text, cut once per process."""
+    """Return the evaluation windows of a text, or of its rows where they were read, cut once per process."""
     from shortviz.text.tokens import make_windows
 
-    key = (ref, text, windows)
+    key = (ref, text if isinstance(text, TextSpec) else text.spec, windows)
     return service.windows.get(key) or service.windows.put(key, make_windows(text, windows, handle.tokenizer))
 
 
@@ -125,10 +126,9 @@ def model_score(
     return found
 
 
-def check_readable(text: TextSpec) -> None:
-    """Raise TextError for a bad local text: it is told before minutes are spent on loading a model."""
-    if text.kind != "dataset":
-        read_rows(text)
+def read_early(text: TextSpec) -> "Text":
+    """Return the rows of a local text: a bad one is told before minutes are spent on loading a model."""
+    return text if text.kind == "dataset" else read_rows(text)
 
 
 def _facts(handle: Any, text: TextInfo) -> tuple[object, ...]:
@@ -156,14 +156,14 @@ def measure(request: r.MeasureRequest, service: "Service", place: Place, watch: 
     from shortviz.text.tokens import tokenize
 
     criteria = [known.resolve(name) for name in request.criteria or known.names()]
-    check_readable(request.text)
+    text = read_early(request.text)
     with joined() as ranks:
         ref, watch = share(ranks, request.model, watch)
         streamed = request.tokens_per_row is not None or streams(service, ref, request.stream, watch)
         streamed = streamed if ranks is None else any(ranks.all(streamed))
         with _streamed(ref, watch) if streamed else nullcontext(service.models.load(ref, watch)) as model:
             watch.tell("read text", done=0, total=1, unit="steps")
-            tokens = tokenize(request.text, model.tokenizer)
+            tokens = tokenize(text, model.tokenizer)
             if ranks is not None:
                 options = ([c.name for c in criteria], request.batch_size, model.info.dtype)
                 ranks.agree({"text": tokens.info.fingerprint, "options": options})
@@ -240,17 +240,16 @@ def measure_texts(request: r.TextsRequest, service: "Service", place: Place, wat
 
     A stop leaves out those that were not begun.
     """
-    for text in request.texts:
-        check_readable(text)
+    texts = [read_early(text) for text in request.texts]
     handle = service.models.load(request.model, watch)
     from shortviz.measure.batches import check_rows
     from shortviz.text.tokens import tokenize
 
-    sets = [tokenize(text, handle.tokenizer) for text in request.texts]
+    sets = [tokenize(text, handle.tokenizer) for text in texts]
     for tokens in sets:
         check_rows(handle.info, tokens)  # a text that does not fit is told before others are measured
     found: dict[str, Run] = {}
-    names = folder_names(request.texts)
+    names, every = folder_names(request.texts), [known.resolve(name) for name in known.names()]
     for number, (text, tokens, name) in enumerate(zip(request.texts, sets, names, strict=True), start=1):
         if watch.stopped:
             break
@@ -260,7 +259,7 @@ def measure_texts(request: r.TextsRequest, service: "Service", place: Place, wat
             one = r.MeasureRequest(model=request.model, text=text, batch_size=request.batch_size, stream=False)
             detail = f"text {number} of {len(sets)}"
             named = watch.labelled(stage=f"measure {name}", detail=detail, snapshot=None)
-            run = measure(one, service, part, named)
+            run = _distances(one, handle, tokens, every, part, None, named)
         assert run is not None, "this is one process"
         found[part.name] = run
     return found
@@ -371,26 +370,29 @@ def measure_blocks(
 
 
 def evaluate_by_streaming(
-    request: r.BlocksRequest | r.EvaluateRequest, cuts: Sequence[Removal], watch: Watch
+    request: r.BlocksRequest | r.EvaluateRequest, cuts: Sequence[Removal], watch: Watch, read: "Text | None" = None
 ) -> tuple[Evaluation, ...] | None:
     """Return the evaluation of each cut, or of the uncut model alone, all in one sweep over the layers.
 
+    `read` is the text, where it was read already.
+
     Of several processes each takes its share of the windows; all but the one that writes return None.
     """
-    check_readable(request.text)
+    text = read or read_early(request.text)
     from shortviz.measure.processes import joined, share
-    from shortviz.model.load import estimate
+    from shortviz.model.load import resolve
     from shortviz.streaming.losses import evaluate_streamed
     from shortviz.streaming.model import open_streamed
     from shortviz.text.tokens import make_windows
 
     with joined() as ranks:
         ref, watch = share(ranks, request.model, watch)
-        found = estimate(ref)
+        resolved = resolve(ref, watch=watch)
+        found = resolved.estimate
         watch.say(found.words)
         plans = [cut.of(found.num_layers) for cut in cuts]
-        with open_streamed(ref, watch=watch) as model:
-            windows = make_windows(request.text, request.windows, model.tokenizer)
+        with open_streamed(resolved, watch=watch) as model:
+            windows = make_windows(text, request.windows, model.tokenizer)
             if ranks is not None:
                 ranks.agree({"text": windows.info.fingerprint, "options": (windows.tokens.shape, plans)})
             evaluations = evaluate_streamed(model, windows, plans, ranks=ranks, watch=watch)

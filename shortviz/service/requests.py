@@ -7,7 +7,7 @@ hosted policy refuses it until its limit is named there. `execute` carries a req
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
-from shortviz.errors import FieldError, PlanError
+from shortviz.errors import FieldError
 from shortviz.records.heal import HealSettings, preset
 from shortviz.records.help import Help
 from shortviz.records.model import SPREAD, ModelInfo, ModelRef
@@ -286,10 +286,10 @@ def check_fit(request: RepairRequest | ShrinkRequest) -> None:
 
 
 def check_device(request: Request, what: str) -> None:
-    """Raise PlanError where work that needs one device was asked for on several."""
+    """Raise FieldError where work that needs one device was asked for on several."""
     model = getattr(request, "model", None)
     if model is not None and model.device == SPREAD:
-        raise PlanError(f"{what} needs the model on one device, and device is {SPREAD}; leave it out.")
+        raise FieldError("device", f"is {SPREAD}; leave it out", before=f"{what} needs the model on one device, and ")
 
 
 # What the app asks for beside that: it has no command of its own.

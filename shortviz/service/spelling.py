@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from pydantic import TypeAdapter, ValidationError
 
 from shortviz.analysis.planning import parse_layers
-from shortviz.errors import PlanError, ShortvizError, TextError
+from shortviz.errors import FieldError, PlanError, ShortvizError, TextError
 from shortviz.records.heal import HealSettings
 from shortviz.records.help import Help, spelled
 from shortviz.records.model import ModelRef
@@ -294,7 +294,7 @@ def _sequence(name: str, kind: Any, value: Any) -> tuple[Any, ...]:
 def _block(text: str) -> Block:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2 or not all(part.isdecimal() and part.isascii() and len(part) < 6 for part in parts):
-        raise PlanError(f"A block is {text!r}; give start,n, such as 12,4, once for each block.")
+        raise FieldError("blocks", f"is {text!r}; give start,n, such as 12,4, once for each block")
     return Block(start=int(parts[0]), n=int(parts[1]))
 
 

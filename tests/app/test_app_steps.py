@@ -74,7 +74,7 @@ def test_every_step_is_asked_the_questions_and_a_healed_model_comes_back_after_a
     assert (job.state, job.result) == ("done", len(ledger.steps)), job.error
     ledger = ledger_on_disk(tools)
     assert all(step.task is not None and step.task.questions == len(ROWS) for step in ledger.steps)
-    assert "Accuracy against uncut, paired: " in page.words
+    assert "Accuracy against uncut, paired, in percentage points: " in page.words
     assert "accuracy" in page.at.dataframe[0].value
 
     tools.treated.clear()  # what a restart of the server takes: the models, and what was read of the runs
