@@ -240,6 +240,8 @@ def measure_texts(request: r.TextsRequest, service: "Service", place: Place, wat
 
     A stop leaves out those that were not begun.
     """
+    from shortviz import criteria as known
+
     texts = [read_early(text) for text in request.texts]
     handle = service.models.load(request.model, watch)
     from shortviz.measure.batches import check_rows
