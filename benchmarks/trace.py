@@ -30,7 +30,7 @@ COUNTED = {
     "files found": ("model/files.py", "find_files"),
     "config read": ("model/files.py", "read_config"),
     "headers read": ("model/headers.py", "safetensors_header"),  # the tiny checkpoint has one file
-    "text read": ("text/sources.py", "read_rows"),
+    "text read": ("text/sources.py", "_builtin_rows"),  # the command measures on the built-in text
 }
 """The functions whose calls are counted: a model is resolved once, a text read once."""
 
@@ -102,7 +102,7 @@ def trace_click(folder: Path, tracer: Tracer) -> None:
     from tests.support.app import TEXT, App
 
     page = App(model=str(folder / "tiny-llama")).page("model")
-    for button, job in (("estimate_button", "estimate"), ("load_button", "load")):
+    for button, job in (("estimate_button", "size"), ("load_button", "load")):
         page.click(button)
         assert page.finish(job).state == "done"
     page.state[s.CALIBRATION] = TextSpec(kind="paste", value=TEXT, max_length=64)
@@ -112,7 +112,7 @@ def trace_click(folder: Path, tracer: Tracer) -> None:
     page.number("n").set_value(2)
     tracer.on = True
     page.run()
-    assert page.finish("inspect").state == "done"
+    assert page.finish("evaluate").state == "done"
     tracer.on = False
     assert any(one.label == "Perplexity, uncut → cut" for one in page.at.metric), "the page shows no number"
 
