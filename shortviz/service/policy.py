@@ -88,6 +88,7 @@ def limits(rules: Settings) -> Mapping[str, float]:
         "seam_weight": 1e6,
         "dropout": 1,
         "first_label": 1,
+        "stream": 0,  # what is streamed passes no check of its size
         "mix": 1,
     }  # fmt: skip
 
@@ -430,6 +431,8 @@ def _check_size(name: str, value: str | float, most: float) -> None:
             raise PolicyError(
                 f"The {name} has {len(value):,} characters, and this hosted demo takes at most {most:,.0f}; shorten it."
             )
+    elif value is True and most == 0:
+        raise PolicyError(f"This hosted demo does not {name}; run shortviz on your own machine.")
     elif not abs(value) <= most:  # NaN too; a whole number may be too large to be a float
         shown = f"{value:.4g}" if isinstance(value, float) or abs(value) < 1e15 else "far too large"
         raise PolicyError(

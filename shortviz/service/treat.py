@@ -64,12 +64,8 @@ def command_of(request: Treat, info: ModelInfo) -> str:
     if not chooses:
         same = replace(same, evaluation=DEFAULT_EVALUATION, windows=WindowSpec())
     if request.text.kind == "paste":
-        cut: dict[str, Any] = {
-            "limit": request.text.limit,
-            "max_length": request.text.max_length,
-            "bos": request.text.bos,
-        }
-        same = replace(same, text=replace(TRAINING_TEXT if isinstance(request, HealRequest) else FIT_TEXT, **cut))
+        usual, own = TRAINING_TEXT if isinstance(request, HealRequest) else FIT_TEXT, request.text
+        same = replace(same, text=replace(usual, limit=own.limit, max_length=own.max_length, bos=own.bos))
     return to_command(same, share=True)
 
 

@@ -15,6 +15,7 @@ from shortviz.records.plan import Block
 from shortviz.records.text import TaskSpec, TextSpec, WindowSpec
 from shortviz.service import policy, service
 from shortviz.service.queue import JobState
+from shortviz.service.requests import MeasureRequest
 from shortviz.settings import Settings
 
 COMMIT = "a" * 40
@@ -279,3 +280,10 @@ def test_a_space_is_hosted_unless_it_is_said_otherwise(monkeypatch: pytest.Monke
     assert not Settings().is_hosted
     monkeypatch.setenv("SHORTVIZ_ALLOWED_MODELS", "demo, org/tiny")
     assert Settings().allowed_models == ("demo", "org/tiny")
+
+
+def test_nothing_is_streamed_where_strangers_ask() -> None:
+    rules = Settings(hosted=True)
+    with pytest.raises(PolicyError, match="This hosted demo does not stream"):
+        policy.check(rules, MeasureRequest(model=ModelRef(id="demo"), stream=True))
+    policy.check(rules, MeasureRequest(model=ModelRef(id="demo"), stream=False))
