@@ -21,9 +21,9 @@ SMALL_LINES = 80
 LONG_LINES = 500
 
 LINES: Mapping[str, int] = {
-    "": 31_300,  # the aim is 27,000
+    "": 31_274,  # the aim is 27,000
     "cli": 1_700,
-    "ui": 5_883,  # 5,000
+    "ui": 5_866,  # 5,000
 }
 """By folder: the most lines it may have."""
 

@@ -301,13 +301,7 @@ def _check_training(rules: Settings, recipe: HealSettings) -> None:
 
 def _check_heal(rules: Settings, request: HealRequest) -> None:
     """Judge the whole recipe: what the preset says, and what is changed in it."""
-    recipe = request.settings()
-    most = limits(rules)
-    for field in fields(recipe):
-        value = getattr(recipe, field.name)
-        if value is not None:
-            _check_size(field.name, value, most[field.name])
-    _check_training(rules, recipe)
+    check(rules, request.settings())
 
 
 def _check_criteria(rules: Settings, request: MeasureRequest) -> None:

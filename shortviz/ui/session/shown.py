@@ -9,15 +9,11 @@ import streamlit as st
 from shortviz.analysis.planning import best_blocks
 from shortviz.errors import PlanError, ShortvizError
 from shortviz.figures import map as charts
-from shortviz.records.ledger import Ledger, start_ledger
 from shortviz.records.measured import BlockDistances, BlockLosses
 from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import Block
 from shortviz.records.run import Run
-from shortviz.records.text import TextSpec
 from shortviz.runs.run import EXAMPLES
-from shortviz.service.ledger import ledger_of
-from shortviz.service.measure import measured_key
 from shortviz.service.queue import JobState
 from shortviz.service.service import EXAMPLE, Service, run_key
 from shortviz.ui.session import state as s
@@ -246,16 +242,3 @@ def map_look(state: s.State, which: str, chosen: Block | None, *, dark: bool) ->
         selected=chosen,
         dark=dark,
     )
-
-
-def known_ledger(bench: Service, shown: Shown, removed: tuple[int, ...], spec: TextSpec) -> Ledger | None:
-    """Return the ledger of a cut as far as it is known: from the run, or its first two steps from an evaluation."""
-    found = ledger_of(shown.run, removed)
-    if found is not None:
-        return found
-    evaluation = bench.measured.get(measured_key(shown.ref, spec, removed)) if shown.ref is not None else None
-    if evaluation is None and shown.run is not None:
-        evaluation = shown.run.evaluation_of(removed)
-    if evaluation is None or evaluation.base is None or not evaluation.removed:
-        return None
-    return start_ledger(evaluation)

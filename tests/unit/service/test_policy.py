@@ -11,11 +11,11 @@ import pytest
 from shortviz.errors import PolicyError
 from shortviz.records.heal import HealSettings
 from shortviz.records.model import ModelEstimate, ModelRef
-from shortviz.records.plan import Block
+from shortviz.records.plan import Block, Removal
 from shortviz.records.text import TaskSpec, TextSpec, WindowSpec
 from shortviz.service import policy, service
 from shortviz.service.queue import JobState
-from shortviz.service.requests import MeasureRequest
+from shortviz.service.requests import HealRequest, MeasureRequest
 from shortviz.settings import Settings
 
 COMMIT = "a" * 40
@@ -287,3 +287,14 @@ def test_nothing_is_streamed_where_strangers_ask() -> None:
     with pytest.raises(PolicyError, match="This hosted demo does not stream"):
         policy.check(rules, MeasureRequest(model=ModelRef(id="demo"), stream=True))
     policy.check(rules, MeasureRequest(model=ModelRef(id="demo"), stream=False))
+
+
+def test_what_a_preset_says_is_judged_as_what_is_changed_in_it() -> None:
+    rules, cut = Settings(hosted=True), Removal(block=Block(start=12, n=4))
+    text = TextSpec(kind="builtin", value="passages", limit=4, max_length=64)
+    asked = HealRequest(
+        model=DEMO, removal=cut, text=text, preset="paper", changes=(("batch_size", 1), ("length", 512))
+    )
+    with pytest.raises(PolicyError, match="Steps is 5000, and this hosted demo takes at most 200"):
+        policy.check(rules, asked)
+    policy.check(rules, HealRequest(model=DEMO, removal=cut, text=text, preset="quick"))
