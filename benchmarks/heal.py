@@ -120,7 +120,7 @@ def _repaired(cut: ModelHandle, base: ModelHandle, tokens: TokenSet) -> tuple[Mo
     from shortviz.repair.repair import repair
 
     began = time.process_time()
-    rows = part_of(tokens, tuple(pack(tokens, 256, ())[:64]))
+    rows = part_of(tokens, tuple(pack(tokens, 256)[:64]))
     done = repair(cut, base, rows)
     seconds = time.process_time() - began
     print(f"Repaired first, {seconds:.0f} s of processor. {done.treatment.note}", flush=True)

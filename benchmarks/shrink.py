@@ -29,7 +29,7 @@ from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.sums import mean_and_stderr
 from shortviz.records.text import TextSpec, WindowSet, WindowSpec
 from shortviz.repair.shrink import shrink
-from shortviz.text.tokens import make_windows, packed_rows
+from shortviz.text.tokens import fit_rows, make_windows
 
 
 def best_block(base: ModelHandle, n: int, windows: WindowSet) -> Block:
@@ -60,8 +60,7 @@ def main() -> None:
 
     torch.set_num_threads(asked.threads)
     base = load(ModelRef(id=asked.model))
-    rows = WindowSpec(window=256, windows=asked.tokens // 256)
-    tokens = packed_rows(make_windows(TextSpec(kind="file", value=str(asked.fit)), rows, base.tokenizer))
+    tokens = fit_rows(TextSpec(kind="file", value=str(asked.fit)), base.tokenizer, tokens=asked.tokens)
     choosing, scoring = (
         make_windows(TextSpec(kind="file", value=str(file)), spec, base.tokenizer)
         for file, spec in (

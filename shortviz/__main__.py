@@ -1,4 +1,4 @@
-"""`python -m shortviz` is `shortviz`."""
+"""Runs the command line for `python -m shortviz`."""
 
 from shortviz.cli.main import main
 

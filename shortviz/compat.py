@@ -24,9 +24,10 @@ from shortviz import criteria
 from shortviz.analysis.planning import rescale_rows
 from shortviz.criteria.angles import angle
 from shortviz.errors import ModelError, NumericsError, PlanError, ShortvizError, TextError, first_line
-from shortviz.export.export import savable
+from shortviz.export.texts import savable
 from shortviz.measure.distances import measure_distances
 from shortviz.model import prune as pruning
+from shortviz.model.gguf.dequantise import save_tokenizer
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import residual_boundaries
 from shortviz.model.load import load, model_info
@@ -36,7 +37,8 @@ from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import TextSpec, TokenSet
 from shortviz.text import tokens as texts
-from shortviz.text.sources import TextRows
+from shortviz.text.chats import Chat, read_chat
+from shortviz.text.sources import TextRows, whole_characters
 
 SCALE = "Viridis_r"
 """Yellow is low = redundant."""
@@ -225,23 +227,28 @@ def token_set(
         raise TextError(f'The dataset is a dict of {names}; choose one part of it, such as dataset["train"].')
     if limit < 1:
         raise TextError(f"The row limit is {limit}; it must be at least 1.")
-    rows = tuple(
-        _row(row, number, key, tokenizer if use_chat_template else None)
-        for number, row in enumerate(islice(dataset, limit))
+    rows = tuple(_row(row, number, key, use_chat_template) for number, row in enumerate(islice(dataset, limit)))
+    spec = TextSpec(
+        kind="paste",
+        value="",
+        max_length=max_length,
+        bos="never" if use_chat_template else "auto",
+        special_tokens="parsed" if use_chat_template else "auto",
+        long_rows="truncate",
     )
-    spec = TextSpec(kind="paste", value="", max_length=max_length, bos="never" if use_chat_template else "auto")
     return texts.tokenize(TextRows(spec=spec, rows=rows, source="dataset given in Python"), tokenizer)
 
 
-def _row(row: Any, number: int, key: str | None, template: PreTrainedTokenizerBase | None) -> str:
+def _row(row: Any, number: int, key: str | None, chats: bool) -> str | Chat:
     value = row
     if isinstance(row, Mapping):
         column = key or next((name for name in ("text", "content") if name in row), "text")
         if column not in row:
             raise TextError(f"Row {number} has no column {column!r}; give key= one of {', '.join(map(str, row))}.")
         value = row[column]
-    if template is not None and isinstance(value, list):
-        return str(template.apply_chat_template(value, tokenize=False, add_generation_prompt=False))
+    value, _ = whole_characters(value)
+    if chats and isinstance(value, list):
+        return read_chat(value, f"row {number}")
     if not isinstance(value, str):
         advice = "use_chat_template=True" if isinstance(value, list) else "key= a column of text"
         raise TextError(f"Row {number} holds a {type(value).__name__}, not text; give {advice}.")
@@ -405,7 +412,7 @@ class ShortTransformer:
             model.generation_config, _ = savable(model.generation_config)
         super().save_pretrained(save_directory, **options)  # type: ignore[misc]  # the stock class is the next base
         if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(save_directory)
+            save_tokenizer(self.tokenizer, Path(save_directory))
 
     def _as_handle(self, tokenizer: PreTrainedTokenizerBase | None, *, tokenizer_needed: bool = True) -> ModelHandle:
         if tokenizer is not None:

@@ -9,10 +9,12 @@ ShortvizError
 ├── ExportError     a folder that cannot be written, or a checkpoint that failed its proof
 ├── RunError        a run directory that cannot be read or does not fit the request
 ├── FieldError      a value that a field of a request cannot have; each side spells the field its own way
+├── GateError       a cut that was not shown to keep the limits it was to be judged by
 ├── PolicyError     something that this hosted installation does not do for strangers
 └── Stopped         the person asked to stop before there was any result to keep
 
-The command line prints the message and exits with 2; the app shows it on the page. Anything else is our fault.
+The command line prints the message and exits with 2 (with 3 for a GateError); the app shows it on the page. Anything
+else is our fault.
 """
 
 import errno
@@ -57,6 +59,15 @@ class FieldError(ShortvizError):
         """Say of a field why not: `FieldError("batch_size", "is 0; it must be at least 1")`."""
         super().__init__(f"{before}{field} {why}.")
         self.field, self.why, self.before = field, why, before
+
+
+class GateError(ShortvizError):
+    """A model that was not shown to keep the limits of a gate; `verdict` is the `GateVerdict`."""
+
+    def __init__(self, message: str, verdict: object) -> None:
+        """Say it in a sentence, with what was found."""
+        super().__init__(message)
+        self.verdict = verdict
 
 
 class PolicyError(ShortvizError):

@@ -8,6 +8,7 @@ with the change that makes it too high.
 
 import argparse
 import ast
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +22,9 @@ SMALL_LINES = 80
 LONG_LINES = 500
 
 LINES: Mapping[str, int] = {
-    "": 31_274,  # the aim is 27,000
-    "cli": 1_700,
-    "ui": 5_866,  # 5,000
+    "": 38_300,  # 35,500 before runs kept their texts and handles, strips, searches and evidence; 31,274 before GGUF
+    "cli": 1_800,
+    "ui": 6_940,  # 6,200 before strips, searches, evidence, own text, opened runs and lit formulas; 5,866 before
 }
 """By folder: the most lines it may have."""
 
@@ -34,11 +35,24 @@ ALLOWED: Mapping[str, int] = {
     "lengths": 0,
     "hosted": 0,
     "lines": 0,
+    "options": 11,  # eight are of columns and subsets, for which the pages put their own fields; pip's; two in commands
 }
 """By rule: how many findings are let pass."""
 
 ASKS_WHETHER_HOSTED = ("service/policy.py", "settings.py", "server/")
 """Where `is_hosted` may be asked; everywhere else the policy's answer is."""
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+SPELLS_OPTIONS = (
+    "cli/",
+    "ui/",
+    "server/",
+    "service/spelling.py",
+    "service/requests.py",
+    "records/",
+    "export/recipes.py",
+)
+"""Where options of the command line are written on purpose: help texts, and commands to be copied."""
 
 
 def folders(package: Path) -> Iterator[str]:
@@ -98,7 +112,20 @@ def lines(package: Path) -> Iterator[str]:
             yield f"{_name(package, package / folder)}: {total} lines; at most {most}"
 
 
-RULES: tuple[Callable[[Path], Iterator[str]], ...] = (folders, prefixes, importers, lengths, hosted, lines)
+def options(package: Path) -> Iterator[str]:
+    """Tell sentences of the core that name an option of the command line: the library and the pages have none."""
+    for file in _files(package):
+        if file.relative_to(package).as_posix().startswith(SPELLS_OPTIONS):
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        for node in ast.walk(tree):
+            found = node.value if isinstance(node, ast.Constant) and id(node) not in alone else None
+            if isinstance(found, str) and (option := OPTION.search(found)):
+                yield f"{_name(package, file)}:{node.lineno}: names {option[0]}"  # type: ignore[attr-defined]
+
+
+RULES: tuple[Callable[[Path], Iterator[str]], ...] = (folders, prefixes, importers, lengths, hosted, lines, options)
 
 
 def check(package: Path, allowed: Mapping[str, int] = ALLOWED) -> list[str]:

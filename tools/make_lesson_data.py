@@ -1,12 +1,14 @@
-"""Measure what the lessons show, on the demo model: `python tools/make_lesson_data.py` (ten minutes on two cores).
+"""Measure what the lessons show, on the demo model: `python tools/make_lesson_data.py` (twenty minutes on two cores).
 
-`--only numbers` or `--only answers` does one half anew and keeps the other. Writes shortviz/lessons/data.json.
+`--only numbers`, `--only answers` or `--only texts` does one part anew and keeps the others. Writes
+shortviz/lessons/data.json.
 """
 
 import argparse
 import json
 import math
 import sys
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -18,7 +20,6 @@ from lesson_questions import QUESTIONS
 
 from shortviz.analysis.planning import best_start
 from shortviz.files import versions
-from shortviz.lessons.data import FILE
 from shortviz.measure.generation import continue_text
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import residual_boundaries
@@ -35,20 +36,23 @@ BINS = ((0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, 127), 
 SIZES = (1, 2, 3, 4, 6, 8)
 """How many layers are cut out before the questions are asked: the block of that size with the lowest measured loss."""
 NEW_TOKENS = 12
+PROMPTS = ("The capital of France is", "Once upon a time, a little fox", "My favourite season is spring, because")
+LARGEST_TEXT_CUT = 8
+"""What the first screen shows: the prompts continued without every block of up to so many layers."""
+TEXT_TOKENS = 16
 
 
 def main() -> None:
     """Write shortviz/lessons/data.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("numbers", "answers"))
+    parser.add_argument("--only", choices=PARTS)
     only = parser.parse_args().only
-    target = Path(str(resources.files("shortviz"))) / "lessons" / FILE
+    target = Path(str(resources.files("shortviz"))) / "lessons" / "data.json"
     found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8")) if only else {}
     handle = load(ModelRef(id="demo"))
-    if only != "answers":
-        found |= numbers(handle)
-    if only != "numbers":
-        found |= answers(handle)
+    for name, part in PARTS.items():
+        if only in (None, name):
+            found |= part(handle)
     found |= {"model": handle.info.id, "versions": versions()}
     found["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     target.write_text(json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
@@ -149,6 +153,25 @@ def answers(handle: ModelHandle) -> dict[str, Any]:
         "questions": [{"kind": k, "prompt": p, "expected": e} for k, p, e in QUESTIONS],
         "answers": found,
     }
+
+
+def texts(handle: ModelHandle) -> dict[str, Any]:
+    """Return what the model writes without every block of up to LARGEST_TEXT_CUT layers."""
+    layers = handle.info.num_layers
+
+    def written(model: ModelHandle) -> list[str]:
+        return [continue_text(model, prompt, max_new_tokens=TEXT_TOKENS) for prompt in PROMPTS]
+
+    cut = []
+    for n in range(1, LARGEST_TEXT_CUT + 1):
+        blocks = [Block(start=start, n=n) for start in range(layers - n + 1)]
+        cut.append([written(prune(handle, PrunePlan.of_blocks(layers, block))) for block in blocks])
+        print(f"\rtexts of the cuts of {n} layers", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return {"texts": {"prompts": PROMPTS, "uncut": written(handle), "cut": cut}}
+
+
+PARTS: Mapping[str, Callable[[ModelHandle], dict[str, Any]]] = {"numbers": numbers, "answers": answers, "texts": texts}
 
 
 def rounded(values: torch.Tensor, digits: int = 5) -> list[float]:

@@ -24,23 +24,26 @@ LITTLE_TOKENS = 4000
 _FALLBACKS = ("angular_last", "angular_mean", "block_influence")
 
 
-def advise(run: Run, budget: Budget) -> Advice:
+def advise(run: Run, budget: Budget, *, bare: bool = False) -> Advice:
     """Return the plan for a budget, chosen from everything that was measured in a run, with or without repair.
 
     Per plan and repair the measurement on most text counts. Of the plans that fit, the one of lowest NLL is taken; for
     a largest increase, the one that removes most parameters. Where no measured plan fits a budget of layers or bytes,
-    the block of lowest distance is proposed, and `measured` says so.
+    the block of lowest distance is proposed, and `measured` says so. With `bare`, plans are compared as they are cut,
+    and `repaired` is what came of repairing the chosen one.
 
     Raises PlanError where nothing fits, in a sentence that names what comes nearest.
     """
     model = run.model
-    known = candidates(run)
+    every = candidates(run)
+    known = [c for c in every if not c.methods] if bare else every
     fitting = [c for c in known if _fits(c, budget, model)]
     if not fitting:
         return _by_distance(run, budget, known)
     chosen = _choose(fitting, budget, model)
     rivals = [c for c in fitting if c is not chosen and _tied(c, chosen) and _removes_as_much(c, chosen, budget, model)]
     expected, method = _expected(run, chosen)
+    treated = [c for c in every if c.methods and not chosen.methods and c.removed == chosen.removed]
     return Advice(
         **_planned(chosen, budget, model),
         measured=True,
@@ -48,6 +51,7 @@ def advise(run: Run, budget: Budget) -> Advice:
         compared=len(fitting),
         expected=expected,
         expected_method=method,
+        repaired=min(treated, key=lambda c: c.increase, default=None),
         notes=(*_notes(run, budget, chosen, rivals, len(fitting)), *_unrepaired(fitting, chosen)),
     )
 
@@ -171,7 +175,7 @@ def _notes(run: Run, budget: Budget, chosen: Candidate, rivals: Sequence[Candida
         yield f"It removes {len(chosen.removed)} layers, more than asked for, and still has the lowest measured loss."
     others = {c.text.fingerprint for c in (chosen, *rivals) if c.text is not None}
     if len(others) > 1:
-        yield "Some of the tied plans were measured on another text; evaluate them on one text to compare them fairly."
+        yield "Some of the tied plans were measured on other windows; evaluate them on the same ones before comparing."
     if fitting > 1 and chosen.source == "measured map":
         yield f"It is the best of {fitting} on this text, so expect a little more loss on other text."
     if run.losses is None:

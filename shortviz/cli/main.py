@@ -1,6 +1,7 @@
-"""The command line: `shortviz measure | map | curve | advise | evaluate | prune | show | app`, heavy imports inside.
+"""The command line: every command with its options, and the exit code of each outcome; heavy imports inside.
 
-Exit codes: 0 done; 2 bad input, one sentence on stderr; 1 our fault; 130 stopped with Ctrl-C (what there is, is saved).
+Exit codes: 0 done; 2 bad input, one sentence on stderr; 3 a gate that was not held; 1 our fault; 130 stopped with
+Ctrl-C (what there is, is saved).
 """
 
 import io
@@ -60,6 +61,7 @@ app.command("repair")(request_command(treat.repair))
 app.command("shrink")(request_command(treat.shrink))
 app.command("curve")(request_command(measure.removal_curve, model=measure.MODEL_OR_RUN))
 app.command("heal")(request_command(treat.heal))
+app.command("evidence")(request_command(treat.evidence))
 app.command("advise")(cli_advise.advise_command)
 app.command("compare")(measure.compare)
 app.command("sensitivity")(request_command(measure.sensitivity))
@@ -74,7 +76,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Print a saved run: best blocks, evaluations, the measured map and how well it was predicted, ledgers."""
-    from shortviz.cli.output import ledger_text, losses_text, run_text, scored_text
+    from shortviz.cli.output import evidence_text, ledger_text, losses_text, run_text, scored_text
     from shortviz.runs import run as runs
 
     found = runs.load_run(run)
@@ -85,6 +87,7 @@ def show(
         return
     measured = [losses_text(found, found.losses, "nll")] if found.losses is not None else []
     measured += [*scored_text(found), *(ledger_text(ledger) for ledger in found.ledgers)]
+    measured += [evidence_text(ledger, found.model) for ledger in found.ledgers if ledger.probes]
     print_result(found if as_json else "\n\n".join([run_text(found), *measured]))
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from shortviz.analysis.gate import require, verdict_words
 from shortviz.cli.options import JsonOption, OutOption
 from shortviz.cli.session import INTERRUPTED, how_to_go_on, print_result, working
 from shortviz.errors import ShortvizError, TextError
 from shortviz.records.formatting import percent
 from shortviz.records.json import plain
 from shortviz.records.text import TaskScore
-from shortviz.service.execute import execute
+from shortviz.service.execute import execute, new_service
 from shortviz.service.place import Place
 from shortviz.service.requests import (
     BlocksRequest,
@@ -24,8 +25,10 @@ from shortviz.service.requests import (
     MapRequest,
     MeasureRequest,
     SearchRequest,
+    SizeRequest,
     TextsRequest,
 )
+from shortviz.service.spelling import options_of
 
 if TYPE_CHECKING:
     from shortviz.analysis.curve import RemovalCurve
@@ -55,7 +58,8 @@ def measure(request: MeasureRequest, out: OutOption = None, as_json: JsonOption 
     print_result(run if as_json else distances_text(distances, run.model))
     if distances.samples < run.text.rows:
         advice = how_to_go_on(out)
-        print(f"Stopped after {distances.samples} of {run.text.rows} rows; {advice}.", file=sys.stderr)
+        tokens = f", {distances.tokens_words}" if distances.tokens_words else ""
+        print(f"Stopped after {distances.rows_words}{tokens}; {advice}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
 
 
@@ -136,21 +140,27 @@ def opened(request: T, out: Path | None) -> tuple[T, Place, Path | None]:
     return replace(request, model=ref), place, out or folder
 
 
-def removal_curve(request: CurveRequest, out: OutOption = None, as_json: JsonOption = False) -> None:
+def removal_curve(
+    request: CurveRequest, context: typer.Context, out: OutOption = None, as_json: JsonOption = False
+) -> None:
     """Loss against layers removed, for every strategy; measures the map where the run has none.
 
     With --tasks also multiple-choice accuracy, of the uncut model and of the strategies' cuts of the chosen sizes.
     """
     from shortviz.analysis.curve import curve_of_run
     from shortviz.cli.output import curve_text
+    from shortviz.service.curve import refuse_usual_text
 
     if request.task is None and (request.strategies or request.sizes):
         raise ShortvizError(
             "--strategies and --sizes say which cuts --tasks scores; give --tasks too, or leave them out."
         )
     request, place, folder = opened(request, out)
+    service = new_service()
     with working() as watch:
-        run = execute(request, watch, place=place)
+        if _names_text(context):
+            refuse_usual_text(request, service, place, watch)
+        run = execute(request, watch, service=service, place=place)
     if out is not None:
         place.update(lambda _: run)
     curve = curve_of_run(run)
@@ -160,6 +170,13 @@ def removal_curve(request: CurveRequest, out: OutOption = None, as_json: JsonOpt
         _tell_unfinished(run, folder)
         print("Stopped; what was measured until then is above, and kept with --out.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+
+
+def _names_text(context: typer.Context) -> bool:
+    """Tell whether an option of the text or its windows was typed, be it the default, which the request cannot tell."""
+    about_text = set(options_of(MapRequest)) - set(options_of(SizeRequest))
+    sources = [context.get_parameter_source(option.name) for option in about_text]
+    return any(source is not None and source.name == "COMMANDLINE" for source in sources)
 
 
 def _json(curve: "RemovalCurve", run: "Run") -> dict[str, Any]:
@@ -194,17 +211,21 @@ def evaluate(request: EvaluateRequest, as_json: JsonOption = False) -> None:
     assert evaluation is not None, "a stop before the first window raises"
     if as_json:
         written = {"written": {"uncut": found.uncut, "cut": found.cut}} if request.write else {}
-        print_result(evaluation_json(evaluation) | scores_json(found) | written)
+        judged = {} if found.gate is None else {"gate": found.gate}
+        print_result(evaluation_json(evaluation) | scores_json(found) | written | judged)
     else:
         written_lines = [f"{name:<18}{text.strip()}" for name, text in (("uncut", found.uncut), ("cut", found.cut))]
         lines = [line for line, text in zip(written_lines, (found.uncut, found.cut), strict=True) if text]
-        print_result("\n".join([evaluation_text(evaluation), *scores_text(found), *lines]))
+        held = [verdict_words(found.gate)] if found.gate is not None and found.gate.held else []
+        print_result("\n".join([evaluation_text(evaluation), *scores_text(found), *lines, *held]))
     if not evaluation.complete:
         print(f"Stopped after {evaluation.score.windows} of {evaluation.text.rows} windows.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if request.task is not None and not all_answered(found):
         print("Stopped before every question was scored by every model.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+    if found.gate is not None:
+        require(found.gate)
 
 
 def all_answered(found: "Inspection") -> bool:
@@ -292,7 +313,7 @@ def _estimate_json(found: "StreamingEstimate") -> dict[str, object]:
 
 
 def _estimate_text(found: "StreamingEstimate") -> str:
-    from shortviz.records.formatting import size
+    from shortviz.records.formatting import counted, size
 
     whole = found.size
     fits = "fits" if whole.fits else "does not fit, and would be streamed"
@@ -300,7 +321,7 @@ def _estimate_text(found: "StreamingEstimate") -> str:
         whole.words,
         f"memory   whole {size(whole.memory_bytes)}, {size(whole.available_bytes)} is free: it {fits}; streamed "
         f"{size(found.streamed_memory_bytes)} of weights and up to {size(found.states_bytes)} of states "
-        f"({found.rows} rows of {found.row_tokens} tokens), in memory or in a file",
+        f"({counted(found.rows, 'row')} of {found.row_tokens} tokens), in memory or in a file",
         f"disk     {size(found.disk_bytes)} for an export of all layers",
     ]
     return "\n".join(lines)
@@ -331,7 +352,7 @@ def blocks_text(blocks: "Sequence[Block]", found: "Sequence[Evaluation]") -> str
     columns = right("n", "layers", "NLL increase, nats", "KL, nats", "perplexity")
     return "\n".join(
         [
-            f"Uncut model: {score_words(base)}. Text: {text.source}; {counted(base.tokens, 'scored token')}, "
+            f"Uncut model: {score_words(base)}. Text: {text.words}; {counted(base.tokens, 'scored token')}, "
             f" windows of {text.max_length}. Streamed in one sweep over the layers.",
             Table(columns, rows).text(),
         ]

@@ -1,4 +1,4 @@
-"""The options of a command are the fields of its request: derived here, and read here."""
+"""Command-line options made from the fields of a command's request, and the request made of what was typed."""
 
 import inspect
 import json
@@ -21,7 +21,8 @@ OutOption = Annotated[
     Path | None, typer.Option(metavar="RUN", help="Run directory; work that was cut short goes on from there.")
 ]
 ExportOption = Annotated[
-    Path | None, typer.Option("--export", metavar="FOLDER", help="Write the model, proved; must be new or empty.")
+    Path | None,
+    typer.Option("--export", metavar="PATH", help="Write the model, proved: a new folder, or a new .gguf file."),
 ]
 LARGEST = 2**63 - 1
 """What 64 bits hold: Python's numbers are endless, and torch, numpy and a file's fields are not."""
@@ -30,7 +31,7 @@ _ARGUMENTS = {
     "folder": "A folder that shortviz prune, repair, shrink or heal wrote.",
     "repo_id": "The repository, as user/name.",
 }
-_WITHOUT_EFFECT = {"window": int, "windows": int, "max_length": int, "batch_size": int, "seed": int}
+_WITHOUT_EFFECT = {"window": int, "windows": int, "order": str, "max_length": int, "batch_size": int, "seed": int}
 """Options that every command on a text takes; where the request has no such field they do nothing, which is said."""
 _PLAN = Annotated[
     Path | None, typer.Option(help='A JSON file: a list of layers, or an object with "removed" (shortviz.json).')
@@ -82,7 +83,7 @@ def request_command(body: Callable[..., None], *, choose: Choose | None = None, 
         request = build(arguments)
         meant = {option.name for option in options_of(type(request))} | names | {"plan"}
         if "window" in meant and "eval_limit" not in meant:  # the text is cut into windows, not into rows
-            meant.discard("max_length")
+            meant -= {"max_length", "long_rows"}
         check_unused({name: value for name, value in arguments.items() if value is not None and name not in meant})
         note_unused(name for name, value in arguments.items() if value is not None and name not in meant)
         body(request=request, **{name: arguments[name] for name in names})
@@ -133,7 +134,7 @@ def check_unused(values: Mapping[str, Any]) -> None:
     for name, least in (("batch_size", 1), ("seed", 0)):
         if values.get(name, least) < least:
             raise FieldError(name, f"is {values[name]}; it must be at least {least}")
-    WindowSpec(**{name: values[name] for name in ("window", "windows") if name in values})
+    WindowSpec(**{name: values[name] for name in ("window", "windows", "order") if name in values})
 
 
 def plan_file(path: Path) -> tuple[int, ...]:

@@ -10,15 +10,25 @@ from shortviz import criteria
 from shortviz.analysis.agreement import agreement
 from shortviz.analysis.compare import check_comparable, grid_difference, shift_words, start_shifts
 from shortviz.analysis.curve import AccuracyLine, RemovalCurve, task_sets
+from shortviz.analysis.evidence import evidence_table, notes
 from shortviz.analysis.planning import best_start
 from shortviz.analysis.rows_needed import rows_needed_words
 from shortviz.errors import RunError
 from shortviz.figures.cells import BestBlock, best_blocks, best_words
 from shortviz.measure.search import SearchResult
 from shortviz.progress import Progress
-from shortviz.records.formatting import UNKNOWN, counted, duration, layers_text, percent, size, with_error
-from shortviz.records.ledger import Ledger, LedgerStep
-from shortviz.records.measured import BlockDistances, BlockLosses, Evaluation, ExportReport, Score, perplexity
+from shortviz.records.formatting import UNKNOWN, counted, duration, layers_text, percent, size, times, with_error
+from shortviz.records.json import plain
+from shortviz.records.ledger import Ledger, LedgerStep, verdicts
+from shortviz.records.measured import (
+    BlockDistances,
+    BlockLosses,
+    Evaluation,
+    ExportReport,
+    Score,
+    perplexity,
+    windows_words,
+)
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
 from shortviz.records.run import Run
@@ -44,7 +54,7 @@ def distances_text(distances: BlockDistances, model: ModelInfo) -> str:
     text = distances.text
     sinks = layers_text(distances.norms.sink_layers).replace("none", "none found")
     lines = [
-        f"Text: {text.source}; {distances.samples} rows of at most {text.max_length} tokens; BOS {text.bos}.",
+        f"Text: {text.words}; {counted(distances.samples, 'row')} of at most {text.max_length} tokens; BOS {text.bos}.",
         f"Layers that write the attention sink: {sinks}.",
     ]
     if distances.tokens_per_row is not None:
@@ -59,19 +69,18 @@ def evaluation_text(evaluation: Evaluation) -> str:
     """Return an evaluation in words, each number with its error and what it is taken over."""
     score, base, text = evaluation.score, evaluation.base, evaluation.text
     lines = [_score_line("perplexity", score)]
-    if base is not None:
-        increase = with_error(evaluation.nll_increase, evaluation.nll_increase_stderr, sign=True)
-        lines += [
+    if base is not None:  # first what the cut does, paired: the perplexities themselves are as hard as the text
+        lines = [
+            f"perplexity        {times(evaluation.nll_increase, evaluation.nll_increase_stderr)}, paired",
+            _score_line("cut model", score),
             _score_line("uncut model", base),
-            f"NLL increase      {increase} nats (paired)",
             f"KL(uncut || cut)  {with_error(evaluation.kl, evaluation.kl_stderr)} nats a token",
             f"same top token    {percent(evaluation.same_top1, evaluation.same_top1_stderr)}",
             f"removed           layers {layers_text(evaluation.removed)}: {_saved(base, score)}",
-            f"forward pass      {score.forward_seconds:.3f} s a window, uncut {base.forward_seconds:.3f} s",
         ]
-    windows = f"{counted(score.windows, 'window')} of" if score.windows > 1 else "one window, no error, of"
     lines.append(
-        f"Over {counted(score.tokens, 'scored token')} in {windows} {text.max_length}; {text.source}; BOS {text.bos}."
+        f"Over {counted(score.tokens, 'scored token')} in {windows_words(score.windows, text)}; {text.words}; "
+        f"BOS {text.bos}."
     )
     return "\n".join(lines)
 
@@ -100,16 +109,32 @@ def _saved(base: Score, score: Score) -> str:
     )
 
 
+def export_json(report: ExportReport | None) -> dict[str, Any] | None:
+    """Return an export in the shape of `shortviz prune --json`; None where there is none.
+
+    `gate` is there where limits were given. The kind of proof is left out: where no generation was run it was
+    streamed, where no logits were compared it was by bytes.
+    """
+    if report is None:
+        return None
+    found: dict[str, Any] = plain(report)
+    del found["proof"]
+    if report.gate is None:
+        found.pop("gate", None)
+    return found
+
+
 def export_text(report: ExportReport) -> str:
     """Return what was written and proved."""
-    layers = layers_text(report.removed)
+    layers = layers_text(report.removed) or "none"
     wrote = (
         f"Wrote {report.folder}: {len(report.kept)} layers, {report.parameters:,} parameters, "
-        f"{size(report.bytes)}; removed layers {layers}.\n"
+        f"{size(report.bytes)}{' in ' * bool(report.dtypes)}{report.dtypes}; removed layers {layers}.\n"
+        + "".join(f"{note}\n" for note in report.notes)
     )
     seconds = f"({duration(report.seconds)})."
     if report.proof == "bytes":
-        return wrote + f"Checked that every kept byte is the original's; quantised weights are not run here {seconds}"
+        return wrote + f"Checked that every kept byte is the original's; the weights were not run {seconds}"
     if report.proof == "streamed":
         return wrote + (
             f"Proved by streaming both: largest logit difference {report.max_logit_diff:g} against the original with "
@@ -196,20 +221,23 @@ class PlainProgress:
 # What the commands print of a ledger: every step with its loss, its errors and what it won back.
 
 
+def evidence_text(ledger: Ledger, base: ModelInfo) -> str:
+    """Return what a ledger's models can still do, as a table, with what must be known to read it."""
+    head = f"Evidence of the cut of layers {layers_text(ledger.removed)}"
+    return "\n".join([head, evidence_table(ledger, base).text(), *notes(ledger)])
+
+
 def ledger_text(ledger: Ledger) -> str:
     """Return a ledger as a table, with the text behind its numbers and what was said of each treatment."""
     text, cut = ledger.text, ledger.step("cut")
     score = cut.evaluation.score if cut is not None else None
-    scored = (
-        f"{counted(score.tokens, 'scored token')} in {counted(score.windows, 'window')} of {text.max_length}"
-        if score
-        else "nothing"
-    )
+    scored = f"{counted(score.tokens, 'scored token')} in {windows_words(score.windows, text)}" if score else "nothing"
     lines = [
+        *verdicts(ledger),
         f"Ledger of the cut of layers {layers_text(ledger.removed)} ({len(ledger.removed)} layers)",
         ledger_table(ledger).text(),
-        f"Over {scored}; {text.source}; BOS {text.bos}. NLL in nats a token; increase over uncut and share won back "
-        "with paired errors.",
+        f"Over {scored}; {text.words}; BOS {text.bos}. NLL in nats a token; what stands over uncut and share won "
+        "back with paired errors.",
         *_questions(ledger),
     ]
     lines += [f"{step.label}: {note}" for step in ledger.steps for note in _notes(step)]
@@ -229,7 +257,7 @@ def _questions(ledger: Ledger) -> list[str]:
 def _notes(step: LedgerStep) -> list[str]:
     notes = [t.note for t in step.treatments[-1:] if t.note]
     text = step.treatments[-1].text if step.treatments else None
-    return notes + ([f"fitted on {text.source}, {counted(text.tokens, 'token')}."] if text is not None else [])
+    return notes + ([f"fitted on {text.words}, {counted(text.tokens, 'token')}."] if text is not None else [])
 
 
 def _continuations(ledger: Ledger) -> list[str]:
@@ -250,7 +278,7 @@ def losses_text(run: Run, losses: BlockLosses, metric: str) -> str:
 
     best = best_words(best_blocks(grid, run.model), unit, {"perplexity": after}, sign=metric != "kl")
     lines = [
-        f"Uncut model: {score_words(losses.base)}. Text: {losses.text.source}; "
+        f"Uncut model: {score_words(losses.base)}. Text: {losses.text.words}; "
         f"{int(losses.tokens.max()):,} scored tokens a block, windows of {losses.text.max_length}.",
         f"Best block of each size by measured {metric.upper()}",
         best.text(),
@@ -283,7 +311,7 @@ def search_text(found: SearchResult) -> str:
     ]
     return "\n".join(
         [
-            f"Best start of each size by measured NLL. Text: {found.text.source}, windows of {found.text.max_length}.",
+            f"Best start of each size by measured NLL. Text: {found.text.words}, windows of {found.text.max_length}.",
             Table(right("n", "start", "NLL increase, nats", "windows") + left(""), rows).text(),
             f"Measured {counted(found.cells_measured, 'block-window')}, "
             f"{percent(found.cells_measured / found.cells_exhaustive)} of {found.cells_exhaustive:,} for all.",
@@ -301,7 +329,7 @@ def curve_text(curve: RemovalCurve) -> str:
     text = curve.text
     behind = f"at most {counted(text.rows, 'window')} of {text.max_length} tokens"
     return (
-        f"Perplexity against layers removed. Text: {text.source}; {behind}.\n" + Table(right("n", *lines), rows).text()
+        f"Perplexity against layers removed. Text: {text.words}; {behind}.\n" + Table(right("n", *lines), rows).text()
     )
 
 
@@ -362,7 +390,8 @@ def comparison_text(runs: Mapping[str, Run], criterion: str | None = None) -> st
         rows.append([str(n), *cells, moves])
     lines = [f"Best start of each n by {criteria.label(name)}; in brackets the rows of text that the choice needs."]
     for letter, (folder, run), one in zip(letters, runs.items(), measured, strict=True):
-        lines.append(f"  {letter}: {run.text.source}, {one.samples} rows of at most {run.text.max_length} ({folder})")
+        behind = f"{counted(one.samples, 'row')} of at most {run.text.max_length}"
+        lines.append(f"  {letter}: {run.text.source}, {behind} ({folder})")
     lines += [Table(right("n", *letters) + left(""), rows).text(), ""]
     for letter, one in zip(letters[1:], measured[1:], strict=True):
         lines.append(

@@ -1,4 +1,4 @@
-"""`shortviz advise`: the plan for a budget from what a run holds. Opens no model."""
+"""The commands that open no model: `shortviz advise`, from what a run holds, `report`, `push`, and `app`."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,8 @@ def advice_text(advice: Advice) -> str:
     if advice.expected is not None:
         low, high = advice.expected
         share = percent(low) if low == high else f"{percent(low)} to {percent(high)}"
-        lines.append(f"Not repaired yet: {_words(advice.expected_method)} won back {share} of other cuts in this run.")
+        how = _words(advice.expected_method)
+        lines.append(f"Not repaired yet: {how} of other cuts in this run won back {share} of what they lost.")
     return "\n".join([*lines, *advice.notes])
 
 

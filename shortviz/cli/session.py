@@ -1,4 +1,4 @@
-"""What surrounds a command: exit codes, one sentence for an error, Ctrl-C, a quiet stdout, loading the model."""
+"""What surrounds every command: exit codes, one sentence for an error, progress, Ctrl-C, a stdout of results alone."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from shortviz.errors import FieldError, ShortvizError, Stopped, is_out_of_memory
+from shortviz.errors import FieldError, GateError, ShortvizError, Stopped, is_out_of_memory
 from shortviz.progress import NOTE, OnProgress, Progress, Watch
 from shortviz.records.help import spelled
 
@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """What a shell expects of a program that Ctrl-C stopped."""
+NOT_HELD = 3
+"""What a build reads where a model was not shown to keep its limits."""
 
 
 def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Return the exit code of a command line: 0 done, 2 bad input, 1 our fault, 130 stopped with Ctrl-C."""
+    """Return the exit code of a command line: 0 done, 2 bad input, 3 a gate not held, 1 our fault, 130 Ctrl-C."""
     debug = "--debug" in arguments
     if not debug:
         _quiet()
@@ -40,6 +42,8 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
         return _refuse(str(error), debug, INTERRUPTED)
     except FieldError as error:
         return _refuse(f"{error.before}{spelled(error.field)} {error.why}.", debug, 2)
+    except GateError as error:
+        return _refuse(str(error), debug, NOT_HELD)
     except ShortvizError as error:
         return _refuse(str(error), debug, 2)
     except typer.TyperException as error:  # an unknown option, a missing argument, a value of the wrong type

@@ -9,14 +9,15 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from shortviz.export.recipes import loading_python, recipe_of
+from shortviz.analysis.evidence import evidence_table, notes
+from shortviz.export.recipes import converter_command, loading_python, recipe_of
 from shortviz.files import versions
 from shortviz.records.citations import bibtex
-from shortviz.records.formatting import UNKNOWN, counted, duration, percent, size, with_error
+from shortviz.records.formatting import UNKNOWN, counted, duration, percent, size, times, with_error
 from shortviz.records.json import plain
-from shortviz.records.ledger import Treatment
-from shortviz.records.measured import Evaluation, Score, evaluation_json
-from shortviz.records.model import DEMO_HUB_ID, ModelInfo, hub_name
+from shortviz.records.ledger import Ledger, LedgerStep, Treatment
+from shortviz.records.measured import Evaluation, Score, evaluation_json, windows_words
+from shortviz.records.model import DEMO_HUB_ID, STORED, ModelInfo, hub_name
 from shortviz.records.plan import PrunePlan
 from shortviz.records.table import Table, left, right
 from shortviz.records.text import TextInfo
@@ -51,6 +52,24 @@ class CardFacts:
     """Repairs and healings after the cut, in order."""
     command: str = ""
     """The command that made a treated model, without its export; "" where it is not known."""
+    dtypes: str = ""
+    """What the weights are written in, in words; "" is the dtype of `pruned`."""
+    asked_dtype: str = "auto"
+    """The dtype that was asked for: that of `base` where it was not `auto`."""
+    out_dtype: str = STORED
+    """The dtype that was chosen for all weights."""
+    verdict: str = ""
+    """Why a treated model is not better on the evaluation text, in a sentence; "" where it is."""
+    ledger: Ledger | None = None
+    """Of the cut, with what was measured of its models beside their evaluations; None where there is none."""
+
+    @property
+    def steps(self) -> tuple[LedgerStep, ...]:
+        """The steps of the ledger that lead to this model; none where its own evidence was not measured."""
+        methods = tuple(treatment.method for treatment in self.treatments)
+        steps = self.ledger.steps if self.ledger is not None else ()
+        shown = tuple(step for step in steps if step.methods in ((), methods))
+        return shown if shown and shown[-1].methods == methods and shown[-1].evidence.probes else ()
 
 
 def shortviz_json(facts: CardFacts) -> dict[str, Any]:
@@ -63,13 +82,21 @@ def shortviz_json(facts: CardFacts) -> dict[str, Any]:
         "plan": plain(facts.plan) | {"kept": list(facts.plan.kept), "blocks": plain(facts.plan.blocks)},
         "layer_map": {str(layer): new.get(layer) for layer in range(facts.plan.num_layers)},
         "treatments": plain(facts.treatments),
+        "verdict": facts.verdict,
         "text": plain(facts.text),
         "evaluation": None if facts.evaluation is None else evaluation_json(facts.evaluation),
         "proof": facts.proof,
         "notes": list(facts.notes),
+        **({"evidence": _evidence_json(facts)} if facts.steps else {}),
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _evidence_json(facts: CardFacts) -> dict[str, Any]:
+    assert facts.ledger is not None, "its steps are shown"
+    steps = {step.label: step.evidence for step in facts.steps}
+    return {"probes": plain(facts.ledger.probes), "paces": plain(facts.ledger.paces), "steps": plain(steps)}
 
 
 def _identity(info: ModelInfo) -> dict[str, Any]:
@@ -92,7 +119,7 @@ def model_card(facts: CardFacts) -> str:
     made_of, folder = base.id if hub else local, facts.name
     recipe = recipe_of(
         made_of, facts.plan, facts.treatments, facts.command,
-        folder=folder, revision=base.revision, dtype=base.dtype,
+        folder=folder, revision=base.revision, dtype=facts.asked_dtype, out_dtype=facts.out_dtype,
     )  # fmt: skip
     return CARDS.get_template("card.md").render(
         facts=facts,
@@ -100,11 +127,15 @@ def model_card(facts: CardFacts) -> str:
         base=shown + (f" at revision `{base.revision}`" if base.revision else ""),
         sizes=_sizes(facts),
         measured=None if facts.evaluation is None else _measured(facts.evaluation),
+        evidence=evidence_table(facts.ledger, base, facts.steps) if facts.ledger is not None and facts.steps else None,
+        evidence_notes=notes(facts.ledger) if facts.ledger is not None and facts.steps else (),
         loading=loading_python(facts.name),
+        converter=converter_command(facts.name),
         recipe=recipe,
         citation=bibtex().rstrip(),
         counted=counted,
         duration=duration,
+        windows_words=windows_words,
     )
 
 
@@ -115,6 +146,7 @@ def _sizes(facts: CardFacts) -> Table:
         ["parameters", *(f"{model.parameters:,}" for model in both)],
         ["weights", *(size(model.bytes) for model in both)],
         ["KV cache per token", *(size(sum(model.layer_cache_bytes)) for model in both)],
+        ["weights in layers and head, computed", "100 %", percent(1 - facts.base.weights_share(facts.plan.removed))],
     ]
     return Table(left("") + right("uncut", "this model"), rows)
 
@@ -126,11 +158,10 @@ def _measured(found: Evaluation) -> Table:
         return words(score) if base is None else f"{words(base)} → {words(score)}"
 
     rows = [
+        ("perplexity against uncut, paired", times(found.nll_increase, found.nll_increase_stderr)),
         ("perplexity", both(lambda one: with_error(one.perplexity, one.perplexity_stderr))),
         ("NLL (nats a token)", both(lambda one: with_error(one.nll, one.nll_stderr))),
-        ("NLL increase, paired", with_error(found.nll_increase, found.nll_increase_stderr, sign=True)),
         ("KL(uncut ‖ pruned), nats a token", with_error(found.kl, found.kl_stderr)),
         ("same most likely next token", percent(found.same_top1, found.same_top1_stderr)),
-        ("forward pass of one window", both(lambda one: f"{one.forward_seconds:.3f} s")),
     ]
     return Table(left("", ""), [row for row in rows if row[1] != UNKNOWN])

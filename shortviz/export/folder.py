@@ -14,22 +14,33 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from shortviz.errors import ExportError, ResourceError, ShortvizError
+from shortviz.model.gguf.container import is_part
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
 
 RECORD = "shortviz.json"
+GGUF = ".gguf"
 _CHUNK = 4 * 1024 * 1024
 _LOCK, _OWNER = "lock", "owner"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def is_gguf(path: Path) -> bool:
+    """Return whether a model that is written there becomes a GGUF file, by the name."""
+    return path.suffix.lower() == GGUF
+
+
 def check_target(folder: Path) -> Path:
-    """Return the absolute path of a folder a checkpoint may be written to: absent, or empty.
+    """Return the absolute path of a folder a checkpoint may be written to: absent, or empty; of a GGUF file: absent.
 
     Raises ExportError where something is there already, or where the folder cannot be replaced or made.
     """
     target = Path(os.path.abspath(folder.expanduser()))
     check_writable(target.parent)
+    if is_gguf(target) and (target.exists() or target.is_symlink()):
+        raise ExportError(f"{target} is there already, and no file is written over; choose another name.")
+    if is_part(target.name):
+        raise ExportError(f"{target.name} is the name of one file of several, and one is written; choose another name.")
     if target.is_dir():
         if any(target.iterdir()):
             raise ExportError(f"The folder {target} is not empty; choose another name, or empty it first.")

@@ -3,7 +3,7 @@
 Run as a file (`python -P proof.py`), it sees torch and transformers and nothing of shortviz, so nothing of ours can
 help the checkpoint along. It reads one JSON command a line on stdin and answers one JSON object a line on stdout:
 
-    {"do": "load", "folder", "device", "threads", "precision", "attention", "experts"}  -> {"dtype", "missing", ...}
+    {"do": "load", "folder", "dtype", "device", "threads", ...}          -> {"stated", "missing", ...}
     {"do": "tokenize", "text"}                                                          -> {"ids", "template", "size"}
     {"do": "logits", "prompts", "addresses", "out"}           -> {}, logits in the safetensors file `out`
     {"do": "generate", "prompts", "new_tokens"}               -> {"cached", "uncached", "dtype"}
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 CACHE_LINE = 64
 """Bytes: addresses equal modulo this make every vector kernel take the same path."""
@@ -35,12 +35,26 @@ class Checkpoint:
         self.tokenizer: Any = None
 
     def load(
-        self, folder: str, device: str, threads: int, precision: str, attention: str | None, experts: str | None
+        self,
+        folder: str,
+        dtype: str,
+        device: str,
+        threads: int,
+        precision: str,
+        attention: str | None,
+        experts: str | None,
     ) -> dict[str, Any]:
-        """Load with the plain calls, then compute in the way the asking process does: threads, kernels, device."""
+        """Load with the plain calls, then compute in the way the asking process does: dtype, threads, kernels, device.
+
+        `stated` is the dtype that the checkpoint says it is in, which plain loading takes.
+        """
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
-        self.model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        config = AutoConfig.from_pretrained(folder)
+        stated = config.dtype or config.get_text_config(decoder=True).dtype
+        self.model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), output_loading_info=True
+        )
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         if attention is not None and self.model.config._attn_implementation != attention:
             self.model.set_attn_implementation(attention)
@@ -49,7 +63,7 @@ class Checkpoint:
         # torch folds a batched product by requires_grad, even under no_grad: other sums, other last bits (mamba).
         self.model.to(device).eval().requires_grad_(False)
         keys = {name: sorted(map(str, info[f"{name}_keys"])) for name in ("missing", "unexpected", "mismatched")}
-        return keys | {"dtype": str(self.model.dtype).removeprefix("torch.")}
+        return keys | {"stated": None if stated is None else str(stated).removeprefix("torch.")}
 
     def tokenize(self, text: str) -> dict[str, Any]:
         """Return the token ids of a text, the chat template, and the size of the vocabulary."""

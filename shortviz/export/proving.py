@@ -19,8 +19,11 @@ from safetensors.torch import load_file
 
 from shortviz.errors import ExportError, NumericsError, ResourceError
 from shortviz.export import proof
+from shortviz.export.texts import stated_dtype
 from shortviz.model.handle import ModelHandle
+from shortviz.model.layers import placeholder_ids
 from shortviz.progress import NO_WATCH, Watch
+from shortviz.records.model import STORED
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the river keeps on running towards the sea."
 LENGTHS = (1, 7, 33)
@@ -41,6 +44,8 @@ class Proof:
     """Tokens of each prompt compared."""
     new_tokens: int
     """Tokens generated after each prompt, with and without a cache."""
+    dtype: str
+    """In which logits were compared: that of the model here."""
     generation_dtype: str
     """dtype in which both were equal: the checkpoint's own, or a wider one where rounding turned a near-tie."""
 
@@ -131,12 +136,16 @@ def fresh_process(scratch: Path) -> Iterator[FreshProcess]:
 
 
 def proof_prompts(pruned: ModelHandle) -> list[list[int]]:
-    """Return the fixed prompts of a model: seeded random ids of several lengths, and a real sentence where it fits."""
+    """Return the fixed prompts of a model: seeded random ids of several lengths, and a real sentence where it fits.
+
+    Tokens that stand for pictures are no text and not among them.
+    """
     info = pruned.info
     room = max((info.context_length or 2048) - NEW_TOKENS, 1)
     rng = np.random.default_rng(_SEED)
     lengths = sorted({min(length, room) for length in LENGTHS})
-    prompts = [rng.integers(0, info.vocab_size, length).tolist() for length in lengths]
+    words = np.setdiff1d(np.arange(info.vocab_size), sorted(placeholder_ids(pruned.model.config)))
+    prompts = [words[rng.integers(0, len(words), length)].tolist() for length in lengths]
     sentence = pruned.tokenizer(SENTENCE)["input_ids"][:room]
     return [*prompts, sentence] if sentence and max(sentence) < info.vocab_size else prompts
 
@@ -167,18 +176,20 @@ def prove_checkpoint(
     scratch: Path,
     *,
     expected: Sequence[torch.Tensor] | None = None,
+    out_dtype: str = STORED,
     watch: Watch = NO_WATCH,
 ) -> Proof:
     """Return the proof that a written folder is the model in memory, or one whose logits are `expected`.
 
     It loads without missing or spare weights, its tokenizer reads a sentence alike, its logits are equal bit for bit in
-    the same dtype, and it generates the same text with a cache as without. Raises ExportError with the difference.
+    the dtype that the model here computes in, and it generates the same text with a cache as without. Raises
+    ExportError with the difference.
     """
     prompts = proof_prompts(pruned)
     if expected is None:
         expected = reference_logits(pruned, prompts, watch)
     watch.tell("reload", done=0, total=1, unit="steps", detail="fresh process")
-    _reload(child, pruned, folder, watch)
+    _reload(child, pruned, folder, out_dtype, watch)
     watch.tell("reload", done=1, total=1, unit="steps")
     watch.tell("prove logits", done=0, total=1, unit="steps", detail=f"{len(prompts)} prompts")
     difference = _logit_difference(child, pruned, prompts, expected, scratch, watch)
@@ -196,16 +207,18 @@ def prove_checkpoint(
         max_logit_diff=difference,
         prompt_lengths=tuple(len(prompt) for prompt in prompts),
         new_tokens=NEW_TOKENS,
+        dtype=pruned.info.dtype,
         generation_dtype=dtype,
     )
 
 
-def _reload(child: FreshProcess, pruned: ModelHandle, folder: Path, watch: Watch) -> None:
+def _reload(child: FreshProcess, pruned: ModelHandle, folder: Path, out_dtype: str, watch: Watch) -> None:
     config = pruned.model.config
     found = child.ask(
         watch,
         do="load",
         folder=str(folder),
+        dtype=str(pruned.model.dtype).removeprefix("torch."),
         device=pruned.info.device,
         threads=torch.get_num_threads(),
         precision=torch.get_float32_matmul_precision(),
@@ -217,9 +230,10 @@ def _reload(child: FreshProcess, pruned: ModelHandle, folder: Path, watch: Watch
             raise ExportError(
                 f"The reloaded checkpoint has {kind} weights ({found[kind][0]}, ...); nothing was exported."
             )
-    dtype = str(pruned.model.dtype).removeprefix("torch.")
-    if found["dtype"] != dtype:
-        raise ExportError(f"The checkpoint reloads as {found['dtype']} instead of {dtype}; nothing was exported.")
+    if found["stated"] != (dtype := stated_dtype(pruned, out_dtype)):
+        raise ExportError(
+            f"The checkpoint says that it is in {found['stated']} instead of {dtype}; nothing was exported."
+        )
     read = child.ask(watch, do="tokenize", text=SENTENCE)
     tokenizer = pruned.tokenizer
     ours = {"ids": tokenizer(SENTENCE)["input_ids"], "template": tokenizer.chat_template, "size": len(tokenizer)}

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from shortviz.records.ledger import Treatment
-from shortviz.records.model import hub_id
+from shortviz.records.model import STORED, hub_id
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.text.sources import PASTED
 
@@ -48,6 +48,7 @@ def reproduce_command(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    out_dtype: str = STORED,
 ) -> str:
     """Return the command line that prunes, exports and proves the same checkpoint."""
     parts = ["shortviz", "prune", model_id]
@@ -59,6 +60,7 @@ def reproduce_command(
     for option, value in (("--revision", revision), ("--dtype", dtype), ("--device", device)):
         if value not in (None, "auto"):
             parts += [option, str(value)]
+    parts += ["--out-dtype", out_dtype] if out_dtype != STORED else []
     return shlex.join([*parts, "--out", folder])
 
 
@@ -70,19 +72,21 @@ def reproduce_python(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    out_dtype: str = STORED,
 ) -> str:
     """Return a Python program that prunes, exports and proves the same checkpoint."""
     chosen = {"id": model_id, "revision": revision, "dtype": dtype, "device": device}
     arguments = ", ".join(
         f"{name}={value!r}" for name, value in chosen.items() if value not in (None, "auto") or name == "id"
     )
+    written = f", out_dtype={out_dtype!r}" if out_dtype != STORED else ""
     return f"""from pathlib import Path
 
 from shortviz import ModelRef, PrunePlan, export_checkpoint, load, prune
 
 handle = load(ModelRef({arguments}))
 plan = PrunePlan(num_layers={plan.num_layers}, removed={plan.removed!r})
-report = export_checkpoint(prune(handle, plan), Path({folder!r}), base_info=handle.info)
+report = export_checkpoint(prune(handle, plan), Path({folder!r}), base_info=handle.info{written})
 print(report.folder, report.parameters, report.max_logit_diff)
 """
 
@@ -94,6 +98,11 @@ def loading_python(folder: str) -> str:
 model = AutoModelForCausalLM.from_pretrained({folder!r})
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
 """
+
+
+def converter_command(folder: str) -> str:
+    """Return the line of llama.cpp's converter that makes a GGUF file of an exported folder."""
+    return shlex.join(["python", "convert_hf_to_gguf.py", folder, "--outfile", f"{folder.rstrip('/')}.gguf"])
 
 
 # What a treated model was made by: the command that its ledger keeps, and what that does not say.
@@ -113,6 +122,7 @@ class Recipe:
 def recipe_of(
     model_id: str, plan: PrunePlan, treatments: Sequence[Treatment], command: str, *,
     folder: str, adapter: bool = False, revision: str | None = None, dtype: str = "auto", device: str = "auto",
+    out_dtype: str = STORED,
 ) -> Recipe:  # fmt: skip
     """Return how to cut, do all that was done after the cut, export and prove the same checkpoint.
 
@@ -120,7 +130,9 @@ def recipe_of(
     what the training learned is written alone.
     """
     if not treatments or not command:
-        cut = reproduce_command(model_id, plan, folder=folder, revision=revision, dtype=dtype, device=device)
+        cut = reproduce_command(
+            model_id, plan, folder=folder, revision=revision, dtype=dtype, device=device, out_dtype=out_dtype
+        )
         if not treatments:
             return Recipe(command=cut)
         note = "The command repeats the cut; what was done after it stands above."
@@ -128,7 +140,8 @@ def recipe_of(
     words = shlex.split(command)
     words[2] = model_id
     written = shlex.join([*words, "--adapter" if adapter else "--export", folder])
-    return Recipe(command=written, notes=(*_text_notes(treatments[-1], words), *_ended(treatments[-1])))
+    other = [] if out_dtype == STORED else [f"The command writes the stored precision, not {out_dtype}."]
+    return Recipe(command=written, notes=(*_text_notes(treatments[-1], words), *_ended(treatments[-1]), *other))
 
 
 def _text_notes(treatment: Treatment, words: Sequence[str]) -> list[str]:

@@ -4,16 +4,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from shortviz import criteria
-from shortviz.analysis.planning import best_starts, cells, exportable, rescale_rows, tied_starts
+from shortviz.analysis.planning import best_starts, cells, exportable, tied_starts
 from shortviz.criteria.base import MEASURED, label
 from shortviz.errors import RunError
-from shortviz.records.formatting import block_text, count, layer_words, layers_text, percent, with_error
+from shortviz.records.formatting import block_text, layer_words, layers_text, with_error
+from shortviz.records.json import Floats
 from shortviz.records.measured import BlockDistances, BlockLosses, BoundaryNorms, Grid
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
@@ -32,22 +32,52 @@ def grid_of(distances: BlockDistances, criterion: str) -> Grid:
     return distances.criteria[criterion]
 
 
-def raw_range(grid: Grid, criterion: str) -> tuple[float, float]:
-    """Return the colour range of the raw scale: from the lowest possible value to the next round number (1, 2, 5).
+CLIPPED = 0.95
+"""Of the cells, so many lie on the scale of values: one block of 75 nats must not make all others look alike."""
 
-    Steps that wide keep the colours still while the map fills in, and show more of it than all of an angle's 0..1.
+
+def value_range(grid: Grid, criterion: str) -> tuple[float, float]:
+    """Return the ends of the scale of values, round numbers (1, 2, 5): up to the CLIPPED quantile of the cells.
+
+    It begins at the lowest possible value; for measured losses, whose scale is logarithmic, at the lowest one above 0.
+    Steps that wide keep the colours still while the map fills in.
     """
     known = criteria.info(criterion) if criterion in criteria.names() else None
     low, high = (known.low, known.high) if known is not None else (0.0, math.inf)
     measured = grid.mean[np.isfinite(grid.mean)]
-    top = float(measured.max()) if measured.size else 0.0
-    if top <= 0:
-        return low, min(high, 1.0)
-    decade = 10.0 ** math.floor(math.log10(top))
-    return low, min(next(step * decade for step in (1, 2, 5, 10) if step * decade >= top), high)
+    top = float(np.quantile(measured, CLIPPED)) if measured.size else 0.0
+    if criterion in MEASURED:
+        positive = measured[measured > 0]
+        least = float(positive.min()) if positive.size else 0.01
+        low = round_number(max(least, top / 1000), up=False)
+    if top <= low:
+        return low, max(min(high, 1.0), 2 * low)
+    return low, min(round_number(top, up=True), high)
 
 
-HOVER_BLOCK = "<b>Removes %{customdata[2]}</b> (start %{customdata[0]}, n %{customdata[1]})<br>"
+def round_number(value: float, *, up: bool) -> float:
+    """Return the next number above or below that is 1, 2 or 5 times a power of ten."""
+    decade = 10.0 ** math.floor(math.log10(value))
+    steps = [step * decade for step in (1, 2, 5, 10)]
+    return next(step for step in steps if step >= value) if up else [step for step in steps if step <= value][-1]
+
+
+def rank_shares(grid: Grid) -> Floats:
+    """Return the place of each block in its row from 0 (the lowest) to 1 (the highest), shape (L, L); equals share one.
+
+    NaN outside the triangle, where nothing is measured, and in rows without a spread.
+    """
+    shares = np.full(grid.mean.shape, np.nan)
+    for n in range(1, grid.num_layers + 1):
+        row = grid.row(n)
+        known = np.sort(row[np.isfinite(row)])
+        if known.size > 1 and known[-1] > known[0]:
+            places = (np.searchsorted(known, row) + np.searchsorted(known, row, side="right") - 1) / 2
+            shares[n - 1, : len(row)] = np.where(np.isfinite(row), places / (known.size - 1), np.nan)
+    return shares
+
+
+HOVER_BLOCK = "<b>%{customdata[2]}</b><br>"
 
 
 def row_ranks(grid: Grid) -> dict[int, list[int]]:
@@ -56,58 +86,50 @@ def row_ranks(grid: Grid) -> dict[int, list[int]]:
     return {n: (np.searchsorted(np.sort(row), row) + 1).tolist() for n, row in rows.items()}
 
 
-def hover_template(criterion: str, samples: int) -> str:
+def hover_template(criterion: str) -> str:
     """Return the tooltip's fixed words; the rest of each cell's tooltip is in its `hover_rows`."""
     return (
-        f"{HOVER_BLOCK}{escape(label(criterion))} %{{customdata[3]}}<br>%{{customdata[4]}}<br>%{{customdata[5]}}<br>"
-        f"over {samples:,} {'windows' if criterion in MEASURED else 'rows'} of text%{{customdata[6]}}<extra></extra>"
+        f"{HOVER_BLOCK}{escape(label(criterion))} %{{customdata[3]}}<br>%{{customdata[4]}}%{{customdata[5]}}"
+        "<extra></extra>"
     )
 
 
 def hover_rows(distances: BlockDistances, criterion: str, model: ModelInfo) -> list[list[int | str]]:
-    """Return [start, n, layers, distance, place in its row, parameters, warnings] of every block, row by row."""
+    """Return [start, n, layers, distance, place in its row, warnings] of every block, row by row."""
     grid = grid_of(distances, criterion)
-    scaled = rescale_rows(grid)
     reasons = {(start, n): reason for start, n, reason in model.illegal}
     sinks = distances.norms.sink_layers
-    parameters = [0, *accumulate(model.layer_parameters)]
+    sign = criterion in MEASURED
     ranks = row_ranks(grid)
     rows: list[list[int | str]] = []
     for start, n in cells(grid.num_layers):
-        gone = parameters[start + n] - parameters[start]
+        value = grid.at(Block(start=start, n=n))
+        known, blocks = not math.isnan(value[0]), grid.num_layers - n + 1
+        place = f"rank {ranks[n][start]} of {blocks}" if blocks > 1 else "the only block of its size"
+        if blocks > 1 and max(ranks[n]) == 1:
+            place = f"nothing to tell the {blocks} blocks of this size apart"
         rows.append(
             [
                 start,
                 n,
                 layer_words(start, n),
-                "not measured yet"
-                if math.isnan(grid.mean[n - 1, start])
-                else with_error(*grid.at(Block(start=start, n=n))),
-                _place(float(scaled[n - 1, start]), ranks[n][start], grid.num_layers - n + 1),
-                f"{count(gone)} parameters ({percent(gone / model.parameters)})",
+                with_error(*value, sign=sign) if known else "not measured yet",
+                place if known else "",
                 _warnings(start, n, grid.num_layers, sinks, reasons.get((start, n))),
             ]
         )
     return rows
 
 
-def _place(scaled: float, rank: int, blocks: int) -> str:
-    if blocks == 1:
-        return "the only block of its size"
-    if math.isnan(scaled):
-        return f"nothing to tell the {blocks} blocks of this size apart"
-    return f"rank {rank} of {blocks} in its row, {scaled:.2f} from best (0) to worst (1)"
-
-
 def _warnings(start: int, n: int, layers: int, sinks: tuple[int, ...], reason: str | None) -> str:
     lines = []
     if n == layers:
-        lines.append("/ removes every layer: nothing would be left to run")
+        lines.append("removes every layer: nothing would be left to run")
     if reason is not None:
-        lines.append(f"/ cannot be exported: {escape(reason)}")
+        lines.append(f"cannot be exported: {escape(reason)}")
     written = [sink for sink in sinks if start <= sink < start + n]
     if written:
-        lines.append(f"~ removes layer {layers_text(written)}, which writes the attention sink")
+        lines.append(f"removes layer {layers_text(written)}, which writes the attention sink")
     return "".join(f"<br>{line}" for line in lines)
 
 
@@ -252,7 +274,7 @@ def in_common(found: Sequence[BlockDistances]) -> list[str]:
 
 def shared_limits(found: Sequence[BlockDistances], criterion: str) -> tuple[float, float]:
     """Return the ends of one raw scale for all these maps."""
-    ends = [raw_range(one.criteria[criterion], criterion) for one in found]
+    ends = [value_range(one.criteria[criterion], criterion) for one in found]
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 

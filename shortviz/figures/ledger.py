@@ -10,7 +10,6 @@ from shortviz.records.ledger import Ledger, LedgerStep
 
 _LEFT, _WON = "#d55e00", "#009e73"
 """Loss that is left, loss that was won back: apart for every kind of colour vision, and hatched apart too."""
-_HATCH = {"shape": "/", "bgcolor": _WON, "fgcolor": "#ffffff", "size": 6}
 """With its own background: Streamlit's plotly.js draws none from the marker's colour."""
 _LEGEND = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
 _ROW_HEIGHT, _FRAME_HEIGHT = 44, 92
@@ -46,7 +45,7 @@ def recovery_figure(ledger: Ledger, dark: bool = False) -> go.Figure:
                 base=left,
                 name="won back",
                 orientation="h",
-                marker={"color": _WON, "opacity": 0.75, "pattern": _HATCH},
+                marker={"color": _WON, "opacity": 0.75},
                 hovertemplate="%{y}: %{x:.4f} nats won back<extra></extra>",
             ),
         ]

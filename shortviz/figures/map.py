@@ -10,10 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from shortviz.analysis.compare import grid_difference, shift_words, start_shifts
-from shortviz.analysis.planning import best_starts, cells, rescale_rows
-from shortviz.criteria.base import label, units
-from shortviz.figures.cells import HOVER_BLOCK, grid_of, hover_rows, hover_template, raw_range, row_ranks
-from shortviz.figures.theme import CHOSEN, lay_out, text_colour
+from shortviz.analysis.planning import best_starts, cells
+from shortviz.criteria.base import MEASURED, label, units
+from shortviz.figures.cells import HOVER_BLOCK, grid_of, hover_rows, hover_template, rank_shares, row_ranks, value_range
+from shortviz.figures.theme import CHOSEN, DIFFERENCE, NEEDED, lay_out
 from shortviz.records.formatting import layer_words, with_error
 from shortviz.records.json import Floats
 from shortviz.records.measured import BlockDistances, Grid
@@ -24,16 +24,22 @@ from shortviz.records.plan import Block
 # only and an invisible scatter on top is what a person hits: hoverdistance -1 makes the nearest cell answer anywhere.
 
 NEUTRAL = "#9e9e9e"
-_MIN_HEIGHT, _CELL_HEIGHT = 420, 12
-_BAR_PLACE = {"x": 1.01, "xpad": 0, "y": 0, "yanchor": "bottom", "ypad": 0, "len": 0.93, "thickness": 12}
-"""Of the colour bar: it ends below the corner where Streamlit lays its toolbar over the chart."""
+HEIGHT = 460
+"""Of a map whose page gives it no height of its own."""
+_TOP = 64
+"""Pixels above the cells: the title, the bar beside the name of the axis, its numbers."""
+_BAR = 90
+"""Length of the bar in pixels."""
 
 
-def _heatmap(layers: int, z: Floats, scale: Any, limits: tuple[float, float], bar: str = "") -> go.Heatmap:
-    """Return the colours of all cells, `z[n-1][start]`, with the words of their bar; it never answers the mouse."""
+def _heatmap(layers: int, z: Floats, scale: Any, limits: tuple[float, float], ends: tuple[str, str] = ("", "")) -> Any:
+    """Return the colours of all cells, `z[n-1][start]`, and with `ends` their bar; it never answers the mouse."""
     gap = 1 if layers <= 64 else 0
     cells = np.round(z, 5).astype(object)  # of objects: sent as lists, and Plotly does not check them cell by cell
     cells[np.isnan(z)] = None
+    pad = _words_width(ends[0])
+    bar = {"orientation": "h", "x": 0, "xanchor": "left", "xpad": pad, "y": 1, "yanchor": "bottom", "ypad": 0}
+    bar |= {"lenmode": "pixels", "len": _BAR + 2 * pad, "thickness": 10, "showticklabels": False, "ticks": ""}
     return go.Heatmap(
         x=list(range(layers)),
         y=list(range(1, layers + 1)),
@@ -41,13 +47,18 @@ def _heatmap(layers: int, z: Floats, scale: Any, limits: tuple[float, float], ba
         zmin=limits[0],
         zmax=limits[1],
         colorscale=scale,
-        showscale=bool(bar),
-        colorbar={"title": {"text": bar, "side": "right"}, **_BAR_PLACE} if bar else None,
+        showscale=bool(ends[0]),
+        colorbar=bar if ends[0] else None,
         hoverongaps=False,
         hoverinfo="skip",
         xgap=gap,
         ygap=gap,
     )
+
+
+def _words_width(words: str) -> float:
+    """Return about how many pixels words take in the chart's font, with a space after them."""
+    return 6.6 * len(words) + 8
 
 
 def _mark_size(layers: int, smallest: float, largest: float) -> float:
@@ -91,25 +102,51 @@ def _ticks(first: int, last: int) -> list[int]:
     return sorted({first, *(v for v in range(first, last + 1) if v % step == 0)})
 
 
-def _lay_out_map(figure: go.Figure, layers: int, key: list[str], *, dark: bool, selected: Block | None) -> go.Figure:
-    """Give the figure the axes and the mouse of a map, say what its marks mean, and outline the chosen block."""
-    ticks = {"showgrid": False, "ticks": "outside", "tickcolor": text_colour(dark)}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Frame:
+    """What stands around the cells of a map."""
+
+    title: str
+    ends: tuple[str, str]
+    """What the colours at the two ends of the bar mean."""
+    key: tuple[str, ...]
+    """What the marks mean, a line each."""
+    sinks: tuple[int, ...] = ()
+
+
+def _lay_out_map(figure: go.Figure, layers: int, frame: _Frame, *, dark: bool, selected: Block | None) -> go.Figure:
+    """Give the figure the axes and the mouse of a map, say what colours and marks mean, and outline the chosen block.
+
+    Small n stands at the top. What the marks mean is written into the empty half, because a legend would copy one
+    cell's ink.
+    """
+    ticks = {"showgrid": False, "ticks": "", "title": {"standoff": 4}}
     lay_out(
         figure,
         dark,
-        "start layer (first layer removed)",
+        None,
         "n (layers removed)",
-        height=max(_MIN_HEIGHT, _CELL_HEIGHT * layers),
-        margin={"l": 48, "r": 88, "t": 8, "b": 44, "autoexpand": False},
+        height=HEIGHT,
+        margin={"l": 48, "r": 8, "t": _TOP, "b": 8, "autoexpand": False},
         hoverdistance=-1,
+        hoverlabel={"bgcolor": "#16212c", "bordercolor": "#16212c", "font": {"color": "#ffffff", "size": 12}},
         uirevision="map",
-        xaxis={**ticks, "range": [-0.5, layers - 0.5], "tickvals": _ticks(0, layers - 1)},
-        yaxis={**ticks, "range": [0.5, layers + 0.5], "tickvals": _ticks(1, layers)},
+        xaxis={**ticks, "side": "top", "range": [-0.5, layers - 0.5], "tickvals": _ticks(0, layers - 1)},
+        yaxis={**ticks, "range": [layers + 0.5, 0.5], "tickvals": _ticks(1, layers - 1)},
         showlegend=False,
     )
-    # Words and signs in the empty half, because a legend would copy one cell's ink.
-    corner = {"x": 1, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "right", "yanchor": "top"}
-    figure.add_annotation(text="<br>".join(key), align="left", showarrow=False, **corner)
+    above = {"x": 0, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+    above |= {"showarrow": False, "align": "left", "borderpad": 0}
+    figure.add_annotation(text=f"<b>{frame.title}</b>", **above, yshift=_TOP - 20)
+    figure.add_annotation(text=frame.ends[0], **above, yshift=_TOP - 40)
+    pad = _words_width(frame.ends[0])
+    figure.add_annotation(text=frame.ends[1], **above, xshift=pad + _BAR + 8, yshift=_TOP - 40)
+    figure.add_annotation(text="start layer", **above | {"x": 1, "xanchor": "right"}, yshift=_TOP - 40)
+    figure.data[0].colorbar.ypad = _TOP - 37
+    corner = {"x": 1, "y": 0, "xref": "paper", "yref": "paper", "xanchor": "right", "yanchor": "bottom"}
+    figure.add_annotation(text="<br>".join(frame.key), align="left", showarrow=False, **corner)
+    for sink in frame.sinks:
+        _mark_sink(figure, layers, sink)
     if selected is not None:
         x, y = selected.start, selected.n
         for colour, width in (("#ffffff", 5), (CHOSEN, 2.5)):  # two tones: seen on any cell and on any page
@@ -118,27 +155,39 @@ def _lay_out_map(figure: go.Figure, layers: int, key: list[str], *, dark: bool, 
     return figure
 
 
-Scale = Literal["per_n", "raw", "difference"]
-_PALETTES = {"cividis": "cividis_r", "viridis": "viridis_r"}
+def _mark_sink(figure: go.Figure, layers: int, sink: int) -> None:
+    """Draw a line around the blocks that remove the layer which writes the attention sink, with words at its foot."""
+    bottom = layers - sink + 0.5
+    steps = [f"L{sink - n + 0.5},{n - 0.5} L{sink - n + 0.5},{n + 0.5}" for n in range(1, sink + 2)]
+    for colour, width in (("rgba(255,255,255,0.75)", 3.5), ("#16212c", 1.5)):
+        line = {"color": colour, "width": width}
+        figure.add_shape(type="line", x0=sink + 0.5, x1=sink + 0.5, y0=0.5, y1=bottom, line=line)
+        figure.add_shape(type="path", path=f"M{sink + 0.5},0.5 {' '.join(steps)}", line=line)
+    figure.add_annotation(
+        x=sink + 0.5, y=bottom, xanchor="left", yanchor="top", showarrow=False, align="left", xshift=2,
+        text=f"between the lines: removes<br>layer {sink}, the attention sink",
+    )  # fmt: skip
+
+
+Scale = Literal["rank", "value", "difference"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MapView:
     """How a person looks at a map."""
 
-    scale: "Scale" = "per_n"
-    """`per_n`: each row runs from 0 (its best block) to 1 (its worst). `raw`: the criterion's own units. `difference`:
-    predicted rank minus measured rank, -1 to 1, on a diverging palette."""
-    palette: Literal["cividis", "viridis"] = "cividis"
-    """Yellow is low = redundant in both; cividis is made for all kinds of colour vision."""
+    scale: "Scale" = "rank"
+    """`rank`: the place among the blocks of one size, from the first to the last. `value`: the criterion's own units,
+    losses on a logarithmic scale, up to a quantile that the title names. `difference`: predicted rank minus measured
+    rank, -1 to 1, on the ramp of differences."""
     selected: Block | None = None
     dark: bool = False
     limits: tuple[float, float] | None = None
-    """Ends of the raw scale, where several maps share one; None is the map's own."""
+    """Ends of the scale of values, where several maps share one; None is the map's own."""
 
 
 def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, view: MapView) -> go.Figure:
-    """Return the map: x the start layer, y the number of layers n, colour the criterion.
+    """Return the map: x the start layer, y the number of layers n downwards, colour the criterion.
 
     The traces are always the same, whatever has been measured so far; the last one is the hit target, with
     `customdata` rows [start, n, words ...] as Python lists (an array comes back from the browser as an object).
@@ -146,89 +195,85 @@ def distance_map(distances: BlockDistances, criterion: str, model: ModelInfo, vi
     """
     grid = grid_of(distances, criterion)
     layers = grid.num_layers
-    scaled = rescale_rows(grid)
-    low, high = (view.limits if view.scale == "raw" else None) or _limits(grid, criterion, view.scale)
-    colour = scaled if view.scale == "per_n" else grid.mean
-    palette = "RdBu" if view.scale == "difference" else _PALETTES[view.palette]
+    low, high = view.limits or value_range(grid, criterion)
+    colour, limits = _colour(grid, criterion, view.scale, (low, high))
+    ramp = DIFFERENCE[::-1] if view.scale == "difference" else NEEDED
+    ends = {
+        "difference": ("worse than predicted", "better"),
+        "rank": ("first to go", "last to go"),  # of its row: in the lowest rows even the first is needed
+    }.get(view.scale, ("can go", "needed"))
     flat = np.where(np.isnan(colour) & ~np.isnan(grid.mean), 0.0, np.nan)
-    shade = np.nan_to_num((colour - low) / (high - low), nan=0.3)
+    shade = np.nan_to_num((colour - limits[0]) / (limits[1] - limits[0]), nan=0.3)
+    ringed = {n: start for n, start in best_starts(grid, model).items() if n <= _most_ringed(layers)}
     figure = go.Figure(
         [
-            _heatmap(layers, colour, palette, (low, high), _bar_words(criterion, view, (low, high))),
+            _heatmap(layers, colour, ramp, limits, ends),
             _heatmap(layers, flat, [[0.0, NEUTRAL], [1.0, NEUTRAL]], (0.0, 1.0)),
-            _best_rings({} if view.scale == "difference" else best_starts(grid, model), layers),
+            _best_rings({} if view.scale == "difference" else ringed, layers),
             _cannot_marks(model, layers, shade),
-            _sink_marks(distances, grid, model, shade),
-            _hit_targets(layers, hover_rows(distances, criterion, model), hover_template(criterion, grid.samples)),
+            _hit_targets(layers, hover_rows(distances, criterion, model), hover_template(criterion)),
         ]
     )
-    key = ["○  best start of its row", "□  chosen block", "∕  cannot be exported"]
-    key += ["~  removes a sink layer"] if distances.norms.sink_layers else []
-    return _lay_out_map(figure, layers, key, dark=view.dark, selected=view.selected)
+    key = ["□  chosen block"] if view.scale == "difference" else ["○  best start of its size", "□  chosen block"]
+    frame = _Frame(
+        title=_title(grid, criterion, view, (low, high)),
+        ends=ends,
+        key=(*key, *(["∕  cannot be exported"] if model.illegal else [])),
+        sinks=distances.norms.sink_layers[:_MOST_SINKS],
+    )
+    return _lay_out_map(figure, layers, frame, dark=view.dark, selected=view.selected)
 
 
-def _limits(grid: Grid, criterion: str, scale: Scale) -> tuple[float, float]:
+_MOST_SINKS = 2
+"""Lines around sink layers that a map has room for; the tooltip names all."""
+
+
+def _most_ringed(layers: int) -> int:
+    """Return up to which n the best start is ringed: where people cut, and a row has enough cells to look for it."""
+    return max(4, layers // 3)
+
+
+def _colour(grid: Grid, criterion: str, scale: Scale, ends: tuple[float, float]) -> tuple[Floats, tuple[float, float]]:
+    """Return what the colour of each cell stands for, and between which ends."""
+    if scale == "rank":
+        return rank_shares(grid), (0.0, 1.0)
     if scale == "difference":
-        return -1.0, 1.0
-    return (0.0, 1.0) if scale == "per_n" else raw_range(grid, criterion)
+        return grid.mean, (-1.0, 1.0)
+    if criterion in MEASURED:
+        return np.log10(np.maximum(grid.mean, ends[0])), (math.log10(ends[0]), math.log10(ends[1]))
+    return grid.mean, ends
 
 
-def _bar_words(criterion: str, view: MapView, limits: tuple[float, float]) -> str:
-    unit = f", {units(criterion)}" if units(criterion) else ""
-    words = {
-        "raw": f"{unit}, {limits[0]:g} to {limits[1]:g}",
-        "per_n": ", rescaled per n: 0 = best",
-        "difference": ": rank minus measured rank; red: worse than predicted",
-    }[view.scale]
-    return label(criterion) + words
+def _title(grid: Grid, criterion: str, view: MapView, ends: tuple[float, float]) -> str:
+    name = escape(label(criterion))
+    if view.scale == "rank":
+        return f"{name}, rank in each row"
+    if view.scale == "difference":
+        return f"{name}: its rank beside the measured rank"
+    beyond = int(np.sum(grid.mean > ends[1]))
+    unit = f" {units(criterion)}" if units(criterion) else ""
+    log = ", log scale" if criterion in MEASURED else ""
+    above = f"; {beyond} block{'s' * (beyond != 1)} above" if beyond else ""
+    return f"{name}, {ends[0]:g} to {ends[1]:g}{unit}{log}{above}"
 
 
 def _best_rings(best: Mapping[int, int], layers: int) -> go.Scatter:
-    # White with a dark rim: seen on the light and on the dark end of both palettes.
-    rim = {"color": "#ffffff", "line": {"width": 1.5, "color": "#000000"}}
-    marker = {"symbol": "circle", "size": _mark_size(layers, 3.5, 9), **rim}
-    return _marks(((start, n) for n, start in best.items()), "best start of its row", marker)
-
-
-def _ink(shade: Floats, places: list[tuple[int, int]]) -> list[str]:
-    return ["#000000" if shade[n - 1, start] < 0.55 else "#ffffff" for start, n in places]
+    rim = {"color": "#ffffff", "line": {"width": 1.5, "color": "#16212c"}}  # seen on both ends of the ramp
+    marker = {"symbol": "circle", "size": _mark_size(layers, 3.5, 8), **rim}
+    return _marks(((start, n) for n, start in best.items()), "best start of its size", marker)
 
 
 def _cannot_marks(model: ModelInfo, layers: int, shade: Floats) -> go.Scatter:
-    places = [(start, n) for start, n, _ in model.illegal if 0 < n < layers and start + n <= layers] + [(0, layers)]
-    ink = _ink(shade, places)
-    marker = {"symbol": "line-ne-open", "size": _mark_size(layers, 4, 14), "color": ink}
-    return _marks(places, "cannot be exported", {**marker, "line": {"width": 2, "color": ink}})
-
-
-def _sink_marks(distances: BlockDistances, grid: Grid, model: ModelInfo, shade: Floats) -> go.Scatter:
-    sinks = distances.norms.sink_layers
-    step = math.ceil(grid.num_layers / 60)  # thousands of letters would make a deep model's map slow to draw
-    best = best_starts(grid, model)
-    places = [
-        (start, n)
-        for start, n in cells(grid.num_layers)
-        if start % step == 0 and n % step == 0 and any(start <= sink < start + n for sink in sinks)
-    ]
-    ink = ["#000000" if best.get(n) == s else c for (s, n), c in zip(places, _ink(shade, places), strict=True)]
-    return go.Scatter(
-        mode="text",
-        x=[start for start, _ in places],
-        y=[n for _, n in places],
-        text=["~"] * len(places),
-        textfont={"size": _mark_size(grid.num_layers, 8, 12), "color": ink},
-        selected={"textfont": {"color": "#000000"}},  # without it a click elsewhere would fade the marks
-        name="removes a sink layer",
-        hoverinfo="skip",
-    )
+    places = [(start, n) for start, n, _ in model.illegal if 0 < n < layers and start + n <= layers]
+    ink = ["#16212c" if shade[n - 1, start] < 0.55 else "#ffffff" for start, n in places]
+    marker = {"symbol": "line-ne-open", "size": _mark_size(layers, 4, 12), "color": ink}
+    return _marks(places, "cannot be exported", {**marker, "line": {"width": 1.2, "color": ink}})
 
 
 # The difference map: one criterion on two texts, block by block, on a diverging palette centred at 0. No streamlit.
 
-PALETTE = "RdBu_r"
-"""Blue below 0, white at 0, red above."""
 _NAME_LENGTH = 20
-"""Characters of a text's name that fit beside the colour bar."""
+"""Characters of a text's name that fit into the title."""
 
 
 def difference_figure(
@@ -251,19 +296,20 @@ def difference_figure(
     """
     found = grid_difference(one, other, per_n=per_n)
     layers, limit = found.num_layers, _limit(found)
-    other_name = names[1] if len(names[1]) <= _NAME_LENGTH else f"{names[1][: _NAME_LENGTH - 1]}…"
-    scale = "per n" if per_n else f"{units(criterion) or 'units of the criterion'}, ±{limit:.3g}"
-    bar = f"difference, {scale}; red: higher on {escape(other_name)}"
+    short = [escape(name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…") for name in names]
+    scale = "rows rescaled" if per_n else f"{units(criterion) or 'units of the criterion'}, ±{limit:.3g}"
+    ends = (f"higher on {short[0]}", f"higher on {short[1]}")
     figure = go.Figure(
         [
-            _heatmap(layers, found.mean, PALETTE, (-limit, limit), bar),
+            _heatmap(layers, found.mean, DIFFERENCE, (-limit, limit), ends),
             _best(one, model, "circle-open", names[0]),
             _best(other, model, "diamond-open", names[1]),
             _hit_targets(layers, _hover_rows(one, other, found), _hover(criterion, names, per_n=per_n)),
         ]
     )
-    key = [f"○  best start on {escape(names[0])}", f"◇  best start on {escape(names[1])}", "□  chosen block"]
-    return _lay_out_map(figure, layers, key, dark=dark, selected=selected)
+    key = (f"○  best start on {short[0]}", f"◇  best start on {short[1]}", "□  chosen block")
+    frame = _Frame(title=f"{escape(label(criterion))}, difference, {scale}", ends=ends, key=key)
+    return _lay_out_map(figure, layers, frame, dark=dark, selected=selected)
 
 
 def difference_alt(
@@ -281,7 +327,8 @@ def _limit(found: Grid) -> float:
 
 def _best(grid: Grid, model: ModelInfo, symbol: str, name: str) -> go.Scatter:
     size = _mark_size(grid.num_layers, 4, 11) - 2 * (symbol != "circle-open")
-    places = ((start, n) for n, start in best_starts(grid, model).items())
+    best = best_starts(grid, model).items()
+    places = ((start, n) for n, start in best if n <= _most_ringed(grid.num_layers))
     return _marks(places, f"best start on {name}", {"symbol": symbol, "size": size, "color": "#000000"})
 
 

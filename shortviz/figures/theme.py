@@ -11,6 +11,14 @@ CHOSEN = "#d5006d"
 """The colour of what a person has chosen, and of the best."""
 
 
+NEEDED = ["#ffd166", "#b7d27a", "#5fb995", "#2a93a0", "#2b6a94", "#33417a", "#2b1f4f"]
+"""The ramp from what can go (gold) to what is needed (indigo), in even steps of lightness; it means nothing else."""
+DIFFERENCE = ["#2166ac", "#67a9cf", "#d1e5f0", "#f7f7f7", "#fddbc7", "#ef8a62", "#b2182b"]
+"""The ramp of differences: blue below 0, red above (ColorBrewer's RdBu)."""
+DIFFERENCE_DARK = ["#67a9cf", "#10161d", "#ef8a62"]
+"""The same behind words on a dark page, whose ground is its middle: a text in white boxes would dazzle."""
+
+
 def text_colour(dark: bool) -> str:
     """Return the colour of words on a transparent chart."""
     return "#fafafa" if dark else "#31333f"
@@ -55,7 +63,7 @@ def paper_figure(figure: go.Figure) -> go.Figure:
         paper_bgcolor="#ffffff",
         plot_bgcolor="#ffffff",
         font={"family": FONT, "size": 14, "color": "#000000"},
-        margin={"l": 72, "b": 64, "t": 16},
+        margin={"l": 72, "b": 64, "t": max(16, figure.layout.margin.t or 0)},
     )
     copy.layout.shapes = [*cells, *copy.layout.shapes]  # set: an update would merge them one into another
     if cells:

@@ -74,7 +74,7 @@ def refuse_other(folder: Path, facts: dict[str, Any], cut: ModelHandle) -> None:
         )
     repaired = [method for kind, method in facts.get("treatments") or () if kind == "repair"]
     if repaired and not mine["treatments"]:
-        advice = "make that first, with the command in its README.md, and give the folder it wrote (--export) as MODEL"
+        advice = "make that first, with the command in its README.md, and give the folder that it wrote as the model"
     else:
         advice = "give it the model and the cut that it was trained on"
     raise ModelError(f"The adapter in {folder} was trained on {_name(facts)}, and this is {_name(mine)}; {advice}.")

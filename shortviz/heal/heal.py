@@ -91,7 +91,7 @@ def heal(
         Stopped: before the first step.
     """
     _check(cut, base, settings, heldout)
-    windows = pack(tokens, settings.length, _separator(cut, tokens))
+    windows = pack(tokens, settings.length)
     with own_random_numbers(settings.seed, 0, cut):
         student = make_student(cut, settings)
     refuse_too_little(tokens, windows, student.parameters)
@@ -158,14 +158,6 @@ def _check(cut: ModelHandle, base: ModelHandle | None, settings: HealSettings, h
     if name == "seam" and not any(seam.boundary for seam in seams):
         where = "begins with the first layer" if seams else "is empty"
         raise PlanError(f"The cut {where}, so no layer before a seam could be trained; choose another objective.")
-
-
-def _separator(handle: ModelHandle, tokens: TokenSet) -> list[int]:
-    """Return what stands between two rows: a blank line, as in evaluation windows; nothing where a BOS opens each."""
-    if "no BOS" not in tokens.info.bos:
-        return []
-    ids: list[int] = handle.tokenizer("\n\n", add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
 
 
 @contextmanager

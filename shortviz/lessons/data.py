@@ -107,6 +107,17 @@ class Answers:
         return layers if self.step == "cut" else f"{layers} {self.step}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutTexts:
+    """What the model writes after a few prompts without every block of a few layers."""
+
+    prompts: Many[str]
+    uncut: Many[str]
+    """In the order of the prompts."""
+    cut: Many[Many[Many[str]]]
+    """[n-1][start], then in the order of the prompts."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LessonData:
     """Everything that the lessons need beside the bundled run."""
@@ -121,6 +132,8 @@ class LessonData:
     questions: Many[Question]
     answers: Many[Answers]
     """Uncut first."""
+    texts: CutTexts
+    """What the first screen shows."""
     versions: Mapping[str, str]
     created: str
 

@@ -16,6 +16,8 @@ from shortviz.records.ledger import Ledger
 from shortviz.records.plan import Block
 
 BLUE, ORANGE, GREEN = "#3d85c6", "#d9822b", "#0f9d73"
+TERMS = {"blue": (BLUE, "#2b6aa3", "#7ab8f0"), "orange": (ORANGE, "#9c560c", "#f0ab62")}
+"""By name in a lesson's words: a line's colour, and that of its term in a formula on a light and a dark page."""
 HEIGHT = 400
 FONT = '"Source Sans", "Source Sans Pro", sans-serif'
 LOOKS: dict[str, Any] = {
@@ -29,16 +31,17 @@ LOOKS: dict[str, Any] = {
 
 
 def stream_figure(norms: Sequence[float], updates: Sequence[float], *, dark: bool = False) -> go.Figure:
-    """Return the norm of the state at every boundary as a line, and of what every layer adds to it as bars."""
+    """Return the norm of the state at every boundary as a line, and of what every layer adds to it as points."""
     layers = len(updates)
     figure = go.Figure(
         [
-            go.Bar(
+            go.Scatter(  # no bars: a log axis has no zero for them to stand on
                 x=[i + 0.5 for i in range(layers)],
                 y=list(updates),
                 customdata=[[i] for i in range(layers)],
                 name="what a layer adds",
-                marker={"color": ORANGE, "pattern": {"shape": "/", "solidity": 0.25}},
+                mode="markers",
+                marker={"color": ORANGE, "symbol": "diamond", "size": 9},
                 hovertemplate="layer %{customdata[0]} adds a vector of norm %{y:,.4g}<extra></extra>",
             ),
             go.Scatter(
@@ -52,7 +55,7 @@ def stream_figure(norms: Sequence[float], updates: Sequence[float], *, dark: boo
             ),
         ]
     )
-    lay_out(figure, dark, "boundary i enters layer i; a bar is a layer", "Euclidean norm, log axis", **LOOKS)
+    lay_out(figure, dark, "boundary i enters layer i; a diamond is a layer", "Euclidean norm, log axis", **LOOKS)
     return figure.update_yaxes(type="log", dtick=1)
 
 
@@ -155,7 +158,6 @@ def positions_alt(positions: Sequence[PositionAngles], block: Block) -> str:
 KIND_COLOURS = {"fact": BLUE, "copy": GREEN, "arithmetic": ORANGE, "reasoning": PINK}
 KIND_SYMBOLS = {"fact": "circle", "copy": "diamond", "arithmetic": "square", "reasoning": "cross"}
 _STEP_COLOURS = {"uncut": BLUE, "cut": ORANGE, "repaired": GREEN, "healed": PINK}
-_STEP_PATTERNS = {"uncut": "", "cut": "/", "repaired": "x", "healed": "."}
 
 
 def curve_figure(data: LessonData, curve: RemovalCurve, chosen: int, *, dark: bool = False) -> go.Figure:
@@ -168,6 +170,7 @@ def curve_figure(data: LessonData, curve: RemovalCurve, chosen: int, *, dark: bo
             go.Scatter(
                 x=[len(a.removed) for a in cut],
                 y=[100 * one / of for one, of in right],
+                error_y=error_bars((100 * math.sqrt(one / of * (1 - one / of) / of) for one, of in right), thickness=1),
                 text=[f"{one} of {of}" for one, of in right],
                 name=kind,
                 mode="lines+markers",
@@ -264,10 +267,7 @@ def ledger_figure(ledger: Ledger, *, dark: bool = False) -> go.Figure:
             error_y=error_bars((s.evaluation.nll_increase_stderr for s in steps), color=text_colour(dark)),
             # Not on the bars: error bars cross them.
             customdata=[with_error(s.evaluation.score.nll, s.evaluation.score.nll_stderr) for s in steps],
-            marker={
-                "color": [_STEP_COLOURS[s.name] for s in steps],
-                "pattern": {"shape": [_STEP_PATTERNS[s.name] for s in steps]},
-            },
+            marker={"color": [_STEP_COLOURS[s.name] for s in steps]},
             hovertemplate="%{x}: NLL %{customdata}, %{y:+.3f} nats<extra></extra>",
         )
     )

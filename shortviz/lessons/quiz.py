@@ -40,14 +40,14 @@ def map_questions(distances: BlockDistances, model: ModelInfo) -> tuple[MapQuest
     return (
         MapQuestion(
             ask=f"Choose the block that removes {layer_words(some.start, 4)}.",
-            hint="To the right is the first layer removed; upwards is how many.",
+            hint="To the right is the first layer removed; downwards is how many.",
             right=lambda chosen: chosen == some,
             because="A column is the first layer that goes, a row is how many go, so every cell is one possible cut.",
             example=some,
         ),
         MapQuestion(
             ask=f"Of all blocks of {n} layers, choose the one that turns the last token's state least.",
-            hint="Each row is coloured by itself: its lightest cell carries a ring.",
+            hint="Each row is ranked by itself: its best carries a ring.",
             right=lambda chosen: chosen.n == n and chosen.start in ties,
             because=f"By this measure it is the best cut of {n} layers; the measured loss will have its own opinion.",
             example=best,
@@ -55,7 +55,7 @@ def map_questions(distances: BlockDistances, model: ModelInfo) -> tuple[MapQuest
         *_sink(distances),
         MapQuestion(
             ask="Choose the single layer that turns the last token's state most.",
-            hint="Look for the darkest cell of the lowest row.",
+            hint="Look for the darkest cell of the row n = 1.",
             right=lambda chosen: chosen == most,
             because=f"Layer {most.start} turns it {times:.1f} times as far as the middle one of all layers.",
             example=most,
@@ -72,9 +72,9 @@ def _sink(distances: BlockDistances) -> tuple[MapQuestion, ...]:
     return (
         MapQuestion(
             ask=f"Choose any block of {n} layers that takes away layer {sink}, which writes the attention sink.",
-            hint="Those blocks carry a ~ mark.",
+            hint="That layer is the labelled band; those blocks begin at or before it and end at or behind it.",
             right=lambda chosen: chosen.n == n and sink in chosen.layers,
-            because="All the marked blocks remove it, and the angle at the last token does not see what that costs.",
+            because="They all remove it, and the angle at the last token does not see what that costs.",
             example=Block(start=min(sink, distances.num_layers - n), n=n),
         ),
     )

@@ -1,4 +1,4 @@
-"""measure_distances: one streaming pass, all criteria, every block."""
+"""The distance over every block by every criterion, in one pass of the text through the model."""
 
 import time
 from collections.abc import Sequence
@@ -106,8 +106,16 @@ class Measurement:
             text=self.text,
             seconds=seconds,
             rows=self.count,
+            tokens=self._tokens(),
             settling=self._rows_needed() if complete else {},
         )
+
+    def _tokens(self) -> int:
+        """Return the tokens of the rows measured; 0 of a part that several processes measured."""
+        if self.count >= sum(self._batch_rows):
+            return self.text.tokens
+        own = [len(row) for batch in self.batches for row in batch]
+        return sum(own[: self.count]) if self._ranks.size == 1 else 0
 
     def _rows_needed(self) -> dict[str, RowsNeeded]:
         illegal = [(start, n) for start, n, _ in self.info.illegal]

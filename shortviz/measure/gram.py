@@ -244,7 +244,7 @@ def _check_sound(sums: Mapping[str, Tensor], criteria: Sequence[Criterion]) -> N
     if not bool(good.all()):
         boundary = int((~good).nonzero()[0, 0])
         where = "The embeddings give" if boundary == 0 else f"Layer {boundary - 1} gives"
-        raise NumericsError(f"{where} NaN or Inf activations; try --dtype float32, or check the weights.")
+        raise NumericsError(f"{where} NaN or Inf activations; compute in float32, or check the weights.")
     zero = (sums[ZEROS] != 0).any(0)
     if bool(zero.any()):
         raise NumericsError(

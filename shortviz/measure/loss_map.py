@@ -1,9 +1,10 @@
-"""measure_losses: the measured map, coarse first, then refined window by window."""
+"""The measured loss without every block: the whole map coarsely first, then refined window by window."""
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from shortviz.measure.replay import Replay, TiledHead, find_tail, is_tileable, r
 from shortviz.model.delta import checkpoint_key, load_checkpoint, save_checkpoint
 from shortviz.model.handle import ModelHandle
 from shortviz.model.prune import prune
-from shortviz.progress import NO_WATCH, Watch
+from shortviz.progress import NO_WATCH, Progress, Watch
 from shortviz.records.json import Floats
 from shortviz.records.measured import BlockLosses
 from shortviz.records.plan import Block, PrunePlan
@@ -134,6 +135,7 @@ class PrunedEngine:
             found = np.full((2, len(blocks)), np.nan)
             for index, block in enumerate(blocks):
                 watch.check("Stopped while pruned models were run.")
+                watch.tell("replay", done=index, total=len(blocks), unit="blocks")
                 with suppress(PlanError, NumericsError):
                     pruned = prune(self.handle, PrunePlan.of_blocks(self.handle.info.num_layers, block))
                     score, change = compare_window(open_head(pruned, torch.tensor(tokens)), tokens, uncut)
@@ -195,9 +197,14 @@ def measure_losses(
     for index, one in enumerate(passes):
         opened: OpenWindow | None = None
         while (group := _next_group(groups[index], state.done[index], priority)) is not None and not watch.stopped:
+            stage = "first look" if one.coarse else "map"
+            counted = [i for i in mine if passes[i].coarse] if one.coarse else mine
+            done, total = _cells_done(groups, state.done, counted), sum(len(g) for i in counted for g in groups[i])
+            within = partial(_within, stage, done, len(groups[index][group]), total, one.name)
+            watch.tell(stage, done=done, total=total, unit="cells", detail=one.name)
             opened = opened or engine.open(one.tokens)
             try:
-                blocks, (nll, kl) = opened.losses(groups[index][group], watch)
+                blocks, (nll, kl) = opened.losses(groups[index][group], watch.mapped(within))
             except Stopped:
                 break
             state.sums.add(blocks, np.stack([nll, nll - opened.base.nll, kl]), coarse=one.coarse)
@@ -207,16 +214,27 @@ def measure_losses(
             if checkpoint is not None and (state.finished or time.monotonic() - saved > CHECKPOINT_SECONDS):
                 save_checkpoint(checkpoint, key, state.pack())
                 saved = time.monotonic()
-            done = sum(
-                len(group) for i, own in enumerate(groups) for j, group in enumerate(own) if state.done[i, j] == 1
-            )
-            total = sum(len(group) for i in mine for group in groups[i])
-            watch.tell("map", done=done, total=total, unit="blocks", detail=one.name, snapshot=record)
+            done = _cells_done(groups, state.done, counted)
+            watch.tell(stage, done=done, total=total, unit="cells", detail=one.name, snapshot=record)
     if ranks.size > 1:
         state = _added_up(ranks, state)
     if not np.any(state.done == 1):
         raise Stopped("Stopped before the first rows of the map were measured; there is nothing to keep.")
     return record()
+
+
+Group = tuple[Block, ...]
+"""Whole rows of the map, measured together."""
+
+
+def _cells_done(groups: Sequence[Sequence[Group]], done: Floats, passes: Sequence[int]) -> int:
+    return sum(len(group) for i in passes for j, group in enumerate(groups[i]) if done[i, j] == 1)
+
+
+def _within(stage: str, done: int, cells: int, total: int, name: str, step: Progress) -> Progress:
+    """Return the progress of a group as that of the map: its cells are ready together, and come nearer one by one."""
+    near = int(cells * step.done / step.total) if step.total else 0
+    return Progress(stage=stage, done=done + min(near, cells - 1), total=total, unit="cells", detail=name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -247,16 +265,12 @@ class _State:
         return self.sums.pack() | {"done": self.done, "base": self.base, "seconds": np.array(self.seconds)}
 
 
-Group = tuple[Block, ...]
-"""Whole rows of the map, measured together."""
-
-
 def _passes(windows: WindowSet, coarse_tokens: int) -> list[_Pass]:
     named = [f"window {i + 1} of {len(windows.tokens)}" for i in range(len(windows.tokens))]
     passes = [_Pass(name=name, tokens=row, coarse=False) for name, row in zip(named, windows.tokens, strict=True)]
     if 2 <= coarse_tokens < windows.tokens.shape[1]:
         first = windows.tokens[0, :coarse_tokens]
-        passes.insert(0, _Pass(name=f"first look, {coarse_tokens} tokens", tokens=first, coarse=True))
+        passes.insert(0, _Pass(name=f"{coarse_tokens} tokens each", tokens=first, coarse=True))
     return passes
 
 

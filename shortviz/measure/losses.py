@@ -4,7 +4,7 @@ import hashlib
 import math
 import statistics
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +43,26 @@ class WindowChange:
     nll_increase: float
     kl: float
     same_top1: float
+
+
+TOP = 5
+"""Most likely next tokens that are kept of each token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TokenScores:
+    """One model on each scored token of a window, on the CPU."""
+
+    nll: Tensor
+    """In nats, (tokens,), float64."""
+    top: Tensor
+    """The most likely tokens in its place, the likeliest first, (tokens, TOP)."""
+    shares: Tensor
+    """Their probabilities, (tokens, TOP)."""
+
+
+OnTokens = Callable[[TokenScores, TokenScores], None]
+"""Gets the uncut and the cut model on a window."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -123,20 +143,40 @@ def score_base(head: LogitHead, tokens: Tokens, watch: Watch = NO_WATCH) -> Base
 
 @torch.inference_mode()
 def compare_window(
-    head: LogitHead, tokens: Tokens, base: BaseWindow, watch: Watch = NO_WATCH
+    head: LogitHead, tokens: Tokens, base: BaseWindow, watch: Watch = NO_WATCH, on_tokens: OnTokens | None = None
 ) -> tuple[WindowScore, WindowChange]:
-    """Return a cut model's score on one window and what changed from the uncut model; Stopped as in `score_window`."""
+    """Return a cut model's score on one window and what changed from the uncut model; Stopped as in `score_window`.
+
+    `on_tokens` is told what both models made of each token.
+    """
     parts, kl, same = [], 0.0, 0
+    each: list[tuple[TokenScores, TokenScores]] = []
     for c in _chunks(head, tokens, watch):
         parts.append(c.part)
         same += int((c.logits.argmax(-1).cpu() == base.top1[c.where]).sum())
         before = base.head.logits(base.states[c.where]).to(c.logits.device)
-        kl += float(kl_sum(before, base.log_z[c.where].to(before.device), c.logits, c.log_z))
+        log_z = base.log_z[c.where].to(before.device)
+        if on_tokens is not None:  # before the divergence, which overwrites the logits
+            targets = torch.tensor(tokens)[1:][c.where, None].to(before.device)
+            each.append((_token_scores(before, log_z, targets), _token_scores(c.logits, c.log_z, targets)))
+        kl += float(kl_sum(before, log_z, c.logits, c.log_z))
     if not math.isfinite(kl):
         raise NumericsError("The KL divergence from the uncut model is NaN or Inf; load the model with dtype float32.")
+    if on_tokens is not None:
+        on_tokens(*map(_joined, zip(*each, strict=True)))
     score = _score_of(parts)
     change = WindowChange(nll_increase=score.nll - base.score.nll, kl=kl / score.tokens, same_top1=same / score.tokens)
     return score, change
+
+
+def _token_scores(logits: Tensor, log_z: Tensor, targets: Tensor) -> TokenScores:
+    nll = log_z.double() - logits.gather(-1, targets)[:, 0].double()
+    values, top = logits.topk(min(TOP, logits.shape[-1]))
+    return TokenScores(nll=nll.cpu(), top=top.cpu(), shares=(values - log_z[:, None]).exp().cpu())
+
+
+def _joined(parts: Sequence[TokenScores]) -> TokenScores:
+    return TokenScores(**{name: torch.cat([getattr(p, name) for p in parts]) for name in ("nll", "top", "shares")})
 
 
 def kl_sum(before: Tensor, log_z_before: Tensor, after: Tensor, log_z_after: Tensor) -> Tensor:
@@ -219,14 +259,15 @@ def evaluate(
     base: ModelHandle | None = None,
     base_scores: BaseScores | None = None,
     watch: Watch = NO_WATCH,
+    on_tokens: OnTokens | None = None,
 ) -> Evaluation:
     """Return the loss of a model on windows, in nats per scored token; W-1 of a window's W tokens are scored.
 
     With `base`, the uncut model, also what changed on the same windows: the NLL's increase with a paired standard
     error, KL(uncut || pruned) per token, and the share of tokens with the same most likely next token. Standard errors
     are over windows; with one window they are NaN. `base_scores` keeps the uncut model's share of the work between
-    calls. Partial results come by `Progress.snapshot`; a stop, heard within a window too, returns what the windows
-    before it gave.
+    calls; `on_tokens` is told what both models made of each token of the first window. Partial results come by
+    `Progress.snapshot`; a stop, heard within a window too, returns what the windows before it gave.
 
     Raises TextError where a window does not fit the model, NumericsError for NaN or Inf (the layer is named), Stopped
     where no window was finished.
@@ -253,7 +294,7 @@ def evaluate(
                 own.append(score_window(head, tokens, watch))
             else:
                 uncut = cache.window(tokens, watch)
-                score, change = compare_window(head, tokens, uncut, watch)
+                score, change = compare_window(head, tokens, uncut, watch, None if index else on_tokens)
                 own.append(score)
                 before.append(uncut.score)
                 changes.append(change)

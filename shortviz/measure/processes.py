@@ -128,7 +128,7 @@ def _lost() -> Iterator[None]:
     except RuntimeError as error:
         raise ResourceError(
             f"Another process of this measurement ended before it was done ({first_line(error)}); see what it said, "
-            "and start the same command again: with --out it goes on from there."
+            "and start the same command again: written to a folder, it goes on from there."
         ) from error
 
 
@@ -160,7 +160,7 @@ def share(ranks: Ranks | None, model: M, watch: Watch) -> tuple[M | ModelRef, Wa
         return model, watch
     ref = model if isinstance(model, ModelRef) else model.ref
     if ref.device == SPREAD:
-        raise ModelError(f"Several processes each take a device of their own, and --device is {SPREAD}; leave it out.")
+        raise ModelError(f"Several processes take a device each, and the device is {SPREAD}; leave it out.")
     import torch
 
     from shortviz.model.headers import fingerprint, read_shards

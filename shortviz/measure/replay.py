@@ -5,8 +5,8 @@ known; only layers start+n .. L-1 have to run from there. All blocks wanted walk
 with start+n = k join the batch before layer k. That halves the layer runs of the naive loop, and the batch is large.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,34 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.numel() == b.numel() and torch.equal(a.reshape(-1), b.reshape(-1).to(a.device))
 
 
+class _Stores:
+    """The keys and values that each cut model's layers leave for later ones, where the family shares them.
+
+    A cut model begins with the uncut one's: what is left before its block is the same, and a layer behind it that
+    leaves its own writes them anew.
+    """
+
+    def __init__(self, recording: Recording, count: int) -> None:
+        left = recording.calls[0].store or {}
+        self._like = recording.calls[0].store
+        self._left = {key: [t.repeat_interleave(count, 0) for t in tensors] for key, tensors in left.items()}
+
+    @contextmanager
+    def of(self, call: LayerCall, part: slice) -> Iterator[LayerCall]:
+        """Yield the call with the store of some of the models, and keep what the layer leaves there."""
+        if self._like is None:
+            yield call
+            return
+        store = type(self._like)()
+        given = {key: tuple(tensor[part] for tensor in tensors) for key, tensors in self._left.items()}
+        store.update(given)
+        yield call.storing(store)
+        for key, tensors in store.items():
+            if tensors is not given[key]:
+                for mine, new in zip(self._left[key], tensors, strict=True):
+                    mine[part] = new
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Replay:
     """How to get final states of cut models without running them from the start."""
@@ -111,22 +139,26 @@ class Replay:
         layers = layer_stack(self.handle.model).layers
         first, dtype = recording.boundaries[0], widest([hidden.dtype for hidden in recording.boundaries])
         states = torch.empty(len(blocks), *first.shape[1:], dtype=dtype, device=first.device)
-        joined = 0
+        stores, joined = _Stores(recording, len(blocks)), 0
+        ran, runs = 0, sum(len(layers) - block.start - block.n for block in blocks)
         for index in range(len(layers) + 1):
             while joined < len(ordered) and ordered[joined].start + ordered[joined].n == index:
                 states[joined] = recording.boundaries[ordered[joined].start][0]
                 joined += 1
             watch.check("Stopped while blocks were replayed.")
+            watch.tell("replay", done=ran, total=runs, unit="layers")
+            ran += joined
             if index < len(layers):
-                self._advance(layers[index], recording.calls[index], states[:joined])
+                self._advance(layers[index], recording.calls[index], states[:joined], stores)
         return ordered, self._through_tail(states).to(recording.head_states.dtype)
 
-    def _advance(self, layer: nn.Module, call: LayerCall, states: Tensor) -> None:
+    def _advance(self, layer: nn.Module, call: LayerCall, states: Tensor, stores: "_Stores") -> None:
         """Replace states (blocks, tokens, hidden) by the layer's output, a few blocks at a time."""
         step = max(1, STEP_TOKENS // states.shape[1]) if self.stacked else 1
         for low in range(0, len(states), step):
-            with self.handle.lock:
-                states[low : low + step] = call.run(layer, states[low : low + step])
+            part = slice(low, min(low + step, len(states)))
+            with self.handle.lock, stores.of(call, part) as given:
+                states[part] = given.run(layer, states[part])
 
     def _through_tail(self, states: Tensor) -> Tensor:
         step = max(1, STEP_TOKENS // states.shape[1])

@@ -1,7 +1,8 @@
-"""Successive elimination: which starts of each n may still be the best, and what was found. No torch."""
+"""Search without the whole map: the best start of each n by successive elimination, and greedy removal of layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from shortviz.analysis.curve import uncut
 from shortviz.errors import PlanError, Stopped
 from shortviz.measure.loss_map import Engine, open_engine
 from shortviz.measure.losses import check_windows
+from shortviz.model.delta import checkpoint_key, load_checkpoint, save_checkpoint
 from shortviz.model.handle import ModelHandle
 from shortviz.model.prune import prune
 from shortviz.progress import NO_WATCH, Watch
@@ -135,30 +137,38 @@ class SuccessiveElimination:
 
 
 def greedy_removal(
-    handle: ModelHandle, windows: WindowSet, *, max_removed: int | None = None, watch: Watch = NO_WATCH
-) -> GreedyRemoval:
+    handle: ModelHandle, windows: WindowSet, *, max_removed: int | None = None, checkpoint: Path | None = None,
+    watch: Watch = NO_WATCH,
+) -> GreedyRemoval:  # fmt: skip
     """Return the loss after each step of greedy removal, n = 0 .. max_removed (L-1 if None).
 
     At each step the loss without every layer still there is measured on all windows (a row n = 1 of the measured map of
     the model pruned so far), and the layer whose removal costs least goes. Layers that the config cannot do without
     are passed over; where none is left to remove, or on `stop`, the line ends. Partial results come by
-    `Progress.snapshot`. Whether replay is exact is checked once, on the uncut model.
-    Raises PlanError for a max_removed outside 1 .. L-1, Stopped before the first step, TextError and NumericsError as
-    `evaluate` does.
+    `Progress.snapshot`. Whether replay is exact is checked once, on the uncut model. With `checkpoint` every step is
+    kept there, and the same model on the same windows goes on from it, however many layers are to go.
+    Raises PlanError for a max_removed outside 1 .. L-1, RunError for a checkpoint of other work, Stopped
+    before the first step, TextError and NumericsError as `evaluate` does.
     """
     layers = handle.info.num_layers
     limit = layers - 1 if max_removed is None else max_removed
     check_removed(layers, limit)
     check_windows(handle, windows)
-    points: list[CurvePoint] = []
+    key = checkpoint_key("greedy", handle, windows.info.fingerprint)
+    saved = load_checkpoint(checkpoint, key) if checkpoint is not None else None
+    base, steps = (saved["base"], saved["steps"].tolist()) if saved is not None else (np.zeros(0), [])
     removed: tuple[int, ...] = ()
-    engine: Engine | None = None
+    points: list[CurvePoint] = [uncut(float(base.mean()))] if steps else []
+    for layer, loss, error in steps[:limit]:
+        removed = tuple(sorted((*removed, int(layer))))
+        points.append(CurvePoint(n=len(removed), removed=removed, nll=loss, stderr=error))
+    engine = open_engine(handle, windows.tokens[0]) if steps else None
 
     def partial() -> GreedyRemoval:
         line = CurveLine(strategy="greedy", label="greedy scattered layers", points=tuple(points))
         return GreedyRemoval(line=line, text=windows.info, complete=len(points) == limit + 1)
 
-    for step in range(1, limit + 1):
+    for step in range(len(removed) + 1, limit + 1):
         plan = PrunePlan(num_layers=layers, removed=removed)
         pruned = prune(handle, plan)
         engine = open_engine(pruned, windows.tokens[0], like=engine)
@@ -176,6 +186,9 @@ def greedy_removal(
         removed = tuple(sorted((*removed, plan.kept[gone])))
         error = mean_and_stderr(nll[:, gone] - base)[1]
         points.append(CurvePoint(n=len(removed), removed=removed, nll=float(nll[:, gone].mean()), stderr=error))
+        steps.append([plan.kept[gone], points[-1].nll, error])
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, key, {"base": base, "steps": np.array(steps)})
         detail = f"removed layer {plan.kept[gone]}"
         watch.tell("greedy", done=step, total=limit, unit="layers", detail=detail, snapshot=partial)
     if not points:
@@ -210,7 +223,7 @@ def single_layer_losses(
         opened = engine.open(tokens)
         before[index] = opened.base.nll
         if legal:
-            measured, losses = opened.losses(legal, watch)
+            measured, losses = opened.losses(legal, Watch(stop=watch.stop))
             nll[index, [block.start for block in measured]] = losses[0]
         if on_share is not None:
             on_share((index + 1) / len(windows.tokens))
@@ -239,12 +252,15 @@ def search_best_starts(
             break
         opened = engine.open(tokens)
         try:
-            blocks, losses = opened.losses(wanted, watch)
+            blocks, losses = opened.losses(wanted, Watch(stop=watch.stop))
         except Stopped:
             break
         elimination.add(blocks, losses[0] - opened.base.nll)
         detail = f"{elimination.left} blocks left for {len(elimination.remaining)} sizes"
-        watch.tell("search", done=index + 1, total=total, unit="windows", detail=detail)
+        watch.tell(
+            "search", done=index + 1, total=total, unit="windows", detail=detail,
+            snapshot=lambda: elimination.result(windows.info, total),
+        )  # fmt: skip
     if elimination.windows == 0:
         raise Stopped("Stopped before the first window was measured; there is nothing to keep.")
     return elimination.result(windows.info, total)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from shortviz.errors import NumericsError, Stopped, TextError
 from shortviz.measure.logits import LogitHead, batch_head_input, open_head
@@ -20,12 +20,15 @@ from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import layer_stack
 from shortviz.model.prune import prune
 from shortviz.progress import NO_WATCH, Progress, Watch
+from shortviz.records.formatting import counted
 from shortviz.records.plan import PrunePlan
 from shortviz.records.text import MOST_PAIRED, TaskPrediction, TaskRow, TaskRows, TaskScore
+from shortviz.text.tokens import spellings
 
 # Questions become tokens as in lm_eval (0.4.13, `TemplateLM._encode_pair`): a choice's tokens are what is left of those
 # of (context + delimiter + choice) behind as many as the context alone has; spaces that end the context go to the
-# choice. Special tokens are what the tokenizer puts in front. What is too long for the model loses its beginning.
+# choice. Special tokens are what the tokenizer puts in front, and what a question spells (`</s>`): lm_eval encodes with
+# the tokenizer's own setting, which parses them. What is too long for the model loses its beginning.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +128,8 @@ def _question(
 TRIAL_MARGIN = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Nats a token by which the two ways may differ in the trial; a wrong cache is off by whole nats."""
 TRIAL_MARGIN_16_BIT = 0.25
-_PLAIN_LAYERS = {DynamicLayer, DynamicSlidingWindowLayer}
+_PLAIN_LAYERS = {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+"""A dummy stands for a layer that keeps nothing: one that reads another's keys and values (Gemma 3n and 4)."""
 MIN_SAVED = 64
 """Tokens that a shared prefix must save in a batch: a second pass reads all weights again."""
 
@@ -158,7 +162,7 @@ def open_scorer(handle: ModelHandle, questions: Sequence[QuestionTokens]) -> Cho
 
 
 def _sharing_is_exact(head: LogitHead, trial: QuestionTokens) -> bool:
-    if _prefix_cache(head.handle, [trial], trial.prefix) is None:
+    if prefix_cache(head.handle, _prefixes([trial], trial.prefix)) is None:
         return False
     whole, shared = (_choice_scores(head, [trial], prefix) for prefix in (0, trial.prefix))
     margin = TRIAL_MARGIN.get(head.handle.model.dtype, TRIAL_MARGIN_16_BIT)
@@ -178,7 +182,7 @@ def _choice_scores(head: LogitHead, questions: Sequence[QuestionTokens], prefix:
     with head.handle.lock:
         call: dict[str, Any] = {"use_cache": False}
         if prefix:
-            cache = _prefix_cache(head.handle, questions, prefix)
+            cache = prefix_cache(head.handle, _prefixes(questions, prefix))
             assert cache is not None, "sharing was tried before"
             owner = [at for at, question in enumerate(questions) for _ in question.choices]
             cache.batch_select_indices(torch.tensor(owner, device=device))
@@ -206,10 +210,13 @@ def _log_probabilities(head: LogitHead, states: Tensor, target: Tensor) -> Tenso
     return torch.cat(parts)
 
 
+def _prefixes(questions: Sequence[QuestionTokens], prefix: int) -> Tensor:
+    return torch.tensor([question.choices[0].tokens[:prefix] for question in questions])
+
+
 @torch.inference_mode()
-def _prefix_cache(handle: ModelHandle, questions: Sequence[QuestionTokens], prefix: int) -> DynamicCache | None:
-    """Return the cache of the questions' first tokens, one row each; None where it is not all keys and values."""
-    ids = torch.tensor([question.choices[0].tokens[:prefix] for question in questions])
+def prefix_cache(handle: ModelHandle, ids: Tensor) -> DynamicCache | None:
+    """Return the cache behind rows of tokens, (rows, tokens); None where it is not all keys and values."""
     with handle.lock:
         out = layer_stack(handle.model).decoder(input_ids=ids.to(handle.model.device), use_cache=True)
     cache: Any = getattr(out, "past_key_values", None)
@@ -243,6 +250,10 @@ def score_tasks(handle: ModelHandle, rows: TaskRows, *, batch_size: int = 16, wa
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     started = time.perf_counter()
     questions = task_tokens(handle, rows)
+    spelled = spellings((text for row in rows.rows for text in (row.context, *row.choices)), handle.tokenizer)
+    if spelled:
+        told = f"{counted(spelled, 'spelling')} of special tokens parsed as tokens, as lm_eval does"
+        rows = replace(rows, source=f"{rows.source}; {told}")
     found: list[TaskPrediction] = []
     shares = False
 

@@ -64,7 +64,6 @@ REFUSING_RULES: dict[str, Rule] = {
     "num_kv_shared_layers": rules.kv_shared,
     "scale_attn_by_inverse_layer_idx": rules.numbers_stay("the attention scale"),
     "cross_layer_interval": rules.never("adds a cross-attention every few layers"),
-    "hidden_size_per_layer_input": rules.never("packs the embeddings of all layers into one table"),
     "n_layers_per_attn_res_block": rules.never("groups layers that read one another's outputs"),
     "num_mem_blocks": rules.never("shares transformer blocks between layers"),
     "ple_layer_ids": rules.never("packs the embeddings of several layers into shared tables"),
@@ -113,8 +112,32 @@ _COUNT_NAME = re.compile(
     r"first_k|every|interval|nextn|_period|_step$|_pattern$|depth_scale|scale_depth|inverse_layer"
 )
 
+MACHINE_FIELDS = frozenset(
+    {
+        *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal"),
+        *(
+            "attn_implementation",
+            "_flash_attn_2_enabled",
+            "_experts_implementation",
+            "_experts_implementation_internal",
+        ),
+        *("experts_implementation", "_name_or_path", "name_or_path", "_model_name_or_path", "_commit_hash"),
+        *("device_map", "gguf_file", "transformers_weights"),
+    }
+)
+"""What describes a machine or a way of loading and not a model: read nowhere, written nowhere."""
+
 Check = Callable[[tuple[int, ...]], str | None]
 """Maps the layers kept to the reason why the cut is refused, or None."""
+
+
+def without_machine_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a config, and of the configs inside it, without those of a machine (MACHINE_FIELDS)."""
+    return {
+        name: without_machine_fields(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in MACHINE_FIELDS
+    }
 
 
 def rewrite(fields: Mapping[str, Any], num_layers: int, kept: tuple[int, ...]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Floats] | None:
     if found != key:
         raise RunError(
             f"The checkpoint {path} belongs to another measurement (model, text or settings differ); "
-            "delete it to start again, or choose another --out."
+            "delete it to start again."
         )
     return arrays
 

@@ -1,4 +1,4 @@
-"""ModelRef -> the files of a model: on the hub, in a folder, or one GGUF file; what we do not load is refused here."""
+"""Where the files of a model are: on the hub, in a folder, or one GGUF file; what we do not load is refused here."""
 
 import importlib.util
 import json
@@ -36,10 +36,13 @@ DEMO_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+ADAPTER = "adapter_config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 _TOKENIZER_FILES = re.compile(
     r"tokenizer\.(json|model)|vocab\.(json|txt)|.*\.(tiktoken|spm)|spiece\.model|tekken\.json"
 )
+_LATER_PART = re.compile(r"-(?!00001-of-)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+"""Of a GGUF file that was split: it is found by its first part."""
 _SIDE_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 
@@ -115,7 +118,7 @@ def demo_gguf() -> Path | None:
 
 
 def _folder(name: str, path: Path) -> ModelFiles:
-    ggufs = sorted(path.glob("*.gguf"))
+    ggufs = [file for file in sorted(path.glob("*.gguf")) if not _LATER_PART.search(file.name)]
     if not (path / "config.json").is_file() and ggufs:
         if len(ggufs) > 1:
             found = ", ".join(file.name for file in ggufs[:5])
@@ -163,16 +166,16 @@ def _cached(name: str, repo: str, revision: str | None) -> ModelFiles | None:
     return files
 
 
-def remote_parameters(files: ModelFiles, names: tuple[str, ...]) -> int:
-    """Return the number of parameters in these safetensors files of a hub model, from their headers alone."""
+def remote_tensors(files: ModelFiles, names: tuple[str, ...]) -> dict[str, int]:
+    """Return the tensors in these safetensors files of a hub model, {name: elements}, from their headers alone."""
     repo, api = str(files.repo), HfApi()
 
-    def count(name: str) -> int:
+    def tensors(name: str) -> dict[str, int]:
         header = api.parse_safetensors_file_metadata(repo, name, revision=files.revision)
-        return sum(header.parameter_count.values())
+        return {key: info.parameter_count for key, info in header.tensors.items()}
 
     with hub_errors(repo, files.revision), ThreadPoolExecutor(max_workers=8) as pool:
-        return sum(pool.map(count, names))
+        return {key: elements for found in pool.map(tensors, names) for key, elements in found.items()}
 
 
 def download(files: ModelFiles, names: tuple[str, ...], watch: Watch) -> Path:
@@ -280,13 +283,14 @@ def read_config(files: ModelFiles, *, quantised: bool = False) -> dict[str, Any]
     """
     names = files.names
     if "config.json" not in names:
-        what = "LoRA adapter, not a whole model" if "adapter_config.json" in names else "checkpoint without config.json"
+        what = "LoRA adapter, not a whole model" if ADAPTER in names else "checkpoint without config.json"
         raise ModelError(f"{files.name} is a {what}; give a model that transformers can load.")
     config = read_json(files.path("config.json"))
     if not isinstance(config, dict):
         raise ModelError(f"The config.json of {files.name} is not a JSON object.")
     refuse_remote_code(files.name, "config.json", config)
-    found = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    inner = config.get("text_config")
+    found = config.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
     if found and not quantised:
         method = found.get("quant_method", "unknown method") if isinstance(found, dict) else found
         raise ModelError(
@@ -330,7 +334,7 @@ def weight_names(files: ModelFiles) -> tuple[str, ...]:
 
 
 def _no_weights(name: str, names: tuple[str, ...]) -> str:
-    pickled = [file for file in names if file.lower().endswith(_PICKLES)]
+    pickled = [file for file in names if file.lower().endswith(PICKLES)]
     if pickled:
         return (
             f"The model {name} has only pickled weights ({pickled[0]}), and unpickling can run any code; "
@@ -360,11 +364,11 @@ def refuse_without_tokenizer(files: ModelFiles) -> None:
 def read_json(path: Path) -> Any:
     """Return a parsed JSON file; raises ModelError where it is broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=special_float)
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"The file {path} cannot be read as JSON ({error}); fetch it again.") from error
 
 
-def _special_float(fields: dict[str, Any]) -> Any:
+def special_float(fields: dict[str, Any]) -> Any:
     """Return the number that transformers writes as {"__float__": "Infinity"}, since JSON has none."""
     return float(fields["__float__"]) if list(fields) == ["__float__"] else fields

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +23,8 @@ class ModelHandle:
     tokenizer: PreTrainedTokenizerBase
     info: ModelInfo
     ref: ModelRef
+    folder: Path | None = None
+    """The checkpoint that it was loaded from, whose files an export keeps; None for a model given as an object."""
     plan: PrunePlan | None = None
     """What was removed from the model that was loaded, in its layer numbers; None for the uncut model."""
     treatments: tuple[Treatment, ...] = ()

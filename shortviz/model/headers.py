@@ -1,15 +1,14 @@
-"""What safetensors and GGUF files hold, from their headers alone; broken files are found before they are loaded."""
+"""What safetensors files hold, from their headers alone; broken files are found before they are loaded."""
 
 import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from gguf.constants import GGML_QUANT_SIZES
+import numpy as np
 
 from shortviz.errors import ModelError
 from shortviz.model.files import INDEX, WEIGHTS, ModelFiles, read_json, weight_names
@@ -21,24 +20,8 @@ _SAFETENSORS_BITS = {
 _MAX_HEADER_BYTES = 100_000_000
 """The safetensors library's own limit."""
 
-_GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_GGUF_STRING, _GGUF_ARRAY = 8, 9
-
 _PIECE = 4 * 1024 * 1024
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GgufHeader:
-    """The metadata of a GGUF file."""
-
-    architecture: str
-    """llama.cpp's name, e.g. `llama`."""
-    name: str
-    num_layers: int
-    parameters: int
-    largest: int
-    """Parameters of the largest tensor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +35,28 @@ class Entry:
     start: int
     """Where its bytes begin in the file."""
     num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartEntry(Entry):
+    """Parts of a tensor of a file: of every `row_bytes` bytes from `start` on, those between the pairs in `taken`."""
+
+    row_bytes: int
+    taken: tuple[tuple[int, int], ...]
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the bytes in order, some rows at a time; raises ModelError where the file was cut short meanwhile."""
+        left = self.num_bytes // sum(last - first for first, last in self.taken)
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            while left:
+                count = min(left, max(1, _PIECE // self.row_bytes))
+                raw = file.read(count * self.row_bytes)
+                if len(raw) < count * self.row_bytes:
+                    raise ModelError(f"The file {self.file} ends before its last tensor does; fetch it again.")
+                rows = np.frombuffer(raw, np.uint8).reshape(count, self.row_bytes)
+                yield np.concatenate([rows[:, first:last] for first, last in self.taken], axis=1).tobytes()
+                left -= count
 
 
 def safetensors_parameters(path: Path) -> int:
@@ -94,87 +99,6 @@ def safetensors_header(path: Path) -> dict[str, Entry]:
     return found
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """Return what a GGUF file holds, after checking that the file is whole.
-
-    Raises:
-        ModelError: Where the file is no GGUF file, is cut short or holds more than one file's share of a model.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"The file {path} is not a GGUF file: it does not begin with the letters GGUF.")
-        try:
-            metadata, tensors = _read_gguf(file)
-        except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
-            raise ModelError(f"The GGUF file {path} is corrupt or cut short; fetch it again.") from error
-        alignment = int(metadata.get("general.alignment", 32))
-        start = -(-file.tell() // alignment) * alignment
-    end = start + max((offset + num_bytes for _, _, offset, num_bytes in tensors), default=0)
-    if size < end:
-        raise ModelError(f"The GGUF file {path} is cut short: {size} of {end} bytes; fetch it again.")
-    if int(metadata.get("split.count", 1)) > 1:
-        raise ModelError(f"The GGUF file {path} is one part of several; join the parts with llama-gguf-split --merge.")
-    architecture = str(metadata.get("general.architecture", ""))
-    layers = metadata.get(f"{architecture}.block_count")
-    if not architecture or layers is None:
-        raise ModelError(f"The GGUF file {path} names no architecture or number of layers; it is not a language model.")
-    return GgufHeader(
-        architecture=architecture,
-        name=str(metadata.get("general.name", "")),
-        num_layers=int(layers),
-        parameters=sum(count for _, count, _, _ in tensors),
-        largest=max((count for _, count, _, _ in tensors), default=0),
-    )
-
-
-def _read_gguf(file: BinaryIO) -> tuple[Mapping[str, Any], list[tuple[str, int, int, int]]]:
-    """Return (metadata, tensors as (name, elements, offset, bytes)), leaving the file after the tensor table."""
-    version, num_tensors, num_keys = _unpack(file, "IQQ")
-    if version not in (2, 3):
-        raise ModelError(f"The GGUF file {file.name} has version {version}; versions 2 and 3 can be read.")
-    metadata: dict[str, Any] = {}
-    for _ in range(num_keys):
-        key = _read_string(file)
-        metadata[key] = _read_value(file, _unpack(file, "I")[0])
-    tensors = []
-    for _ in range(num_tensors):
-        name = _read_string(file)
-        shape = _unpack(file, f"{_unpack(file, 'I')[0]}Q")
-        kind, offset = _unpack(file, "IQ")
-        block, block_bytes = GGML_QUANT_SIZES[kind]
-        count = math.prod(shape)
-        tensors.append((name, count, offset, count // block * block_bytes))
-    return metadata, tensors
-
-
-def _read_value(file: BinaryIO, kind: int) -> Any:
-    """Return a metadata value; of an array, only its length."""
-    if kind == _GGUF_STRING:
-        return _read_string(file)
-    if kind != _GGUF_ARRAY:
-        return _unpack(file, _GGUF_SCALARS[kind])[0]
-    of, length = _unpack(file, "IQ")
-    if of in _GGUF_SCALARS:
-        file.seek(length * struct.calcsize(f"<{_GGUF_SCALARS[of]}"), 1)
-    else:
-        for _ in range(length):
-            _read_value(file, of)
-    return length
-
-
-def _read_string(file: BinaryIO) -> str:
-    (length,) = _unpack(file, "Q")
-    text = file.read(length) if length < _MAX_HEADER_BYTES else b""
-    if len(text) != length:
-        raise struct.error("the string is cut short")
-    return text.decode("utf-8")
-
-
-def _unpack(file: BinaryIO, layout: str) -> tuple[Any, ...]:
-    return struct.unpack(f"<{layout}", file.read(struct.calcsize(f"<{layout}")))
-
-
 def read_shards(folder: Path, name: str) -> dict[str, Entry]:
     """Return {tensor name: where it is} of a checkpoint folder, in the order of the files; only headers are read.
 
@@ -201,9 +125,13 @@ def read_shards(folder: Path, name: str) -> dict[str, Entry]:
 
 
 def same_bytes(a: Entry, b: Entry) -> bool:
-    """Tell whether two tensors are the same, bit for bit."""
+    """Tell whether two tensors are the same, bit for bit; `a` may be parts of one."""
     if (a.dtype, a.shape, a.num_bytes) != (b.dtype, b.shape, b.num_bytes):
         return False
+    if isinstance(a, PartEntry):
+        with b.file.open("rb") as whole:
+            whole.seek(b.start)
+            return all(whole.read(len(piece)) == piece for piece in a.pieces())
     with a.file.open("rb") as left, b.file.open("rb") as right:
         left.seek(a.start)
         right.seek(b.start)

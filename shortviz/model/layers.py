@@ -4,7 +4,7 @@ Everything goes by structure and field names, not by family: see `model/config.p
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -14,9 +14,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
@@ -45,12 +45,39 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config.get_text_config(decoder=True)
 
 
+def placeholder_ids(config: PreTrainedConfig) -> frozenset[int]:
+    """Return the tokens that stand for pictures or sound: a composite model reads others in their place."""
+    fields = (f"{sense}_token_{kind}" for sense in ("image", "video", "audio") for kind in ("id", "index"))
+    found = (getattr(config, field, None) for field in fields)
+    return frozenset(token for token in found if isinstance(token, int))
+
+
+def text_part(config: PreTrainedConfig) -> str | None:
+    """Return the name of the field with the text config of a composite one, None where the config itself is that.
+
+    Raises PlanError where the part is found by no name.
+    """
+    text = text_config(config)
+    if text is config:
+        return None
+    part = next((name for name in _TEXT_CONFIGS if getattr(config, name, None) is text), None)
+    if part is None:
+        raise PlanError(f"The text part of a {config.model_type} config cannot be written back; choose another model.")
+    return part
+
+
 def num_layers(config: PreTrainedConfig) -> int:
     """Return the number of decoder layers the config states; raises ModelError where it states none."""
     count = getattr(text_config(config), "num_hidden_layers", None)
     if not isinstance(count, int):
         raise ModelError(f"The config of model type {config.model_type!r} states no number of layers; choose another.")
     return count
+
+
+def stream_width(config: PreTrainedConfig) -> int:
+    """Return the numbers that a token's residual stream has: the hidden size, or that of AltUp's streams together."""
+    text = text_config(config)
+    return int(text.hidden_size) * int(getattr(text, "altup_num_inputs", None) or 1)
 
 
 def refuse_unsupported(config: PreTrainedConfig) -> None:
@@ -63,7 +90,7 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(text_config(config), "is_decoder", False)
     if encoder:
         raise ModelError(f"{named} is an encoder-only model; {advice}.")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(f"{named} (model type {kind!r}) is not a causal language model; {advice}.")
     if num_layers(config) < 2:
         raise ModelError(f"{named} has {num_layers(config)} layer; choose a model of at least 2.")
@@ -90,9 +117,12 @@ def layer_stack(model: PreTrainedModel) -> LayerStack:
 
 
 def _outermost_lists(root: nn.Module, count: int) -> list[nn.ModuleList]:
-    """Return the ModuleLists of `count` modules that are not inside another one (experts of one layer are)."""
+    """Return the ModuleLists of `count` modules that are not inside another one (experts of one layer are).
+
+    A list of bare matrices is none: a cut gemma3n may keep as many layers as it has projections beside them.
+    """
     lists = {name: m for name, m in root.named_modules() if isinstance(m, nn.ModuleList)}
-    sized = {name: m for name, m in lists.items() if len(m) == count}
+    sized = {name: m for name, m in lists.items() if len(m) == count and any(next(x.children(), None) for x in m)}
     return [m for name, m in sized.items() if not any(name.startswith(f"{outer}.") for outer in lists)]
 
 
@@ -120,9 +150,8 @@ def pruned_config(config: PreTrainedConfig, plan: PrunePlan) -> PreTrainedConfig
     if text is config:
         return pruned
     whole = copy.deepcopy(config)
-    part = next((name for name in _TEXT_CONFIGS if getattr(config, name, None) is text), None)
-    if part is None:
-        raise PlanError(f"The text part of a {config.model_type} config cannot be written back; choose another model.")
+    part = text_part(config)
+    assert part is not None
     setattr(whole, part, pruned)
     return whole
 
@@ -187,24 +216,83 @@ def rename_state(names: Iterable[str], plan: PrunePlan, path: str) -> dict[str, 
     return renamed
 
 
+def model_names(model: PreTrainedModel, entries: Iterable[str], mapping: Sequence[Any]) -> dict[str, str]:
+    """Return {name in the files: name in the model}; of a tensor that is merged with others, the merged one's name."""
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    known: dict[str, Tensor] = model.state_dict()
+    found = {}
+    for key in entries:
+        target, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
+        if target not in known and key in known:
+            target, _ = rename_source_key(key, [], [], model.base_model_prefix, known)
+        found[key] = target
+    return found
+
+
+def packed_axis(config: PreTrainedConfig, had: Sequence[int], has: Sequence[int]) -> int | None:
+    """Return the axis along which a tensor packs one part of each layer, from its shapes before and after a cut.
+
+    `config` is the uncut model's. Gemma 3n and 4 keep the input embeddings of all layers in one table, and the
+    projections to them in one matrix, layer after layer, `hidden_size_per_layer_input` numbers each.
+    """
+    part, layers = _packed_part(config), num_layers(config)
+    changed = [axis for axis, (before, after) in enumerate(zip(had, has, strict=False)) if before != after]
+    if not part or len(had) != len(has) or len(changed) != 1:
+        return None
+    axis = changed[0]
+    return axis if had[axis] == part * layers and has[axis] % part == 0 else None
+
+
+def packed_weights(model: PreTrainedModel) -> list[Tensor]:
+    """Return the weights outside the layers that pack one part of each layer (see `packed_axis`)."""
+    packed, path = _packed_part(model.config) * num_layers(model.config), layer_stack(model).path
+    outside = ((name, weight) for name, weight in model.named_parameters() if not name.startswith(f"{path}."))
+    return [weight for name, weight in outside if packed and "per_layer" in name and packed in weight.shape]
+
+
+def _packed_part(config: PreTrainedConfig) -> int:
+    return int(getattr(text_config(config), "hidden_size_per_layer_input", None) or 0)
+
+
+def kept_parts(config: PreTrainedConfig, tensor: Tensor, like: Tensor, plan: PrunePlan) -> Tensor:
+    """Return a tensor of the uncut model for the cut one, where it has the shape of `like`: itself, or its kept parts.
+
+    A new tensor where parts of removed layers lie in it; itself too where the shapes differ for another reason.
+    """
+    axis = None if tensor.shape == like.shape else packed_axis(config, tensor.shape, like.shape)
+    if axis is None:
+        return tensor
+    parts: Tensor = tensor.unflatten(axis, (plan.num_layers, -1))
+    return parts.index_select(axis, torch.tensor(plan.kept, device=tensor.device)).flatten(axis, axis + 1)
+
+
 # Reading the residual stream: forward pre-hooks that come and go with a context manager.
 
 
 def hidden_argument(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return the residual stream among the arguments of a layer call, shape (batch, tokens, hidden)."""
+    """Return the residual stream among the arguments of a layer call, shape (batch, tokens, hidden).
+
+    AltUp's streams (gemma3n: a layer takes (streams, batch, tokens, hidden) and writes all of them) are one, side by
+    side: what a layer changes is all of it.
+    """
     hidden = args[0] if args else kwargs.get("hidden_states")
-    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+    if not isinstance(hidden, Tensor) or hidden.ndim not in (3, 4):
         raise ModelError(
             f"Layer {layer} does not take a (batch, tokens, hidden) residual stream; it cannot be measured."
         )
-    return hidden
+    return _side_by_side(hidden)
 
 
 def hidden_output(output: Any) -> Tensor:
     """Return the residual stream that leaves a layer: most families return it bare, a few in a tuple."""
     hidden = output[0] if isinstance(output, tuple) else output
     assert isinstance(hidden, Tensor)
-    return hidden
+    return _side_by_side(hidden)
+
+
+def _side_by_side(hidden: Tensor) -> Tensor:
+    return hidden if hidden.ndim == 3 else hidden.permute(1, 2, 0, 3).flatten(2)
 
 
 @contextmanager
@@ -276,15 +364,25 @@ class LayerCall:
     """Whether the residual stream came first among the positional arguments."""
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    streams: int = 1
+    """How many streams the layer takes, stacked in front; 1: no such dimension."""
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "LayerCall":
         """Return what a layer was called with."""
+        hidden = args[0] if args else kwargs["hidden_states"]
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        return cls(positional=bool(args), args=args[1:], kwargs=rest)
+        streams = len(hidden) if hidden.ndim == 4 else 1
+        return cls(positional=bool(args), args=args[1:], kwargs=rest, streams=streams)
+
+    @property
+    def store(self) -> MutableMapping[str, Any] | None:
+        """Where layers leave keys and values for later ones (Gemma 3n and 4): one for all layers of a forward pass."""
+        found = (value for value in self.kwargs.values() if isinstance(value, MutableMapping))
+        return next(found, None)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "LayerCall":
-        """Return the call with `change` of each tensor, in nested tuples and lists too."""
+        """Return the call with `change` of each tensor, in nested tuples and lists too; the store is the same."""
 
         def of(value: Any) -> Any:
             if isinstance(value, tuple | list):
@@ -294,8 +392,23 @@ class LayerCall:
         kwargs = {name: of(value) for name, value in self.kwargs.items()}
         return replace(self, args=tuple(map(of, self.args)), kwargs=kwargs)
 
+    def storing(self, store: MutableMapping[str, Any] | None) -> "LayerCall":
+        """Return the call with another store in the place of its own; itself where it has none."""
+        if store is None or self.store is None:
+            return self
+        own = {name: store if isinstance(value, MutableMapping) else value for name, value in self.kwargs.items()}
+        return replace(self, kwargs=own)
+
+    def native(self, hidden: Tensor) -> Tensor:
+        """Return a residual stream, (batch, tokens, hidden), as the layer takes it."""
+        if self.streams == 1:
+            return hidden
+        streams: Tensor = hidden.unflatten(2, (self.streams, -1))
+        return streams.permute(2, 0, 1, 3).contiguous()
+
     def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """Return the layer's output for another residual stream, (batch, tokens, hidden)."""
+        hidden = self.native(hidden)
         if self.positional:
             return hidden_output(layer(hidden, *self.args, **self.kwargs))
         return hidden_output(layer(*self.args, hidden_states=hidden, **self.kwargs))

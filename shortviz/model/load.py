@@ -1,10 +1,11 @@
-"""ModelRef -> ResolvedModel -> ModelHandle, from a hub id, a checkpoint folder, a .gguf file or `demo`."""
+"""Loading: a hub id, a checkpoint folder, a .gguf file or `demo` becomes a live model with its tokenizer."""
 
 import copy
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,49 @@ from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from shortviz.errors import ModelError, NumericsError, ResourceError, is_out_of_memory
-from shortviz.model import gguf
+from shortviz.model.config import without_machine_fields
 from shortviz.model.files import (
     ModelFiles,
     download,
     find_files,
     first_line,
     read_config,
-    read_json,
-    refuse_remote_code,
     refuse_without_tokenizer,
-    remote_parameters,
+    remote_tensors,
     wanted_names,
     weight_names,
 )
+from shortviz.model.gguf import copies as gguf
+from shortviz.model.gguf.container import Gguf
 from shortviz.model.handle import ModelHandle
-from shortviz.model.headers import GgufHeader, read_gguf_header, safetensors_parameters, untied_message
-from shortviz.model.layers import illegal_blocks, layer_stack, num_layers, refuse_unsupported, text_config
+from shortviz.model.headers import safetensors_header, untied_message
+from shortviz.model.layers import (
+    illegal_blocks,
+    layer_stack,
+    num_layers,
+    packed_weights,
+    refuse_unsupported,
+    stream_width,
+    text_config,
+)
 from shortviz.model.placement import Placement, choose_placement
 from shortviz.model.spread import devices_of, refuse_offloaded
+from shortviz.model.tokenizer import read_tokenizer, refuse_larger_vocabulary
+from shortviz.model.unread import OLD_BUFFERS, differing_files, head_pattern, unread_files, unread_tensors
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
 from shortviz.records.model import ModelEstimate, ModelInfo, ModelRef
 
-OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
-"""Constants that old versions of transformers saved among the weights; models compute them now."""
 _STOPPED = "Loading was stopped."
+_NOWHERE = "no-adapter-is-looked-for"
+"""Where transformers looks for an adapter, which it would put into the model unasked: one beside the weights is not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -63,12 +72,14 @@ class ResolvedModel:
     parameters: int
     config: PreTrainedConfig | None = None
     """Of safetensors."""
-    header: GgufHeader | None = None
+    header: Gguf | None = None
     """Of a GGUF file that was not de-quantised yet."""
     wanted: tuple[str, ...] = ()
     """What is downloaded of a hub model."""
     quantised: Mapping[str, Any] | None = None
     """The quantisation config, which was taken out of `config`; None for plain weights."""
+    left_out: tuple[str, ...] = ()
+    """What of the source is not read, in sentences: it is said before loading, and kept with what is measured."""
 
     @property
     def estimate(self) -> ModelEstimate:
@@ -90,6 +101,7 @@ class ResolvedModel:
             dtype=self.placement.dtype_name,
             device=self.placement.device_name,
             reason=f"{self.placement.reason} {self.files.note}".strip(),
+            left_out=self.left_out,
         )
 
 
@@ -115,23 +127,29 @@ def resolve(model: ModelRef | ResolvedModel, *, quantised: bool = False, watch: 
     refuse_without_tokenizer(files)
     watch.check(_STOPPED)
     on_hub = files.folder is None
+    tensors = remote_tensors(files, weights) if on_hub else _local_tensors(files, weights)
+    with quiet_transformers():
+        unread = unread_tensors(config, tensors, quantised=scales is not None)
     return ResolvedModel(
         ref=model,
         files=files,
         placement=placement,
-        parameters=remote_parameters(files, weights)
-        if on_hub
-        else sum(safetensors_parameters(files.path(name)) for name in weights),
+        parameters=sum(elements for key, elements in tensors.items() if key not in unread),
         config=config,
         wanted=wanted_names(files, weights) if on_hub else (),
         quantised=scales,
+        left_out=(*unread_files(files, weights), *dict.fromkeys(unread.values())),
     )
 
 
+def _local_tensors(files: ModelFiles, weights: tuple[str, ...]) -> dict[str, int]:
+    """Return the tensors in local files, {name: elements}; raises ModelError where one is not whole."""
+    headers = (safetensors_header(files.path(name)) for name in weights)
+    return {key: math.prod(entry.shape) for header in headers for key, entry in header.items()}
+
+
 def _resolved_gguf(ref: ModelRef, files: ModelFiles, placement: Placement, path: Path) -> ResolvedModel:
-    header = read_gguf_header(path)
-    if header.num_layers < 2:
-        raise ModelError(f"{files.name} has {header.num_layers} layer; choose a model of at least 2.")
+    header = gguf.read_model(path)
     gguf.check_memory(path, header)
     return ResolvedModel(ref=ref, files=files, placement=placement, parameters=header.parameters, header=header)
 
@@ -161,12 +179,14 @@ def load(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -> ModelHa
     resolved = resolve(model, watch=watch)
     name, expected = resolved.files.name, resolved.estimate
     refuse_too_large(expected)
+    say(resolved.left_out, watch)
     watch.check(_STOPPED)
     folder, config = fetch(resolved, watch)
     watch.check(_STOPPED)
     total = expected.memory_bytes
     watch.tell("load", done=0, total=total, unit="bytes", detail="reading the weights")
     tokenizer = read_tokenizer(name, folder)
+    disagree = say(told_after_fetching(resolved, folder), watch)
     with no_memory_left(expected):
         loaded = _read_model(name, folder, config, resolved.placement)
         _refuse_untied(name, loaded)
@@ -174,8 +194,9 @@ def load(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -> ModelHa
     refuse_larger_vocabulary(name, tokenizer, loaded)
     watch.check(_STOPPED)
     info = model_info(loaded, id=name, revision=expected.revision, reason=expected.reason)
+    info = replace(info, left_out=(*resolved.left_out, *disagree))
     watch.tell("load", done=total, total=total, unit="bytes")
-    return ModelHandle(model=loaded, tokenizer=tokenizer, info=info, ref=resolved.ref)
+    return ModelHandle(model=loaded, tokenizer=tokenizer, info=info, ref=resolved.ref, folder=folder)
 
 
 def prepare(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -> Path:
@@ -201,6 +222,18 @@ def fetch(resolved: ResolvedModel, watch: Watch) -> tuple[Path, PreTrainedConfig
     return download(files, resolved.wanted, watch), config
 
 
+def told_after_fetching(resolved: ResolvedModel, folder: Path) -> tuple[str, ...]:
+    """Return what second sources of a model of the hub disagree about, which `left_out` could not say before."""
+    return differing_files(resolved.files.name, folder) if resolved.files.repo is not None else ()
+
+
+def say(sentences: tuple[str, ...], watch: Watch) -> tuple[str, ...]:
+    """Tell what of the source will not be read, and return it."""
+    for sentence in sentences:
+        watch.say(sentence)
+    return sentences
+
+
 def refuse_too_large(estimate: ModelEstimate) -> None:
     """Raise ResourceError where the model would not fit in the memory that is free now."""
     if not estimate.fits:
@@ -220,24 +253,11 @@ def parse_config(name: str, fields: dict[str, Any]) -> PreTrainedConfig:
             "choose another model."
         )
     try:
-        config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(fields)
+        config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(without_machine_fields(fields))
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"The config.json of {name} is not valid for {kind}: {reason}.") from error
     return config
-
-
-def read_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint folder; raises ModelError where it cannot be read or brings code."""
-    if (folder / "tokenizer_config.json").is_file():
-        options = read_json(folder / "tokenizer_config.json")
-        refuse_remote_code(name, "tokenizer_config.json", options if isinstance(options, dict) else {})
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        raise ModelError(f"The tokenizer of {name} cannot be read ({first_line(error)}); fetch it again.") from error
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    return tokenizer
 
 
 def _read_model(name: str, folder: Path, config: PreTrainedConfig, placement: Placement) -> PreTrainedModel:
@@ -253,21 +273,23 @@ def _read_model(name: str, folder: Path, config: PreTrainedConfig, placement: Pl
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # told by the loading info, and refused below by name
                 output_loading_info=True,
+                adapter_kwargs={"subfolder": _NOWHERE},
             )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
         raise ModelError(f"transformers cannot load {name} ({first_line(error)}); choose another model.") from error
-    refuse_disagreement(name, info)
+    refuse_disagreement(name, info, config)
     if placement.spread:
         refuse_offloaded(name, model)
     assert isinstance(model, PreTrainedModel)
     return model.eval().requires_grad_(False)
 
 
-def refuse_disagreement(name: str, info: dict[str, Any]) -> None:
-    """Raise ModelError where the weights are not exactly the ones that the config describes."""
-    unexpected = sorted(key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key))
+def refuse_disagreement(name: str, info: dict[str, Any], config: PreTrainedConfig) -> None:
+    """Raise ModelError where the weights are not the ones that the config describes; prediction heads may be there."""
+    heads = head_pattern(config)
+    unexpected = sorted(key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key) and not heads.search(key))
     kinds = (
         ("lack", sorted(info["missing_keys"]), "which it describes"),
         ("hold", unexpected, "which it does not describe"),
@@ -305,17 +327,6 @@ def refuse_not_finite(weights: Iterable[tuple[str, torch.Tensor]], path: str) ->
         raise NumericsError(f"{where} has NaN or Inf among its weights ({name}); get a sound copy of the model.")
 
 
-def refuse_larger_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Raise ModelError where the tokenizer has ids for which the model has no embedding."""
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= rows:
-        raise ModelError(
-            f"The tokenizer of {name} has token ids up to {highest} and the model embeddings for 0-{rows - 1}; "
-            "get both from the same place."
-        )
-
-
 @contextmanager
 def no_memory_left(expected: ModelEstimate) -> Iterator[None]:
     """Turn running out of memory inside into a ResourceError."""
@@ -332,12 +343,18 @@ def no_memory_left(expected: ModelEstimate) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep progress bars and load reports off stderr: refusals say what matters."""
+    """Keep progress bars and load reports off stderr: refusals say what matters.
+
+    Raises ModelError where building a model takes a package that is not here, as Gemma 3n's part for pictures does.
+    """
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
+    except ImportError as error:
+        reason = first_line(error).partition(". ")[0]
+        raise ModelError(f"This model takes a package that is not installed ({reason}); install it.") from error
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
@@ -362,7 +379,9 @@ def model_info(
     """
     stack = layer_stack(model)
     text = text_config(model.config)
-    sizes = [weight_size(layer) for layer in stack.layers]
+    packed = [(w.numel() // len(stack.layers), w.element_size()) for w in packed_weights(model)]
+    in_tables = sum(count for count, _ in packed), sum(count * size for count, size in packed)
+    sizes = [tuple(map(sum, zip(weight_size(layer), in_tables, strict=True))) for layer in stack.layers]
     parameters, num_bytes = weight_size(model)
     return ModelInfo(
         id=id,
@@ -374,7 +393,7 @@ def model_info(
         device=device or ", ".join(map(str, devices_of(model))),
         reason=reason,
         bytes=num_bytes,
-        hidden_size=int(text.hidden_size),
+        hidden_size=stream_width(model.config),
         vocab_size=int(text.vocab_size),
         context_length=context_length(text),
         layer_parameters=tuple(count for count, _ in sizes),

@@ -73,7 +73,7 @@ def _all_gpus() -> tuple[torch.device, ...]:
     if count < 2:
         raise ModelError(
             f"The device {SPREAD} puts a model on several GPUs, and this machine has {count}; choose auto, and "
-            "--stream where the model does not fit."
+            "streaming where the model does not fit."
         )
     return tuple(torch.device("cuda", index) for index in range(count))
 

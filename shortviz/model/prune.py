@@ -6,7 +6,7 @@ so that what is previewed is what is exported. The original model is never edite
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from shortviz.errors import PlanError
 from shortviz.model.handle import ModelHandle
-from shortviz.model.layers import illegal_blocks, layer_stack, pruned_config, rename_state
+from shortviz.model.layers import illegal_blocks, kept_parts, layer_stack, pruned_config, rename_state
 from shortviz.model.load import weight_size
 from shortviz.model.spread import place_like
 from shortviz.records.model import ModelInfo
@@ -25,8 +25,10 @@ from shortviz.records.plan import PrunePlan
 def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
     """Return a handle on a new model without the plan's layers, sharing every tensor that stays.
 
+    The one exception are tables that pack a part of every layer (`layers.packed_axis`): the kept parts are copied.
+
     The plan numbers layers as `handle` has them; the new handle's `plan` numbers them as the model that was loaded had
-    them. The original handle is untouched, and both together take the memory of one.
+    them. The original handle is untouched, and both together take the memory of one (and of such tables).
 
     Raises:
         PlanError: the plan is for another number of layers, or the stock config cannot express it (field named).
@@ -37,7 +39,8 @@ def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
     model = empty_model(original, config)
     state = original.state_dict()
     names = rename_state(state, plan, path)
-    _fill(model, {new: state[old] for new, old in names.items()})
+    empty = model.state_dict()
+    _fill(model, {n: kept_parts(original.config, state[o], empty.get(n, state[o]), plan) for n, o in names.items()})
     model.tie_weights()
     _fill_computed(original, model, plan, path)
     model.generation_config = copy.deepcopy(original.generation_config)
@@ -48,6 +51,7 @@ def prune(handle: ModelHandle, plan: PrunePlan) -> ModelHandle:
         tokenizer=handle.tokenizer,
         info=pruned_info(handle.info, model, plan),
         ref=handle.ref,
+        folder=handle.folder,
         plan=_composed(handle.plan, plan),
         treatments=handle.treatments,
     )
@@ -70,13 +74,19 @@ def empty_model(like: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedMo
 
 def _fill(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
     """Put these very tensors into the model; all that it has, and nothing else."""
-    has, given = model.state_dict().keys(), weights.keys()
-    if odd := sorted(has ^ given):
+    empty = model.state_dict()
+    has, given = empty.keys(), weights.keys()
+    odd = sorted(has ^ given) or sorted(name for name, weight in weights.items() if weight.shape != empty[name].shape)
+    if odd:
         raise PlanError(
             f"These layers cannot be removed: layers of this model do not have the same weights everywhere "
-            f"({odd[0]} is {'missing' if odd[0] in has else 'left over'}); choose other layers."
+            f"({odd[0]} is {_odd(odd[0], has, given)}); choose other layers."
         )
     model.load_state_dict(weights, strict=True, assign=True)
+
+
+def _odd(name: str, has: Set[str], given: Set[str]) -> str:
+    return "of another shape" if name in has and name in given else "missing" if name in has else "left over"
 
 
 def _fill_computed(original: PreTrainedModel, model: PreTrainedModel, plan: PrunePlan, path: str) -> None:

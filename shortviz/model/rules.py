@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shortviz.errors import PlanError
+from shortviz.records.formatting import layers_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,17 +179,37 @@ def kv_sources(cut: Cut, field: str, value: Any) -> Any:
     return [None if value[i] is None else new[value[i]] for i in cut.kept]
 
 
+def kv_readers(fields: Mapping[str, Any], num_layers: int) -> dict[int, tuple[int, ...]]:
+    """Return {layer that keeps its keys and values: layers that read them}, by num_kv_shared_layers and layer_types.
+
+    The last `num_kv_shared_layers` layers make none: each reads those of the last layer of its type before them
+    (`kv_sharing_modes` of transformers' Gemma3nTextConfig and Gemma4TextConfig).
+    """
+    types = fields["layer_types"]
+    first = num_layers - (fields.get("num_kv_shared_layers") or 0)
+    readers: dict[int, tuple[int, ...]] = {}
+    for reader in range(first, num_layers):
+        producer = max((i for i in range(first) if types[i] == types[reader]), default=reader)
+        readers[producer] = (*readers.get(producer, ()), reader)
+    return readers
+
+
 def kv_shared(cut: Cut, field: str, value: Any) -> Any:
-    """Count the last `value` layers that stay; they read keys and values of the last earlier layer of their type."""
+    """Count the last `value` layers that stay; what they read must stay too."""
     if not value:
         return value
-    types = cut.fields["layer_types"]
-    first = cut.num_layers - value
-    pairs = [
-        (i, max((j for j in range(first) if types[j] == types[i]), default=i)) for i in range(first, cut.num_layers)
-    ]
-    _producers_stay(cut, field, pairs)
-    return sum(1 for i in cut.kept if i >= first)
+    kept = set(cut.kept)
+    for producer, readers in kv_readers(cut.fields, cut.num_layers).items():
+        left = [reader for reader in readers if reader in kept]
+        if left and producer not in kept:
+            kind = cut.fields["layer_types"][producer]
+            raise _refuse(
+                field,
+                f"makes layer{'s' if len(left) > 1 else ''} {layers_text(left)} read the keys and values of layer "
+                f"{producer} (the last {kind} layer that makes its own), and that would go",
+                f"keep layer {producer}, or remove what reads it as well",
+            )
+    return sum(1 for i in cut.kept if i >= cut.num_layers - value)
 
 
 def numbers_stay(what: str) -> Rule:

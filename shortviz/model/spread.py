@@ -1,4 +1,4 @@
-"""Models spread over several devices: `device_map="auto"` of transformers and accelerate, here `--device spread`.
+"""Models spread over several devices: `device_map="auto"` of transformers and accelerate, here the device `spread`.
 
 accelerate puts a hook on each part of such a model that moves what the part is given to where its weights are, so a
 layer may be called with states from anywhere, and its output lies on the layer's own device.
@@ -51,7 +51,7 @@ def refuse_offloaded(name: str, model: PreTrainedModel) -> None:
     if left:
         raise ResourceError(
             f"The GPUs of this machine have no room for {len(left)} of {len(weights)} weights of {name} "
-            f"({left[0]}, ...); use --stream, which needs no more memory than a layer or two."
+            f"({left[0]}, ...); stream it, which needs no more memory than a layer or two."
         )
 
 

@@ -96,5 +96,7 @@ class Advice:
     """Where the plan is not repaired yet: the share won back by repairs of this run, lowest and highest."""
     expected_method: str = ""
     """The repair with the highest median share in this run; what to try on this plan."""
+    repaired: Candidate | None = None
+    """Where the plan is not repaired: the best that was measured of a repair or healing of the same cut."""
     notes: Many[str] = ()
     """Sentences: what limits the advice, and what to do next."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
-from shortviz.errors import ShortvizError
+from shortviz.errors import FieldError, ShortvizError
 from shortviz.records.help import Help
 from shortviz.records.json import Known, Many
 from shortviz.records.model import ModelInfo
@@ -112,6 +112,42 @@ _LIMITS = {
     "temperature": (0.05, 100.0, "between 0.05 and 100"),
     "mix": (0.0, 1.0, "between 0 and 1"),
     "seam_weight": (0.0, 1e6, "0 or above"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnText:
+    """Training text that the uncut model writes itself, after prompts; the settings of its sampling."""
+
+    self_share: Annotated[
+        float | None,
+        Help("Share of the training windows that the uncut model writes itself; --text self is all, of no other text."),
+    ] = None
+    """Above 0 and at most 1; None is none. The rest is the text of the request."""
+    prompts: Annotated[
+        str | None,
+        Help("Its own text: prompts to go on from, a line or a row each.  [default: built in]", metavar="FILE"),
+    ] = None
+    """A file; plain text, which no chat template changes."""
+    self_tokens: Annotated[int, Help("Its own text: how many tokens it writes.")] = 32_768
+    self_length: Annotated[int, Help("Its own text: most tokens after a prompt.")] = 256
+    self_temperature: Annotated[float, Help("Its own text: temperature; 0 is the most likely token.")] = 1.0
+    self_top_p: Annotated[float, Help("Its own text: sampled from so much of the probability.")] = 0.95
+    self_seed: Annotated[int, Help("Its own text: seed of the sampling.")] = 0
+
+    def __post_init__(self) -> None:
+        for name, (low, high, allowed) in _OWN_LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise FieldError(name, f"is {value:.6g}; it must be {allowed}")
+
+
+_OWN_LIMITS = {
+    "self_share": (1e-6, 1.0, "above 0 and at most 1"),
+    **dict.fromkeys(("self_tokens", "self_length"), (1, math.inf, "at least 1")),
+    "self_temperature": (0.0, 100.0, "between 0 and 100"),
+    "self_top_p": (1e-6, 1.0, "above 0 and at most 1"),
+    "self_seed": (0, math.inf, "at least 0"),
 }
 
 

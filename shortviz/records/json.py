@@ -90,6 +90,8 @@ Known = Annotated[float | None, _Null, Field(exclude_if=lambda value: value is N
 """A float that may be NaN, and None where there is none: then its key is left out, for null is NaN."""
 Many = Annotated[tuple[T, ...], FailFast()]
 """A tuple of any length. Without FailFast a hostile file of 50 MB makes 4 GB of error messages."""
+Some = Annotated[tuple[T, ...], FailFast(), Field(exclude_if=lambda value: not value)]
+"""A tuple whose key is left out where it is empty: what records did not always have, and most have not."""
 Floats = Annotated[NDArray[np.float64], _Array(dtype=np.float64)]
 FloatVector = Annotated[NDArray[np.float64], _Array(dtype=np.float64, depth=1)]
 FloatMatrix = Annotated[NDArray[np.float64], _Array(dtype=np.float64, depth=2)]

@@ -8,14 +8,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+from pydantic import Field
 
 from shortviz.errors import ShortvizError
-from shortviz.records.json import Known, Many
+from shortviz.records.formatting import counted, with_error
+from shortviz.records.json import Known, Many, Number, Some
 from shortviz.records.measured import Evaluation
-from shortviz.records.sums import mean_and_stderr
+from shortviz.records.sums import mean_and_stderr, paired_stderr
 from shortviz.records.text import TaskScore, TextInfo
 
 StepName = Literal["uncut", "cut", "repaired", "healed"]
@@ -39,6 +41,86 @@ class Treatment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeItem:
+    """One thing that a probe asks."""
+
+    question: str
+    """What stands behind the probe's examples; the model goes on from there."""
+    answer: str
+    """What it must write up to the end of the line, to the letter."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """A kind of things that a model is made to write, with the answers known."""
+
+    name: str
+    """`copy`, `addition`, `brackets`, `recall` or `facts`."""
+    seed: int
+    examples: str
+    """What every prompt begins with: some items with their answers."""
+    items: Many[ProbeItem]
+    """Made from the seed; none where it was refused."""
+    refused: str = ""
+    """Why it was not asked, in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeScore:
+    """What one model wrote in a probe."""
+
+    probe: str
+    seed: int
+    right: str
+    """For each item in order 1 where the answer is right, else 0."""
+    written: Many[str]
+    """What the model wrote, up to the end of the line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarnessScore:
+    """What lm_eval found of one model, in one metric of one task."""
+
+    task: str
+    metric: str
+    """E.g. `acc`."""
+    value: Number
+    stderr: Number
+    """As lm_eval says."""
+    version: str
+    """Of lm_eval."""
+    limit: int | None = None
+    """At most so many samples were asked for; None is all."""
+    marks: Some[float] = ()
+    """The metric of each sample, in the order of the task's documents; none where it is not one of samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """How long the uncut and the cut model took for the same tokens, in turns."""
+
+    name: str
+    """E.g. `prefill, 8 x 256 tokens`."""
+    tokens: int
+    """Of one turn."""
+    uncut: Many[float]
+    """Seconds of each turn."""
+    cut: Many[float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepEvidence:
+    """What was measured of one step's model beside its evaluation and its questions."""
+
+    texts: Some[Evaluation] = ()
+    """On texts of other kinds; `nll_increase` is paired against the uncut model."""
+    probes: Some[ProbeScore] = ()
+    harness: Some[HarnessScore] = ()
+    disk_bytes: int = 0
+    """Of the weights as an export writes them; 0 where not computed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerStep:
     """One line of a ledger."""
 
@@ -57,6 +139,8 @@ class LedgerStep:
     """What the model of this step makes of the ledger's prompt."""
     command: str = ""
     """The command line that makes this model again, files named without their folders; "" where it is not known."""
+    evidence: Annotated[StepEvidence, Field(exclude_if=lambda found: found == StepEvidence())] = StepEvidence()
+    """Left out of the JSON where there is none."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -97,6 +181,10 @@ class Ledger:
     steps: Many[LedgerStep]
     """Uncut and cut first, then the others in the order in which they were made."""
     prompt: str = ""
+    probes: Some[Probe] = ()
+    """What the steps' models were made to write."""
+    paces: Some[Pace] = ()
+    """Speed of the uncut and the cut model, whose shape the treated ones have too; none where not measured."""
 
     def step(self, name: StepName, methods: tuple[str, ...] | None = None) -> LedgerStep | None:
         """Return the newest step of a name (of exactly these methods, where given), or None."""
@@ -201,7 +289,8 @@ def _ordered(steps: Sequence[LedgerStep]) -> tuple[LedgerStep, ...]:
 def merged(old: Ledger, new: Ledger) -> Ledger:
     """Return `new` with the treated steps of `old` that it does not have, of the same cut and windows.
 
-    An untreated step keeps the accuracy it had, for its model is the same; a treated one was made anew.
+    An untreated step keeps the accuracy and the evidence it had, for its model is the same; a treated one was made
+    anew.
     """
     before, have = {step.key: step for step in old.steps}, {step.key for step in new.steps}
     kept = [step for key, step in before.items() if step.treatments and key not in have]
@@ -212,12 +301,25 @@ def merged(old: Ledger, new: Ledger) -> Ledger:
     if new.prompt and old.prompt != new.prompt:
         kept = [replace(step, continuation="") for step in kept]
     steps = [
-        replace(step, task=before[step.key].task)
-        if not step.treatments and step.task is None and step.key in before
-        else step
+        _with_known(step, before[step.key]) if not step.treatments and step.key in before else step
         for step in new.steps
     ]
-    return replace(new, steps=_ordered([*kept, *steps]), prompt=new.prompt or old.prompt)
+    return replace(
+        new, steps=_ordered([*kept, *steps]), prompt=new.prompt or old.prompt, probes=new.probes or old.probes,
+        paces=new.paces or old.paces,
+    )  # fmt: skip
+
+
+def _with_known(step: LedgerStep, old: LedgerStep) -> LedgerStep:
+    """Return the step with what is known of its model, where it does not have it itself."""
+    known = step.evidence if step.evidence != StepEvidence() else old.evidence
+    return replace(step, task=step.task or old.task, evidence=known)
+
+
+def with_evidence(ledger: Ledger, step: LedgerStep, evidence: StepEvidence) -> Ledger:
+    """Return the ledger with the evidence of one of its steps."""
+    steps = (replace(each, evidence=evidence) if each.key == step.key else each for each in ledger.steps)
+    return replace(ledger, steps=tuple(steps))
 
 
 def with_task_score(ledger: Ledger, key: tuple[StepName, tuple[str, ...]], score: TaskScore) -> Ledger:
@@ -259,6 +361,44 @@ def recovered_share(cut: Evaluation, treated: Evaluation) -> tuple[float, float]
     uncut, worse, better = windows
     residuals = (better - uncut) - left / lost * (worse - uncut)
     return 1 - left / lost, mean_and_stderr(residuals)[1] / lost
+
+
+def gain(ledger: Ledger, step: LedgerStep) -> tuple[LedgerStep, float, float]:
+    """Return (what a treated step began from, its change in NLL from there, the paired error), in nats.
+
+    That is the step of all treatments but the last, where the ledger has it, else the cut. The change is negative where
+    the step is better; the error is NaN with one window or where the NLL of each window was not kept.
+    """
+    before = next((s for s in ledger.steps if s.treatments and s.methods == step.methods[:-1]), ledger.steps[1])
+    new, old = step.evaluation.score, before.evaluation.score
+    return before, new.nll - old.nll, paired_stderr(new.window_nll, old.window_nll)
+
+
+def not_better(ledger: Ledger, step: LedgerStep) -> str:
+    """Return in a sentence why a treated step is not better than what it began from; "" where it is, on this text.
+
+    It is better where its change in NLL, paired over the ledger's windows, is below zero by more than two of its
+    errors. What was fitted is better on its own held-out rows, or it would not be here; this is the text that counts.
+    """
+    if not step.treatments:
+        return ""
+    before, change, error = gain(ledger, step)
+    if change + 2 * error < 0:
+        return ""
+    told = f"NLL {with_error(change, error, sign=True)} nats against {before.label}"
+    windows = counted(step.evaluation.score.windows, "window")
+    if math.isnan(error):
+        why = f"cannot be told from what it began from: {told}, and {windows} without a paired error"
+    elif change - 2 * error > 0:
+        why = f"is worse than what it began from: {told}, paired over {windows}"
+    else:
+        why = f"is no better than what it began from: {told}, paired over {windows}, two errors include zero"
+    return f"On {ledger.text.source}, {step.label} {why}."
+
+
+def verdicts(ledger: Ledger) -> tuple[str, ...]:
+    """Return what speaks against treated steps of a ledger, a sentence each: said before all that speaks for them."""
+    return tuple(words for step in ledger.steps if (words := not_better(ledger, step)))
 
 
 def _small(task: TaskScore | None) -> TaskScore | None:

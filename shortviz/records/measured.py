@@ -1,4 +1,6 @@
-"""The plain records that travel between the stages: frozen, checked once, numpy inside, no torch, no streamlit.
+"""What was measured: distances and losses of every block, an evaluation, the gate it was judged by, an export.
+
+Plain records that travel between the stages: frozen, checked once, numpy inside, no torch, no streamlit.
 
 Everything is 0-based. Layer i is `model.layers[i]`; boundary i is the residual stream entering layer i, and boundary L
 leaves the last layer, before the final norm. A block (start, n) is the layers start .. start+n-1.
@@ -7,10 +9,13 @@ leaves the last layer, before the final norm. A block (start, n) is the layers s
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from shortviz.errors import FieldError
+from shortviz.records.formatting import counted
+from shortviz.records.help import Help
 from shortviz.records.json import (
     FloatMatrix,
     Floats,
@@ -122,6 +127,20 @@ class BlockDistances:
     """By criterion: how many rows the best start of each n needs; only of a finished or stopped measurement."""
     tokens_per_row: int | None = None
     """Evenly spaced tokens of a row that token means are taken over; None is all but the first."""
+    tokens: int = 0
+    """Tokens of the rows that were run; 0 where that is not known, as in records of before."""
+
+    @property
+    def tokens_words(self) -> str:
+        """Of the rows measured, e.g. `16,384 tokens`; "" where a stopped measurement did not count them."""
+        known = self.tokens or (self.text.tokens if self.samples >= self.text.rows else 0)
+        return counted(known, "token") if known else ""
+
+    @property
+    def rows_words(self) -> str:
+        """The rows measured, of how many, e.g. `3 of 64 rows`."""
+        part = f"{self.samples:,} of " if self.samples < self.text.rows else ""
+        return f"{part}{counted(self.text.rows, 'row')}"
 
     @property
     def samples(self) -> int:
@@ -131,6 +150,17 @@ class BlockDistances:
     def sink_layers_in(self, block: Block) -> tuple[int, ...]:
         """Return the layers of the block that write the attention sink."""
         return tuple(i for i in self.norms.sink_layers if i in block.layers)
+
+
+STUDENT = (math.nan, math.nan, 1.8373, 1.3213, 1.1969, 1.1416, 1.1105, 1.0906)
+"""By how many samples, fewer than eight, what their standard error is multiplied by: the value that |t| of Student's
+distribution with one degree of freedom fewer stays below in 68.3 % of cases. So one ± covers as much as it does for
+many; so few samples make their own spread uncertain. From eight on the factor, at most 1.077, is left out."""
+
+
+def student(samples: int) -> float:
+    """Return the factor of a standard error over so many samples; NaN below two."""
+    return STUDENT[samples] if samples < len(STUDENT) else 1.0
 
 
 def perplexity(nll: float) -> float:
@@ -145,7 +175,7 @@ class Score:
     nll: float
     """Mean over scored tokens, in nats."""
     nll_stderr: Number
-    """Standard error over windows, in nats; NaN with one window."""
+    """Standard error over windows, in nats, for fewer than eight with Student's factor (`STUDENT`); NaN with one."""
     tokens: int
     """Scored tokens."""
     windows: int
@@ -180,7 +210,7 @@ class Evaluation:
     nll_increase: Known = None
     """NLL(pruned) - NLL(uncut), in nats."""
     nll_increase_stderr: Known = None
-    """Paired: standard error of the per-window differences; NaN with one window."""
+    """Paired: standard error of the per-window differences, as that of the NLL; NaN with one window."""
     kl: Known = None
     """KL(uncut || pruned) per token, in nats."""
     kl_stderr: Known = None
@@ -192,6 +222,38 @@ class Evaluation:
     """False while windows are still being added."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLoss:
+    """A piece of a passage under the uncut and the cut model: a token, or those that only together are a character."""
+
+    text: str
+    tokens: int
+    special: bool
+    """Whether it is a special token, such as the one that texts begin with."""
+    before: float
+    """NLL of the uncut model in nats, of its tokens together; NaN where there is nothing to predict it from."""
+    after: float
+    """The same of the cut model."""
+    uncut: tuple[tuple[str, float], ...]
+    """What the uncut model thinks likeliest in the place of its first token, with probabilities."""
+    cut: tuple[tuple[str, float], ...]
+
+    @property
+    def rise(self) -> float:
+        """By how much its loss rises under the cut, in nats."""
+        return self.after - self.before
+
+
+def windows_words(windows: int, text: TextInfo) -> str:
+    """Return the windows behind a number: `16 windows of 512, spread over the text`; and what few mean to errors."""
+    words, factor = replace(text, rows=windows).windows_words, student(windows)
+    if windows < 2:
+        return f"{words} (no error from one)"
+    if factor == 1:
+        return words
+    return f"{words} (errors widened by {factor:.2f} as there are only {windows} windows: Student's t)"
+
+
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation in the shape that `shortviz evaluate --json` prints: flat, every key there, NaN as null."""
     found: dict[str, Any] = dict.fromkeys(field.name for field in fields(evaluation)) | plain(evaluation)
@@ -201,6 +263,73 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
             found[name] |= plain(score)
     scored: dict[str, Any] = found.pop("score")
     return scored | found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """What a model must be shown to hold, two errors included; None asks nothing."""
+
+    max_nll_increase: Annotated[
+        float | None, Help("Exit code 3 unless the NLL increase, plus two errors, is at most so many nats a token.")
+    ] = None
+    """Of the paired difference to the uncut model."""
+    min_accuracy: Annotated[
+        float | None, Help("--tasks: exit code 3 unless the accuracy, less two errors, is at least this share.")
+    ] = None
+    """Between 0 and 1, of `TaskScore.accuracy`."""
+
+    def __post_init__(self) -> None:
+        rise, share = self.max_nll_increase, self.min_accuracy
+        if rise is not None and not (rise >= 0 and math.isfinite(rise)):
+            raise FieldError("max_nll_increase", f"is {rise}; give a number of nats from 0 up")
+        if share is not None and not 0 <= share <= 1:
+            raise FieldError("min_accuracy", f"is {share}; give a share from 0 to 1, such as 0.4")
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is a limit to judge by."""
+        return self != Gate()
+
+    def check_request(self, *, compares: bool, windows: int, asks: bool) -> None:
+        """Raise FieldError where work of this kind cannot be judged by the limits.
+
+        Args:
+            compares: layers are removed or an adapter is merged in, so that there is an uncut model beside it.
+            windows: how many are scored at most; one gives no error.
+            asks: questions are asked.
+        """
+        if self.min_accuracy is not None and not asks:
+            raise FieldError("min_accuracy", "is a share of questions, and none are asked; give tasks too")
+        if self.max_nll_increase is None:
+            return
+        if not compares:
+            raise FieldError("max_nll_increase", "is against the uncut model; say what is removed, or leave it out")
+        if windows < 2:
+            raise FieldError("windows", f"is {windows}, and one window has no error to judge by; give 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateCheck:
+    """One limit, and what was measured."""
+
+    name: str
+    """The field of `Gate`."""
+    limit: Number
+    estimate: Number
+    error: Number
+    """Standard error of the estimate; NaN where it is not known."""
+    end: Number
+    """The end of the interval that is judged: two errors above an increase, two below an accuracy."""
+    held: bool
+    """Whether that end is within the limit; never where it is not a number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateVerdict:
+    """Whether every limit was shown to be held."""
+
+    held: bool
+    checks: tuple[GateCheck, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +351,12 @@ class ExportReport:
     proof: Literal["fresh process", "streamed", "bytes"] = "fresh process"
     """By stock transformers in a fresh process; by streaming the files, where the model does not fit; by comparing
     every kept byte, where the weights cannot be run here."""
+    notes: Many[str] = ()
+    """Sentences for people: what was chosen or changed on the way."""
+    dtypes: str = ""
+    """What the weights are written in, e.g. `bfloat16, 3 of 57 tensors float32`."""
+    gate: GateVerdict | None = None
+    """What the model was judged by before it was written, where that was asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 from shortviz.records.formatting import count, size
 from shortviz.records.help import Help
@@ -13,6 +13,11 @@ from shortviz.records.plan import Block
 
 SPREAD = "spread"
 """The device of a model that is spread over all GPUs of this machine: `device_map="auto"` of transformers."""
+
+OutDtype = Literal["stored", "float32", "bfloat16", "float16"]
+"""What the weights of an export are written in."""
+STORED: Final[OutDtype] = "stored"
+"""As the source stores them; a model without a source as it is in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +54,8 @@ class ModelEstimate:
     device: str
     reason: str
     """One sentence: why this dtype and device."""
+    left_out: Many[str] = ()
+    """What of the source is not read, in sentences."""
 
     @property
     def words(self) -> str:
@@ -83,6 +90,7 @@ class ModelInfo:
     bytes: int
     """Bytes of all weights, tied ones counted once."""
     hidden_size: int
+    """Numbers of the residual stream at a token; of AltUp's streams (Gemma 3n) all together."""
     vocab_size: int
     context_length: int | None
     layer_parameters: Many[int]
@@ -93,12 +101,24 @@ class ModelInfo:
     """Key/value cache bytes that one more token costs in each layer."""
     illegal: Many[tuple[int, int, str]] = ()
     """(start, n, reason) of the blocks that the stock config cannot express."""
+    left_out: Many[str] = ()
+    """What of the source was not read, in sentences."""
 
     def sizes(self, layers: Collection[int]) -> tuple[int, int, int]:
         """Return (parameters, weight bytes, key/value cache bytes of one more token) of these layers together."""
         every = (self.layer_parameters, self.layer_bytes, self.layer_cache_bytes)
         parameters, weights, cache = (sum(sizes[i] for i in layers) for sizes in every)
         return parameters, weights, cache
+
+    def weights_share(self, layers: Collection[int]) -> float:
+        """Return the share that these layers have of the weights in all layers and the head, computed: 0..1.
+
+        Where every weight multiplies once a token, it is that of the operations too, but for attention over the
+        context. Mixtures of experts use a part of theirs, and tables that are looked up (Gemma 3n and 4) multiply
+        nothing.
+        """
+        head = self.hidden_size * self.vocab_size
+        return sum(self.layer_parameters[i] for i in layers) / (sum(self.layer_parameters) + head)
 
     def illegal_reason(self, block: Block) -> str | None:
         """Return why the block cannot be exported, or None where it can."""

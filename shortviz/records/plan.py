@@ -76,6 +76,10 @@ class Removal:
     block: Block | None = None
     layers: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.block is None and not self.layers:
+            raise PlanError("Nothing says what to remove; name a block or layers, or leave the removal out.")
+
     def of(self, num_layers: int) -> PrunePlan:
         """Return the plan for a model of `num_layers` layers; raises PlanError where it does not fit."""
         if self.block is not None:

@@ -33,6 +33,11 @@ class Run:
     created: str = ""
     """UTC, ISO 8601."""
     name: str = ""
+    """Given by a person; "" where none was."""
+    note: str = ""
+    tags: Many[str] = ()
+    cell_notes: Mapping[str, str] = field(default_factory=dict)
+    """What a person wrote about a cut, by its layers as `layers_text` has them, e.g. `12-15`."""
 
     def evaluation_of(self, removed: tuple[int, ...]) -> Evaluation | None:
         """Return the evaluation of exactly these removed layers, the one with the most tokens, or None."""

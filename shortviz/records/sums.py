@@ -7,15 +7,28 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from shortviz.records.json import Floats
-from shortviz.records.measured import Grid
+from shortviz.records.measured import STUDENT, Grid, student
 from shortviz.records.plan import Block
 
 
 def mean_and_stderr(samples: Sequence[float] | Floats) -> tuple[float, float]:
-    """Return the mean of samples and its standard error, which is NaN with fewer than two."""
+    """Return the mean of samples and its standard error, with `student`'s factor; NaN with fewer than two."""
     values = np.asarray(samples, dtype=np.float64)
-    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    count = len(values)
+    error = float(values.std(ddof=1) / math.sqrt(count) * student(count)) if count > 1 else math.nan
     return float(values.mean()), error
+
+
+def ratio_and_stderr(top: Sequence[float] | Floats, bottom: Sequence[float] | Floats) -> tuple[float, float]:
+    """Return the ratio of the means of two series over the same samples, and its error; NaN where the lower one is 0.
+
+    The error is that of a ratio of two means, to first order (delta method): of each sample's residual from it.
+    """
+    above, below = (np.asarray(values, dtype=np.float64) for values in (top, bottom))
+    if not below.mean():
+        return math.nan, math.nan
+    ratio = float(above.mean() / below.mean())
+    return ratio, mean_and_stderr(above - ratio * below)[1] / abs(float(below.mean()))
 
 
 def paired_stderr(one: Sequence[float], other: Sequence[float]) -> float:
@@ -136,12 +149,13 @@ class CellSums:
         self.coarse[:] = np.fmax(self.coarse, other.coarse)
 
     def grids(self) -> dict[str, Grid]:
-        """Return mean and standard error by name; the error is NaN with fewer than two windows."""
+        """Return mean and standard error by name, as `mean_and_stderr` does."""
         count = self.count
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = np.where(count > 0, self.total / count, self.coarse)
             variance = (self.squares - np.square(self.total) / count) / (count - 1)
-            stderr = np.where(count > 1, np.sqrt(np.maximum(variance, 0.0) / count), np.nan)
+            factor = np.append(STUDENT, 1.0)[np.minimum(count, len(STUDENT)).astype(np.int64)]
+            stderr = np.where(count > 1, np.sqrt(np.maximum(variance, 0.0) / count) * factor, np.nan)
         measured = count[np.isfinite(mean[0])]
         samples = int(measured.min()) if measured.size else 0
         return {name: Grid(mean=m, stderr=e, samples=samples) for name, m, e in zip(NAMES, mean, stderr, strict=True)}

@@ -10,7 +10,7 @@ no linear writer at all. The attention's projection of a sequential layer is non
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -94,7 +94,7 @@ def open_probe(handle: ModelHandle, layer: int, recording: Recording | None = No
         return value.to(dtype) if value.is_floating_point() else value
 
     args, kwargs = recursively_apply(widened, (call.args, call.kwargs))
-    call = LayerCall(positional=call.positional, args=args, kwargs=kwargs)
+    call = replace(call, args=args, kwargs=kwargs)
     return Probe(layer=copy.deepcopy(module).to(dtype), call=call, entering=entering.to(dtype))
 
 

@@ -20,7 +20,7 @@ from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.ledger import Setting, Treatment
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import TokenSet
-from shortviz.repair.candidate import Candidate, Trial, Work, open_candidate
+from shortviz.repair.candidate import SCALE_ONLY, Candidate, Trial, Work, open_candidate
 from shortviz.repair.fit import FitTarget
 from shortviz.repair.neurons import find_neurons
 from shortviz.repair.probe import (
@@ -178,6 +178,9 @@ def _refit(work: Work) -> tuple[Candidate, list[Trial]]:
             "block that starts at 1 or later, or heal the cut by training."
         )
     targets = [_fit_target(work, block) for block in blocks]
+    for target, block in zip(targets, blocks, strict=True):
+        if target.writer.scale:
+            work.watch.say(f"{SCALE_ONLY.format(block.start - 1)} Healing by training reaches more.")
     work.check_enough(max(_unknowns(work, target.alone) for target in targets))
     tokens = sum(map(len, work.fitted))
     targets = [target if tokens >= _unknowns(work, target) else target.alone for target in targets]

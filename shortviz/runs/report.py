@@ -20,8 +20,8 @@ from shortviz.figures import map as charts
 from shortviz.figures.cells import as_map, best_blocks, best_words, grid_of, map_alt
 from shortviz.files import write_atomically
 from shortviz.records.citations import bibtex_of
-from shortviz.records.formatting import UNKNOWN, counted, duration, layers_text, percent, size, with_error
-from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change
+from shortviz.records.formatting import UNKNOWN, counted, duration, layers_text, percent, size, times, with_error
+from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change, verdicts
 from shortviz.records.measured import BlockDistances, BlockLosses, Evaluation, Grid
 from shortviz.records.model import ModelInfo, hub_name
 from shortviz.records.run import Run
@@ -71,7 +71,7 @@ def ledger_table(ledger: Ledger) -> Table:
     Accuracies are there where questions were asked.
     """
     rows = [_step_words(ledger, step) for step in ledger.steps]
-    columns = left("step") + right("won back", "over uncut", "NLL, nats", "perplexity", "KL, nats")
+    columns = left("step") + right("won back", "perplexity over uncut", "NLL, nats", "perplexity", "KL, nats")
     columns += right("accuracy", "change", "time")
     return Table(columns, rows, f"Scored on {ledger.text.source}").without_empty()
 
@@ -83,7 +83,7 @@ def _step_words(ledger: Ledger, step: LedgerStep) -> list[str]:
     return [
         step.label,
         percent(step.recovered, step.recovered_stderr),
-        with_error(found.nll_increase, found.nll_increase_stderr, sign=True),
+        times(found.nll_increase, found.nll_increase_stderr),
         with_error(score.nll, score.nll_stderr),
         with_error(score.perplexity, score.perplexity_stderr),
         with_error(found.kl, found.kl_stderr),
@@ -112,15 +112,15 @@ def evaluations_table(evaluations: Sequence[Evaluation]) -> Table:
     rows = [
         [
             layers_text(one.removed),
+            times(one.nll_increase, one.nll_increase_stderr),
             with_error(one.score.perplexity, one.score.perplexity_stderr),
-            with_error(one.nll_increase, one.nll_increase_stderr, sign=True),
             with_error(one.kl, one.kl_stderr),
             percent(one.same_top1, one.same_top1_stderr),
             f"{counted(one.score.tokens, 'token')} of {one.text.source}",
         ]
         for one in evaluations
     ]
-    heads = right("perplexity", "NLL increase, nats (paired)", "KL, nats", "same next token") + left("scored on")
+    heads = right("perplexity over uncut (paired)", "perplexity", "KL, nats", "same next token") + left("scored on")
     return Table(left("removed layers") + heads, rows, "Evaluations")
 
 
@@ -140,7 +140,7 @@ def write_report(run: Run, target: Path, *, criterion: str = "") -> None:
     will not take it.
     """
     if target.is_dir() or (target.exists() and not _is_report(target)):
-        raise RunError(f"{target} is there and is not a report of shortviz; choose another --out.")
+        raise RunError(f"{target} is there and is not a report of shortviz; choose another file to write.")
     content = report_html(run, criterion=criterion).encode()
     write_atomically(target, lambda file: file.write(content))
 
@@ -160,7 +160,7 @@ def report_html(run: Run, *, criterion: str = "") -> str:
         predicted=predicted,
         measured=None if run.losses is None else _measured(run.losses, run.distances, run.model, figures),
         evaluations=evaluations_table(run.evaluations),
-        ledgers=[(layers_text(ledger.removed), ledger_table(ledger)) for ledger in run.ledgers],
+        ledgers=[(layers_text(ledger.removed), ledger_table(ledger), verdicts(ledger)) for ledger in run.ledgers],
         bibtex=bibtex_of(run),
     )
 

@@ -44,7 +44,7 @@ def save_run(run: Run, folder: Path) -> None:
         if other_model or other_text:
             raise RunError(
                 f"{folder} holds a run of {old.model.id} ({old.model.dtype}) on {old.text.source}; "
-                "choose another --out for this one."
+                "choose another folder for this one."
             )
     content = to_json(run)
     write_atomically(target, lambda file: file.write(content))

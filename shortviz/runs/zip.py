@@ -144,4 +144,4 @@ def _words_of(run: Run) -> list[str]:
     texts += [evaluation.text for evaluation in run.evaluations]
     for ledger in run.ledgers:
         texts += [ledger.text, *(step.evaluation.text for step in ledger.steps)]
-    return [word for text in texts for word in (text.source, text.bos, text.fingerprint)]
+    return [word for text in texts for word in (text.source, text.told, text.bos, text.fingerprint)]

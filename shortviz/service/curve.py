@@ -19,11 +19,12 @@ from shortviz.progress import Watch
 from shortviz.records.measured import BlockLosses
 from shortviz.records.model import ModelRef
 from shortviz.records.run import Run
-from shortviz.records.text import TaskRows, TaskScore, TextInfo
+from shortviz.records.text import TaskRows, TaskScore, TextInfo, WindowSpec
 from shortviz.runs.run import with_task
 from shortviz.service import measure
 from shortviz.service import requests as r
 from shortviz.service.place import Place, unfinished
+from shortviz.text.tokens import DEFAULT_EVALUATION
 
 if TYPE_CHECKING:
     from shortviz.model.handle import ModelHandle
@@ -35,16 +36,20 @@ def measure_curve(request: r.CurveRequest, service: "Service", place: Place, wat
     """Return the run with what a removal curve is read off: what is asked for and not known is measured.
 
     The run is kept after each step, so that a stop loses nothing. A text and windows that are not the usual ones must
-    be those of the run's map, where it has one.
+    be those of the run's map, where it has one, and so must those that a stopped map would be gone on with.
     """
     questions = measure.rows_of(service, request.task, watch) if request.task is not None else None
     run = place.run
     check_strategies(strategies_to_come(run, greedy=request.greedy > 0), request.strategies)
     losses = run.losses if run is not None else None
-    if run is not None and losses is not None and not losses.complete and _goes_on(request.model, run, losses):
-        losses = None
-    if losses is not None and (request.text, request.windows) != _USUAL:
+    usual = _is_usual(request)
+    if losses is not None and usual:  # a map of a text's first windows, as older ones are, is gone on with on those
+        request = replace(request, windows=replace(request.windows, order=losses.text.order))
+    goes_on = run is not None and losses is not None and _goes_on(request.model, run, losses)
+    if losses is not None and (goes_on or not usual):
         _refuse_other_text(request, service, losses, place, watch)
+    if goes_on:
+        losses = None
     if run is not None and losses is not None and not request.greedy and questions is None:
         return run
     handle = service.models.load(request.model, watch, lambda num_layers: _check_curve(request, num_layers))
@@ -59,7 +64,17 @@ def measure_curve(request: r.CurveRequest, service: "Service", place: Place, wat
     return run
 
 
-_USUAL = (r.CurveRequest.__dataclass_fields__["text"].default, r.CurveRequest.__dataclass_fields__["windows"].default)
+def _is_usual(request: r.CurveRequest) -> bool:
+    return (request.text, request.windows) == (DEFAULT_EVALUATION, WindowSpec())
+
+
+def refuse_usual_text(request: r.CurveRequest, service: "Service", place: Place, watch: Watch) -> None:
+    """Raise RunError where the run's map is on other windows than the usual ones, which a person asked for by name.
+
+    A request with them looks like one that names no text; `measure_curve` compares every other.
+    """
+    if place.run is not None and place.run.losses is not None and _is_usual(request):
+        _refuse_other_text(request, service, place.run.losses, place, watch)
 
 
 def _check_curve(request: r.CurveRequest, num_layers: int) -> None:
@@ -76,14 +91,15 @@ def _goes_on(ref: ModelRef, run: Run, losses: BlockLosses) -> bool:
     from shortviz.model.delta import facts_of
 
     facts = (*facts_of(run.model, ref), *measure.text_facts(losses.text))
-    return unfinished("losses", run.model, *facts).exists()
+    return not losses.complete and unfinished("losses", run.model, *facts).exists()
 
 
 def _refuse_other_text(
     request: r.CurveRequest, service: "Service", losses: BlockLosses, place: Place, watch: Watch
 ) -> None:
     """Raise RunError where other windows are asked for than those that the map was measured on."""
-    from shortviz.model.load import prepare, read_tokenizer
+    from shortviz.model.load import prepare
+    from shortviz.model.tokenizer import read_tokenizer
     from shortviz.text.tokens import make_windows
 
     ref, handle = request.model, service.models.get(request.model)
@@ -95,8 +111,8 @@ def _check_same_text(losses: BlockLosses, found: TextInfo, place: Place) -> None
     known = losses.text
     if found.fingerprint != known.fingerprint:
         raise RunError(
-            f"The run's map is on {known.source}, {known.rows} windows of {known.max_length}, and the text asked for "
-            f"is {found.source}, {found.rows} windows of {found.max_length}; {place.other_text}."
+            f"The run's map is on {known.source}, {known.windows_words}, and the text asked for is {found.source}, "
+            f"{found.windows_words}; {place.other_text}."
         )
 
 
@@ -104,6 +120,7 @@ def _with_greedy(
     request: r.CurveRequest, handle: "ModelHandle", windows: "WindowSet", run: Run, place: Place, watch: Watch
 ) -> Run:
     from shortviz.measure.search import greedy_removal
+    from shortviz.model.delta import discard_checkpoint, model_facts
 
     if run.losses is not None:
         _check_same_text(run.losses, windows.info, place)
@@ -111,8 +128,13 @@ def _with_greedy(
     same = known is not None and known.text.fingerprint == windows.info.fingerprint
     if known is not None and same and len(known.line.points) > request.greedy:
         return run
-    found = greedy_removal(handle, windows, max_removed=request.greedy, watch=watch)
-    return place.update(lambda old: replace(old or run, greedy=further((old or run).greedy, found)))
+    facts = (*model_facts(handle), *measure.text_facts(windows.info))
+    with place.checkpoint("greedy", handle.info, *facts) as path:
+        found = greedy_removal(handle, windows, max_removed=request.greedy, checkpoint=path, watch=watch)
+        run = place.update(lambda old: replace(old or run, greedy=further((old or run).greedy, found)))
+        if path is not None and found.complete:
+            discard_checkpoint(path)
+    return run
 
 
 def _with_tasks(

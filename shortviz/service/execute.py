@@ -36,6 +36,7 @@ def new_service(**parts: Any) -> Service:
 def carry_out(request: r.Request | r.AppRequest, service: Service, place: Place, watch: Watch) -> Any:
     """Return what the request asks for, as its function in `service/` says."""
     from shortviz.service import curve, export, inspect, measure, treat
+    from shortviz.service.treat import evidence
 
     functions: dict[type, Callable[..., Any]] = {
         r.MeasureRequest: measure.measure,
@@ -54,6 +55,7 @@ def carry_out(request: r.Request | r.AppRequest, service: Service, place: Place,
         r.RepairRequest: treat.repair,
         r.ShrinkRequest: treat.shrink,
         r.HealRequest: treat.heal,
+        r.EvidenceRequest: evidence.evidence,
         r.AskRequest: treat.ask,
         r.BringBackRequest: treat.bring_back,
         r.ContinueRequest: treat.write_continuations,

@@ -4,15 +4,18 @@ The uncut model's share of the first look is worked out as soon as the model is 
 cut model alone.
 """
 
-from contextlib import suppress
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from shortviz.errors import ModelError, PlanError, ShortvizError, Stopped
+from shortviz.analysis.gate import judge, require, verdict_words
+from shortviz.errors import FieldError, ModelError, PlanError, ShortvizError, Stopped
 from shortviz.progress import Progress, Watch
 from shortviz.records.formatting import layers_text
-from shortviz.records.measured import Evaluation, from_map
+from shortviz.records.measured import Evaluation, Gate, GateVerdict, TokenLoss, from_map
 from shortviz.records.model import ModelEstimate, ModelInfo
 from shortviz.records.plan import Removal
 from shortviz.records.run import Run
@@ -24,7 +27,7 @@ from shortviz.service.place import Place
 from shortviz.settings import settings
 
 if TYPE_CHECKING:
-    from shortviz.measure.losses import BaseScores
+    from shortviz.measure.losses import BaseScores, TokenScores
     from shortviz.model.handle import ModelHandle
     from shortviz.records.text import WindowSet
     from shortviz.service.service import Service
@@ -51,6 +54,8 @@ class Inspection:
     """How many questions the model that was evaluated answers right, where questions were asked."""
     base_score: TaskScore | None = None
     """The same of the uncut model beside it."""
+    gate: GateVerdict | None = None
+    """What it was judged by, where limits were given and everything was measured."""
 
 
 def size(request: r.SizeRequest, service: "Service", place: Place, watch: Watch) -> ModelEstimate:
@@ -83,9 +88,25 @@ def first_look(windows: "WindowSet") -> "WindowSet":
     return replace(windows, tokens=tokens, info=info)
 
 
-def first_row_tokens(ids: list[int], handle: "ModelHandle") -> tuple[str, ...]:
-    """Return each token as the text it stands for."""
-    return tuple(handle.tokenizer.decode([token]) for token in ids)
+def token_losses(
+    ids: Sequence[int], tokenizer: Any, before: "TokenScores", after: "TokenScores"
+) -> tuple[TokenLoss, ...]:
+    """Return what both models made of each token of a row; nothing predicts the first."""
+    from shortviz.text.tokens import pieces, token_texts
+
+    texts = token_texts([*before.top.flatten().tolist(), *after.top.flatten().tolist()], tokenizer)
+    found, at = [], -1  # of the first token there is no score
+    for text, count in pieces(ids, tokenizer):
+        where = slice(max(at, 0), at + count)
+        told: dict[str, Any] = {"uncut": (), "cut": ()}
+        for name, scores in (("uncut", before), ("cut", after)) if at >= 0 else ():
+            likely = zip(scores.top[at].tolist(), scores.shares[at].tolist(), strict=True)
+            told[name] = tuple((texts[token], share) for token, share in likely)
+        nll = [float(scores.nll[where].sum()) if at >= 0 else math.nan for scores in (before, after)]
+        special = count == 1 and ids[at + 1] in tokenizer.all_special_ids
+        found.append(TokenLoss(text=text, tokens=count, special=special, before=nll[0], after=nll[1], **told))
+        at += count
+    return tuple(found)
 
 
 def evaluate(request: r.EvaluateRequest, service: "Service", place: Place, watch: Watch) -> Inspection | None:
@@ -107,14 +128,16 @@ def evaluate(request: r.EvaluateRequest, service: "Service", place: Place, watch
     windows = measure.windows_of(service, request.model, text, handle, request.windows)
     model = cut_model(handle, cut, request.adapter)
     found = _Found(request, service, place, watch, model, handle if model.plan is not None else None, windows)
-    if found.inspection.evaluation is not None:  # there are numbers to look at: the text comes first
+    known = found.take()
+    found.look()
+    if known:  # there are numbers to look at: the text comes first
         found.write()
     found.score()
     found.write()
     if request.task is not None and not watch.stopped:
         with suppress(Stopped):  # the evaluation is there, and is not to be lost
             found.ask()
-    return found.inspection
+    return _judged(request.gate, found.inspection)
 
 
 def _evaluate_by_streaming(request: r.EvaluateRequest, text: "Text", watch: Watch) -> Inspection | None:
@@ -123,7 +146,75 @@ def _evaluate_by_streaming(request: r.EvaluateRequest, text: "Text", watch: Watc
             raise ShortvizError(f"{what} cannot be used while a model is streamed; leave one of them out.")
     cuts = [request.removal] if request.removal is not None else []
     found = measure.evaluate_by_streaming(request, cuts, watch, text)
-    return Inspection(evaluation=found[0]) if found is not None else None
+    return _judged(request.gate, Inspection(evaluation=found[0])) if found is not None else None
+
+
+def _judged(gate: Gate, found: Inspection) -> Inspection:
+    """Return what was found with the verdict on it, unless a stop left something unmeasured."""
+    evaluation, score = found.evaluation, found.score
+    measured = evaluation is not None and evaluation.complete
+    answered = gate.min_accuracy is None or (score is not None and score.complete)
+    if not (gate.asked and measured and answered):
+        return found
+    if gate.max_nll_increase is not None and evaluation is not None and evaluation.base is None:
+        raise _nothing_beside()
+    return replace(found, gate=judge(gate, evaluation, score))
+
+
+def _nothing_beside() -> FieldError:
+    return FieldError(
+        "max_nll_increase", "is against the uncut model, and this one is cut already; give the model it was cut from"
+    )
+
+
+def let_through(
+    request: r.ExportRequest, service: "Service", place: Place, watch: Watch,
+    base: "ModelHandle | None" = None, model: "ModelHandle | None" = None,
+) -> GateVerdict | None:  # fmt: skip
+    """Return the verdict on the very model that is to be written; None where no limits were given.
+
+    Without `model` it is streamed. Raises GateError where a limit is not shown to be held, Stopped where not everything
+    was measured.
+    """
+    gate = request.gate
+    if not gate.asked:
+        return None
+    if base is None or model is None:
+        asked = r.EvaluateRequest(
+            model=request.model, removal=request.removal, text=request.text, windows=request.windows,
+            task=request.task, stream=True, gate=gate,
+        )  # fmt: skip
+        found = evaluate(asked, service, place, watch)
+        verdict = found.gate if found is not None else None
+    else:
+        verdict = _verdict(request, service, place, watch, base, model)
+    if verdict is None:
+        raise Stopped("Stopped before the model was judged; nothing was written.")
+    require(verdict, "; nothing was written")
+    watch.say(verdict_words(verdict))
+    return verdict
+
+
+def _verdict(
+    request: r.ExportRequest, service: "Service", place: Place, watch: Watch, base: "ModelHandle", model: "ModelHandle"
+) -> GateVerdict | None:
+    """Return the verdict on a model in memory; None after a stop."""
+    from shortviz.measure import losses
+
+    gate, evaluation, score = request.gate, None, None
+    if gate.max_nll_increase is not None:
+        if model.plan is None:
+            raise _nothing_beside()
+        windows = measure.windows_of(service, request.model, measure.read_early(request.text), base, request.windows)
+        scores = measure.base_scores(service, request.model, base)
+        evaluation = losses.evaluate(model, windows, base=base, base_scores=scores, watch=watch)
+        if not evaluation.complete:
+            return None
+    if request.task is not None:
+        score = measure.model_score(service, request.model, None, model, request.task, watch=watch)
+        if score is None:
+            return None
+    return judge(gate, evaluation, score)
 
 
 def cut_model(handle: "ModelHandle", cut: Removal | None, adapter: str | None) -> "ModelHandle":
@@ -180,22 +271,40 @@ class _Found:
         known = service.measured.get(self.key) if self.kept and base is not None else None
         self.inspection = Inspection(prompt=request.write, evaluation=known)
 
-    def score(self) -> None:
-        """Measure the loss: first on very little text, where it is compared with the uncut model."""
-        if (self.inspection.evaluation and self.inspection.evaluation.complete) or self.watch.stopped:
+    def take(self) -> bool:
+        """Take what the run knows of these windows; returns whether there are numbers now."""
+        known = self.inspection.evaluation
+        if self._is_compared and (known is None or not known.complete):
+            known = _in_run(self.place.run, self.removed, self.windows.info.fingerprint)
+            if known is not None:
+                self._keep(known)
+        return self.inspection.evaluation is not None
+
+    def look(self) -> None:
+        """Compare both models on very little text: the first number where there is none, and the loss of each token."""
+        known = self.inspection.evaluation is not None
+        if self.base is None or self.watch.stopped or (known and (not self.kept or self.service.words.get(self.key))):
             return
         from shortviz.measure.losses import evaluate
 
-        known = _in_run(self.place.run, self.removed, self.windows.info.fingerprint) if self._is_compared else None
-        if known is not None:
-            self._keep(known)
-            return
-        scores = self._base_scores()
-        if self.base is not None and self.inspection.evaluation is None:
-            hears = Watch(stop=self.watch.stop)  # what is told are inspections, and the look alone is none
-            look = evaluate(self.model, first_look(self.windows), base=self.base, base_scores=scores, watch=hears)
-            self._keep(replace(look, complete=False))
+        look, hears = first_look(self.windows), Watch(stop=self.watch.stop)  # told are inspections; this alone is none
+
+        def keep(before: "TokenScores", after: "TokenScores") -> None:
+            if self.kept:
+                ids = [int(token) for token in look.tokens[0]]
+                self.service.words.put(self.key, token_losses(ids, self.model.tokenizer, before, after))
+
+        with suppress(Stopped) if known else nullcontext():
+            scores = self._base_scores()
+            found = evaluate(self.model, look, base=self.base, base_scores=scores, watch=hears, on_tokens=keep)
+            self._keep(replace(found, complete=False))
             self._show()
+
+    def score(self) -> None:
+        """Measure the loss, on more and more windows."""
+        if (self.inspection.evaluation and self.inspection.evaluation.complete) or self.watch.stopped:
+            return
+        from shortviz.measure.losses import evaluate
 
         def then_write(progress: Progress) -> None:
             self._evaluating(progress)
@@ -203,7 +312,7 @@ class _Found:
                 self.write()
 
         watch = Watch(then_write, self.watch.stop)
-        done = evaluate(self.model, self.windows, base=self.base, base_scores=scores, watch=watch)
+        done = evaluate(self.model, self.windows, base=self.base, base_scores=self._base_scores(), watch=watch)
         self._keep(done)
         if done.complete and self._is_compared and self.place.run is not None:
             self.place.update(lambda run: with_evaluation(run, done))  # type: ignore[arg-type]  # there is one

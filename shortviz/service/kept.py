@@ -1,19 +1,28 @@
-"""Treated models that outlive the process: what is their own lies beside the run, and is put on the uncut model again.
+"""Models that are kept: loaded ones in memory, and treated ones beside their run, to be put on the uncut model again.
 
 No streamlit is called in here, for jobs use it; what needs torch is imported by the functions.
 """
 
+import gc
 import hashlib
+import math
 import shutil
-from collections.abc import Sequence
+import sys
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from cachetools import LRUCache
 
 from shortviz.errors import ExportError, ResourceError, RunError
+from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
 from shortviz.records.json import plain
 from shortviz.records.ledger import LedgerStep
-from shortviz.records.model import ModelRef
+from shortviz.records.model import ModelEstimate, ModelRef
 from shortviz.service import policy
 from shortviz.settings import settings
 
@@ -21,8 +30,124 @@ if TYPE_CHECKING:
     from shortviz.heal.adapter import Adapter
     from shortviz.heal.heal import Healed
     from shortviz.model.handle import ModelHandle
+    from shortviz.model.load import ResolvedModel
     from shortviz.service.service import Service
 
+
+_V = TypeVar("_V")
+_FRESH_SECONDS = 60.0
+"""For so long what was found of a model's files is not looked up again: files and free memory change."""
+
+
+class Cache(Generic[_V]):
+    """A small LRU cache for every thread, limited by the number of its entries and, where that is said, their bytes."""
+
+    def __init__(self, limit: int, most_bytes: float = math.inf) -> None:
+        """Keep at most `limit` entries, of at most `most_bytes` together."""
+        self._limit = limit
+        self._items: LRUCache[Hashable, tuple[_V | None, int]] = LRUCache(most_bytes, getsizeof=itemgetter(1))
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> _V | None:
+        """Return the entry, or None."""
+        with self._lock:
+            return self._items.get(key, (None, 0))[0]
+
+    def put(self, key: Hashable, value: _V, num_bytes: int = 0) -> _V:
+        """Keep the entry, and return it; one that is too large by itself is not kept, and drives no other out."""
+        with self._lock:
+            self._items.pop(key, None)
+            if num_bytes <= self._items.maxsize:
+                self._items[key] = value, num_bytes
+            if len(self._items) > self._limit:
+                self._items.popitem()
+        return value
+
+    def drop(self, key: Hashable) -> None:
+        """Forget one entry."""
+        with self._lock:
+            self._items.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._items.clear()
+
+
+_importing = threading.Lock()
+
+
+def import_engine() -> None:
+    """Import torch and transformers: seconds, the first time. One thread at a time, so that none sees half a module."""
+    with _importing:
+        import shortviz.measure.losses
+        import shortviz.model.load
+        import shortviz.model.prune
+        import shortviz.text.tokens  # noqa: F401
+
+
+class ModelCache:
+    """Loaded models, shared by all sessions and never changed; at most two are kept."""
+
+    def __init__(self, limit: int = 2) -> None:
+        """Keep at most `limit` models in memory."""
+        self._handles: Cache[ModelHandle] = Cache(limit)
+        self._resolved: Cache[tuple[float, ResolvedModel]] = Cache(1)
+        self._loading = threading.Lock()
+
+    def get(self, ref: ModelRef) -> "ModelHandle | None":
+        """Return the model where it is loaded; starts nothing."""
+        return self._handles.get(ref)
+
+    def resolve(self, ref: ModelRef, watch: Watch = NO_WATCH) -> "ResolvedModel":
+        """Return the model's files, headers, config and size, for background jobs only; `load` does not ask again."""
+        import_engine()
+        from shortviz.model.load import resolve
+
+        moment, found = self._resolved.get(ref) or (-math.inf, None)
+        if found is None or time.monotonic() - moment > _FRESH_SECONDS:
+            found = resolve(ref, watch=watch)
+            self._resolved.put(ref, (time.monotonic(), found))
+        return found
+
+    def estimate(self, ref: ModelRef) -> ModelEstimate:
+        """Return what loading would cost; for background jobs only."""
+        self._resolved.drop(ref)  # files and free memory change
+        return self.resolve(ref).estimate
+
+    def load(self, ref: ModelRef, watch: Watch, fits: Callable[[int], object] | None = None) -> "ModelHandle":
+        """Return the model, loading it where needed; for background jobs only (torch is imported here).
+
+        `fits` is called with the number of layers before any weight is read, and raises where that will not do.
+        """
+        with self._loading:
+            found = self._handles.get(ref)
+            if found is not None:
+                if fits is not None:
+                    fits(found.info.num_layers)
+                return found
+            watch.tell("start", done=0, total=1, unit="steps", detail="starting the engine")
+            resolved = self.resolve(ref, watch)
+            from shortviz.model.load import load
+
+            found_size = resolved.estimate
+            watch.say(found_size.words)
+            policy.check_estimate(settings(), found_size)
+            if fits is not None:
+                fits(found_size.num_layers)
+            self._resolved.drop(ref)
+            return self._handles.put(ref, load(resolved, watch=watch))
+
+    def clear(self) -> None:
+        """Let go of all models and give a GPU's memory back."""
+        self._handles.clear()
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+# Treated models.
 
 _WEIGHTS, _ADAPTER = "weights.safetensors", "adapter"
 

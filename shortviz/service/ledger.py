@@ -1,23 +1,24 @@
-"""What is done after a cut: repaired, shrunk, healed, asked questions, brought back. Each adds to the cut's ledger.
+"""The ledger of a cut while it grows: its models scored on the same text, with their continuations, and kept.
 
 One ledger holds uncut, cut and treated models, all scored on the same windows and questions. It grows in the place's
 run; what is known already is taken from the service. Work that was cut short goes on from where it is kept
 (`unfinished`), whoever began it. Everything that needs torch is imported by the functions.
 """
 
+import re
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from filelock import FileLock, Timeout
 
-from shortviz.errors import Stopped
+from shortviz.errors import FieldError, Stopped, TextError
 from shortviz.progress import Watch
 from shortviz.records.heal import HealHistory
-from shortviz.records.ledger import Ledger, LedgerStep, Treatment, add_step, start_ledger, treated_name
+from shortviz.records.ledger import Ledger, LedgerStep, Treatment, add_step, not_better, start_ledger, treated_name
 from shortviz.records.measured import Evaluation
 from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
@@ -27,6 +28,7 @@ from shortviz.runs.run import new_run, with_evaluation, with_ledger
 from shortviz.service import kept, measure
 from shortviz.service.place import Place, unfinished
 from shortviz.service.requests import (
+    EvidenceRequest,
     HealRequest,
     RepairRequest,
     ShrinkRequest,
@@ -44,13 +46,13 @@ if TYPE_CHECKING:
     from shortviz.repair.shrink import ShrinkStep
     from shortviz.service.service import Service
 
-Treat = RepairRequest | ShrinkRequest | HealRequest
+Treat = RepairRequest | ShrinkRequest | HealRequest | EvidenceRequest
 
 METHODS = {"seam_refit": "Seam refit", "linear_fold": "Linear fold", "scale": "Scale"}
 """The repairs that the app offers, by the names of `shortviz.repair`."""
 SHRINK_WINDOWS: Final = WindowSpec(window=256, windows=8)
 """What shrink chooses layers on of the text it fits to: few, for every layer is measured at every step."""
-_NEEDS_ONE_DEVICE = {"repair": "A repair", "shrink": "Shrinking", "heal": "Healing"}
+_NEEDS_ONE_DEVICE = {"repair": "A repair", "shrink": "Shrinking", "heal": "Healing", "evidence": "Evidence"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -77,6 +79,24 @@ class Treating:
     """Why nothing was kept, where nothing was, or why it ended early."""
     work: Path | None = None
     """Where it is kept until it is done, or written."""
+
+    @property
+    def verdict(self) -> str:
+        """Why the model that was made is not better on the evaluation text; "" where it is, and where none was."""
+        return verdict(self.ledger, self.methods)
+
+
+def verdict(ledger: Ledger | None, methods: tuple[str, ...]) -> str:
+    """Return why the model that was treated so is not better on its ledger's text, in a sentence; "" where it is."""
+    found = [step for step in ledger.steps if methods and step.methods == methods] if ledger is not None else []
+    return not_better(ledger, found[-1]) if ledger is not None and found else ""
+
+
+def refuse_not_better(ledger: Ledger | None, methods: tuple[str, ...], anyway: bool) -> None:
+    """Raise FieldError where a treated model is to be written that is not better on its ledger's text."""
+    words = verdict(ledger, methods)
+    if words and not anyway:
+        raise FieldError("anyway", "to write it all the same", before=f"{words[:-1]}; nothing was written; give ")
 
 
 def ledger_of(run: Run | None, removed: tuple[int, ...]) -> Ledger | None:
@@ -149,6 +169,17 @@ def write(
     return text if watch.stopped else service.continuations.put(key, text)
 
 
+@contextmanager
+def _of_evaluation() -> Iterator[None]:
+    """Name the evaluation text's fields in a sentence about a text: the other one's have the plain names."""
+    try:
+        yield
+    except FieldError as error:
+        raise FieldError(f"eval_{error.field}", error.why, error.before) from error
+    except TextError as error:
+        raise TextError(re.sub(r"--(key|subset|split)\b", r"--eval-\1", str(error))) from error
+
+
 class CutLedger:
     """One cut, its ledger as it grows, and the texts that its models are scored on, fitted to and trained on."""
 
@@ -167,7 +198,8 @@ class CutLedger:
         # What is wrong with a text is told before minutes are spent on loading a model.
         watch.tell("read text", done=0, total=1, unit="steps")
         self.text = read_rows(request.text)
-        self.scored_on = measure.read_early(request.evaluation)
+        with _of_evaluation():
+            self.scored_on = measure.read_early(request.evaluation)
         if request.task is not None and scores:
             measure.rows_of(service, request.task, watch)
         check_device(request, _NEEDS_ONE_DEVICE[request.kind])
@@ -180,7 +212,8 @@ class CutLedger:
         """What every model of the ledger is scored on."""
         asked = self.request
         if self._windows is None:
-            self._windows = measure.windows_of(self.service, asked.model, self.scored_on, self.base, asked.windows)
+            with _of_evaluation():
+                self._windows = measure.windows_of(self.service, asked.model, self.scored_on, self.base, asked.windows)
         return self._windows
 
     def named(self, words: str) -> None:
@@ -214,7 +247,7 @@ class CutLedger:
         from shortviz.export.export import needed_bytes
         from shortviz.export.folder import check_space
 
-        check_space(self.place.export.resolve(), needed_bytes(model) - fewer_bytes)
+        check_space(self.place.export.resolve(), needed_bytes(model, fewer_bytes=fewer_bytes))
 
     def open(self, text: TextInfo) -> None:
         """Score the uncut and the cut model, unless that is known with the loss of each window.
@@ -234,8 +267,8 @@ class CutLedger:
         found = replace(found, text=self.windows.info)
         ledger = start_ledger(
             found,
-            uncut_task=self._accuracy(self.base, "uncut"),
-            cut_task=self._accuracy(self.cut, "the cut"),
+            uncut_task=self.accuracy(self.base, "uncut"),
+            cut_task=self.accuracy(self.cut, "the cut"),
             prompt=asked.write,
             uncut_text=self._write("uncut", self.base, ()),
             cut_text=self._write("cut", self.cut, ()),
@@ -246,7 +279,7 @@ class CutLedger:
             # The app's inspector looks there; on the command line the ledger has it, and nothing twice.
             return with_evaluation(run, found) if self.place.keys else run
 
-        self._keep(ledger, change)
+        self.keep(ledger, change)
 
     def _in_run(self, removed: tuple[int, ...], fingerprint: str) -> Evaluation | None:
         run = self.place.run
@@ -270,6 +303,7 @@ class CutLedger:
             self._locks.append(lock)
         self._unfinished.append(path)
         self.shown = replace(self.shown, work=path)
+        self.place.work = path
         return path
 
     def finish(self) -> None:
@@ -306,7 +340,7 @@ class CutLedger:
             return
         methods, name, ref = kept.methods_of(model), treated_name(model.treatments), self.request.model
         evaluation = self._score(model, name)
-        text, task = self._write(name, model, methods), self._accuracy(model, name)
+        text, task = self._write(name, model, methods), self.accuracy(model, name)
         problems = [kept.put_in_memory(self.service, ref, removed_by(model), self.base, model)]
         if self.place.keys:
             problems.append(kept.keep(self.service, self.place.keys[0], self.base, model, healed))
@@ -318,7 +352,7 @@ class CutLedger:
             self.shown.ledger, name, evaluation, model.treatments, task=task, continuation=text, command=command
         )  # fmt: skip
         self.shown = replace(self.shown, methods=methods)
-        self._keep(ledger)
+        self.keep(ledger)
 
     def say(self, *words: str) -> None:
         """Add to what a person is told."""
@@ -327,7 +361,7 @@ class CutLedger:
     def _write(self, name: str, model: "ModelHandle", methods: tuple[str, ...]) -> str:
         return write(self.service, self.request.model, name, model, methods, self.request.write, self.watch)
 
-    def _accuracy(self, model: "ModelHandle", name: str) -> TaskScore | None:
+    def accuracy(self, model: "ModelHandle", name: str) -> TaskScore | None:
         """Return how many of the chosen questions a model gets right; None without questions, or after a stop."""
         spec = self.request.task
         if spec is None or self.watch.stopped:
@@ -342,6 +376,8 @@ class CutLedger:
         from shortviz.measure.losses import evaluate
 
         heard = Watch(self.watch.on_progress) if self.watch.stopped else self.watch
+        if self.watch.stopped:
+            self.watch.say(f"Stopped: {name} is still scored to the end, so that what was done can be compared.")
         found = evaluate(
             model,
             self.windows,
@@ -353,7 +389,7 @@ class CutLedger:
             raise Stopped("Stopped before every window was scored; there is nothing to compare yet.")
         return found
 
-    def _keep(self, ledger: Ledger, change: Callable[[Run | None], Run] | None = None) -> None:
+    def keep(self, ledger: Ledger, change: Callable[[Run | None], Run] | None = None) -> None:
         """Put the ledger into the run, and show it as it then is."""
 
         def added(old: Run | None) -> Run:

@@ -1,4 +1,4 @@
-"""What measures maps of distances and of losses; each function carries out a request.
+"""Measuring the maps of distances and of losses; each function carries out a request.
 
 The signature is that of `execute`. Nothing here calls streamlit or prints; what needs torch is imported inside.
 """
@@ -6,15 +6,15 @@ The signature is that of `execute`. Nothing here calls streamlit or prints; what
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from shortviz.errors import RunError
+from shortviz.errors import ResourceError, RunError, TextError
 from shortviz.progress import NO_WATCH, Watch
-from shortviz.records.formatting import size
-from shortviz.records.measured import Evaluation
+from shortviz.records.formatting import counted, size
+from shortviz.records.measured import BlockDistances, Evaluation
 from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import Removal
 from shortviz.records.run import Run
@@ -22,9 +22,9 @@ from shortviz.records.text import MOST_PAIRED, TaskRows, TaskScore, TaskSpec, Te
 from shortviz.runs.run import new_run
 from shortviz.service import policy
 from shortviz.service import requests as r
-from shortviz.service.place import Place
+from shortviz.service.place import Place, unfinished
 from shortviz.settings import settings
-from shortviz.text.sources import read_rows
+from shortviz.text.sources import DEFAULT_ROWS, read_rows
 
 if TYPE_CHECKING:
     from shortviz.measure.losses import BaseScores
@@ -65,6 +65,32 @@ def windows_of(
 
     key = (ref, text if isinstance(text, TextSpec) else text.spec, windows)
     return service.windows.get(key) or service.windows.put(key, make_windows(text, windows, handle.tokenizer))
+
+
+def counts_of(
+    service: "Service", ref: ModelRef | None, text: TextSpec, handle: "ModelHandle | None", *, windows: bool = False
+) -> tuple[str, str]:
+    """Return (how much of a text the app would measure on, what becomes of the rest), for people.
+
+    The tokenizer of a loaded model counts, once per process; else it is an estimate, which is said. Raises where the
+    text cannot be read.
+    """
+    from shortviz.text.tokens import COUNTED_CHARACTERS, count_rows
+
+    file = Path(text.value).expanduser() if text.kind == "file" else None
+    stat = file.stat() if file is not None and file.is_file() else None
+    if windows:
+        near = text.kind != "dataset" and (stat is None or stat.st_size <= COUNTED_CHARACTERS)
+        if handle is None or ref is None or not near:
+            return f"up to {APP_WINDOWS.windows} windows of {APP_WINDOWS.window} tokens", ""
+        info = windows_of(service, ref, text, handle).info
+        return f"{counted(info.rows, 'window')} of {APP_WINDOWS.window} tokens", ""
+    if text.kind == "dataset":
+        words = f"up to {text.limit or DEFAULT_ROWS:,} rows of {text.max_length:,} tokens"
+        return words, "counted when they are fetched"
+    key = (ref if handle is not None else None, text, stat.st_mtime_ns if stat is not None else 0)
+    tokenizer = handle.tokenizer if handle is not None else None
+    return service.counts.get(key) or service.counts.put(key, count_rows(text, tokenizer))
 
 
 def measured_key(
@@ -164,6 +190,8 @@ def measure(request: r.MeasureRequest, service: "Service", place: Place, watch: 
         with _streamed(ref, watch) if streamed else nullcontext(service.models.load(ref, watch)) as model:
             watch.tell("read text", done=0, total=1, unit="steps")
             tokens = tokenize(text, model.tokenizer)
+            info = tokens.info
+            watch.say(f"Read {counted(info.rows, 'row')}, {counted(info.tokens, 'token')}, of {info.words}.")
             if ranks is not None:
                 options = ([c.name for c in criteria], request.batch_size, model.info.dtype)
                 ranks.agree({"text": tokens.info.fingerprint, "options": options})
@@ -207,10 +235,52 @@ def _distances(
             if not writes:
                 return None
             about = {"model": fresh.model, "text": fresh.text, "versions": fresh.versions, "created": fresh.created}
-            run = place.update(lambda old: replace(old or fresh, **about, distances=found))  # type: ignore[arg-type]
+
+            def with_distances(old: Run | None) -> Run:
+                if old is not None and place.replaces and _has_more(old, found, fresh.text):
+                    return old  # in the app a stopped map does not push out a whole one; its checkpoint goes on
+                return replace(old or fresh, **about, distances=found)  # type: ignore[arg-type]
+
+            run = place.update(with_distances)
             if checkpoint is not None and found.samples == len(tokens.rows):
                 discard_checkpoint(checkpoint)
     return run
+
+
+def _has_more(run: Run, found: BlockDistances, text: TextInfo) -> bool:
+    known = run.distances
+    if known is None or run.text.fingerprint != text.fingerprint:
+        return False
+    return known.samples > found.samples and {*found.criteria} <= {*known.criteria}
+
+
+def goes_on(service: "Service", request: r.MeasureRequest | r.MapRequest, run: Run | None) -> bool:
+    """Return whether what was stopped of this map, of a model in memory, is kept; reads no file and no data set.
+
+    What tells the text apart is known of the run, of this process, or from a built-in or pasted text itself.
+    """
+    handle = service.models.get(request.model)
+    if handle is None:
+        return False
+    from shortviz import criteria as known
+    from shortviz.text.tokens import tokenize
+
+    names: tuple[tuple[str, ...], ...] = ()
+    if isinstance(request, r.MapRequest):
+        windows = service.windows.get((request.model, request.text, request.windows))
+        info = windows.info if windows is not None else None
+    else:
+        info, names = service.texts.get((request.model, request.text)), (tuple(known.names()),)
+        if info is None and request.text.kind in ("builtin", "paste"):
+            with suppress(TextError):
+                info = service.texts.put((request.model, request.text), tokenize(request.text, handle.tokenizer).info)
+        elif info is None and run is not None and run.distances is not None:
+            info = run.distances.text
+    if info is None:
+        return False
+    with suppress(ResourceError):  # told when the measurement begins
+        return unfinished(request.kind, handle.info, *_facts(handle, info), *names).exists()
+    return False
 
 
 def _content(name: str) -> str:
@@ -269,7 +339,7 @@ def measure_texts(request: r.TextsRequest, service: "Service", place: Place, wat
 
 def _is_measured(run: Run, info: ModelInfo, tokens: "TokenSet") -> bool:
     """Tell whether a run holds the distances of this model, on whichever device, on all rows of this text."""
-    same = run.model == replace(info, device=run.model.device, reason=run.model.reason)
+    same = run.model == replace(info, device=run.model.device, reason=run.model.reason, left_out=run.model.left_out)
     known = run.distances
     whole = known is not None and known.samples == len(tokens.rows)
     return same and whole and run.text.fingerprint == tokens.info.fingerprint
@@ -312,8 +382,8 @@ def measure_map(request: r.MapRequest, service: "Service", place: Place, watch: 
                 return place.update(lambda old: old or run)
             if not same and place.folder is not None and not place.replaces:
                 raise RunError(
-                    f"{place.name} holds a complete map on {known.text.source}, {known.text.rows} windows of "
-                    f"{known.text.max_length}; choose another --out for this one."
+                    f"{place.name} holds a complete map on {known.text.source}, {known.text.windows_words}; choose "
+                    "another folder for this one."
                 )
         return measure_losses_into(service, handle, windows, place, ranks, watch)
 
@@ -347,7 +417,7 @@ def _warn_about(text: TextInfo, run: Run | None, watch: Watch) -> None:
     if run is not None and run.distances is not None and run.distances.text.source == text.source:
         watch.say(f"Warning: the losses are scored on the calibration text ({text.source}); choose another to be sure.")
     if text.rows < 2:
-        watch.say("Note: one window gives no error bars; give --windows 2 or more.")
+        watch.say("Note: one window gives no error bars; give 2 windows or more.")
 
 
 def search(request: r.SearchRequest, service: "Service", place: Place, watch: Watch) -> "SearchResult":
@@ -360,7 +430,7 @@ def search(request: r.SearchRequest, service: "Service", place: Place, watch: Wa
     windows = windows_of(service, request.model, request.text, handle, request.windows)
     _warn_about(windows.info, None, watch)
     if windows.info.rows < 3:
-        watch.say("Note: the search measures two windows whole; give --windows 3 or more.")
+        watch.say("Note: the search measures two windows whole; give 3 windows or more.")
     return search_best_starts(handle, windows, max_n=most, watch=watch)
 
 

@@ -24,7 +24,7 @@ class Place:
 
     replaces = False
     """Whether a complete map may be replaced by one on other text."""
-    other_text = "give the map's own, or the model with another --out to measure another map"
+    other_text = "give the map's own, or another folder to write to, to measure another map"
     """What to do where the run's map is on other text than was asked for."""
 
     def __init__(self, folder: Path | None, start: Run | None = None) -> None:
@@ -69,6 +69,9 @@ class Place:
         """Runs of the app's store that keep models: that which the results go into, and that which is shown."""
         return ()
 
+    work: Path | None = None
+    """Where the unfinished work that was begun last is kept."""
+
     def finished(self, work: Path) -> None:
         """Remove what unfinished work was kept in: it is done."""
         work.unlink(missing_ok=True)
@@ -77,7 +80,7 @@ class Place:
         """Raise RunError where the run that is here is of another model."""
         run = self.run
         if run is not None and run.model.id != model:
-            raise RunError(f"{self.folder} holds a run of {run.model.id}, not of {model}; choose another --out.")
+            raise RunError(f"{self.folder} holds a run of {run.model.id}, not of {model}; choose another folder.")
 
     @contextmanager
     def begun(self, run: Run) -> Iterator[None]:

@@ -8,32 +8,37 @@ limit, a folder inside the download folder. What has no limit in `limits` is ref
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from shortviz import criteria
-from shortviz.errors import PolicyError
-from shortviz.records.formatting import one_line, size
-from shortviz.records.heal import HealSettings
+from shortviz.errors import PolicyError, TextError
+from shortviz.records.formatting import counted, duration, one_line, size
+from shortviz.records.heal import HealSettings, OwnText
 from shortviz.records.model import ModelEstimate, ModelRef
 from shortviz.records.run import Run
 from shortviz.records.text import TaskSpec, TextSpec
 from shortviz.service.queue import JobState
-from shortviz.service.requests import HealRequest, MeasureRequest
+from shortviz.service.requests import EvidenceRequest, HealRequest, MeasureRequest
 from shortviz.settings import Settings
+from shortviz.text.sources import builtin_names
+from shortviz.text.tables import holds_more
 
 FOLDER_FIELDS = ("folder", "adapter", "out", "path", "checkpoint")
 _WORDS = (
     *("kind", "id", "revision", "dtype", "device"),
-    *("key", "subset", "split", "bos", "question", "choices", "label", "prompt", "delimiter"),
-    *("run_key", "run", "methods", "repo_id", "method", "objective", "targets", "precision", "quantize"),
-    *("criteria", "strategies", "repair", "preset", "write"),
+    *("key", "subset", "split", "bos", "order", "special_tokens", "chat_template", "long_rows"),
+    *("question", "choices", "label", "prompt", "delimiter"),
+    *("run_key", "run", "methods", "repo_id", "out_dtype", "method", "objective", "targets", "precision", "quantize"),
+    *("criteria", "strategies", "repair", "preset", "write", "other_texts", "lm_eval", "prompts"),
 )
 """Fields that hold a name or a prompt."""
 _LAYERS = ("start", "n", "plans", "layers", "to_layers", "last_layers", "max_n", "greedy", "sizes")
 """Fields that hold a layer, or a number of layers."""
-_FLAGS = ("stream", "adapter_only", "archive", "private", "gradient_checkpointing")
+_FLAGS = ("stream", "anyway", "adapter_only", "archive", "private", "gradient_checkpointing")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _MOST_LAYERS = 1_000
 _DEEPEST = 6
@@ -65,22 +70,16 @@ def limits(rules: Settings) -> Mapping[str, float]:
     words = dict.fromkeys(_WORDS, float(rules.max_prompt))
     return words | dict.fromkeys(_LAYERS, _MOST_LAYERS) | dict.fromkeys(_FLAGS, 1) | {
         "value": rules.max_characters,
-        "limit": rules.max_rows,
-        "windows": rules.max_rows,
-        "max_length": rules.max_row_tokens,
-        "rows": rules.max_rows,
-        "tokens_per_row": rules.max_row_tokens,
-        "window": rules.max_row_tokens,
-        "length": rules.max_row_tokens,
-        "batch_size": rules.max_tokens,
-        "fit_tokens": rules.max_tokens,
-        "accumulate": rules.max_tokens,
+        **dict.fromkeys(("limit", "windows", "rows", "lm_eval_limit"), rules.max_rows),
+        **dict.fromkeys(("max_length", "tokens_per_row", "window", "length"), rules.max_row_tokens),
+        **dict.fromkeys(("batch_size", "fit_tokens", "accumulate", "self_tokens"), rules.max_tokens),
         "choose_on_text": 1,
         "max_new_tokens": rules.max_new_tokens,
         "steps": rules.max_steps,
         "warmup_steps": rules.max_steps,
         "eval_every": 1e9,  # measuring less often costs less
         "seed": 1e9,
+        "probe_items": 100,
         "rank": 256,
         "alpha": 1e9,  # these are only factors
         "learning_rate": 10,
@@ -90,6 +89,13 @@ def limits(rules: Settings) -> Mapping[str, float]:
         "first_label": 1,
         "stream": 0,  # what is streamed passes no check of its size
         "mix": 1,
+        "self_share": 1,
+        "self_length": rules.max_new_tokens,
+        "self_temperature": 100,
+        "self_top_p": 1,
+        "self_seed": 1e9,
+        "max_nll_increase": 1e9,  # these two are only compared with
+        "min_accuracy": 1,
     }  # fmt: skip
 
 
@@ -102,22 +108,23 @@ def allowed(rules: Settings, *asked: Any) -> bool:
     return True
 
 
-def check_start(rules: Settings, about: Any, live: Sequence[JobState], owner: str, free: int) -> None:
-    """Raise PolicyError where this session may not start this job now.
+def check_start(rules: Settings, about: Any, own: Sequence[JobState], free: int) -> None:
+    """Raise PolicyError where this visitor may not start this job now.
 
     Args:
         rules: settings of this installation.
         about: what the job is about, any record.
-        live: the jobs that wait or run.
-        owner: the session that asks.
+        own: the jobs that they want and that wait or run.
         free: bytes of memory that are free now.
     """
     if not rules.is_hosted:
         return
     check(rules, about)
-    own = sum(job.owner == owner and not job.stopping for job in live)
-    if own >= rules.max_jobs:
-        raise PolicyError(f"You have {own} jobs waiting or running already; wait for one to finish or cancel one.")
+    live = sum(not job.stopping for job in own)
+    if live >= rules.max_jobs:
+        raise PolicyError(
+            f"You have {counted(live, 'job')} waiting or running already; wait for one to finish or cancel one."
+        )
     if free < rules.min_free_mb * 1_000_000:
         raise PolicyError(
             f"This server is short of memory ({size(free)} free, {size(rules.min_free_mb * 1e6)} are kept); "
@@ -153,9 +160,25 @@ def knows_browsers(rules: Settings) -> bool:
     return rules.is_hosted
 
 
+def welcome(rules: Settings) -> str:
+    """Return what a stranger is told first: what they may do here, and how they have it without limits; "" at home."""
+    if not rules.is_hosted:
+        return ""
+    return (
+        f"Welcome. This demo is shared: it loads {', '.join(rules.allowed_models)}, reads up to "
+        f"{rules.max_rows:,} rows of text, and stops a job after {duration(rules.max_job_seconds)}. On your own "
+        "machine there are no limits; in the folder of the source:"
+    )
+
+
 def may_show(rules: Settings, run: Run) -> bool:
     """Return whether everybody may see a run: where strangers meet, only those of built-in texts."""
     return not rules.is_hosted or run.text.source.startswith("built-in")
+
+
+def shares_runs(rules: Settings) -> bool:
+    """Return whether a run that a link opens may be somebody else's, who is not to find others' results in it."""
+    return rules.is_hosted
 
 
 def offered_models(rules: Settings) -> list[str] | None:
@@ -176,6 +199,12 @@ def most_rows(rules: Settings) -> int:
 def longest_row(rules: Settings) -> int:
     """Return the most tokens of a row that a form offers."""
     return rules.max_row_tokens if rules.is_hosted else 8192
+
+
+def most_written(rules: Settings) -> tuple[int, int]:
+    """Return how many tokens of training text a form lets a model write at most, and how many after each prompt."""
+    usual = OwnText().self_length
+    return (rules.max_tokens, min(usual, rules.max_new_tokens)) if rules.is_hosted else (10_000_000, usual)
 
 
 def most_models(rules: Settings) -> int:
@@ -226,7 +255,8 @@ def _walk(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     if depth > _DEEPEST:
         raise PolicyError("This request is nested too deeply; simplify it.")
     yield name, value
-    if is_dataclass(value) and not isinstance(value, type):
+    nothing = value == OwnText()  # the model writes no text, so that the length of one does not matter
+    if is_dataclass(value) and not isinstance(value, type) and not nothing:
         for entry in fields(value):
             yield from _walk(entry.name, getattr(value, entry.name), depth + 1)
     elif isinstance(value, Mapping):
@@ -269,18 +299,24 @@ def _check_text(rules: Settings, spec: TextSpec) -> None:
         _check_upload(rules, Path(spec.value))
     if spec.kind == "dataset":
         _check_dataset(rules, spec.value)
+    if spec.chat_template not in ("", "off"):
+        raise PolicyError("This hosted demo reads no chat templates of yours; use the model's own, or off.")
     _check_rows(rules, spec)
 
 
 def _check_rows(rules: Settings, spec: TextSpec) -> None:
-    """Check rows and tokens; without a limit, a small built-in text or a pasted one is used whole."""
+    """Check rows and tokens; without a limit, a small built-in text or a pasted one is used whole.
+
+    A character is taken for a token: more than that are rare, and the time of a job is limited too.
+    """
     whole = spec.kind == "paste" or (spec.kind == "builtin" and spec.value != "python-reference")
+    pasted = -(-len(spec.value) // spec.max_length) if spec.kind == "paste" and spec.cuts else 1
     if spec.max_length > rules.max_row_tokens:  # time and memory of one row, which no stop can interrupt in a layer
         raise PolicyError(
             f"Rows of {spec.max_length:,} tokens are longer than the {rules.max_row_tokens:,} that this hosted demo "
             "reads; choose shorter rows."
         )
-    rows = spec.limit if spec.limit is not None else (1 if whole else rules.max_rows + 1)
+    rows = spec.limit if spec.limit is not None else (max(pasted, 1) if whole else rules.max_rows + 1)
     if rows > rules.max_rows:
         raise PolicyError(f"This hosted demo reads at most {rules.max_rows} rows of a text; choose fewer rows.")
     if rows * spec.max_length > rules.max_tokens:
@@ -304,6 +340,12 @@ def _check_heal(rules: Settings, request: HealRequest) -> None:
     check(rules, request.settings())
 
 
+def _check_own(rules: Settings, own: OwnText) -> None:
+    """Refuse prompts in files of the server."""
+    if own.prompts is not None:
+        _check_upload(rules, Path(own.prompts))
+
+
 def _check_criteria(rules: Settings, request: MeasureRequest) -> None:
     """Refuse criteria that are files of code."""
     other = [name for name in request.criteria if name not in criteria.names()]
@@ -311,12 +353,35 @@ def _check_criteria(rules: Settings, request: MeasureRequest) -> None:
         raise PolicyError(f"This hosted demo has no criterion {one_line(other[0])}; choose one of the map's.")
 
 
+def _check_evidence(rules: Settings, request: EvidenceRequest) -> None:
+    """Refuse texts that are files of the server, and tasks, which would be fetched from anywhere."""
+    if request.lm_eval:
+        raise PolicyError("This hosted demo runs no tasks of lm_eval; run shortviz on your own machine.")
+    other = [name for name in request.other_texts if name not in builtin_names()]
+    if other:
+        raise PolicyError(f"This hosted demo reads no files of its server; {one_line(other[0])} is no built-in text.")
+
+
 def _check_upload(rules: Settings, path: Path) -> None:
     inside = _is_inside(path, rules.uploads_dir)
+    if inside and not path.exists():
+        raise PolicyError("The uploaded file is no longer on the server; give it again.")
     if not inside or path.is_symlink() or not path.is_file():
         raise PolicyError("This hosted demo reads no files of its server; upload the text or paste it.")
-    if path.stat().st_size > rules.max_upload_mb * 1_000_000:
-        raise PolicyError(f"The uploaded file is larger than {rules.max_upload_mb} MB; shorten it.")
+    check_upload_bytes(rules, path.stat().st_size)
+    if _unpacks_to_more(path, path.stat().st_mtime_ns, rules.max_upload_mb * 1_000_000):
+        raise PolicyError(f"The uploaded file unpacks to more than {rules.max_upload_mb} MB; shorten it.")
+
+
+@lru_cache(maxsize=256)
+def _unpacks_to_more(path: Path, _stamp: int, most: int) -> bool:
+    """Tell whether a file, as it is at that time, unpacks to more than so many bytes; no more than that is unpacked.
+
+    A file that is broken is told where it is read.
+    """
+    with suppress(TextError):
+        return holds_more(path, most)
+    return False
 
 
 def check_upload_bytes(rules: Settings, num_bytes: int) -> None:
@@ -397,13 +462,9 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 _RECORDS: Mapping[type, Callable[[Settings, Any], None]] = {
-    ModelRef: _check_model,
-    TextSpec: _check_text,
-    TaskSpec: _check_task,
-    HealSettings: _check_training,
-    HealRequest: _check_heal,
-    MeasureRequest: _check_criteria,
-}
+    ModelRef: _check_model, TextSpec: _check_text, TaskSpec: _check_task, HealSettings: _check_training,
+    HealRequest: _check_heal, OwnText: _check_own, MeasureRequest: _check_criteria, EvidenceRequest: _check_evidence,
+}  # fmt: skip
 """What is judged as a whole, before its fields."""
 
 
@@ -428,7 +489,7 @@ def _check_size(name: str, value: str | float, most: float) -> None:
     elif value is True and most == 0:
         raise PolicyError(f"This hosted demo does not {name}; run shortviz on your own machine.")
     elif not abs(value) <= most:  # NaN too; a whole number may be too large to be a float
-        shown = f"{value:.4g}" if isinstance(value, float) or abs(value) < 1e15 else "far too large"
+        shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if abs(value) < 1e15 else "far too large"
         raise PolicyError(
             f"{name.capitalize()} is {shown}, and this hosted demo takes at most {most:,.0f}; choose a smaller number."
         )

@@ -39,8 +39,6 @@ class JobState:
     title: str
     """For people."""
     lane: Lane = "long"
-    owner: str = ""
-    """Session that submitted it."""
     state: JobStatus = "queued"
     stopping: bool = False
     """Cancel was asked and the work has not come back yet."""
@@ -67,6 +65,8 @@ class JobState:
     """Grows at each change."""
     position: int = 0
     """Place in the queue, 1 = next; 0 when not waiting."""
+    waits_for: str = ""
+    """Title of the job that runs before it, where whoever looks may see that one."""
     created: float = 0.0
     """Unix time."""
     finished: float | None = None
@@ -151,7 +151,6 @@ class JobRegistry:
         queue_limit: int = 8,
         keep_seconds: float = 3600.0,
         clock: Callable[[], float] = time.monotonic,
-        may_cancel: Callable[[JobState], bool] = lambda job: True,
     ) -> None:
         """Make an empty registry; its threads start with the first job of their lane.
 
@@ -159,7 +158,6 @@ class JobRegistry:
             queue_limit: jobs that may wait in a lane.
             keep_seconds: age at which finished jobs (and their results) are forgotten at the next submit.
             clock: seconds, never going back; a test hands in its own.
-            may_cancel: whether whoever calls `cancel` may stop this job.
         """
         self._changed = threading.Condition()
         self._jobs: dict[str, _Job] = {}
@@ -168,10 +166,9 @@ class JobRegistry:
         self._queue_limit = queue_limit
         self._keep_seconds = keep_seconds
         self._clock = clock
-        self._may_cancel = may_cancel
         self._closed = False
 
-    def submit(self, kind: str, title: str, work: Work, *, lane: Lane = "long", owner: str = "") -> str:
+    def submit(self, kind: str, title: str, work: Work, *, lane: Lane = "long") -> str:
         """Return the id of a new job that will run `work` in its lane.
 
         Raises:
@@ -187,9 +184,7 @@ class JobRegistry:
                     f"The job '{title}' cannot start: {len(waiting)} jobs are waiting already; "
                     "wait for one to finish or cancel one."
                 )
-            state = JobState(
-                id=uuid.uuid4().hex[:12], kind=kind, title=title, lane=lane, owner=owner, created=time.time()
-            )
+            state = JobState(id=uuid.uuid4().hex[:12], kind=kind, title=title, lane=lane, created=time.time())
             job = _Job(state=state, work=work)
             self._jobs[state.id] = job
             waiting.append(job)
@@ -204,7 +199,7 @@ class JobRegistry:
             self._changed.notify_all()
             return state.id
 
-    def refuse(self, kind: str, title: str, error: str, *, lane: Lane = "long", owner: str = "") -> str:
+    def refuse(self, kind: str, title: str, error: str, *, lane: Lane = "long") -> str:
         """Return the id of a job that failed before it began, so that it is told where jobs of its kind are told."""
         now = time.time()
         state = JobState(
@@ -212,7 +207,6 @@ class JobRegistry:
             kind=kind,
             title=title,
             lane=lane,
-            owner=owner,
             state="failed",
             error=error,
             created=now,
@@ -244,11 +238,6 @@ class JobRegistry:
 
     def cancel(self, job_id: str) -> None:
         """Take a waiting job out of the queue, or ask a running one to stop; nothing happens to others."""
-        found = self.state(job_id)
-        if found is not None and self._may_cancel(found):
-            self._cancel(job_id)
-
-    def _cancel(self, job_id: str) -> None:
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None or not job.state.live:
@@ -273,7 +262,7 @@ class JobRegistry:
         with self._changed:
             self._closed = True
             for job_id in tuple(self._jobs):
-                self._cancel(job_id)
+                self.cancel(job_id)
             self._changed.notify_all()
         for worker in tuple(self._workers.values()):
             if worker is not threading.current_thread():

@@ -5,20 +5,27 @@ hosted policy refuses it until its limit is named there. `execute` carries a req
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, get_args
 
 from shortviz.errors import FieldError
-from shortviz.records.heal import HealSettings, preset
+from shortviz.records.formatting import layers_text
+from shortviz.records.heal import HealSettings, OwnText, preset
 from shortviz.records.help import Help
-from shortviz.records.model import SPREAD, ModelInfo, ModelRef
+from shortviz.records.measured import Gate
+from shortviz.records.model import SPREAD, STORED, ModelInfo, ModelRef, OutDtype
 from shortviz.records.plan import Block, Removal
 from shortviz.records.text import ALL_TOKENS, TaskSpec, TextSpec, WindowSpec
+from shortviz.text.sources import PASTED, file_words
 from shortviz.text.tokens import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, FIT_LENGTH, FIT_TOKENS
 
 FIT_TEXT = replace(DEFAULT_CALIBRATION, limit=None)
 """What repairs are fitted to unless other text is chosen: as many rows as are needed."""
 TRAINING_TEXT = replace(FIT_TEXT, max_length=ALL_TOKENS)
 """What healing trains on unless other text is chosen; windows are cut from the joined rows."""
+
+SELF = "self"
+"""The text of a healing that the uncut model writes; a file of that name is `./self`."""
 
 Stream = Annotated[
     bool | None,
@@ -35,6 +42,9 @@ Adapter = Annotated[
 Method = Annotated[str, Help("seam_refit, linear_fold or scale.")]
 FitTokens = Annotated[int, Help("Tokens of the text to fit on, in rows of --max-length (256).")]
 Write = Annotated[str, Help("A prompt that the models continue.")]
+Anyway = Annotated[
+    bool, Help("Write a repaired or healed model that is not better on the evaluation text.", option="--anyway")
+]
 Change = tuple[str, int | float | str | bool]
 """A setting of healing, by its field, and its value."""
 
@@ -122,6 +132,11 @@ class EvaluateRequest:
     adapter: Adapter = None
     stream: Stream = None
     write: Write = ""
+    gate: Gate = Gate()
+
+    def __post_init__(self) -> None:
+        compares = self.removal is not None or self.adapter is not None
+        self.gate.check_request(compares=compares, windows=self.windows.windows, asks=self.task is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,20 +161,27 @@ class CurveRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RepairRequest:
-    """A cut, repaired in closed form, beside the uncut and the cut model on the same windows."""
+class _CutRequest:
+    """What is asked of a cut: what is done to it takes one text, and its models are scored on the other."""
 
-    kind: ClassVar = "repair"
     model: ModelRef
     removal: Removal
     text: TextSpec = FIT_TEXT
     evaluation: TextSpec = DEFAULT_EVALUATION
     windows: WindowSpec = WindowSpec()
     task: TaskSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairRequest(_CutRequest):
+    """A cut, repaired in closed form, beside the uncut and the cut model on the same windows."""
+
+    kind: ClassVar = "repair"
     method: Method = "seam_refit"
     fit_tokens: FitTokens = FIT_TOKENS
     batch_size: Batch = 8
     write: Write = ""
+    anyway: Anyway = False
 
     def __post_init__(self) -> None:
         check_fit(self)
@@ -184,6 +206,7 @@ class ShrinkRequest:
         Help("Choose layers on the text that is fitted to: the other takes no part.", option="--choose-on-text"),
     ] = False
     write: Write = ""
+    anyway: Anyway = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "to_layers")
@@ -191,31 +214,72 @@ class ShrinkRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HealRequest:
+class HealRequest(_CutRequest):
     """A cut, repaired if wanted, then trained, beside what it was before on the same windows."""
 
     kind: ClassVar = "heal"
-    model: ModelRef
-    removal: Removal
     text: TextSpec = TRAINING_TEXT
-    evaluation: TextSpec = DEFAULT_EVALUATION
-    windows: WindowSpec = WindowSpec()
-    task: TaskSpec | None = None
     repair: Annotated[str | None, Help("Repair first, in closed form: e.g. seam_refit.")] = None
     preset: Annotated[str, Help("quick, good, or paper (for a GPU); the options below change it.")] = "good"
     changes: tuple[Change, ...] = ()
     """Settings that differ from the preset's, by field: a setting that is not changed is fitted to the model."""
+    own: OwnText = OwnText()
+    """What of the training text the uncut model writes itself; a text file named `self` asks for nothing else."""
     write: Write = ""
+    anyway: Anyway = False
 
     def __post_init__(self) -> None:
+        if (self.text.kind, self.text.value) == ("file", SELF):
+            self._read_self()
+        if self.own.self_share is None and self.own != OwnText():
+            first = next(
+                name for name in OwnText.__dataclass_fields__ if getattr(self.own, name) != getattr(OwnText(), name)
+            )
+            raise FieldError(first, "is of text that the model writes itself; give self_share too, or leave it out")
         places = {name: place for place, name in enumerate(HealSettings.__dataclass_fields__)}
         ordered = sorted(self.changes, key=lambda change: places.get(change[0], -1))
         object.__setattr__(self, "changes", tuple(ordered))
         self.settings()
 
+    def _read_self(self) -> None:
+        """Take the text `self` for a share of 1 where none is given, and the usual text for the rest and a repair."""
+        for name in ("key", "chat_template"):
+            if getattr(self.text, name) != getattr(TRAINING_TEXT, name):
+                raise FieldError(name, "is for text that is read, and the model writes its own; leave it out")
+        same = {name: getattr(self.text, name) for name in ("limit", "max_length", "bos", "special_tokens")}
+        object.__setattr__(self, "text", replace(TRAINING_TEXT, **same))
+        if self.own.self_share is None:
+            object.__setattr__(self, "own", replace(self.own, self_share=1.0))
+
     def settings(self, model: ModelInfo | None = None) -> HealSettings:
         """Return the recipe, fitted to a model where it is known; raises ShortvizError for wrong values."""
         return preset(self.preset, model, **dict(self.changes))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvidenceRequest(_CutRequest):
+    """What a cut model can still do, and its treated ones: other texts, questions, probes, speed, all beside uncut."""
+
+    kind: ClassVar = "evidence"
+    other_texts: Annotated[
+        tuple[str, ...], Help("Built-in texts or files that show other kinds of text, by commas.", option="--texts")
+    ] = ("passages/prose", "passages/code", "passages/dialogue")
+    repair: Annotated[str | None, Help("Also the cut repaired in closed form: e.g. seam_refit.")] = None
+    adapter: Adapter = None
+    fit_tokens: FitTokens = FIT_TOKENS
+    batch_size: Batch = 8
+    lm_eval: Annotated[
+        tuple[str, ...], Help("Tasks of lm_eval, or .yaml files of tasks, by commas (pip install shortviz[eval]).")
+    ] = ()
+    lm_eval_limit: Annotated[int | None, Help("--lm-eval: at most so many samples of each task.")] = None
+    probe_items: Annotated[int, Help("Items of each probe.")] = 100
+    seed: Annotated[int, Help("Of the probes' items.")] = 0
+    write: Write = ""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seed")
+        at_least(self, 1, "probe_items", "lm_eval_limit")
+        check_fit(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,14 +288,38 @@ class ExportRequest:
 
     kind: ClassVar = "export"
     model: ModelRef
-    folder: Annotated[str, Help("Where to write; must be new or empty.", option="--out", metavar="FOLDER")]
+    folder: Annotated[
+        str, Help("Where to write: a new or empty folder, or a new .gguf file.", option="--out", metavar="PATH")
+    ]
     removal: Removal | None = None
     adapter: Adapter = None
     stream: Stream = None
     run: Annotated[str | None, Help("A run that keeps a repaired or healed model: write that.", metavar="RUN")] = None
     methods: Annotated[tuple[str, ...], Help("--run: what was done after the cut, e.g. seam_refit,lora.")] = ()
+    anyway: Anyway = False
     adapter_only: Annotated[bool, Help("--run: write what was learned, alone.", option="--adapter-only")] = False
     archive: Annotated[bool, Help("Write one zip file in place of the folder.", option="--archive")] = False
+    out_dtype: Annotated[OutDtype, Help("The dtype of the files: stored, float32, bfloat16 or float16.")] = STORED
+    gate: Gate = Gate()
+    """Judged before anything is written, on the text and the questions that follow."""
+    text: TextSpec = DEFAULT_EVALUATION
+    windows: WindowSpec = WindowSpec()
+    task: TaskSpec | None = None
+
+    def __post_init__(self) -> None:
+        compares = self.removal is not None or self.adapter is not None
+        self.gate.check_request(compares=compares, windows=self.windows.windows, asks=self.task is not None)
+        if self.out_dtype not in get_args(OutDtype):
+            raise FieldError("out_dtype", f"is {self.out_dtype!r}; give one of {', '.join(get_args(OutDtype))}")
+        if self.out_dtype != STORED and (self.stream or self.adapter_only or self.folder.endswith(".gguf")):
+            what = "an adapter" if self.adapter_only else "a stream of files" if self.stream else "a GGUF file"
+            raise FieldError("out_dtype", f"is {self.out_dtype}, and {what} is written as it is stored; leave it out")
+        if self.gate.asked and self.adapter_only:
+            raise FieldError("adapter_only", "writes no model that could be judged; leave it or the limits out")
+        if self.gate.max_nll_increase is None and (self.text, self.windows) != (DEFAULT_EVALUATION, WindowSpec()):
+            raise FieldError("max_nll_increase", "is not given, and text and windows serve it alone; give all or none")
+        if self.gate.min_accuracy is None and self.task is not None:
+            raise FieldError("min_accuracy", "is not given, and tasks serve it alone; give both or none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,7 +348,7 @@ class EstimateRequest:
 
 Request = (
     MeasureRequest | TextsRequest | MapRequest | SearchRequest | BlocksRequest | EvaluateRequest | CurveRequest
-    | RepairRequest | ShrinkRequest | HealRequest | ExportRequest | PushRequest | EstimateRequest
+    | RepairRequest | ShrinkRequest | HealRequest | EvidenceRequest | ExportRequest | PushRequest | EstimateRequest
 )  # fmt: skip
 REQUESTS: tuple[type[Request], ...] = Request.__args__
 
@@ -273,7 +361,7 @@ def at_least(request: object, least: int, *names: str) -> None:
             raise FieldError(name, f"is {value}; it must be at least {least}")
 
 
-def check_fit(request: RepairRequest | ShrinkRequest) -> None:
+def check_fit(request: RepairRequest | ShrinkRequest | EvidenceRequest) -> None:
     """Raise FieldError where a repair would have too little text to be fitted and judged."""
     at_least(request, 1, "batch_size")
     length = request.text.max_length or FIT_LENGTH
@@ -373,12 +461,35 @@ class ContinueRequest:
 
 
 AppRequest = (
-    SizeRequest
-    | LoadRequest
-    | PrepareRequest
-    | FetchRequest
-    | TasksRequest
-    | AskRequest
-    | BringBackRequest
-    | ContinueRequest
-)
+    SizeRequest | LoadRequest | PrepareRequest | FetchRequest | TasksRequest
+    | AskRequest | BringBackRequest | ContinueRequest
+)  # fmt: skip
+
+
+_INSPECTS = ("estimate", "size", "prepare", "evaluate", "questions", "repair", "bring", "continuations")
+
+
+def lane_of(request: Request | AppRequest) -> Literal["long", "inspect"]:
+    """Return the lane of the queue that work waits in."""
+    return "inspect" if request.kind in _INSPECTS else "long"
+
+
+def title_of(request: Request | AppRequest) -> str:
+    """Return what a job is called for people."""
+    removal = getattr(request, "removal", None)
+    cut = f" without layers {layers_text(removal.removed)}" if removal is not None else ""
+    about, text = getattr(request, "model", None), ""
+    if isinstance(request, MeasureRequest | MapRequest):  # the same model is measured on several texts
+        named = {"paste": PASTED, "file": file_words(Path(request.text.value))}
+        text = f" on {named.get(request.text.kind, request.text.value)}"
+    return f"{TITLES[request.kind]}{cut} of {about.id}{text}" if about is not None else TITLES[request.kind]
+
+
+TITLES = {
+    "measure": "Distances", "texts": "Distances on several texts", "losses": "Losses", "search": "Search",
+    "blocks": "Losses of chosen blocks", "evaluate": "Evaluation", "curve": "Removal curve", "tasks": "Questions",
+    "load": "Loading", "prepare": "Preparation", "questions": "Fetching the questions", "estimate": "Estimate",
+    "size": "Size", "repair": "Repair", "shrink": "Shrinking", "heal": "Healing", "ask": "Questions for the ledger",
+    "evidence": "Evidence", "bring": "Bringing back a model", "continuations": "Continuations", "export": "Export",
+    "push": "Push",
+}  # fmt: skip

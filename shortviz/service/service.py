@@ -1,44 +1,37 @@
 """What the app keeps for the whole process: loaded models, runs, and numbers measured for clicked blocks."""
 
-import gc
 import hashlib
-import math
 import re
 import shutil
-import sys
 import threading
-import time
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from operator import itemgetter
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-from cachetools import LRUCache
+from typing import TYPE_CHECKING, Any, Literal
 
 from shortviz.errors import RunError, ShortvizError
 from shortviz.files import free_bytes
-from shortviz.progress import NO_WATCH, Watch
-from shortviz.records.formatting import layers_text
-from shortviz.records.measured import Evaluation
-from shortviz.records.model import ModelEstimate, ModelRef
+from shortviz.progress import Watch
+from shortviz.records.measured import Evaluation, TokenLoss
+from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, Removal
 from shortviz.records.run import Run
-from shortviz.records.text import TaskRows, TaskScore, TextSpec
+from shortviz.records.text import TaskRows, TaskScore, TextInfo, TextSpec
 from shortviz.runs import library
+from shortviz.runs.library import title
 from shortviz.runs.run import EXAMPLES, FILE, example_run, folder_name, has_example, load_run, save_run
 from shortviz.service import policy
+from shortviz.service.kept import Cache, ModelCache
 from shortviz.service.place import Place
-from shortviz.service.queue import JobRegistry, JobState, Lane
-from shortviz.service.requests import AppRequest, EvaluateRequest, Request
+from shortviz.service.queue import JobRegistry, JobState
+from shortviz.service.requests import AppRequest, EvaluateRequest, Request, lane_of, title_of
 from shortviz.settings import settings
 
 if TYPE_CHECKING:
     from shortviz.heal.adapter import Adapter
     from shortviz.measure.losses import BaseScores
     from shortviz.model.handle import ModelHandle
-    from shortviz.model.load import ResolvedModel
     from shortviz.records.text import WindowSet
 
 
@@ -46,117 +39,6 @@ EXAMPLE = "example"
 """Key of the bundled run that is shown first."""
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_V = TypeVar("_V")
-_FRESH_SECONDS = 60.0
-"""For so long what was found of a model's files is not looked up again: files and free memory change."""
-
-
-class Cache(Generic[_V]):
-    """A small LRU cache for every thread, limited by the number of its entries and, where that is said, their bytes."""
-
-    def __init__(self, limit: int, most_bytes: float = math.inf) -> None:
-        """Keep at most `limit` entries, of at most `most_bytes` together."""
-        self._limit = limit
-        self._items: LRUCache[Hashable, tuple[_V | None, int]] = LRUCache(most_bytes, getsizeof=itemgetter(1))
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable) -> _V | None:
-        """Return the entry, or None."""
-        with self._lock:
-            return self._items.get(key, (None, 0))[0]
-
-    def put(self, key: Hashable, value: _V, num_bytes: int = 0) -> _V:
-        """Keep the entry, and return it; one that is too large by itself is not kept, and drives no other out."""
-        with self._lock:
-            self._items.pop(key, None)
-            if num_bytes <= self._items.maxsize:
-                self._items[key] = value, num_bytes
-            if len(self._items) > self._limit:
-                self._items.popitem()
-        return value
-
-    def drop(self, key: Hashable) -> None:
-        """Forget one entry."""
-        with self._lock:
-            self._items.pop(key, None)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._items.clear()
-
-
-_importing = threading.Lock()
-
-
-def import_engine() -> None:
-    """Import torch and transformers: seconds, the first time. One thread at a time, so that none sees half a module."""
-    with _importing:
-        import shortviz.measure.losses
-        import shortviz.model.load
-        import shortviz.model.prune
-        import shortviz.text.tokens  # noqa: F401
-
-
-class ModelCache:
-    """Loaded models, shared by all sessions and never changed; at most two are kept."""
-
-    def __init__(self, limit: int = 2) -> None:
-        """Keep at most `limit` models in memory."""
-        self._handles: Cache[ModelHandle] = Cache(limit)
-        self._resolved: Cache[tuple[float, ResolvedModel]] = Cache(1)
-        self._loading = threading.Lock()
-
-    def get(self, ref: ModelRef) -> "ModelHandle | None":
-        """Return the model where it is loaded; starts nothing."""
-        return self._handles.get(ref)
-
-    def resolve(self, ref: ModelRef, watch: Watch = NO_WATCH) -> "ResolvedModel":
-        """Return the model's files, headers, config and size, for background jobs only; `load` does not ask again."""
-        import_engine()
-        from shortviz.model.load import resolve
-
-        moment, found = self._resolved.get(ref) or (-math.inf, None)
-        if found is None or time.monotonic() - moment > _FRESH_SECONDS:
-            found = resolve(ref, watch=watch)
-            self._resolved.put(ref, (time.monotonic(), found))
-        return found
-
-    def estimate(self, ref: ModelRef) -> ModelEstimate:
-        """Return what loading would cost; for background jobs only."""
-        self._resolved.drop(ref)  # files and free memory change
-        return self.resolve(ref).estimate
-
-    def load(self, ref: ModelRef, watch: Watch, fits: Callable[[int], object] | None = None) -> "ModelHandle":
-        """Return the model, loading it where needed; for background jobs only (torch is imported here).
-
-        `fits` is called with the number of layers before any weight is read, and raises where that will not do.
-        """
-        with self._loading:
-            found = self._handles.get(ref)
-            if found is not None:
-                if fits is not None:
-                    fits(found.info.num_layers)
-                return found
-            watch.tell("start", done=0, total=1, unit="steps", detail="starting the engine")
-            resolved = self.resolve(ref, watch)
-            from shortviz.model.load import load
-
-            size = resolved.estimate
-            watch.say(size.words)
-            policy.check_estimate(settings(), size)
-            if fits is not None:
-                fits(size.num_layers)
-            self._resolved.drop(ref)
-            return self._handles.put(ref, load(resolved, watch=watch))
-
-    def clear(self) -> None:
-        """Let go of all models and give a GPU's memory back."""
-        self._handles.clear()
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 class RunStore:
@@ -193,32 +75,32 @@ class RunStore:
                 self._make_room(key)
             self._runs.put(key, run)
 
-    def listed(self) -> dict[str, Run]:
+    def listed(self, own: Collection[str] = ()) -> dict[str, Run]:
         """Return all runs by key, newest first, the bundled ones last; those that cannot be read are passed over.
 
-        Where strangers meet, only runs of built-in texts: the others are of somebody's own text.
+        Where strangers meet, only runs of built-in texts: the others are of somebody's own text. A visitor's `own` come
+        first, of whichever text.
         """
         found: dict[str, Run] = {}
-        own = [folder.name for folder in library.folders(self.folder) if _KEY.fullmatch(folder.name)]
-        for key in (*own, *EXAMPLES):
+        kept = [folder.name for folder in library.folders(self.folder) if _KEY.fullmatch(folder.name)]
+        for key in (*sorted(kept, key=lambda key: key not in own), *EXAMPLES):
             try:
                 run = self.get(key)
             except RunError:
                 continue
-            if run is not None and policy.may_show(settings(), run):
+            if run is not None and (key in own or policy.may_show(settings(), run)):
                 found[key] = run
         return found
 
-    def add(self, run: Run) -> str:
-        """Keep a run that came from elsewhere, under a key of its own; returns the key."""
+    def add(self, run: Run) -> tuple[str, bool]:
+        """Keep a run that came from elsewhere under a key of its own; returns it, and whether the run is new here."""
         with self._lock:
+            for key, known in self.listed().items():
+                if library.same_measurement(known, run):
+                    return key, False
             key = library.free_key(self.folder, folder_name(run))
             self.put(key, run)
-        return key
-
-    def rename(self, key: str, name: str) -> None:
-        """Give a run of this machine another name."""
-        self.update(key, lambda run: library.renamed(run, name) if run is not None else None)
+        return key, True
 
     def remove(self, key: str) -> str:
         """Put a run aside; returns what `restore` brings it back by."""
@@ -250,18 +132,29 @@ class RunStore:
                 self.put(key, run)
 
 
+_LATER = ("special_tokens", "chat_template", "long_rows")
+
+
 def run_key(ref: ModelRef, spec: TextSpec) -> str:
     """Return the name of the run directory for a model and a calibration text."""
     name = re.sub(r"[^a-z0-9]+", "-", Path(ref.id).name.lower()).strip("-")[:40] or "model"
-    facts: list[object] = [ref, spec]
-    if spec.kind == "file" and Path(spec.value).is_file():  # changed text is another run
-        stat = Path(spec.value).stat()
-        facts += [stat.st_size, stat.st_mtime_ns]
-    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:10]
+    # Fields that texts did not always have are named where they say something: older runs keep their names.
+    spec = replace(spec, long_rows="cut" if spec.cuts else "auto")
+    told = ((f.name, getattr(spec, f.name), f.default) for f in fields(spec))
+    own = ", ".join(f"{key}={value!r}" for key, value, usual in told if key not in _LATER or value != usual)
+    facts = [repr(ref), f"TextSpec({own})"]
+    for file in (spec.value if spec.kind == "file" else "", spec.chat_template):
+        if file and Path(file).is_file():  # changed text is another run
+            stat = Path(file).stat()
+            facts += [str(stat.st_size), str(stat.st_mtime_ns)]
+    digest = hashlib.sha256(f"[{', '.join(facts)}]".encode()).hexdigest()[:10]
     return f"{name}-{digest}"
 
 
 # The one bench of a process: jobs, models and runs, shared by all sessions.
+
+Handle = Literal["wants", "sees", "left"]
+"""What a job is to a visitor: asked for by them, come upon while they looked at what it measures, or left by them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,7 +173,8 @@ def _treated_cache() -> "Cache[ModelHandle]":
 class Service:
     """Everything that outlives a session. Its parts are safe to use from any thread.
 
-    Where the app is hosted, every job passes `policy` in `submit`, and belongs to the session that started it.
+    Where the app is hosted, every job passes `policy` in `submit`, and each visitor has a handle of their own on it:
+    work that two of them asked for is done once, and goes on while one of them wants it.
     """
 
     carry_out: "Callable[[Request | AppRequest, Service, Place, Watch], Any]"
@@ -292,6 +186,8 @@ class Service:
     runs: RunStore
     measured: "Cache[Evaluation]" = field(default_factory=lambda: Cache(2000))
     """By `measure.measured_key`."""
+    words: "Cache[tuple[TokenLoss, ...]]" = field(default_factory=lambda: Cache(100))
+    """By the same: the first look, token by token."""
     continuations: "Cache[str]" = field(default_factory=lambda: Cache(500))
     """By (model, removed layers, prompt)."""
     treated: "Cache[ModelHandle]" = field(default_factory=_treated_cache)
@@ -302,16 +198,22 @@ class Service:
     """By (model, removed layers, fingerprint of the questions)."""
     questions: "Cache[TaskRows]" = field(default_factory=lambda: Cache(4))
     windows: "Cache[WindowSet]" = field(default_factory=lambda: Cache(4))
+    texts: "Cache[TextInfo]" = field(default_factory=lambda: Cache(4))
+    """What distances are averaged over, by (model, text)."""
+    counts: "Cache[tuple[str, str]]" = field(default_factory=lambda: Cache(20))
+    """What texts become, in words: by `measure.counts_of`."""
     wanted_rows: list[int] = field(default_factory=list)
     """Rows of the measured map that people look at now; a running measurement takes them first."""
     base_scores: "Cache[BaseScores]" = field(default_factory=lambda: Cache(2))
     _contexts: "Cache[Asked]" = field(default_factory=lambda: Cache(200))
-    _watchers: "Cache[frozenset[str]]" = field(default_factory=lambda: Cache(200))
-    """By job: the sessions that may see it, where the app is hosted."""
+    _visitors: "Cache[dict[str, Handle]]" = field(default_factory=lambda: Cache(200))
+    """By job: what it is to each visitor who may see it."""
+    _own_runs: "Cache[tuple[str, ...]]" = field(default_factory=lambda: Cache(200))
+    """By visitor: the runs that their jobs go into, the newest first, where the app is hosted."""
     _submitting: Any = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        self.jobs = JobRegistry(queue_limit=settings().max_queue, may_cancel=self._is_own)
+        self.jobs = JobRegistry(queue_limit=settings().max_queue)
 
     def submit(self, request: "Request | AppRequest", *, key: str | None = None, start: str | None = None) -> str:
         """Return the id of a new job; the same work that is waiting or running already is not started twice.
@@ -338,27 +240,65 @@ class Service:
             live = [state for state in self.jobs.jobs() if state.live]
             same = next((j.id for j in live if not j.stopping and self._contexts.get(j.id) == context), None)
             try:
-                policy.check_start(rules, context, live if same is None else (), owner, free_bytes())
-                job_id = same or self.jobs.submit(request.kind, title, _timed(work), lane=lane, owner=owner)
+                policy.check_start(rules, context, self.own_live() if same is None else (), free_bytes())
+                job_id = same or self.jobs.submit(request.kind, title, _timed(work), lane=lane)
+                if context.run_key is not None and policy.knows_browsers(rules):
+                    known = self._own_runs.get(owner) or ()
+                    self._own_runs.put(owner, tuple(dict.fromkeys((context.run_key, *known))))
             except ShortvizError as error:
-                job_id = self.jobs.refuse(request.kind, title, str(error), lane=lane, owner=owner)
+                job_id = self.jobs.refuse(request.kind, title, str(error), lane=lane)
             self._contexts.put(job_id, context)
-            self._watch(job_id, owner)
+            self._hold(job_id, owner, "wants")
             return job_id
+
+    def stop(self, job_id: str) -> None:
+        """Leave a job: the work ends when the last who wanted it has left. On one's own machine it ends at once."""
+        with self._submitting:
+            if policy.knows_browsers(settings()):
+                if not self._wants(job_id):
+                    return
+                self._hold(job_id, self.visitor(), "left")
+                if "wants" in (self._visitors.get(job_id) or {}).values():
+                    return
+            self.jobs.cancel(job_id)
 
     def context(self, job_id: str) -> Asked | None:
         """Return what the job is about; None where this session may not see it."""
         return self._contexts.get(job_id) if self._visible(job_id) else None
 
     def state(self, job_id: str | None) -> JobState | None:
-        """Return how the job stands, or None where there is none that this session may see."""
-        return None if job_id is None or not self._visible(job_id) else self.jobs.state(job_id)
+        """Return how the job stands, or None where there is none that this session may see.
+
+        One that waits says which job runs before it, and its seconds left are that one's. One that this visitor has
+        left while others go on with it is cancelled for them, and `stopping` until the work ends.
+        """
+        found = None if job_id is None or not self._visible(job_id) else self.jobs.state(job_id)
+        if found is None or not found.live:
+            return found
+        handles = self._visitors.get(found.id) or {}
+        if handles.get(self.visitor()) == "left" and "wants" in handles.values():
+            return replace(found, state="cancelled", stopping=True, position=0, rate=0.0, eta_seconds=None)
+        if found.state != "queued":
+            return found
+        ahead = [job for job in self.jobs.jobs() if job.state == "running" and job.lane == found.lane]
+        seen = next((job for job in ahead if self._visible(job.id)), None)
+        return found if seen is None else replace(found, waits_for=seen.title, eta_seconds=seen.eta_seconds)
 
     def own_live(self) -> tuple[JobState, ...]:
-        """Return the live jobs of this visitor, oldest first; none on one's own machine, where everybody sees all."""
+        """Return the live jobs that this visitor wants, oldest first; none on one's own machine: everybody sees all."""
         if not policy.knows_browsers(settings()):
             return ()
-        return tuple(job for job in self.jobs.jobs() if job.live and job.owner == self.visitor())
+        return tuple(job for job in self.jobs.jobs() if job.live and self._wants(job.id))
+
+    def running(self) -> tuple[JobState, ...]:
+        """Return the live long jobs that this visitor may see, their own first, then by age."""
+        long = [job for job in self.jobs.jobs() if job.live and job.lane == "long"]
+        seen = [job for one in long if (job := self.state(one.id)) is not None and job.live]
+        return tuple(sorted(seen, key=lambda job: not self._wants(job.id)))
+
+    def own_runs(self) -> tuple[str, ...]:
+        """Return the runs that this visitor's jobs went into, the newest first; none on one's own machine."""
+        return self._own_runs.get(self.visitor()) or ()
 
     def inspecting(self, ref: ModelRef | None, block: Block, spec: TextSpec, own: str | None = None) -> str | None:
         """Return the live job that measures this block: this session's `own`, or whichever session began one."""
@@ -367,16 +307,17 @@ class Service:
             asked = about.request if about is not None else None
             wanted = (ref, Removal(block=block), spec)
             if isinstance(asked, EvaluateRequest) and (asked.model, asked.removal, asked.text) == wanted:
-                self._watch(state.id, self.visitor())
+                self._hold(state.id, self.visitor(), "wants" if self._wants(state.id) else "sees")
                 return state.id
         return None
 
     def treating(self, kinds: Collection[str], ref: ModelRef | None, removed: tuple[int, ...]) -> JobState | None:
         """Return the newest job of these kinds that is about this cut, a live one first, whichever session began it."""
         found = None
-        for state in self.jobs.jobs():
-            about = self._contexts.get(state.id) if state.kind in kinds else None
-            if about is None or about.request.model != ref or not self._visible(state.id):  # type: ignore[union-attr]
+        for one in self.jobs.jobs():
+            about = self._contexts.get(one.id) if one.kind in kinds else None
+            state = self.state(one.id)
+            if about is None or about.request.model != ref or state is None:  # type: ignore[union-attr]
                 continue
             removal = getattr(about.request, "removal", None)
             if (removal.removed if removal is not None else ()) != removed:
@@ -392,15 +333,15 @@ class Service:
         self.base_scores.clear()
         self.models.clear()
 
-    def _watch(self, job_id: str, owner: str) -> None:
-        self._watchers.put(job_id, (self._watchers.get(job_id) or frozenset()) | {owner})
+    def _hold(self, job_id: str, owner: str, how: Handle) -> None:
+        with self._submitting:
+            self._visitors.put(job_id, (self._visitors.get(job_id) or {}) | {owner: how})
 
-    def _is_own(self, job: JobState) -> bool:
-        """Return whether whoever asks may stop the job: on one's own machine, everybody."""
-        return not policy.knows_browsers(settings()) or job.owner == self.visitor()
+    def _wants(self, job_id: str) -> bool:
+        return (self._visitors.get(job_id) or {}).get(self.visitor()) == "wants"
 
     def _visible(self, job_id: str) -> bool:
-        return not policy.knows_browsers(settings()) or self.visitor() in (self._watchers.get(job_id) or ())
+        return not policy.knows_browsers(settings()) or self.visitor() in (self._visitors.get(job_id) or ())
 
 
 def _timed(work: Callable[[Watch], Any]) -> Callable[[Watch], Any]:
@@ -458,35 +399,22 @@ class StorePlace(Place):
 
     @contextmanager
     def begun(self, run: Run) -> Iterator[None]:
-        """Nothing is saved before there is something to show."""
+        """Nothing is saved before there is something to show; a run of another text or model is refused before that."""
+        old = self._store.get(self._key) if self._key is not None else None
+        if old is not None and old.distances is not None and old.text.fingerprint != run.text.fingerprint:
+            raise RunError(
+                f"The text that was given has other tokens than {old.text.source}, which the run {title(old)} was "
+                "measured on; give that text, or choose another kind of text first, which begins a run of its own."
+            )
+        if old is not None and (old.model.id, old.model.dtype) != (run.model.id, run.model.dtype):
+            raise RunError(
+                f"The run {title(old)} is of {old.model.id} in {old.model.dtype}, and {run.model.id} in "
+                f"{run.model.dtype} was to be measured; load the run's model, or choose this one on the Model page, "
+                "which begins a run of its own."
+            )
         yield
 
     @property
     def keys(self) -> tuple[str, ...]:
         """That which the results go into, and that which is shown."""
         return tuple(dict.fromkeys(key for key in (self._key, self._start) if key is not None))
-
-
-_INSPECTS = ("estimate", "size", "prepare", "evaluate", "questions", "repair", "bring", "continuations")
-
-
-def lane_of(request: "Request | AppRequest") -> Lane:
-    """Return the lane of the queue that work waits in."""
-    return "inspect" if request.kind in _INSPECTS else "long"
-
-
-def title_of(request: "Request | AppRequest") -> str:
-    """Return what a job is called for people."""
-    removal = getattr(request, "removal", None)
-    cut = f" without layers {layers_text(removal.removed)}" if removal is not None else ""
-    about = getattr(request, "model", None)
-    return f"{TITLES[request.kind]}{cut} of {about.id}" if about is not None else TITLES[request.kind]
-
-
-TITLES = {
-    "measure": "Distances", "texts": "Distances on several texts", "losses": "Losses", "search": "Search",
-    "blocks": "Losses of chosen blocks", "evaluate": "Evaluation", "curve": "Removal curve", "tasks": "Questions",
-    "load": "Loading", "prepare": "Preparation", "questions": "Fetching the questions", "estimate": "Estimate",
-    "size": "Size", "repair": "Repair", "shrink": "Shrinking", "heal": "Healing", "ask": "Questions for the ledger",
-    "bring": "Bringing back a model", "continuations": "Continuations", "export": "Export", "push": "Push",
-}  # fmt: skip

@@ -21,8 +21,9 @@ from shortviz.records.heal import HealSettings
 from shortviz.records.help import Help, spelled
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, Removal
-from shortviz.records.text import TaskSpec, TextSpec
+from shortviz.records.text import TEXT_FIELDS, TaskSpec, TextSpec
 from shortviz.service.requests import REQUESTS, PushRequest, Request
+from shortviz.text.sources import builtin_names
 
 COMMANDS = {
     "losses": "map", "search": "map --search", "blocks": "map --stream", "texts": "sensitivity", "export": "prune",
@@ -50,12 +51,13 @@ _TEXTS: Mapping[Literal["file", "dataset", "builtin", "paste"], str] = {
     "file": "text", "dataset": "dataset", "builtin": "builtin", "paste": "paste",
 }  # fmt: skip
 _TEXT_HELP = {
-    "text": Help("A .txt (one row), .jsonl, .csv or .parquet file."),
+    "text": Help("A .txt (one row), .json, .jsonl, .csv, .tsv or .parquet file; .bz2, .gz or .zst of one."),
     "dataset": Help("A data set of the hub, streamed."),
     "builtin": Help("A built-in text: passages, passages/prose, python-reference."),
     "paste": Help("The text itself."),
 }
-_TEXT_FIELDS = ("key", "subset", "split", "limit", "max_length", "bos")
+_FILES = ("text", "eval_text", "chat_template", "eval_chat_template", "prompts")
+"""Fields that name a file, but for a chat template that is `off`."""
 _REMOVAL_HELP = {
     "start": (int, Help("First layer of the block, from 0; with --n.")),
     "n": (int, Help("Number of layers of the block; with --start.")),
@@ -106,14 +108,14 @@ def _part(name: str, hint: Any, default: Any) -> list[Option]:
         prefix = _prefix(name)
         hints = get_type_hints(TextSpec, include_extras=True)
         named = [_option(prefix + key, str, None, one) for key, one in _TEXT_HELP.items()]
-        kinds = {field: _bare(hints[field]) for field in _TEXT_FIELDS}
+        kinds = {field: _bare(hints[field]) for field in TEXT_FIELDS}
         return named + [
             _option(prefix + field, int if inner is int else str, None, told) for field, (inner, told) in kinds.items()
         ]
     if kind is Removal:
         return [_option(key, inner, None, told) for key, (inner, told) in _REMOVAL_HELP.items()]
     if kind is TaskSpec:
-        told = Help("Multiple-choice rows: a .jsonl, .csv or .parquet file, or a data set id.")
+        told = Help("Multiple-choice rows: a .json, .jsonl, .csv or .parquet file, or a data set id.")
         hints = get_type_hints(TaskSpec, include_extras=True)
         rest = [field for field in fields(TaskSpec) if field.name not in ("kind", "value")]
         return [_option("tasks", str, None, told)] + [
@@ -132,7 +134,7 @@ def _part(name: str, hint: Any, default: Any) -> list[Option]:
         ]  # fmt: skip
     if name == "texts":
         named = [_option(key, tuple[str, ...], (), _TEXT_HELP[key]) for key in ("text", "builtin", "dataset")]
-        return named + [one for one in _part("text", TextSpec, None) if one.name in _TEXT_FIELDS]
+        return named + [one for one in _part("text", TextSpec, None) if one.name in TEXT_FIELDS]
     if is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
         found = [] if default is MISSING else [getattr(default, field.name) for field in fields(kind)]
@@ -216,15 +218,15 @@ def _flat_text(prefix: str, spec: TextSpec, default: TextSpec) -> Values:
     same = (spec.kind, spec.value) == (default.kind, default.value)
     named = {} if same and (spec.limit is not None or default.limit is None) else {_TEXTS[spec.kind]: spec.value}
     base = default if not named else replace(_base(default, spec.kind, spec.value), bos=default.bos)
-    changed = {name: getattr(spec, name) for name in _TEXT_FIELDS if getattr(spec, name) != getattr(base, name)}
+    changed = {name: getattr(spec, name) for name in TEXT_FIELDS if getattr(spec, name) != getattr(base, name)}
     return {prefix + name: value for name, value in (named | changed).items()}
 
 
 def _flat_texts(specs: Sequence[TextSpec]) -> Values:
     found: Values = {}
     first = specs[0]
-    common = {name: getattr(first, name) for name in _TEXT_FIELDS}
-    if first.limit is None or any({n: getattr(spec, n) for n in _TEXT_FIELDS} != common for spec in specs):
+    common = {name: getattr(first, name) for name in TEXT_FIELDS}
+    if first.limit is None or any({n: getattr(spec, n) for n in TEXT_FIELDS} != common for spec in specs):
         raise TextError("These texts are cut in different ways, which no one command can say; measure them one by one.")
     for kind in ("file", "builtin", "dataset"):
         values = tuple(spec.value for spec in specs if spec.kind == kind)
@@ -303,27 +305,28 @@ def _built_text(prefix: str, given: Values, default: TextSpec) -> TextSpec:
     if len(names) > 1:
         one, other = map(spelled, list(names.values())[:2])
         raise TextError(f"{one} and {other} both name a text; give one of them.")
-    own = {name: given[prefix + name] for name in _TEXT_FIELDS if prefix + name in given}
+    own = {name: given[prefix + name] for name in TEXT_FIELDS if prefix + name in given}
     chosen = next(iter(names), None)
     if chosen != "dataset" and ("subset" in own or "split" in own):
         raise TextError(
             f"{spelled(prefix + 'subset')} and {spelled(prefix + 'split')} belong to a data set of the hub; give "
             f"{spelled(prefix + 'dataset')} too."
         )
-    if chosen not in ("file", "dataset") and "key" in own:
-        raise TextError(
-            f"{spelled(prefix + 'key')} {own['key']} names a column of a file or a data set; give "
-            f"{spelled(prefix + 'text')} or {spelled(prefix + 'dataset')} too."
-        )
-    if own.get("bos", "auto") not in ("auto", "always", "never"):
-        raise TextError(f"{spelled(prefix + 'bos')} is {own['bos']!r}; it must be auto, always or never.")
-    if chosen is None:
-        return replace(default, **own)
-    return replace(_base(default, chosen, str(given[names[chosen]])), **{"bos": default.bos} | own)
+    for name, does in (("key", "names a column of"), ("chat_template", "is for chats in")):
+        if chosen not in ("file", "dataset") and name in own:
+            raise TextError(
+                f"{spelled(prefix + name)} {own[name]} {does} a file or a data set; give {spelled(prefix + 'text')} or "
+                f"{spelled(prefix + 'dataset')} too."
+            )
+    base = default if chosen is None else _base(default, chosen, str(given[names[chosen]]))
+    try:
+        return replace(base, **{"bos": default.bos} | own)
+    except FieldError as error:
+        raise FieldError(prefix + error.field, error.why) from error
 
 
 def _texts(given: Values) -> tuple[TextSpec, ...]:
-    own = {"limit": 64} | {name: given[name] for name in _TEXT_FIELDS if name in given}
+    own = {"limit": 64} | {name: given[name] for name in TEXT_FIELDS if name in given}
     return tuple(
         TextSpec(kind=kind, value=str(value), **own)
         for kind in ("file", "builtin", "dataset")
@@ -381,11 +384,13 @@ def to_command(request: Request, *, out: str | None = None, share: bool = False)
     """
     values, words = values_of(request), ["shortviz", *COMMANDS.get(request.kind, request.kind).split()]
     known = {option.name: option for option in options_of(type(request))}
-    words += [str(values.pop(name)) for name in positional(type(request)) if name in values]
+    named = [str(values.pop(name)) for name in positional(type(request)) if name in values]
+    last = ["--", *named] if any(name.startswith("-") for name in named) else []  # or they would read as options
+    words += [] if last else named
     for name, value in values.items():
         for one in value if isinstance(value, tuple) else (value,):
-            words += _words(known[name], Path(str(one)).name if share and name in ("text", "eval_text") else one)
-    return shlex.join([*words, *(["--out", out] if out is not None else [])])
+            words += _words(known[name], Path(str(one)).name if share and name in _FILES else one)
+    return shlex.join([*words, *(["--out", out] if out is not None else []), *last])
 
 
 def positional(kind: type[Any]) -> tuple[str, ...]:
@@ -436,7 +441,10 @@ def to_url(request: Request) -> str:
 def _check_linked(name: str, value: str) -> None:
     """Raise TextError for what no link may carry: it must not make a machine read or run a file of its sender's."""
     code = name == "criteria" and any(part.strip().endswith(".py") for part in value.split(","))
-    if name in ("text", "eval_text", "paste", "eval_paste") or code or (name == "tasks" and names_file(value)):
+    file = name in _FILES and value != "off"
+    file = file or (name == "other_texts" and any(part not in builtin_names() for part in value.split(",")))
+    file = file or (name == "lm_eval" and ".yaml" in value)
+    if file or name in ("paste", "eval_paste") or code or (name == "tasks" and names_file(value)):
         raise TextError("A link carries neither files nor pasted text; choose them here, or send the run.")
 
 

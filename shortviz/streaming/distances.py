@@ -70,7 +70,7 @@ class FusedRunner:
         """
         # Tokens sorted to experts: then shapes depend on the tokens, and trying some says nothing.
         routes = any("expert" in name or weight.ndim > 2 for name, weight in layer.named_parameters())
-        if together is None or routes:
+        if together is None or routes or together.store is not None:
             return [call.run(layer, state) for call, state in zip(calls, states, strict=True)]
         rows = [len(state) for state in states]
         found = list(together.run(layer, torch.cat(list(states))).split(rows))
@@ -92,7 +92,7 @@ def _kind(layer: nn.Module, call: LayerCall) -> Hashable:
     return type(layer), weights, given
 
 
-_SMALLER = "give a smaller --batch-size, fewer rows, or --out, which keeps the states in a file"
+_SMALLER = "give a smaller batch size, fewer rows, or a folder to write to, which keeps the states in a file"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -157,7 +157,8 @@ class _Sweep:
         self.model, self.watch = model, watch
         self._checkpoint, self._key, self._began = checkpoint, key, time.monotonic()
         arrays = load_checkpoint(checkpoint, key) if checkpoint is not None else None
-        goes_on = arrays is not None and arrays["boot"] == _boot() and plan.is_there
+        # What layers leave for later ones is not in the file of states: such a model is begun anew.
+        goes_on = arrays is not None and arrays["boot"] == _boot() and plan.is_there and not model.store_bytes
         self._before = float(arrays["seconds"]) if arrays is not None and goes_on else 0.0
         self._done = int(arrays["layers"]) if arrays is not None and goes_on else -1
         pinned = model.placement.device.type == "cuda" and plan.file is None
@@ -226,11 +227,13 @@ class _Sweep:
                 discard_checkpoint(self._checkpoint)
             raise ModelError(
                 f"Layer {index} of {info.architecture} gives its residual stream in {str(hidden.dtype)[6:]} though the "
-                f"model computes in {info.dtype}; stream it with --dtype float32."
+                f"model computes in {info.dtype}; stream it in float32."
             )
 
     def _check_stop(self, index: int) -> None:
-        then = "the same command goes on there" if self._checkpoint is not None else "with --out it could go on"
+        then = "the same command goes on there" if self._checkpoint is not None else "written to disk it could go on"
+        if self.model.store_bytes:
+            then = "it would begin anew, for its later layers read keys and values of earlier ones"
         self.watch.check(f"Stopped in layer {index} of {self.model.info.num_layers}; {then}.")
 
 

@@ -4,11 +4,12 @@ A cut model's residual stream is the uncut one's up to its first removed layer. 
 the layers that the cut keeps while they are in memory for the uncut model anyway.
 """
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,9 +27,9 @@ from shortviz.measure.logits import (
 from shortviz.measure.losses import WindowChange, WindowScore, check_windows, compare_window, evaluation_of, score_base
 from shortviz.measure.processes import Ranks
 from shortviz.model.handle import ModelHandle
-from shortviz.model.layers import LayerCall, layer_stack, pruned_config, widest
+from shortviz.model.layers import LayerCall, widest
 from shortviz.model.placement import free_memory
-from shortviz.model.prune import empty_model, pruned_info
+from shortviz.model.prune import pruned_info
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import layers_text, size
 from shortviz.records.measured import Evaluation
@@ -36,7 +37,7 @@ from shortviz.records.model import ModelInfo
 from shortviz.records.plan import PrunePlan
 from shortviz.records.text import Tokens, WindowSet
 from shortviz.streaming.calls import CallBook, difference, record_calls
-from shortviz.streaming.model import StreamedModel, compute_buffers, memory_limit, non_layer_modules
+from shortviz.streaming.model import StreamedModel, memory_limit
 
 
 def cut_facts(model: StreamedModel, plan: PrunePlan, tokens: Tensor) -> ModelInfo:
@@ -46,20 +47,18 @@ def cut_facts(model: StreamedModel, plan: PrunePlan, tokens: Tensor) -> ModelInf
     same masks and positions; that is compared on `tokens`, (rows, tokens). Raises PlanError where the stock config
     cannot express the cut, ModelError, naming the argument, where a layer would be called with something else.
     """
-    with torch.inference_mode(mode=False):
-        short = empty_model(model.model, pruned_config(model.model.config, plan)).eval().requires_grad_(False)
-        info, stack = pruned_info(model.info, short, plan), layer_stack(short)
-        # The empty model is in torch's default dtype, whatever the weights that it would share are in.
-        info = replace(info, bytes=model.info.bytes - sum(model.info.layer_bytes[i] for i in plan.removed))
-        for mine, theirs in zip(non_layer_modules(stack), non_layer_modules(model.stack), strict=True):
-            mine.load_state_dict(theirs.state_dict(), assign=True)
-            for weight in mine.parameters():
-                weight._is_hf_initialized = True  # type: ignore[attr-defined]  # shared: nobody may fill it anew
-            compute_buffers(short, stack, mine, model.placement.device)
+    short, stack = model.without(plan)
+    # The empty model is in torch's default dtype, and its tied weights are not one any more.
+    parameters, num_bytes, _ = model.info.sizes(plan.removed)
+    info = replace(
+        pruned_info(model.info, short, plan),
+        parameters=model.info.parameters - parameters,
+        bytes=model.info.bytes - num_bytes,
+    )
     _, before = record_calls(model.stack, tokens, in_tuple=model.in_tuple)
     _, after = record_calls(stack, tokens, in_tuple=model.in_tuple)
     for new, old in enumerate(plan.kept):
-        odd = difference(before[old], after[new])
+        odd = difference(before[old], after[new], rounding=True)
         if odd is not None:
             raise ModelError(
                 f"Without layers {layers_text(plan.removed)}, layer {old} of {model.info.id} is given another "
@@ -169,6 +168,8 @@ class _Stream:
     removed: frozenset[int]
     states: list[Tensor] = field(default_factory=list)
     """(1, tokens, hidden) for each window; empty before a cut branches off."""
+    stores: list[Any] = field(default_factory=list)
+    """For each window, what its layers leave for later ones (`LayerCall.store`); None where the family does not."""
     seconds: list[float] = field(default_factory=list)
     """Of each window, in layers."""
 
@@ -179,7 +180,7 @@ class _Stream:
         for window, call in enumerate(calls):
             watch.check(f"Stopped in layer {index} of {len(call)}; there is no result yet.")
             began = time.perf_counter()
-            self.states[window] = call[index].run(layer, self.states[window])
+            self.states[window] = call[index].storing(self.stores[window]).run(layer, self.states[window])
             synchronise(self.states[window])
             self.seconds[window] += time.perf_counter() - began
 
@@ -194,6 +195,7 @@ def _run_layers(
     for row in rows:
         hidden, made = model.calls(row)
         base.states.append(hidden.clone())
+        base.stores.append(made[0].store)
         calls.append(book.add(made))
     model.drop_non_layer_modules()
     count = model.info.num_layers
@@ -201,6 +203,7 @@ def _run_layers(
         for cut in cuts:
             if not cut.states and index == min(cut.removed, default=0):
                 cut.states, cut.seconds = [s.clone() for s in base.states], list(base.seconds)
+                cut.stores = [copy.copy(store) for store in base.stores]
         for stream in (base, *cuts):
             if stream.states and index not in stream.removed:
                 stream.go_through(index, layer, calls, watch)
@@ -237,7 +240,8 @@ def _scored(
 def _check_memory(model: StreamedModel, windows: tuple[int, ...], plans: int, processes: int) -> int:
     """Return the bytes of the streams; raises ResourceError where they do not fit."""
     count, length = windows
-    states = (plans + 1) * count * length * model.info.hidden_size * widest(model.state_dtypes).itemsize
+    token = model.info.hidden_size * widest(model.state_dtypes).itemsize + model.store_bytes
+    states = (plans + 1) * count * length * token
     weights, where = max(model.working_bytes, model.ending_bytes), model.placement.device
     free = free_memory(where) // (processes if where.type == "cpu" else 1)
     if states + weights > free:

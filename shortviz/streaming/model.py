@@ -6,10 +6,10 @@ holds bit for bit what `from_pretrained` would have put into it.
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,19 +18,30 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as transformers_init
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
     convert_and_load_state_dict_in_model,
-    rename_source_key,
 )
 from transformers.modeling_utils import LoadStateDictConfig
 
 from shortviz.errors import ModelError, ResourceError, is_out_of_memory
 from shortviz.model import load
 from shortviz.model.headers import Entry, read_shards, twice_there
-from shortviz.model.layers import LayerCall, LayerStack, layer_stack, text_config, widest
+from shortviz.model.layers import (
+    LayerCall,
+    LayerStack,
+    kept_parts,
+    layer_stack,
+    model_names,
+    placeholder_ids,
+    pruned_config,
+    stream_width,
+    text_config,
+    widest,
+)
 from shortviz.model.load import ResolvedModel, context_length, model_info, weight_size
 from shortviz.model.placement import Placement
+from shortviz.model.prune import empty_model
+from shortviz.model.rules import kv_readers
+from shortviz.model.tokenizer import read_tokenizer, refuse_larger_vocabulary
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
 from shortviz.records.model import SPREAD, ModelEstimate, ModelInfo, ModelRef
@@ -80,7 +91,9 @@ class Parts:
             self._model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         names = {key for key in info.missing_keys if self._is_of(key, part)}
         load.refuse_disagreement(
-            self._name, {"missing_keys": names, "unexpected_keys": (), "mismatched_keys": info.mismatched_keys}
+            self._name,
+            {"missing_keys": names, "unexpected_keys": (), "mismatched_keys": info.mismatched_keys},
+            self._model.config,
         )
         for module in modules:
             compute_buffers(self._model, self._stack, module, self._device)
@@ -144,22 +157,10 @@ def grouped(
     groups[HEAD] = [key for key in groups[HEAD] if key not in groups[NON_LAYER]]
     ignored = model._keys_to_ignore_on_load_unexpected or ()
     unexpected = {key for key in renamed.values() if key not in known and not any(re.search(i, key) for i in ignored)}
-    load.refuse_disagreement(name, {"missing_keys": (), "unexpected_keys": unexpected, "mismatched_keys": ()})
+    load.refuse_disagreement(
+        name, {"missing_keys": (), "unexpected_keys": unexpected, "mismatched_keys": ()}, model.config
+    )
     return {part: [key for key in dict.fromkeys(keys) if key not in again] for part, keys in groups.items()}
-
-
-def model_names(model: PreTrainedModel, entries: Iterable[str], mapping: Sequence[Any]) -> dict[str, str]:
-    """Return {name in the files: name in the model}; of a tensor that is merged with others, the merged one's name."""
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    known: dict[str, Tensor] = model.state_dict()
-    found = {}
-    for key in entries:
-        target, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
-        if target not in known and key in known:
-            target, _ = rename_source_key(key, [], [], model.base_model_prefix, known)
-        found[key] = target
-    return found
 
 
 @torch.no_grad()
@@ -174,6 +175,10 @@ def compute_buffers(model: PreTrainedModel, stack: LayerStack, module: nn.Module
             if buffer is not None:
                 part._buffers[leaf] = torch.empty_like(buffer, device=device)
         owner._init_weights(part)  # weights that were loaded are marked, and are left alone
+    for leaf in stack.decoder._non_persistent_buffers_set:  # gemma3n has scales beside its modules
+        buffer = stack.decoder._buffers.get(leaf)
+        if buffer is not None and buffer.is_meta:
+            stack.decoder._buffers[leaf] = torch.empty_like(buffer, device=device)
     owner._init_weights(owner)  # falcon_h1's model fills a buffer of its layers; those on meta take no notice
 
 
@@ -200,13 +205,42 @@ class StreamedModel:
     plan: PrunePlan | None = None
 
     def calls(self, tokens: Tensor) -> tuple[Tensor, list[LayerCall]]:
-        """Return boundary 0 of rows of tokens, and what each layer is called with besides the residual stream."""
+        """Return boundary 0 of rows of tokens, and what each layer is called with besides the residual stream.
+
+        Raises ModelError for tokens that stand for pictures or sound: what is read in their place is not streamed.
+        """
+        odd = placeholder_ids(self.model.config)
+        held = sorted(odd.intersection(tokens.flatten().tolist())) if odd else ()
+        if held:
+            word = self.tokenizer.convert_ids_to_tokens(held[0])
+            raise ModelError(
+                f"The text holds {word!r} (token {held[0]}), which stands for a picture or sound in {self.info.id}; "
+                "remove it from the text, or measure without streaming."
+            )
         entered, calls = record_calls(self.stack, tokens.to(self.placement.device), in_tuple=self.in_tuple)
         return entered[0], calls
 
     def finish(self, tokens: Tensor, final: Tensor) -> Any:
         """Return what the model makes of the state at boundary L, by its own code; the head must be filled."""
         return finish(self.model, self.stack, tokens, final, in_tuple=self.in_tuple)
+
+    @torch.inference_mode(mode=False)
+    def without(self, plan: PrunePlan) -> tuple[PreTrainedModel, LayerStack]:
+        """Return the cut model on meta, given what stands outside the layers, which must be loaded, and its layers.
+
+        Raises PlanError where the stock config cannot express the cut.
+        """
+        config = self.model.config
+        short = empty_model(self.model, pruned_config(config, plan)).eval().requires_grad_(False)
+        stack = layer_stack(short)
+        for mine, theirs in zip(non_layer_modules(stack), non_layer_modules(self.stack), strict=True):
+            empty = mine.state_dict()
+            given = {name: kept_parts(config, t, empty[name], plan) for name, t in theirs.state_dict().items()}
+            mine.load_state_dict(given, assign=True)
+            for weight in mine.parameters():
+                weight._is_hf_initialized = True  # type: ignore[attr-defined]  # shared: nobody may fill it anew
+            compute_buffers(short, stack, mine, self.placement.device)
+        return short, stack
 
     def load_layer(self, index: int, *, aligned: bool = False) -> nn.Module:
         """Return the layer, filled from the files; raises NumericsError or ModelError where its weights are unsound."""
@@ -254,6 +288,13 @@ class StreamedModel:
         self.parts.release()
 
     @property
+    def store_bytes(self) -> int:
+        """Memory that a token takes from the layer that leaves keys and values for later ones to their last reader."""
+        fields = text_config(self.model.config).to_dict()
+        producers = kv_readers(fields, self.info.num_layers) if fields.get("num_kv_shared_layers") else ()
+        return sum(self.info.layer_cache_bytes[i] for i in producers)
+
+    @property
     def working_bytes(self) -> int:
         """Memory that weights take at most at one time: what stands outside the layers, or two layers."""
         return _working_bytes(self.stack)
@@ -276,12 +317,14 @@ def open_streamed(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -
     resolved = load.resolve(model, watch=watch)
     placement, name = resolved.placement, resolved.files.name
     if placement.spread:
-        raise ModelError(f"A streamed model runs on one device; give --device {placement.device} for {SPREAD}.")
+        raise ModelError(f"A streamed model runs on one device; choose {placement.device}, not {SPREAD}.")
+    load.say(resolved.left_out, watch)
     folder, config = load.fetch(resolved, watch)
     with load.quiet_transformers():
         built, stack = _build_on_meta(config, placement.dtype)
-        tokenizer = load.read_tokenizer(name, folder)
-        load.refuse_larger_vocabulary(name, tokenizer, built)
+        tokenizer = read_tokenizer(name, folder)
+        disagree = load.say(load.told_after_fetching(resolved, folder), watch)
+        refuse_larger_vocabulary(name, tokenizer, built)
         entries = read_shards(folder, name)
         parts = Parts(built, stack, entries, placement, name)
         parts.fill(NON_LAYER, non_layer_modules(stack))
@@ -300,6 +343,7 @@ def open_streamed(model: ModelRef | ResolvedModel, *, watch: Watch = NO_WATCH) -
             device=str(placement.device),
             layer_cache_bytes=on_meta.cache_bytes,
         )
+        info = replace(info, left_out=(*resolved.left_out, *disagree))
         yield StreamedModel(
             model=built,
             stack=stack,
@@ -353,7 +397,7 @@ def estimate_streaming(model: ModelRef | ResolvedModel, *, rows: int, row_tokens
         rows=rows,
         row_tokens=row_tokens,
         streamed_memory_bytes=_working_bytes(stack),
-        states_bytes=(len(stack.layers) + 1) * rows * row_tokens * int(text.hidden_size) * states.itemsize,
+        states_bytes=(len(stack.layers) + 1) * rows * row_tokens * stream_width(config) * states.itemsize,
         disk_bytes=num_bytes,
     )
 

@@ -12,9 +12,12 @@ from shortviz.errors import ExportError, NumericsError
 from shortviz.export.proving import EXPORT_STOPPED, fresh_process, proof_prompts, prove_checkpoint
 from shortviz.model.handle import ModelHandle
 from shortviz.model.headers import Entry, read_shards, same_bytes
+from shortviz.model.layers import packed_weights
 from shortviz.model.placement import free_memory
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.model import ModelRef
+from shortviz.records.plan import PrunePlan
+from shortviz.streaming.calls import record_calls, rounded_as
 from shortviz.streaming.model import StreamedModel, open_streamed
 
 
@@ -31,11 +34,18 @@ def streamed_logits(
     model.load_non_layer_modules(aligned=True)
     entered = [model.calls(tokens) for tokens in ids]
     states = [hidden.clone() for hidden, _ in entered]
-    model.drop_non_layer_modules()
     kept = [index for index in range(model.info.num_layers) if index not in removed]
+    every = [calls for _, calls in entered]
+    if removed and packed_weights(model.model):
+        plan = PrunePlan(num_layers=model.info.num_layers, removed=tuple(sorted(removed)))
+        _, short = model.without(plan)
+        for calls, tokens in zip(every, ids, strict=True):
+            _, own = record_calls(short, tokens, in_tuple=model.in_tuple)
+            calls[:] = [rounded_as(call, own[kept.index(i)]) if i in kept else call for i, call in enumerate(calls)]
+    model.drop_non_layer_modules()
     for index, layer in model.layers_in_turn(kept, aligned=True):
         watch.check(EXPORT_STOPPED)
-        states = [calls[index].run(layer, state) for state, (_, calls) in zip(states, entered, strict=True)]
+        states = [calls[index].run(layer, state) for state, calls in zip(states, every, strict=True)]
     model.load_non_layer_modules(head=True, aligned=True)
     found = []
     for tokens, state in zip(ids, states, strict=True):

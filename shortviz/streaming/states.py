@@ -197,7 +197,7 @@ def _in_memory(count: int, plan: StatePlan, pinned: bool) -> Tensor:
     except RuntimeError as error:
         raise ResourceError(
             f"The states between layers need {size(plan.num_bytes)} of memory, which there is not; give fewer rows, or "
-            "--out, which keeps them in a file."
+            "a folder to write to, which keeps them in a file."
         ) from error
 
 
@@ -242,11 +242,12 @@ def planned_states(
     if tokens_per_row is not None and tokens_per_row < 1:
         raise ShortvizError(f"{tokens_per_row} tokens of each row were asked for; keep at least 1.")
     free, among = free_memory(_CPU) // processes, f" for each of {processes} processes" if processes > 1 else ""
-    room = free - (model.working_bytes if model.placement.device.type == "cpu" else 0)
+    stored = model.store_bytes * sum(shape.tokens for shape in shapes)
+    room = free - (model.working_bytes + stored if model.placement.device.type == "cpu" else 0)
     if room < 0:
         raise ResourceError(
             f"Streaming {model.info.id} needs {size(model.working_bytes)} of memory for the weights of two layers, or "
-            f"the embeddings, in {model.info.dtype}, and {size(free)} is free{among}; choose --dtype bfloat16."
+            f"the embeddings, in {model.info.dtype}, and {size(free)} is free{among}; choose the dtype bfloat16."
         )
     memory = room // 2 if memory_bytes is None else memory_bytes
     whole = StatePlan(hidden=model.info.hidden_size, dtypes=model.state_dtypes, shapes=shapes)

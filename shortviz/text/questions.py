@@ -1,4 +1,4 @@
-"""TaskSpec -> TaskRows: multiple-choice questions from a local file or a hub data set, each row checked.
+"""Multiple-choice questions, read from a local file or a hub data set, each row checked.
 
 No torch. Choices are counted as people count, the 1st and the 2nd.
 """
@@ -8,7 +8,6 @@ import json
 import reprlib
 import string
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,8 @@ from shortviz.errors import TextError
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import nth
 from shortviz.records.text import TaskRow, TaskRows, TaskSpec
-from shortviz.text.sources import DEFAULT_ROWS, TABLES, opened, table
+from shortviz.text.sources import DEFAULT_ROWS, from_json, table, told_replaced, whole_characters
+from shortviz.text.tables import TABLES, Wanted, kind_of, opened
 
 OPTIONS = "--question, --choices and --label"
 """What a person chooses columns with; named in errors."""
@@ -37,13 +37,19 @@ def read_task(spec: TaskSpec, *, watch: Watch = NO_WATCH) -> TaskRows:
         Stopped: `watch.stop` was set; it is looked at before each row.
     """
     columns = _columns(spec)
-    source, rows = _source(spec, columns), []
+    source, rows, replaced = _source(spec, columns), [], 0
     # A row without a label is told by `_Label`, with its own sentence.
-    with closing(table(spec, columns, option=OPTIONS, may_lack=spec.label)) as values:
-        for place, row in islice(values, spec.limit or (DEFAULT_ROWS if spec.kind == "dataset" else None)):
+    with table(spec, Wanted(columns=columns, option=OPTIONS, may_lack=spec.label)) as found:
+        for place, values in islice(found.rows, spec.limit or (DEFAULT_ROWS if spec.kind == "dataset" else None)):
             watch.check("Reading the questions was stopped; nothing was chosen.")
             where = place if place.startswith("line") else f"{place} (from 0)"
-            rows.append(_row(spec, where, dict(zip(columns, row, strict=True))))
+            named = dict(zip(columns, values, strict=True))
+            if len(spec.choices) == 1:
+                named[spec.choices[0]] = from_json(named[spec.choices[0]])
+            row, count = whole_characters(named)
+            replaced += count
+            rows.append(_row(spec, where, row))
+    source = "; ".join([source, *filter(None, [found.told]), *told_replaced(replaced)])
     content = [spec.delimiter, *([row.context, row.choices, row.label] for row in rows)]
     fingerprint = hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
     return TaskRows(rows=tuple(rows), source=source, fingerprint=fingerprint, delimiter=spec.delimiter)
@@ -64,9 +70,9 @@ def _source(spec: TaskSpec, columns: Sequence[str]) -> str:
         subset = f", subset {spec.subset}" if spec.subset else ""
         return f"data set {spec.value}{subset}, split {spec.split}, {named}, first {spec.limit or DEFAULT_ROWS} rows"
     path = Path(spec.value).expanduser()
-    if path.suffix.lower() not in TABLES:
+    if kind_of(path) not in TABLES:
         with opened(path):
-            raise TextError(f"{path} is not a table of questions; give a .jsonl, .csv or .parquet file.")
+            raise TextError(f"{path} is not a table of questions; give a .json, .jsonl, .csv or .parquet file.")
     return f"file {path.name}, {named}"
 
 
@@ -87,7 +93,7 @@ def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> tuple[tuple[s
     texts: Any = values
     own: Any = ()
     if len(values) == 1:
-        found = _from_json(values[0])
+        found = values[0]
         texts, own = (found.get("text"), found.get("label") or ()) if isinstance(found, dict) else (found, ())
         if not isinstance(texts, list | tuple) or not isinstance(own, list | tuple):
             kind = "nothing" if found is None else _shown(found)
@@ -111,16 +117,6 @@ def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> tuple[tuple[s
 def _shown(value: Any) -> str:
     """Return a value that is of the wrong kind for a sentence, cut short."""
     return f"{reprlib.repr(value)} ({type(value).__name__})"
-
-
-def _from_json(value: Any) -> Any:
-    """Return a list or object written as JSON text, as a .csv file has to hold it; other values as they are."""
-    if not isinstance(value, str) or not value.strip().startswith(("[", "{")):
-        return value
-    try:
-        return json.loads(value)
-    except (json.JSONDecodeError, RecursionError):
-        return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,21 +1,26 @@
 """Where text comes from: built-in texts, pasted text, files and hub data sets, of which only rows in use are fetched.
 
-A row is one string. Row numbers count from 0; line numbers of a file count from 1, as editors do.
+A row is one string, or one chat. Row numbers count from 0; line numbers of a file count from 1, as editors do.
 """
 
 import difflib
 import gc
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from shortviz.errors import ResourceError, ShortvizError, TextError
+from shortviz.records.formatting import counted
 from shortviz.records.text import TaskSpec, TextSpec
+from shortviz.settings import settings
+from shortviz.text.chats import Chat, is_chat, read_chat, read_template
+from shortviz.text.tables import CHATS, TABLES, Table, Wanted, decode, file_table, kind_of, numbered, opened
 
 DOMAINS = ("prose", "news", "encyclopaedic", "dialogue", "code", "maths", "german", "french", "spanish")
 """Domain tags of the built-in passages, in the order they take turns."""
@@ -31,12 +36,14 @@ class TextRows:
     """Rows of text that were read."""
 
     spec: TextSpec
-    rows: tuple[str, ...]
+    rows: tuple[str | Chat, ...]
     source: str
     """For people: where they come from."""
+    told: tuple[str, ...] = ()
+    """What was found out, chosen or replaced while reading, for people."""
 
     def __post_init__(self) -> None:
-        if not any(row.strip() for row in self.rows):
+        if not any((row.contents if isinstance(row, Chat) else row).strip() for row in self.rows):
             raise TextError(f"The {self.source} is empty; give some text.")
 
 
@@ -59,14 +66,10 @@ def read_rows(spec: Text) -> TextRows:
     if isinstance(spec, TextRows):
         return spec
     if spec.kind == "builtin":
-        rows, source = _builtin_rows(spec.value)[: spec.limit], f"built-in {spec.value}"
-    elif spec.kind == "paste":
-        rows, source = (spec.value,), PASTED
-    elif spec.kind == "file":
-        rows, source = _read_file(spec)
-    else:
-        rows, source = _read_dataset(spec)
-    return TextRows(spec=spec, rows=rows, source=source)
+        return TextRows(spec=spec, rows=_builtin_rows(spec.value)[: spec.limit], source=f"built-in {spec.value}")
+    if spec.kind == "paste":
+        return _one_row(spec, spec.value, PASTED)
+    return _read_file(spec) if spec.kind == "file" else _read_dataset(spec)
 
 
 # Built-in texts
@@ -117,184 +120,163 @@ def _reference_rows() -> Iterator[str]:
 
 # Files and hub data sets
 
-TABLES = (".jsonl", ".csv", ".parquet")
-"""Files of several columns; any other is one row of text."""
 DEFAULT_ROWS = 640
 """Rows read from a data set when no limit is given: nobody means to stream all of C4."""
 
 
-def _read_file(spec: TextSpec) -> tuple[tuple[str, ...], str]:
+def _read_file(spec: TextSpec) -> TextRows:
     path = Path(spec.value).expanduser()
-    if path.suffix.lower() in TABLES:
-        return _read_column(spec, spec.limit, str(path)), f"file {path.name}, column {spec.key}"
+    if kind_of(path) in TABLES:
+        return _read_column(spec, spec.limit, str(path), file_words(path))
     with opened(path) as file:
-        return (_decode(file.read(), path),), f"file {path.name}"
+        return _one_row(spec, decode(file.read(), path), file_words(path))
 
 
-def _read_dataset(spec: TextSpec) -> tuple[tuple[str, ...], str]:
+def file_words(path: Path) -> str:
+    """Return what a file is called; an upload lies under the digest of its content, which tells nobody anything."""
+    return "uploaded file" if path.parent == settings().uploads_dir else f"file {path.name}"
+
+
+def _read_dataset(spec: TextSpec) -> TextRows:
     limit, name = spec.limit or DEFAULT_ROWS, f"data set {spec.value}"
     subset = f", subset {spec.subset}" if spec.subset else ""
-    source = f"{name}{subset}, split {spec.split}, column {spec.key}, first {limit} rows"
-    return _read_column(spec, limit, name), source
+    found = _read_column(spec, limit, name, f"{name}{subset}, split {spec.split}")
+    return replace(found, source=f"{found.source}, first {limit} row{'s' * (limit != 1)}")
 
 
-def _read_column(spec: TextSpec, limit: int | None, where: str) -> tuple[str, ...]:
-    """Return the values of a column as rows of text; a null is an empty row."""
-    rows = []
-    with closing(table(spec, [spec.key])) as values:
-        for place, (value,) in islice(values, limit):
-            if value is not None and not isinstance(value, str):
+def _read_column(spec: TextSpec, limit: int | None, where: str, source: str) -> TextRows:
+    """Return the values of a column as rows of text or chats; a null is an empty row."""
+    rows: list[str | Chat] = []
+    replaced = 0
+    with table(spec, Wanted(columns=(spec.key,), chats=True)) as found:
+        (key,) = found.columns
+        for place, (value,) in islice(found.rows, limit):
+            whole, count = whole_characters(from_json(value) if key in CHATS else value)
+            replaced += count
+            if isinstance(whole, str) and whole.strip() and key != spec.key:
                 raise TextError(
-                    f"Column {spec.key!r} of {where} holds {type(value).__name__} in {place}, not text; "
-                    "choose a column of text."
+                    f"Column {key!r} of {where} holds text in {place}, not a chat; name the column to read."
                 )
-            rows.append(value or "")
-    return tuple(rows)
+            if is_chat(whole):
+                rows.append(read_chat(whole, f"{place} of {where}"))
+            elif whole is None or whole == [] or isinstance(whole, str):
+                rows.append(whole or "")
+            else:
+                raise TextError(
+                    f"Column {key!r} of {where} holds {type(whole).__name__} in {place}, not text; choose a column of "
+                    "text, or of chats: lists of messages with role and content."
+                )
+    if spec.chat_template not in ("", "off") and any(isinstance(row, Chat) for row in rows):
+        read_template(spec.chat_template)  # told before a model is loaded
+    instead = f"read for want of a column {spec.key}" if key != spec.key else ""
+    told = (*filter(None, (instead, found.told)), *told_replaced(replaced))
+    return TextRows(spec=spec, rows=tuple(rows), source=f"{source}, column {key}", told=told)
 
 
-def table(
-    spec: TextSpec | TaskSpec, columns: Sequence[str], *, option: str = "--key", may_lack: str | None = None
-) -> Generator[tuple[str, Sequence[Any]]]:
-    """Yield (place, values of the columns) of each row of a file or data set; no more is read than is asked for.
+def _one_row(spec: TextSpec, text: str, source: str) -> TextRows:
+    """Return text as one row."""
+    whole, count = whole_characters(text)
+    return TextRows(spec=spec, rows=(whole,), source=source, told=told_replaced(count))
 
-    The place is `row 3`, counted from 0, or in a .jsonl file `line 4`, from 1; a row there is None in a column that it
-    `may_lack`. `option` is what chooses a column, for errors.
+
+def from_json(value: Any) -> Any:
+    """Return a list or object written as JSON text, as a .csv file has to hold it; other values as they are."""
+    if not isinstance(value, str) or not value.strip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def whole_characters(value: Any) -> tuple[Any, int]:
+    """Return (text, or lists and objects of it, with U+FFFD for each half of a character, how many those were).
+
+    UTF-16 makes two halves of some characters, and JSON may spell one alone: that is no text, and no
+    tokenizer takes it. Halves that belong together are put together.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            whole = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            return whole, whole.count("\ufffd") - value.count("\ufffd")
+        return value, 0
+    if isinstance(value, Mapping):
+        found = {name: whole_characters(inner) for name, inner in value.items()}
+        return {name: inner for name, (inner, _) in found.items()}, sum(count for _, count in found.values())
+    if isinstance(value, list | tuple):
+        parts = [whole_characters(inner) for inner in value]
+        return [inner for inner, _ in parts], sum(count for _, count in parts)
+    return value, 0
+
+
+def told_replaced(number: int) -> tuple[str, ...]:
+    """Return the words for halves of characters that were replaced."""
+    return (f"{counted(number, 'half character')} replaced by U+FFFD",) if number else ()
+
+
+@contextmanager
+def table(spec: TextSpec | TaskSpec, wanted: Wanted) -> Iterator[Table]:
+    """Yield some columns of a file or data set, of which no more is read than is asked for.
 
     Raises:
         TextError: no such file, data set, subset, split or column; it is broken, or needs code of its own.
         ResourceError: the hub cannot be reached.
     """
-    with ExitStack() as held:
-        if spec.kind == "dataset":
-            rows: Generator[Sequence[Any]] = _dataset_rows(spec, columns, option)
-        else:
-            path = Path(spec.value).expanduser()
-            file = held.enter_context(opened(path))
-            if path.suffix.lower() == ".jsonl":
-                for number, entry in _json_objects(file, path, columns[0]):
-                    if absent := next((key for key in columns if key not in entry and key != may_lack), None):
-                        raise missing_column(absent, f"line {number} of {path}", map(str, entry), option)
-                    yield f"line {number}", [entry.get(key) for key in columns]
-                return
-            read = _csv_rows if path.suffix.lower() == ".csv" else _parquet_rows
-            rows = read(file, path, columns, spec.limit, option)
-        for number, row in enumerate(held.enter_context(closing(rows))):
-            yield f"row {number}", row
+    if spec.kind == "file":
+        with file_table(Path(spec.value).expanduser(), wanted, spec.limit) as found:
+            yield found
+    else:
+        with _dataset_table(spec, wanted) as found:
+            yield found
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """Yield an open file; raises TextError where there is none that can be read."""
-    if not str(path).strip() or str(path) == ".":
-        raise TextError("No file was named; give the path of a text file.")
-    try:
-        found = path.exists()
-    except OSError as error:
-        raise TextError(f"The file {path} cannot be read ({error.strerror}); check the path.") from error
-    if not found:
-        raise TextError(f"There is no file {path}; check the path.")
-    if not path.is_file():
-        kind = "a directory" if path.is_dir() else "not a regular file"
-        raise TextError(f"{path} is {kind}; give a text, .jsonl, .csv or .parquet file.")
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise TextError(f"The file {path} cannot be read ({error.strerror}); check its permissions.") from error
-    with file:
-        yield file
+def _dataset_table(spec: TextSpec | TaskSpec, wanted: Wanted) -> Iterator[Table]:
+    """Yield some columns of a hub data set, or of a local folder of data files."""
+    place = spec.value if Path(spec.value).is_dir() else _look_up(spec)
+    import datasets
+
+    def load(**more: Any) -> Any:
+        with _library_errors(spec):
+            return datasets.load_dataset(place, spec.subset, split=spec.split, streaming=True, **more)
+
+    stream, where = load(), f"data set {spec.value}"
+    if stream.features is None:  # of CSV files, say: the first row tells
+        with closing(_rows(spec, stream)) as rows:
+            first = next(rows, {})
+            columns = wanted.found(list(first), where, lambda: [first])
+            values = (_values(row, columns, wanted, where) for row in chain([first] * bool(first), rows))
+            yield Table(columns=columns, rows=numbered(values))
+        return
+    columns = wanted.found(list(stream.features), where, partial(_sample, spec, stream))
+    # A column that is null in the first block says nothing of its kind, and what comes later would not fit it.
+    empty = [name for name, kind in stream.features.items() if kind == datasets.Value("null")]
+    if empty:
+        texts = set(columns) - set(CHATS)
+        kinds = {name: datasets.Value("string") if name in texts else datasets.Json() for name in empty}
+        stream = load(features=datasets.Features({**stream.features, **kinds}))
+    # The other columns may hold images or sound, which need decoders that nobody asked for.
+    with closing(_rows(spec, stream.select_columns(list(columns)))) as rows:
+        yield Table(columns=columns, rows=numbered(_values(row, columns, wanted, where) for row in rows))
 
 
-def _decode(data: bytes, path: Path, line: int | None = None) -> str:
-    """Return the bytes as text, unchanged but for a byte order mark at the start."""
-    where = f"{path}, line {line}," if line else f"{path}"
-    if b"\0" in data:
-        raise TextError(f"{where} is a binary file or not UTF-8; give a file of UTF-8 text.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{where} is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}); "
-            "give a file of UTF-8 text."
-        ) from error
+def _values(row: Mapping[str, Any], columns: Sequence[str], wanted: Wanted, where: str) -> Sequence[Any]:
+    if any(key not in row for key in columns):
+        replace(wanted, chats=False, columns=tuple(columns)).found(list(row), where, lambda: [row])
+    return tuple(row[key] for key in columns)
 
 
-def _json_objects(lines: Iterable[bytes], path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a JSON lines file with their line numbers, from 1; `key` is for the error's example."""
-    for number, data in enumerate(lines, start=1):
-        line = _decode(data, path, number).strip()
-        if not line:
-            continue
-        try:
-            entry = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise TextError(f"Line {number} of {path} is not JSON ({reason}); mend or remove it.") from error
-        if not isinstance(entry, dict):
-            raise TextError(
-                f"Line {number} of {path} is a JSON {type(entry).__name__}, not an object; "
-                f'each line must look like {{"{key}": "..."}}.'
-            )
-        yield number, entry
-
-
-def _csv_rows(
-    file: BinaryIO, path: Path, columns: Sequence[str], limit: int | None, option: str
-) -> Generator[Sequence[Any]]:
-    """Yield the values of some columns, row by row, as text; an empty field is empty text."""
-    import pandas as pd
-
-    _decode(file.readline(), path)
-    file.seek(0)
-    try:
-        found = pd.read_csv(file, dtype=str, keep_default_na=False, nrows=limit, encoding="utf-8-sig")
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TextError(f"{path} cannot be read as CSV ({reason}); check that it is comma-separated UTF-8.") from error
-    _check_columns(columns, map(str, found.columns), str(path), option)
-    if not isinstance(found.index, pd.RangeIndex):
-        raise TextError(f"The rows of {path} have more fields than its header; quote fields that hold commas.")
-    yield from found[list(columns)].values.tolist()
-
-
-def _parquet_rows(
-    file: BinaryIO, path: Path, columns: Sequence[str], _limit: int | None, option: str
-) -> Generator[Sequence[Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as found:
-            _check_columns(columns, found.schema_arrow.names, str(path), option)
-            for batch in found.iter_batches(batch_size=256, columns=list(columns)):
-                yield from zip(*(batch.column(key).to_pylist() for key in columns), strict=True)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TextError(f"{path} cannot be read as Parquet ({reason}); check that it is complete.") from error
-
-
-def _check_columns(columns: Sequence[str], found: Iterable[str], where: str, option: str) -> None:
-    names = list(found)
-    if absent := next((key for key in columns if key not in names), None):
-        raise missing_column(absent, where, names, option)
-
-
-def missing_column(key: str, where: str, columns: Iterable[str], option: str = "--key") -> TextError:
-    """Return the error for a column that is not there: it names those that are, and the option that chooses one."""
-    names = ", ".join(columns) or "none"
-    return TextError(f"There is no column {key!r} in {where}; it has: {names}. Choose one of them with {option}.")
-
-
-def _dataset_rows(spec: TextSpec | TaskSpec, columns: Sequence[str], option: str) -> Generator[Sequence[Any]]:
-    """Yield the values of some columns of a hub data set, or of a local folder of data files."""
-    rows: Any = iter(_open(spec, columns, option))
+def _rows(spec: TextSpec | TaskSpec, stream: Any) -> Generator[Mapping[str, Any]]:
+    rows: Any = iter(stream)
     try:
         while True:
             with _library_errors(spec):
                 row = next(rows, None)
             if row is None:
                 return
-            _check_columns(columns, row, f"data set {spec.value}", option)
-            yield tuple(row[key] for key in columns)
+            yield row
     finally:
         # A parquet file that was not read to its end has threads of pyarrow, and a process that ends while they live is
         # aborted (apache/arrow 45214; datasets 5.2 collects only for pyarrow up to 24): end them now.
@@ -303,18 +285,13 @@ def _dataset_rows(spec: TextSpec | TaskSpec, columns: Sequence[str], option: str
         gc.collect()
 
 
-def _open(spec: TextSpec | TaskSpec, columns: Sequence[str], option: str) -> Any:
-    """Return the stream of rows, of the wanted columns alone where the columns are known beforehand."""
-    place = spec.value if Path(spec.value).is_dir() else _look_up(spec)
-    import datasets
-
-    with _library_errors(spec):
-        stream = datasets.load_dataset(place, spec.subset, split=spec.split, streaming=True)
-    if stream.column_names is None:
-        return stream
-    _check_columns(columns, stream.column_names, f"data set {spec.value}", option)
-    # The other columns may hold images or sound, which need decoders that nobody asked for.
-    return stream.select_columns(list(columns))
+def _sample(spec: TextSpec | TaskSpec, stream: Any) -> list[Mapping[str, Any]]:
+    """Return the first rows, of the columns that may hold text."""
+    kept = [name for name, kind in stream.features.items() if getattr(kind, "dtype", "") == "string" or name in CHATS]
+    if not kept:
+        return []
+    with closing(_rows(spec, stream.select_columns(kept))) as rows:
+        return list(islice(rows, 8))
 
 
 def _look_up(spec: TextSpec | TaskSpec) -> str:
@@ -342,7 +319,7 @@ def _library_errors(spec: TextSpec | TaskSpec) -> Iterator[None]:
 
     try:
         yield
-    except (DatasetsError, httpx2.HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
+    except (DatasetsError, httpx2.HTTPError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise _problem(spec, error) from error
 
 

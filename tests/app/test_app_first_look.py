@@ -58,7 +58,7 @@ def test_one_window_says_that_it_has_no_error(measured: App, tools: Service, ste
     measured.state[s.CHOSEN], measured.state[s.INPUTS] = BLOCK, 99
     measured.run()
     assert "127 tokens scored" in measured.words
-    assert "1 window of 128 · no error yet · stopped early" in measured.words
+    assert "1 window of 128 (no error from one) · stopped early" in measured.words
     assert measured.at.metric
     assert not any("±" in metric.value or "nan" in metric.value for metric in measured.at.metric)
 

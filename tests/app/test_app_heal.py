@@ -1,17 +1,24 @@
 """The Heal page on a tiny model: repair and heal through real jobs, the ledger kept, the treated model exported."""
 
 import json
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shortviz.cli.main import parse
+from shortviz.records.heal import OwnText
+from shortviz.records.ledger import Probe, ProbeItem, ProbeScore, StepEvidence, not_better, with_evidence
 from shortviz.records.plan import Block
 from shortviz.records.text import TextSpec
 from shortviz.runs.run import load_run, with_ledger
 from shortviz.service.ledger import METHODS
 from shortviz.service.service import EXAMPLE, Service
+from shortviz.service.spelling import to_python
 from shortviz.ui.parts.ledger import won_back
+from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
 from tests.support.app import App
 from tests.support.ledgers import fixture_ledger
@@ -44,10 +51,19 @@ def test_before_a_model_is_loaded_the_page_shows_the_run_and_says_what_to_do(app
     page = app(start="12", n="4").page("heal")
     assert page.at.button(key="repair_button").disabled
     assert page.at.button(key="heal_button").disabled
-    windows = tools.runs.get(EXAMPLE).ledgers[0].steps[0].evaluation.score.windows
-    assert f"{windows} windows of 256, the same for every step" in page.words, "the bundled run has this cut's ledger"
+    windows = tools.runs.get(EXAMPLE).ledgers[0].text.windows_words
+    assert f"{windows}, the same for every step" in page.words, "the bundled run has this cut's ledger"
     page = app(start="0", n="3").page("heal")
-    assert "Load the model first." in page.words
+    assert "Load the model first" in page.words
+
+
+def test_the_map_says_how_repair_and_heal_differ(app: Start) -> None:
+    page = app()
+    repair, heal = (page.at.button(key=key).help for key in ("repair_cell", "to_heal"))
+    assert repair.startswith("Load the model first")
+    assert "new weights beside the cut, without training: seconds to a minute" in repair
+    assert "trains a small adapter" in heal
+    assert "minutes" in heal
 
 
 def test_beside_a_cut_every_number_has_its_error_and_the_text_behind_it(app: Start, tools: Service) -> None:
@@ -76,6 +92,33 @@ def test_a_kept_ledger_is_shown_without_a_model_in_numbers_and_in_words(app: Sta
     assert "Not in memory any more: heal again." in page.words
 
 
+def test_the_evidence_of_a_ledger_is_shown_with_items_answers_and_marks(app: Start, tools: Service) -> None:
+    run = tools.runs.get(EXAMPLE)
+    items = (ProbeItem(question="1 + 1 =", answer="2"), ProbeItem(question="2 + 2 =", answer="4"))
+    ledger = replace(run.ledgers[0], probes=(Probe(name="addition", seed=0, examples="", items=items),))
+    for step, right in zip(ledger.steps[:2], ("11", "10"), strict=True):
+        score = ProbeScore(probe="addition", seed=0, right=right, written=("2", "4" if right == "11" else "7"))
+        ledger = with_evidence(ledger, step, StepEvidence(probes=(score,)))
+    tools.runs.put(EXAMPLE, with_ledger(run, ledger))
+
+    page = app(start="12", n="4").page("heal")
+
+    _, table, written = (each.value for each in page.at.dataframe)
+    (row,) = [list(row) for row in table.itertuples(index=False) if row[0] == "probe addition"]
+    assert row[1:3] == ["2 of 2", "1 of 2 (50 ± 92 %)"]
+    assert list(written["cut"]) == ["✓ 2", "✗ 7"]
+    assert "seed 0; greedy" in page.words
+
+
+def test_evidence_is_asked_for_of_the_cut_that_is_shown(healing: App, tools: Service) -> None:
+    page = healing.click("evidence_button")
+
+    (job,) = [each for each in tools.jobs.jobs() if each.kind == "evidence"]
+    assert job.title.startswith("Evidence without layers 2-3 of ")
+    assert page.at.button(key="evidence_button").disabled
+    tools.jobs.cancel(job.id)
+
+
 def test_repair_and_heal_add_to_one_ledger_that_is_kept_and_exported(
     healing: App, tools: Service, tmp_path: Path
 ) -> None:
@@ -95,7 +138,7 @@ def test_repair_and_heal_add_to_one_ledger_that_is_kept_and_exported(
     assert healed.treatments[-1].settings["steps"] == 3
     assert healed.continuation
     charts = page.at.get("plotly_chart")
-    assert "After 3 of 3 steps the held-out NLL" in charts[-1].proto.alt
+    assert any("After 3 of 3 steps the held-out NLL" in chart.proto.alt for chart in charts)
     assert "tokens/s" in page.words
     assert len(page.at.dataframe[0].value) == len(ledger.steps)
 
@@ -115,6 +158,34 @@ def test_repair_and_heal_add_to_one_ledger_that_is_kept_and_exported(
     assert "## After the cut" in card
     assert "Nothing was trained" not in card
     assert "After " in page.words
+
+
+def test_a_repair_that_is_not_told_from_the_cut_says_so_first_and_is_written_only_when_that_is_ticked(
+    healing: App, tools: Service, tmp_path: Path
+) -> None:
+    one_window = "A text of which only one window can be made says nothing of how sure its one number is. " * 5
+    healing.state[s.EVALUATION] = TextSpec(kind="paste", value=one_window)
+    page = healing.run().click("repair_button")
+    job = page.finish("repair")
+    assert job.state == "done", job.error
+    (ledger,) = run_on_disk(tools).ledgers
+    words = not_better(ledger, ledger.steps[-1])
+    assert "1 window without a paired error" in words
+    assert plain(words) in [found.value for found in page.run().at.warning]
+
+    page = page.page("export")
+    assert plain(words) in [found.value for found in page.at.warning]
+    page.at.text_input(key=s.FOLDER).set_value(str(tmp_path / "repaired"))
+    page.run().click("export_button")
+    refused = page.finish("export")
+    assert refused.state == "failed"
+    assert words[:-1] in refused.error
+    assert not (tmp_path / "repaired").exists()
+    page.at.checkbox(key=s.ANYWAY).check()
+    page.run().click("export_button")
+    done = page.finish("export")
+    assert done.state == "done", done.error
+    assert words in (tmp_path / "repaired" / "README.md").read_text()
 
 
 def test_a_healing_that_is_stopped_keeps_the_best_and_goes_on_when_asked_again(healing: App, tools: Service) -> None:
@@ -138,6 +209,31 @@ def test_a_healing_that_is_stopped_keeps_the_best_and_goes_on_when_asked_again(h
     assert again is not None
     job = page.finish("heal")
     assert job.result.history.points[-1].step >= steps, "from the checkpoint"
+
+
+@pytest.mark.parametrize(("choice", "share"), [("What the uncut model writes", 1.0), ("Half and half", 0.5)])
+def test_what_the_uncut_model_writes_is_trained_on_where_that_is_chosen_and_the_ledger_says_so(
+    healing: App, tools: Service, choice: str, share: float
+) -> None:
+    page = small(healing, steps=2, warmup_steps=0, batch_size=1, length=32, eval_every=1, rank=2)
+    assert "recipe_self_tokens" not in [w.key for w in page.at.number_input], "nothing is written unasked"
+    page.at.selectbox(key=s.TRAIN_ON).select(choice)
+    page.run().at.number_input(key="recipe_self_tokens").set_value(1500)
+    page.at.checkbox(key=s.REPAIR_FIRST).set_value(False)
+    page.run().click("heal_button")
+    job = page.finish("heal")
+    assert job.state == "done", job.error
+
+    (ledger,) = run_on_disk(tools).ledgers
+    healed = ledger.steps[-1]
+    source = healed.treatments[-1].text.source
+    assert source.startswith("text that tiny-llama wrote itself")
+    assert ("and built-in python-reference" in source) == (share == 0.5)
+    assert f"{healed.label} was trained on {source}" in page.words
+    assert f"--self-share {share} --self-tokens 1500" in healed.command
+    request = parse(shlex.split(healed.command)[1:])
+    assert request.own == OwnText(self_share=share, self_tokens=1500)
+    assert f"OwnText(self_share={share}, self_tokens=1500)" in to_python(request)
 
 
 def test_another_session_sees_the_job_and_a_reload_keeps_the_result(
@@ -182,20 +278,6 @@ def test_a_cut_that_begins_at_layer_0_is_refused_by_the_repair_in_a_sentence(hea
     healing.run().click("repair_button")
     assert healing.finish("repair").state == "failed"
     assert any("The cut begins at layer 0" in error for error in healing.errors)
-
-
-def test_advice_proposes_a_cut_that_the_page_then_shows(app: Start, tools: Service) -> None:
-    page = app(start="20", n="1").page("heal")
-    assert "nats a token (measured map" in page.words
-    page.at.number_input(key=f"{s.LIMIT}_layers").set_value(6)
-    page.run()
-    page.click("take_advice")
-    assert len(s.cut(page.state)) >= 6
-    next(w for w in page.at.segmented_control if w.key == s.BUDGET).set_value("max_increase")
-    page.run()
-    page.at.number_input(key=f"{s.LIMIT}_max_increase").set_value(0.01)
-    page.run()
-    assert "No measured cut raises the NLL by at most 0.01 nats" in page.words
 
 
 def test_the_repairs_that_the_page_offers_are_those_that_there_are() -> None:

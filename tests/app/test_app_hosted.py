@@ -15,6 +15,7 @@ from shortviz.records.text import TextSpec
 from shortviz.service.requests import EvaluateRequest, ExportRequest, LoadRequest, MeasureRequest, SizeRequest
 from shortviz.service.service import Asked, Service
 from shortviz.settings import Settings, settings
+from shortviz.ui.parts.notes import plain
 from shortviz.ui.parts.texts import store_upload
 from shortviz.ui.session import state as s
 from shortviz.ui.session.service import bench
@@ -117,18 +118,64 @@ def test_only_the_owner_sees_and_cancels_a_job(loaded: App, tools: Service, app:
         assert "jobs" not in stranger.state
         stranger.state["jobs"] = {"load": job_id}  # even where a session had come by the id
         stranger.run()
-        assert not [b for b in stranger.at.button if b.key == "cancel_load"]
-        tools.jobs.cancel(job_id)  # nobody's script: not the owner's
+        assert not [b for b in stranger.at.button if b.key == f"end_{job_id}"]
+        tools.stop(job_id)  # nobody's script: not the owner's
         live = tools.jobs.state(job_id)
         assert live is not None
         assert live.live
         assert not live.stopping
         assert "job" not in loaded.at.query_params
-        loaded.run().click("cancel_load")
+        loaded.run().click(f"end_{job_id}")
         live = tools.jobs.state(job_id)
         assert live is not None
         assert live.stopping or not live.live
     tools.jobs.wait(job_id, 60)
+
+
+def test_of_two_visitors_with_one_measurement_each_has_their_own_stop_end_and_run(
+    loaded: App, tools: Service, app: Start, tiny_folder: Path
+) -> None:
+    def keys(page: App) -> set[str]:
+        return {button.key for button in page.at.button}
+
+    spec, name = (
+        TextSpec(kind="paste", value=TEXT * 10, limit=64, max_length=64),
+        f"Distances of {tiny_folder} on pasted text",
+    )
+    first, second = loaded, app(model=str(tiny_folder))
+    with tools.models._loading:  # the job waits for the model
+        for page in (first, second):
+            page.state[s.CALIBRATION] = spec
+            page.run().click("measure_button")
+        job_id = first.state["jobs"]["measure"]
+        assert second.state["jobs"]["measure"] == job_id
+        first.click("stop_button")
+        assert [toast.value for toast in first.at.toast] == [f"{plain(name)}: stopped; others go on with it"]
+        assert keys(first) & {"measure_button", "stop_button", f"end_{job_id}"} == {"measure_button"}
+        assert keys(second.run()) & {"measure_button", "stop_button"} == {"stop_button"}
+        assert f"end_{job_id}" in keys(second)
+    done = tools.jobs.wait(job_id, 60)
+    assert done is not None
+    assert done.state == "done", done.error
+    assert [toast.value for toast in second.run().at.toast] == [f"{plain(name)}: done"]
+    for page, own in ((first, True), (second, True), (app(), False)):  # whose text it is, and who came later
+        (table,) = page.page("runs").at.dataframe
+        assert ("yours" in table.value) == own
+        assert (table.value["text"][0] == "pasted text") == own
+
+
+def test_a_model_writes_its_training_text_within_the_limits_that_the_page_keeps(loaded: App, tools: Service) -> None:
+    loaded.state[s.CHOSEN] = Block(start=2, n=2)
+    loaded.state[s.TRAINING] = TextSpec(kind="builtin", value="python-reference", limit=24, max_length=64)
+    page = loaded.page("heal")
+    page.at.selectbox(key=s.TRAIN_ON).select("Half and half")
+    tokens = page.run().at.number_input(key="recipe_self_tokens")
+    assert tokens.max == settings().max_tokens
+    page.click("heal_button")
+    job = tools.jobs.state(page.state["jobs"]["heal"])
+    assert job is not None
+    assert "hosted demo" not in job.error, "the length of a text is not that of one's own machine"
+    tools.jobs.cancel(job.id)
 
 
 def test_a_job_that_may_not_start_has_failed_with_the_reason(tools: Service, tiny_folder: Path) -> None:
@@ -191,7 +238,7 @@ def test_old_runs_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch, tools:
 
 def test_no_code_of_the_app_starts_or_looks_at_jobs_past_the_bench() -> None:
     """`Bench.submit`, `state` and `context` are where the policy and the owners are; the registry knows neither."""
-    past = re.compile(r"\.jobs\.(submit|state|jobs|wait|refuse)\(|_contexts|_watchers")
+    past = re.compile(r"\.jobs\.(submit|state|jobs|wait|refuse|cancel)\b|_contexts|_visitors")
     folders = [ROOT / "shortviz" / name for name in ("ui", "service")]
     found = {path.name for folder in folders for path in folder.rglob("*.py") if past.search(path.read_text())}
     assert found == {"service.py"}

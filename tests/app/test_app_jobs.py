@@ -1,12 +1,19 @@
 """The whole path on a tiny model: load, measure, choose, read, export; in real threads, awaited by their events."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from shortviz.progress import Watch
+from shortviz.records.formatting import size
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, Removal
 from shortviz.service.requests import ExportRequest, MeasureRequest
 from shortviz.service.service import Asked, Service
+from shortviz.settings import settings
+from shortviz.ui.parts.notes import progress_words
 from shortviz.ui.session import state as s
 from tests.support.app import App
 
@@ -49,10 +56,10 @@ def test_choosing_a_block_measures_it_and_both_models_continue_the_prompt(measur
     assert job.state == "done"
     assert job.result.evaluation.removed == (2, 3, 4)
     labels = [m.label for m in measured.at.metric]
-    assert labels == ["Perplexity, uncut → cut", "NLL increase, nats", "KL, nats", "Same next token"]
+    assert labels == ["Perplexity", "Loss, nats per token", "KL, nats", "Same next token"]
     assert "steady" in measured.words
     assert job.result.uncut
-    assert job.result.uncut.strip() in [t.value for t in measured.at.text]
+    assert " ".join(job.result.uncut.split()) in " ".join(measured.words.split())
 
 
 def test_a_measured_block_is_kept_in_the_run_and_not_measured_again(measured: App, tools: Service) -> None:
@@ -111,6 +118,34 @@ def test_an_export_to_a_folder_is_proved_and_says_how_to_load_it(measured: App, 
     assert page.words.count(":green[:material/check_circle:]") == 4
     assert any(str(target) in code.value for code in page.at.code)
 
+    (tmp_path / "mine.txt").write_text("keep me")
+    for taken, why in ((target, "is what was written last"), (tmp_path, "is not empty; choose another name")):
+        page.at.text_input(key=s.FOLDER).set_value(str(taken))
+        page.run()
+        assert f"{taken} {why}" in page.words
+        assert page.at.button(key="export_button").disabled
+        assert page.words.count(":green[:material/check_circle:]") == 4  # the proof of what was written stays
+    page.at.text_input(key=s.FOLDER).set_value("somewhere/else")
+    page.run()
+    assert f"Writes to {Path.home() / 'somewhere' / 'else'}." in page.words
+    assert not page.at.button(key="export_button").disabled
+
+
+def test_an_export_in_a_chosen_precision_takes_the_bytes_that_the_page_says(measured: App, tmp_path: Path) -> None:
+    page = measured.page("export")
+    choice = page.at.selectbox(key=s.PRECISION)
+    assert [words.split(", about ")[0] for words in choice.options] == ["as stored", "float32", "bfloat16", "float16"]
+    target = tmp_path / "half"
+    page.at.text_input(key=s.FOLDER).set_value(str(target))
+    choice.set_value("bfloat16")
+    page.run()
+    assert any("--out-dtype bfloat16" in code.value for code in page.at.code)
+    page.click("export_button")
+    done = page.finish("export")
+    assert done.state == "done", done.error
+    assert done.result.dtypes == "bfloat16"
+    assert f"bfloat16, about {size(done.result.bytes)}" in page.at.selectbox(key=s.PRECISION).options
+
 
 def test_an_export_as_zip_leaves_one_file_to_download(measured: App, tools: Service) -> None:
     page = measured.page("export")
@@ -136,3 +171,33 @@ def test_an_adapter_that_is_being_written_is_followed_by_a_session_that_attaches
     app(job=job, start="2", n="2").page("export").click("cancel_export")
     assert tools.jobs.wait(job, 60) is not None
     assert not tools.jobs.state(job).live
+
+
+def test_a_waiting_job_says_what_it_waits_for_but_not_to_strangers(
+    tools: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def first(watch: Watch) -> None:
+        begun.set()
+        release.wait(60)
+
+    tools.jobs.submit("heal", "Healing of x", first)
+    second = tools.jobs.submit("measure", "Distances of x", lambda watch: None)
+    try:
+        assert begun.wait(60)
+        waiting = tools.state(second)
+        assert waiting is not None
+        assert progress_words(waiting) == "waits for: Healing of x"
+        assert [job.title for job in tools.running()] == ["Healing of x", "Distances of x"]
+        monkeypatch.setenv("SHORTVIZ_HOSTED", "1")
+        settings.cache_clear()
+        assert tools.running() == ()
+        tools._hold(second, tools.visitor(), "sees")
+        waiting = tools.state(second)
+        assert waiting is not None
+        assert progress_words(waiting) == "waiting, number 1 in the queue"
+    finally:
+        release.set()
+        monkeypatch.undo()
+        settings.cache_clear()

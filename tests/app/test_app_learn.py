@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from shortviz.lessons.data import lesson_data
+from shortviz.lessons.facts import recovery
 from shortviz.lessons.quiz import map_questions
 from shortviz.runs.run import example_run
 from shortviz.service.service import Service
@@ -14,8 +16,17 @@ from tests.support.app import App
 Start = Callable[..., App]
 
 
-def learn(app: Start, step: str = "") -> App:
-    return app(first_page="", **({"step": step} if step else {}))
+def learn(app: Start, step: str = STEPS[0]) -> App:
+    return app(first_page="", step=step)
+
+
+def test_the_first_screen_says_what_this_is_and_leads_to_the_lessons_and_the_map(tools: Service, app: Start) -> None:
+    first = app(first_page="")
+    assert [title.value for title in first.at.title] == ["Which layers of a language model can go?"]
+    assert "No model loaded" not in first.words
+    assert tools.jobs.jobs() == ()
+    assert "1. A layer adds to the stream" in first.click("start_learn").words
+    assert "Removes layer" in app(first_page="").click("start_map").words
 
 
 def test_a_newcomer_sees_the_first_lesson_and_the_way_to_the_map(app: Start) -> None:
@@ -74,15 +85,30 @@ def test_a_question_about_the_map_is_answered_by_typing(app: Start) -> None:
     assert "Right: layers 12-15" in page.words
 
 
-def test_the_next_question_begins_without_an_answer(app: Start) -> None:
+def test_a_right_answer_leads_on_and_is_there_on_the_way_back(app: Start) -> None:
     page = learn(app, "Map")
     page.at.number_input(key="learn_answer_start").set_value(12)
     page.at.number_input(key="learn_answer_n").set_value(4)
     assert "Right" in page.run().words
-    page.at.segmented_control(key="learn_question").set_value(2)
-    page.run()
+    page.click("learn_next_question")
     assert "Right" not in page.words
     assert page.at.number_input(key="learn_answer_n").value is None
+    page.click("learn_next").click("learn_back")
+    page.at.segmented_control(key="learn_question").set_value(1)
+    page.run()
+    assert "Right" in page.words
+    assert page.at.number_input(key="learn_answer_start").value == 12
+
+
+def test_the_last_lesson_says_of_loss_and_answers_what_the_data_say(app: Start) -> None:
+    words = learn(app, "Limits").words
+    data, (ledger, *_) = lesson_data(), example_run().ledgers
+    said = recovery(data, ledger)
+    assert f"the uncut model answers {said['uncut_right']}" in words.replace("\n", " ")
+    assert said["repaired_answers"] in words
+    assert said["healed_loss"] in words
+    lost = "and lost answers" in words
+    assert lost == (said["loss_fell"] and said["given_up"] > said["gained"])
 
 
 def test_a_block_that_does_not_fit_is_said_in_a_lesson(app: Start) -> None:
@@ -96,7 +122,10 @@ def test_a_lesson_leads_to_the_map_with_its_block_chosen(app: Start, step: str, 
     page = learn(app, step).click("learn_real")
     assert words in page.words
     if step == "Loss":
-        assert page.state[s.SHOW] == "measured"
+        assert (page.state[s.CRITERION], page.state[s.SCALE]) == ("nll_increase", "value")
+        (chart,) = page.at.get("plotly_chart")
+        assert "By measured NLL increase" in chart.proto.alt
+        assert "log scale" in chart.proto.spec
 
 
 def test_the_questions_of_the_last_lesson_show_what_each_model_wrote(app: Start) -> None:

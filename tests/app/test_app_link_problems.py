@@ -22,10 +22,7 @@ TOLD = {
     "a block that is no number": ({"start": "abc", "n": "-1"}, '"abc", n "-1"', "does not name a start layer"),
     "half a block": ({"start": "7"}, 'start "7", n ""', "does not name a start layer"),
     "a criterion": ({"criterion": "zzz"}, 'criterion "zzz"', "usual one is shown"),
-    "a measured loss": ({"show": "measured", "metric": "bleu"}, 'measured loss "bleu"'),
-    "a kind of map": ({"show": "everything"}, 'kind of map "everything"'),
     "a scale": ({"scale": "log"}, 'scale "log"'),
-    "a palette": ({"palette": "jet"}, 'palette "jet"'),
     "a view": ({"view": "Globe"}, 'view "Globe"'),
     "a run": ({"run": "nothere"}, 'run "nothere" cannot be opened', "the bundled run is shown"),
     "a run that is a path": ({"run": "../../etc"}, 'run "../../etc" cannot be opened'),
@@ -33,6 +30,8 @@ TOLD = {
     "an endless model": ({"model": "x" * 400}, 'model "' + "x" * 37 + '..."'),
     "a precision": ({"model": "demo", "dtype": "int1"}, 'precision "int1"', "auto is chosen"),
     "a device": ({"model": "demo", "device": "toaster"}, 'device "toaster"', "auto is chosen"),
+    "a text that was uploaded": ({"text": "file"}, "calibration text of this page was uploaded", "give it again"),
+    "a text that was pasted": ({"eval": "paste"}, "evaluation text of this page was uploaded or pasted", "give it"),
     "a calibration text": ({"text": "file:/etc/passwd"}, 'calibration text "file:/etc/passwd"', "usual text"),
     "an evaluation text": ({"eval": "builtin:passages?limit=0"}, 'evaluation text "builtin:passages?limit=0"'),
     "a job": ({"job": "0123456789ab"}, 'job "0123456789ab" is not known any more'),
@@ -69,7 +68,7 @@ def test_every_wrong_part_is_told_up_to_three(app: Start) -> None:
 
 
 def test_a_right_link_is_told_nothing_nor_one_with_parameters_of_others(app: Start) -> None:
-    right = {"start": "4", "n": "7", "criterion": "block_influence", "scale": "raw", "palette": "viridis"}
+    right = {"start": "4", "n": "7", "criterion": "block_influence", "scale": "value", "palette": "viridis"}
     right |= {"view": "Table", "show": "measured", "metric": "kl", "text": "builtin:passages", "run": "example"}
     assert app(**right, utm_source="mail", fbclid="x" * 500).errors == []
     assert app(utm_source="mail").errors == []

@@ -37,6 +37,8 @@ HOSTILE = [
     "builtin:passages?max_length=1",
     "builtin:passages?max_length=100000000",
     "builtin:passages?bos=sometimes",
+    "builtin:passages?special_tokens=some",
+    "dataset:org/rows?chat_template=/etc/passwd",
     "dataset:?limit=5",
     "dataset:org/rows\0",
     "dataset:" + "x" * 10_000,
@@ -72,14 +74,11 @@ def test_every_view_is_restored_by_its_own_link(app: Start, tools: Service) -> N
     run = tools.runs.get("example")
     assert run is not None
     tools.runs.put("kept", run)
-    page = app(
-        model="demo", rev="abc", dtype="bfloat16", device="spread", run="kept", start="4", n="7", show="measured"
-    )
-    page.state[s.CALIBRATION], page.state[s.EVALUATION] = TEXTS[1], TEXTS[2]
-    page.at.selectbox(key=s.METRIC).set_value("kl")
-    page.at.selectbox(key=s.PALETTE).set_value("viridis")
+    page = app(model="demo", rev="abc", dtype="bfloat16", device="spread", run="kept", start="4", n="7")
+    page.state[s.EVALUATION] = TEXTS[2]
+    page.at.selectbox(key=s.CRITERION).set_value("kl")
     scale, view = (next(g for g in page.at.get("button_group") if g.key == key) for key in (s.SCALE, s.VIEW))
-    scale.set_value("raw")
+    scale.set_value("value")
     view.set_value("Best per n")
     parameters = link_of(page.run())
     assert "job" not in parameters
@@ -88,9 +87,9 @@ def test_every_view_is_restored_by_its_own_link(app: Start, tools: Service) -> N
     assert other.state[s.REF] == ModelRef(id="demo", revision="abc", dtype="bfloat16", device="spread")
     assert other.state[s.CHOSEN] == Block(start=4, n=7)
     assert other.state[s.RUN] == "kept"
-    assert other.state[s.CALIBRATION] == TEXTS[1]
+    assert other.state[s.CALIBRATION] == text_of(run.text), "the run's own"
     assert other.state[s.EVALUATION] == TEXTS[2]
-    for key in (s.SHOW, s.METRIC, s.SCALE, s.PALETTE, s.VIEW):
+    for key in (s.CRITERION, s.SCALE, s.VIEW):
         assert other.state[key] == page.state[key], key
     assert link_of(other) == parameters
     assert tools.jobs.jobs() == ()
@@ -104,14 +103,19 @@ def test_a_criterion_goes_through_a_link_by_its_name(app: Start) -> None:
     assert app(**parameters).state[s.CRITERION] == "block_influence"
 
 
-def test_the_lines_of_an_opened_run_are_of_its_own_texts_and_the_criterion_on_screen(app: Start) -> None:
+def test_the_lines_of_an_opened_run_are_of_its_own_texts_and_the_criterion_on_screen(
+    app: Start, tools: Service
+) -> None:
     page = app(run="example-passages", criterion="block_influence")
     lines = [code.value for code in page.at.code]
     assert any("shortviz measure demo --builtin passages --limit 64 --out RUN" in line for line in lines)
     assert any("value='passages', limit=64" in line and "'block_influence'" in line for line in lines)
-    page = app(run="example-passages", show="measured")
+    page = app(run="example-passages", criterion="nll_increase")
     lines = [code.value for code in page.at.code]
-    assert any("--builtin python-reference --limit 64 --window 256 --windows 4 --out RUN" in line for line in lines)
+    windows = tools.runs.get("example-passages").losses.text.windows
+    order = " --order first" if windows.order == "first" else ""  # as runs of before are
+    text = f"--builtin python-reference --limit 64 --window 256 --windows {windows.windows}{order} --out RUN"
+    assert any(text in line for line in lines)
 
 
 @pytest.mark.parametrize("spec", [*TEXTS, TextSpec(kind="file", value="a b.txt", bos="always")])
@@ -128,18 +132,25 @@ def test_a_record_from_elsewhere_that_tells_nonsense_tells_no_text(options: str)
 
 
 @pytest.mark.parametrize(
-    ("view", "show", "command"),
+    ("view", "colour", "scale", "command"),
     [
-        ("Map", "predicted", "measure"),
-        ("Table", "measured", "map"),
-        ("Curve", "predicted", "curve"),
-        ("Agreement", "predicted", "measure"),
-        ("Map", "difference", "measure"),
+        ("Map", "angular_last", "rank", "measure"),
+        ("Table", "nll_increase", "rank", "map"),
+        ("Curve", "angular_last", "rank", "curve"),
+        ("Agreement", "angular_last", "rank", "measure"),
+        ("Map", "angular_last", "difference", "measure"),
     ],
 )
-def test_the_lines_offered_are_those_of_the_view(view: str, show: str, command: str) -> None:
-    state = {s.VIEW: view, s.SHOW: show}
+def test_the_lines_offered_are_those_of_the_view(view: str, colour: str, scale: str, command: str) -> None:
+    state = {s.VIEW: view, s.CRITERION: colour, s.SCALE: scale}
     line, python = share.code_of(ModelRef(id="demo"), state)
     assert line.split()[:3] == ["shortviz", command, "demo"]
-    assert ("agreement" in python) == (view == "Agreement" or show == "difference")
+    assert ("agreement" in python) == (view == "Agreement" or scale == "difference")
     compile(python, "offered", "exec")
+
+
+def test_a_link_of_before_still_opens_the_measured_loss_that_it_names(app: Start) -> None:
+    for parameters, colour in (({"metric": "kl"}, "kl"), ({}, "nll_increase")):
+        page = app(show="measured", **parameters)
+        assert page.state[s.CRITERION] == colour
+        assert page.errors == []

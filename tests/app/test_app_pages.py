@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from shortviz.runs.run import save_run
+from shortviz.runs.run import EXAMPLES, save_run
 from shortviz.service.service import Service
+from shortviz.ui.pages.learn import STEPS
 from shortviz.ui.session import state as s
-from tests.support.app import App
+from tests.support.app import App, view
 from tests.support.paths import ROOT
 from tests.support.records import fixture_run
 
@@ -18,10 +19,11 @@ Start = Callable[..., App]
 
 def test_the_first_visit_shows_the_bundled_run_and_says_so(app: Start) -> None:
     first = app()
-    assert "No model loaded: this is the **bundled run** of the demo model" in first.words
+    assert "No model loaded: **bundled run** of demo" in first.words
     (chart,) = first.at.get("plotly_chart")
     assert "the blocks that change demo (30 layers) least are" in chart.proto.alt
-    assert "64 rows of built-in python-reference" in first.words
+    assert "2,040 tokens a block of built-in passages" in first.words
+    assert "64 rows of built-in python-reference" in app(criterion="angular_last").words
 
 
 def test_the_first_visit_imports_neither_torch_nor_transformers() -> None:
@@ -41,12 +43,33 @@ def test_a_block_is_chosen_from_the_start(app: Start) -> None:
     assert f"(start {start}, n {n})" in first.words
 
 
-def test_an_address_restores_block_criterion_scale_and_palette(app: Start) -> None:
-    linked = app(start="12", n="8", criterion="block_influence", scale="raw", palette="viridis")
+def test_an_address_restores_block_criterion_and_scale(app: Start) -> None:
+    linked = app(start="12", n="8", criterion="block_influence", scale="value")
     assert "Removes layers 12-19 (start 12, n 8)" in linked.words
     assert "block influence **" in linked.words
-    assert linked.state["scale"] == "raw"
-    assert linked.state["palette"] == "viridis"
+    assert linked.state["scale"] == "value"
+
+
+def disabled_buttons(page: App) -> list[tuple[str, str]]:
+    """Return the label and the help of every disabled button and popover of a page."""
+    protos = [each.proto for kind in ("button", "download_button") for each in page.at.get(kind)]
+    popovers = [each.proto.popover for each in page.at.get("popover")]
+    assert all(hasattr(proto, "help") for proto in protos + popovers)
+    return [(proto.label, proto.help) for proto in protos + popovers if proto.disabled]
+
+
+@pytest.mark.parametrize("name", ["Stream", "Limits", "model", "map", "heal", "export", "runs"])
+def test_every_disabled_button_says_why_it_is_disabled(app: Start, name: str) -> None:
+    page = app(first_page="", step=name) if name in STEPS else app(first_page=name, start="12", n="4")
+    found = disabled_buttons(page)
+    views = [w for w in page.at.segmented_control if w.key == s.VIEW]
+    for what in views[0].options[1:] if views else ():
+        found += disabled_buttons(view(page, what))
+    if name == "runs":
+        page.at.multiselect(key=s.PICKED).set_value(list(EXAMPLES))
+        found += disabled_buttons(page.run())
+    assert found or name == "model", "the check has something to look at"
+    assert [label for label, why in found if not why] == []
 
 
 @pytest.mark.parametrize("bad", [{"start": "99"}, {"n": "x"}, {"criterion": "best"}, {"job": "none"}, {"run": "../.."}])
@@ -80,7 +103,7 @@ def test_removing_every_layer_is_explained(app: Start) -> None:
 
 def test_a_block_with_a_sink_layer_is_warned_about(app: Start) -> None:
     assert "Removes layer 11, which writes the attention sink" in app(start="11", n="1").words
-    assert "Keeps layer 11" in app(start="12", n="1").words
+    assert "attention sink" not in app(start="12", n="1").words
 
 
 def test_without_a_model_the_buttons_that_need_one_are_off(app: Start) -> None:
@@ -104,15 +127,16 @@ def test_a_saved_run_is_listed_and_opens_by_its_address(tools: Service, app: Sta
     assert "formula" in list(listed.at.dataframe[0].value["name"])
     opened = app(run="twelve-layers")
     assert "(12 layers)" in opened.at.get("plotly_chart")[0].proto.alt
-    assert "saved run" in opened.words
+    assert "No model loaded: **run formula** of demo" in opened.words
 
 
 def test_a_measured_block_of_a_saved_run_shows_its_numbers_without_the_model(tools: Service, app: Start) -> None:
     save_run(fixture_run(24), tools.runs.folder / "measured")
     page = app(run="measured", start="12", n="3")
     metrics = {m.label: m.value for m in page.at.metric}
-    assert metrics["Perplexity, uncut → cut"].startswith("35.9 → 68.7 ±")
-    assert metrics["NLL increase, nats"] == "+0.650 ± 0.030"
+    assert metrics["Perplexity"] == "× 1.92"
+    assert metrics["Loss, nats per token"] == "+0.650 ± 0.030"
+    assert "perplexity 35.9 → 68.7 (windows differ: ±" in page.words
     assert metrics["Same next token"] == "61.0 ± 1.5 %"
     assert "8,176 tokens scored" in page.words
     assert "steady" in page.words
@@ -130,7 +154,7 @@ def test_a_run_that_cannot_be_read_is_named(tools: Service, app: Start) -> None:
 def test_names_from_outside_are_never_markup(tools: Service, app: Start) -> None:
     page = app(model="![x](http://evil/?q)<b>y</b>")
     shown = "\n".join(str(e.value) for kind in (page.at.markdown, page.at.caption) for e in kind)
-    assert r"\!\[x\]\(http\://evil/?q\)\<b\>y\</b\> is chosen." in shown
+    assert r"\!\[x\]\(http\://evil/?q\)\<b\>y\</b\> is chosen" in shown
     assert "<b>" not in shown
 
 

@@ -1,5 +1,6 @@
 """What the browser sends is checked before it becomes a block; what a person reads is never markup."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 
 from shortviz.records.formatting import count, duration, percent, size, with_error
 from shortviz.records.plan import Block
-from shortviz.ui.parts.notes import plain
+from shortviz.service.queue import JobState
+from shortviz.ui.pages.inspector import marked
+from shortviz.ui.parts.notes import plain, progress_words
 from shortviz.ui.session.shown import parse_cell, parse_row, parse_selection
 
 
@@ -80,3 +83,23 @@ def test_numbers_read_with_their_units() -> None:
     assert size(6144) == "6.1 KB"
     assert duration(200) == "3 min 20 s"
     assert percent(0.61) == "61.0 %"
+
+
+def test_what_differs_in_the_cut_text_is_marked_and_nothing_in_it_is_markup() -> None:
+    uncut, cut = marked("Paris. It is *large*.", "Paris. It was *large* `once`.")
+    assert uncut == plain("Paris. It is *large*.")
+    assert cut == r"Paris\. It :orange-background[was] \*large\* :orange-background[\`once\`\.]"
+    assert marked("It is large", "It is large, now") == (
+        "It is large",
+        f"{plain('It is large,')} :orange-background[now]",
+    )
+    assert marked("same words", "same words") == ("same words", "same words")
+    assert marked("", "alone") == ("", "alone")
+
+
+def test_progress_names_its_stage_counts_cells_and_says_about_how_long() -> None:
+    job = JobState(id="1", kind="losses", title="map", state="running", stage="first look", done=55, total=464)
+    assert progress_words(replace(job, unit="cells", eta_seconds=118.0)) == "first look: 55 of 464 cells, about 2 min"
+    assert progress_words(replace(job, unit="cells")) == "first look: 55 of 464 cells"
+    assert progress_words(replace(job, unit="cells", eta_seconds=12.0)).endswith("about 12 s")
+    assert progress_words(JobState(id="1", kind="load", title="x", state="running")) == "starting"

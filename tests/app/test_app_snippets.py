@@ -45,7 +45,7 @@ def test_the_python_of_an_evaluation_runs(tiny_folder: Path, capsys: pytest.Capt
 def test_the_python_of_both_maps_runs(tiny_folder: Path, state, capsys: pytest.CaptureFixture[str]) -> None:
     exec(python_of(tiny_folder, state, view="Curve"), {})
     assert "CurveLine(" in capsys.readouterr().out
-    exec(python_of(tiny_folder, state, show="measured"), {})
+    exec(python_of(tiny_folder, state, criterion="nll_increase"), {})
     exec(python_of(tiny_folder, state, view="Agreement"), {})
     assert "mean regret, nats" in capsys.readouterr().out
 
@@ -62,7 +62,7 @@ def test_a_command_is_one_the_command_line_takes(
     line = {
         "measure": share.code_of(ref, state)[0],
         "evaluate": to_command(EvaluateRequest(model=ref, removal=CUT, text=spec, windows=SMALL)),
-        "map": share.code_of(ref, state | {s.SHOW: "measured"})[0],
+        "map": share.code_of(ref, state | {s.CRITERION: "nll_increase"})[0],
         "curve": share.code_of(ref, state | {s.VIEW: "Curve"})[0],
     }[it]
     words = shlex.split(line)

@@ -42,7 +42,10 @@ SETTERS = {
         lambda state: s.set_block(state, Block(start=7, n=4)),
         {s.CHOSEN: Block(start=7, n=4), s.INPUTS: 1},
     ),
-    "open_run": (lambda state: s.open_run(state, "new-run"), {s.RUN: "new-run"}),
+    "open_run": (
+        lambda state: s.open_run(state, "new-run", TextSpec(kind="paste", value="its own")),
+        {s.RUN: "new-run", s.CALIBRATION: TextSpec(kind="paste", value="its own"), s.TEXT_INPUTS: 1},
+    ),
     "leave_run": (s.leave_run, {}),
 }
 

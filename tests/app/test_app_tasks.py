@@ -8,7 +8,7 @@ import pytest
 
 from shortviz.service.service import Service
 from shortviz.ui.session import state as s
-from tests.support.app import ROWS, App, show, view
+from tests.support.app import ROWS, App, colour, view
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_chosen_block_is_scored_beside_the_uncut_model_once(measured: App, t
 def test_greedy_removal_and_accuracies_are_run_from_the_curve_kept_and_drawn(
     measured: App, tools: Service, questions: Path
 ) -> None:
-    page = show(measured, "measured")
+    page = colour(measured, "nll_increase")
     page.click("measure_button")
     page.finish("losses")
     view(page, "Curve")
@@ -83,7 +83,7 @@ def test_greedy_removal_and_accuracies_are_run_from_the_curve_kept_and_drawn(
 def test_greedy_removal_on_another_text_than_the_map_is_refused(measured: App) -> None:
     from shortviz.records.text import TextSpec
 
-    page = show(measured, "measured")
+    page = colour(measured, "nll_increase")
     page.click("measure_button")
     page.finish("losses")
     page.state[s.EVALUATION] = TextSpec(kind="builtin", value="passages/code")

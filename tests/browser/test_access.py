@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from shortviz.runs.run import save_run
 from tests.support.app_server import PATIENCE_MS, AppServer
-from tests.support.map_mouse import choose_cell, point_at, wait_for_map
+from tests.support.map_mouse import choose_cell, wait_for_map
 from tests.support.paths import ROOT
 from tests.support.records import fixture_run
 from tests.support.visitor import no_failure, to_page, wait_for_block
@@ -54,6 +54,7 @@ def settled(page: Page, words: str) -> None:
 
 
 PAGES = {
+    "shortviz": "Which layers of a language model can go?",
     "Learn": "A layer adds to the stream",
     "Model": "Calibration text",
     "Map": "Removes layer",
@@ -86,7 +87,7 @@ def test_the_lessons_and_the_map_fit_a_phone(page: Page, server: AppServer) -> N
     for address, words in (("/?step=Limits", "What does not come back"), ("/map?start=12&n=4", "Removes layers 12-15")):
         page.goto(server.url + address)
         settled(page, words)
-        page.locator(".js-plotly-plot .modebar").first.wait_for(state="attached")
+        page.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached")
         wide = page.evaluate("Math.max(...[...document.querySelectorAll('.stMain *')].map(e => e.scrollWidth))")
         chart = page.locator(".js-plotly-plot").first.bounding_box()
         heading = page.get_by_role("heading", name=words).bounding_box()
@@ -107,16 +108,14 @@ def test_the_lessons_and_the_map_fit_a_phone(page: Page, server: AppServer) -> N
 
 def test_a_deep_map_is_clicked_rightly_and_drawn_again_at_once(page: Page, server: AppServer) -> None:
     layers = DEEP
-    page.set_viewport_size({"width": 1280, "height": 1900})  # cells stay 12 px high, so the map is higher than a screen
     page.goto(f"{server.url}/map?run=by-formula-{layers}")
     wait_for_map(page)
     seconds = []
     for start, n in ((layers // 2, layers // 5), (3, layers - 10), (layers - 2, 1)):
-        point_at(page, layers, start, n)
         begun = time.perf_counter()
         choose_cell(page, layers, start, n)
         seconds.append(time.perf_counter() - begun)
         wait_for_block(page, start, n)
     no_failure(page)
     print(f"{layers} layers: {statistics.median(seconds):.2f} s from the click to the outline")
-    assert statistics.median(seconds) < 15, seconds  # under 1 s on a machine that does nothing else
+    assert statistics.median(seconds) < 0.4, seconds

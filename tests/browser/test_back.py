@@ -26,7 +26,7 @@ def lesson(page: Page, title: str) -> None:
 
 
 def test_back_goes_through_the_lessons_to_the_first(page: Page, server: AppServer) -> None:
-    page.goto(server.url)
+    page.goto(f"{server.url}/learn")
     lesson(page, "1. A layer adds to the stream")
     page.get_by_role("button", name="Next: Angle").click()
     lesson(page, "2. How far a block turns a state")
@@ -34,7 +34,7 @@ def test_back_goes_through_the_lessons_to_the_first(page: Page, server: AppServe
     lesson(page, "1. A layer adds to the stream")
     page.go_forward()
     lesson(page, "2. How far a block turns a state")
-    assert page.url.endswith("/?step=Angle")
+    assert page.url.endswith("/learn?step=Angle")
 
 
 def test_one_press_leads_from_the_map_to_the_lesson_that_was_left_and_a_reload_stays_there(

@@ -36,7 +36,7 @@ def test_a_cut_is_repaired_and_healed_live_and_what_was_learned_is_exported_alon
     wait_for_block(page, 2, 2)
     repair.click()
     expect(page.get_by_role("figure", name=re.compile("Cutting layers 2-3 costs"))).to_be_visible(timeout=SLOW_MS)
-    heal = page.get_by_role("button", name="Heal", exact=True)
+    heal = page.get_by_role("button", name="Train", exact=True)
     expect(heal).to_be_enabled(timeout=SLOW_MS)
 
     page.get_by_text("Settings of the training").click()

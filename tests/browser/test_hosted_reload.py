@@ -9,8 +9,7 @@ from playwright.sync_api import BrowserContext, expect
 
 from shortviz.server.start import SCRIPTS
 from tests.support.app_server import PATIENCE_MS, AppServer
-from tests.support.map_mouse import wait_for_map
-from tests.support.visitor import SLOW_MS, load_demo, no_failure, rows_done, start_measuring
+from tests.support.visitor import NOT_MEASURED, SLOW_MS, load_demo, no_failure, rows_done, start_measuring
 
 pytestmark = [pytest.mark.browser, pytest.mark.demo, pytest.mark.timeout(1500)]
 ROWS = 164
@@ -45,15 +44,37 @@ def test_a_visitor_who_reloads_sees_their_job_and_another_visitor_does_not(
 
     stranger = new_visitor().new_page()
     stranger.goto(page.url)
-    wait_for_map(stranger)
+    expect(stranger.get_by_text(NOT_MEASURED)).to_be_visible(timeout=PATIENCE_MS)
     expect(stranger.get_by_text("demo · 30 layers")).to_be_visible(timeout=PATIENCE_MS)
     expect(stranger.get_by_text(re.compile(rf"of {ROWS} rows"))).to_have_count(0)
     main = "stMainBlockContainer"
-    expect(stranger.get_by_test_id(main).get_by_role("button", name="Stop", exact=True)).to_be_disabled()
+    expect(stranger.get_by_test_id(main).get_by_role("button", name="Stop", exact=True)).to_have_count(0)
 
     stop = second.get_by_test_id(main).get_by_role("button", name="Stop", exact=True)
     expect(stop).to_be_enabled(timeout=PATIENCE_MS)
     stop.click()
-    expect(stop).to_be_disabled(timeout=SLOW_MS)
+    expect(stop).to_have_count(0, timeout=SLOW_MS)
     no_failure(second)
+    assert "Traceback" not in server.printed
+
+
+def test_of_two_visitors_with_the_same_measurement_one_stops_and_the_other_reloads_and_gets_it(
+    new_visitor: Callable[[], BrowserContext], server: AppServer
+) -> None:
+    main, rows = "stMainBlockContainer", 96
+    ann, bob = (new_visitor().new_page() for _ in range(2))
+    for page in (ann, bob):
+        load_demo(page, server, rows=rows, length=256)
+    start_measuring(ann)
+    start_measuring(bob)
+    seen = rows_done(bob, rows)
+    ann.get_by_test_id(main).get_by_role("button", name="Stop", exact=True).click()
+    expect(ann.get_by_text(re.compile("stopped; others go on with it"))).to_be_visible(timeout=PATIENCE_MS)
+    again = re.compile("^(Measure|Go on)$")  # by whether the other's work has kept something on the disk by now
+    expect(ann.get_by_test_id(main).get_by_role("button", name=again)).to_be_visible(timeout=PATIENCE_MS)
+    bob.reload()
+    assert rows_done(bob, rows) >= seen, "the other's work goes on, and a reload finds it"
+    expect(bob.get_by_text(re.compile(rf"Averaged over {rows} rows"))).to_be_visible(timeout=SLOW_MS)
+    for page in (ann, bob):
+        no_failure(page)
     assert "Traceback" not in server.printed

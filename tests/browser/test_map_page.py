@@ -29,7 +29,7 @@ def test_the_first_visit_shows_the_bundled_map_whole_in_the_window(page: Page, s
     assert box["y"] >= 0
     assert box["y"] + box["height"] <= 720
     assert box["x"] + box["width"] <= 1280
-    alt = page.get_by_role("figure", name=re.compile("By angular, last token over .* the blocks that change demo"))
+    alt = page.get_by_role("figure", name=re.compile("By measured NLL increase over .* the blocks that change demo"))
     expect(alt).to_be_visible()
     no_failure(page)
 
@@ -40,6 +40,7 @@ def test_map_and_inspector_need_no_scrolling_and_their_buttons_stand_in_one_row_
     page.goto(f"{server.url}/map?start=17&n=9")
     wait_for_block(page, 17, 9)
     wait_for_outline(page, 17, 9)
+    wait_for_map(page)
     for row in (("Figure", "Data", "Code"), ("Repair", "Heal", "Export", "Copy link", "Copy as code")):
         boxes = [page.get_by_test_id("stMain").get_by_role("button", name=n, exact=True).bounding_box() for n in row]
         tops = {round(box["y"]) for box in boxes if box is not None}
@@ -102,6 +103,7 @@ def test_two_visitors_choose_independently(new_visitor: Callable[[], BrowserCont
     second.goto(f"{server.url}/map?start=20&n=5")
     wait_for_block(first, 3, 2)
     wait_for_block(second, 20, 5)
+    wait_for_map(second)
     choose_cell(second, 30, 10, 6)
     wait_for_block(second, 10, 6)
     wait_for_block(first, 3, 2)

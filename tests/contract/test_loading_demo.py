@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from shortviz.model import gguf
 from shortviz.model.files import DEMO_PACKAGE, demo_gguf
+from shortviz.model.gguf import copies as gguf
 from shortviz.model.handle import ModelHandle
 from shortviz.model.load import estimate
 from shortviz.records.model import ModelRef

@@ -1,4 +1,4 @@
-"""Every family: the measured map equals `evaluate` of the really pruned models, by replay in all of them."""
+"""Every family: the measured map equals `evaluate` of the really pruned models, by replay in all but one of them."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import TextInfo, WindowSet
 from tests.support.families import FAMILIES, NUM_LAYERS, shared_handle, tiny_handle, tiny_tokens
 
-BLOCKS = [Block(start=s, n=n) for s, n in ((0, 1), (3, 1), (5, 1), (2, 2), (4, 2), (0, 3), (1, 3), (1, 5))]
+BLOCKS = [Block(start=s, n=n) for s, n in ((0, 1), (3, 1), (4, 1), (5, 1), (2, 2), (4, 2), (0, 3), (1, 3), (1, 5))]
 """Odd and even, at both ends and in the middle."""
 
 
@@ -26,7 +26,7 @@ def windows() -> WindowSet:
 def test_every_block_of_the_map_equals_the_pruned_model(name: str) -> None:
     handle, text = shared_handle(name), windows()
     losses = measure_losses(handle, text)
-    assert losses.replayed
+    assert losses.replayed == (name != "gemma3n_text"), "its streams are joined before the head by code, not by modules"
     assert losses.complete
     base, compared = BaseScores(handle), 0
     for block in BLOCKS:

@@ -1,5 +1,6 @@
 """The README: every python and bash block runs in order in one empty folder, every file it names is there."""
 
+import json
 import os
 import re
 import runpy
@@ -30,6 +31,8 @@ def test_every_block_runs_as_written(tmp_path, monkeypatch):
             assert done.returncode == 0, done.stderr
     written = {path.name for path in tmp_path.iterdir()}
     assert {"run-demo", "short-cli", "short-python", "short-seed", "results.png"} <= written
+    assert "short-gated" not in written, "the gate of the example is not held"
+    assert json.loads((tmp_path / "gate.json").read_text())["gate"]["held"] is False
 
 
 def test_every_file_of_the_table_is_there():

@@ -23,6 +23,7 @@ ROWS: list[dict[str, Any]] = [
     {"q": "A dog says", "a": ["meow", "woof", "moo", "cluck"], "right": 1},
     {"q": "After Monday comes   ", "a": ["Tuesday", "Sunday, as everybody who owns a calendar knows"], "right": 0},
     {"q": "\tIndented, and with 日本語:", "a": ["東京", "Tokyo"], "right": 0},
+    {"q": "What ends a text that begins with <s>, if not <pad>?", "a": ["</s>", "<s> </s>", "nothing"], "right": 0},
 ]
 LONG: dict[str, Any] = {
     "q": "So it went on, day after day. " * 20 + "It went on",

@@ -30,7 +30,7 @@ def test_the_default_evaluation_text_fills_the_default_windows(demo_handle: Mode
 
 
 def test_windows_are_the_joined_text_word_for_word(demo_handle: ModelHandle) -> None:
-    windows = make_windows(DEFAULT_EVALUATION, WindowSpec(), demo_handle.tokenizer)
+    windows = make_windows(DEFAULT_EVALUATION, WindowSpec(order="first"), demo_handle.tokenizer)
     text = "\n\n".join(read_rows(DEFAULT_EVALUATION).rows)
     assert text.startswith(demo_handle.tokenizer.decode(windows.tokens.ravel().tolist()).rstrip("\ufffd"))
 

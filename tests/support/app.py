@@ -1,4 +1,6 @@
-"""TODO tests/support/app.py."""
+"""A session of the app in a test, with the words that tests need."""
+
+import json
 
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
@@ -71,9 +73,15 @@ class App:
         return "\n".join(plain(str(e.value)) for kind in kinds for e in kind)
 
 
-def show(page: App, what: str) -> App:
-    next(w for w in page.at.segmented_control if w.key == s.SHOW).set_value(what)
+def colour(page: App, what: str) -> App:
+    page.at.selectbox(key=s.CRITERION).set_value(what)
     return page.run()
+
+
+def outlined(page: App) -> list[list[int]]:
+    """Return [start, n] of the block that each map of the page outlines."""
+    found = [json.loads(pane.proto.json) for pane in page.at.get("bidi_component")]
+    return [pane["chosen"] for pane in found if "chosen" in pane]
 
 
 def view(page: App, what: str) -> App:

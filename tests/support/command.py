@@ -1,4 +1,4 @@
-"""TODO tests/support/command.py."""
+"""Reading what a command printed."""
 
 Outcome = tuple[int, str, str]
 

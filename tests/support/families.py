@@ -51,6 +51,15 @@ _SLIDING: dict[str, Any] = {
 }
 _HEADED: dict[str, Any] = {**_GROUPED, "head_dim": 16}
 _EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "num_local_experts": 4}
+_SHARED: dict[str, Any] = {
+    **_HEADED,
+    "sliding_window": 4,
+    # Layer 4 reads the keys and values of layer 1, layer 5 those of layer 3.
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "sliding", "full", "full", "sliding", "full")],
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 6,
+    "vocab_size_per_layer_input": VOCAB_SIZE,
+}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**_HEADED},
@@ -60,6 +69,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {**_HEADED},
     "gemma2": {**_HEADED, "sliding_window": 4, "query_pre_attn_scalar": 16},
     "gemma3_text": {**_SLIDING, "head_dim": 16, "query_pre_attn_scalar": 16},
+    "gemma3n_text": {
+        **_SHARED,
+        "initializer_range": 0.2,
+        "intermediate_size": [48, 32, 48, 64, 48, 32],
+        "activation_sparsity_pattern": [0.9, 0.0, 0.5, 0.0, 0.9, 0.0],
+        "laurel_rank": 4,
+    },
+    "gemma4_text": {
+        **_SHARED,
+        "initializer_range": 0.2,
+        "use_double_wide_mlp": True,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 1_000_000.0},
+        },
+        "per_layer_config": {"2": {"head_dim": 32}, "3": {"head_dim": 32}, "5": {"head_dim": 32}},
+    },
     "gpt2": {"initializer_range": 0.2},
     "gpt_neox": {"initializer_range": 0.2},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2},

@@ -8,6 +8,7 @@ import streamlit as st
 from shortviz.figures.cells import map_alt
 from shortviz.figures.map import MapView, distance_map
 from shortviz.records.plan import Block
+from shortviz.ui.parts.pointer import map_chart
 from tests.support.records import fixture_distances, fixture_model
 
 LAYERS = int(st.query_params.get("layers", 30))
@@ -19,10 +20,9 @@ st.session_state.setdefault("n", 1)
 st.session_state.setdefault("drawn", 0)
 
 
-def choose() -> None:
-    points = st.session_state["map"].selection.points
-    if points:
-        st.session_state["start"], st.session_state["n"] = map(int, points[0]["customdata"][:2])
+def choose(block: Block | None) -> None:
+    if block is not None:
+        st.session_state["start"], st.session_state["n"] = block.start, block.n
 
 
 @st.fragment(run_every=2 if LIVE else None)
@@ -36,14 +36,9 @@ def page() -> None:
         st.text(f"chosen start {start} n {n}")
         st.text(f"drawn {st.session_state['drawn']} times")
     with left:
-        view = MapView(selected=Block(start=int(start), n=int(n)), dark=st.context.theme.type == "dark")
-        st.plotly_chart(
-            distance_map(distances, "angular_last", MODEL, view),
-            key="map",
-            on_select=choose,
-            selection_mode="points",
-            alt=map_alt(distances, "angular_last", MODEL),
-        )
+        figure = distance_map(distances, "angular_last", MODEL, MapView(dark=st.context.theme.type == "dark"))
+        chosen = Block(start=int(start), n=int(n))
+        map_chart(figure, LAYERS, chosen, choose, key="map", alt=map_alt(distances, "angular_last", MODEL))
 
 
 page()

@@ -155,5 +155,7 @@ def assert_same(found: Any, expected: Any, path: str = "run") -> None:
         assert len(found) == len(expected), path
         for i, (one, other) in enumerate(zip(found, expected, strict=True)):
             assert_same(one, other, f"{path}.{i}")
+    elif isinstance(expected, frozenset):  # equal ones may stand in another order
+        assert_same(tuple(sorted(found)), tuple(sorted(expected)), path)
     else:
         assert repr(found) == repr(expected), path  # NaN is NaN, and -0.0 not 0.0

@@ -15,16 +15,21 @@ def boundaries(model: torch.nn.Module, layers: torch.nn.ModuleList, ids: Array) 
     """Return the residual stream of one sequence at every boundary, shape (L+1, tokens, hidden), float64."""
     seen: dict[int, Array] = {}
 
+    def of_first_row(hidden: torch.Tensor) -> Array:
+        if hidden.ndim == 4:  # gemma3n: all of its streams, (streams, batch, tokens, hidden), are what a layer changes
+            return np.concatenate([stream[0].double().cpu().numpy() for stream in hidden], axis=-1)
+        return hidden[0].double().cpu().numpy().copy()
+
     def reader(index: int):
         def read(_module, args, kwargs):
             hidden = args[0] if args else kwargs["hidden_states"]
-            seen[index] = hidden[0].double().cpu().numpy().copy()
+            seen[index] = of_first_row(hidden)
 
         return read
 
     def last(_module, _args, output):
         hidden = output[0] if isinstance(output, tuple) else output
-        seen[len(layers)] = hidden[0].double().cpu().numpy().copy()
+        seen[len(layers)] = of_first_row(hidden)
 
     hooks = [layer.register_forward_pre_hook(reader(i), with_kwargs=True) for i, layer in enumerate(layers)]
     hooks.append(layers[-1].register_forward_hook(last))

@@ -1,4 +1,4 @@
-"""TODO tests/support/streams.py."""
+"""Rows of random tokens for measurements that stream."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""TODO tests/support/tokens.py."""
+"""Random token rows and windows, the same for each seed."""
 
 import numpy as np
 

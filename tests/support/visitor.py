@@ -7,6 +7,7 @@ from playwright.sync_api import Page, expect
 from tests.support.app_server import PATIENCE_MS, AppServer
 from tests.support.map_mouse import wait_for_map
 
+NOT_MEASURED = "Distances of this model on this text are not measured yet: press Measure."
 SLOW_MS = 300_000
 """For what computes: loading, measuring, exporting on two busy cores."""
 
@@ -34,23 +35,36 @@ def to_page(page: Page, name: str) -> None:
     page.get_by_role("navigation").get_by_role("link", name=name, exact=True).click()
 
 
+SHORT = "builtin%3Apassages%2Fprose%3Flimit%3D2"
+"""An evaluation text, as links name it, of a few windows: the usual 32 of two models take a core a minute."""
+
+
 def load_demo(page: Page, server: AppServer, *, rows: int, length: int) -> None:
-    """Choose text sizes on the Model page, load the demo model there, and go to the map."""
-    page.goto(f"{server.url}/map")
+    """Choose text sizes on the Model page, load the demo model there, and go to the map; cuts are scored on `SHORT`."""
+    page.goto(f"{server.url}/map?eval={SHORT}")
     wait_for_map(page)
     to_page(page, "Model")
     type_number(page, "Rows, at most", rows)
     type_number(page, "Tokens a row", length)
-    expect(page.get_by_text(f"Up to {rows * length:,} tokens")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_text(re.compile(rf"\b{rows} rows, [\d,]+ tokens"))).to_be_visible(timeout=PATIENCE_MS)
     button = page.get_by_role("button", name=re.compile("^(Load|Use this model)$"))
     expect(button).to_be_enabled(timeout=SLOW_MS)
     button.click()
     expect(page.get_by_text(re.compile("demo · 30 layers · float32"))).to_be_visible(timeout=SLOW_MS)
     to_page(page, "Map")
-    wait_for_map(page)
+    expect(page.get_by_text(NOT_MEASURED)).to_be_visible(timeout=PATIENCE_MS)  # the bundled map is of another text
+
+
+def colour_by_angles(page: Page) -> None:
+    """Choose the angles: what the map is coloured by is what Measure measures."""
+    page.get_by_role("combobox", name=re.compile("Colour by")).click()
+    page.get_by_role("option", name="angular, last token").click()
+    expect(page.get_by_text(NOT_MEASURED)).to_be_visible(timeout=PATIENCE_MS)
 
 
 def start_measuring(page: Page) -> None:
+    """Measure the distances."""
+    colour_by_angles(page)
     page.get_by_role("button", name="Measure", exact=True).click()
 
 

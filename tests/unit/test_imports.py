@@ -1,5 +1,6 @@
 """What a fresh interpreter has loaded: import contracts (make lint) see no import that is made inside a library."""
 
+import os
 import subprocess
 import sys
 
@@ -49,3 +50,21 @@ def test_heal_is_a_function_and_a_room_whichever_is_asked_for_first() -> None:
         code = f"{first}\nimport shortviz\nfrom shortviz import heal\nassert callable(heal) and callable(shortviz.heal)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_no_page_of_a_saved_run_imports_torch() -> None:
+    """A background thread imports the engine meanwhile: a page that does too may see half of transformers."""
+    code = """
+import sys
+from tests.support.app import App
+for name in ("learn", "map", "heal", "export", "runs"):  # the Model page starts a job, and jobs import in turn
+    page = App(name)
+    assert page.errors == [], page.errors
+    print(name, *({"torch", "transformers"} & set(sys.modules)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = done.stdout.splitlines()
+    assert len(pages) == 5
+    assert [page for page in pages if " " in page] == []

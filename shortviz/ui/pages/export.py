@@ -1,29 +1,28 @@
 """The Export page: what will be written, where, the proof as it ticks, and the lines that load it."""
 
+import os
 import shlex
 import uuid
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
-from shortviz.errors import PlanError
-from shortviz.export.recipes import Recipe, loading_python, mergekit_yaml, recipe_of, reproduce_python
-from shortviz.records.formatting import count, duration, layers_text, percent, size
+from shortviz.errors import PlanError, ShortvizError
+from shortviz.export import recipes
+from shortviz.export.folder import GGUF, check_target, is_gguf
+from shortviz.records.formatting import count, counted, duration, layers_text, percent, size
 from shortviz.records.ledger import LedgerStep
 from shortviz.records.measured import ExportReport
-from shortviz.records.model import ModelInfo, ModelRef
+from shortviz.records.model import STORED, ModelInfo, ModelRef, OutDtype
 from shortviz.records.plan import PrunePlan, Removal
-from shortviz.server.start import can_sign_in
 from shortviz.service import kept, policy
-from shortviz.service.execute import execute
-from shortviz.service.ledger import ledger_of, treated
-from shortviz.service.place import Place
+from shortviz.service.export import came_as_gguf, out_sizes
+from shortviz.service.ledger import ledger_of, treated, verdict
 from shortviz.service.queue import JobState
-from shortviz.service.requests import AskRequest, BringBackRequest, ExportRequest, PushRequest
-from shortviz.service.service import Asked, Service
+from shortviz.service.requests import AskRequest, BringBackRequest, ExportRequest
+from shortviz.service.service import Service
 from shortviz.settings import settings
-from shortviz.ui.pages import inspector
+from shortviz.ui.pages import inspector, push
 from shortviz.ui.parts import ledger as ledger_view
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain, progress_words
@@ -31,8 +30,6 @@ from shortviz.ui.session import state as s
 from shortviz.ui.session.polling import follow, main_button
 from shortviz.ui.session.service import bench
 from shortviz.ui.session.shown import Shown, look, ref_of, settle_block
-
-# Which model is exported: the cut one, or what a repair or a healing made of it.
 
 PARTS = {"model": "The whole model", "adapter": "The adapter alone"}
 
@@ -58,6 +55,9 @@ def choose(tools: Service, shown: Shown, removed: tuple[int, ...]) -> tuple[str,
             key=f"version_{layers_text(removed)}_{len(here)}",
         )
         if chosen in by_methods:
+            if words := verdict(ledger, chosen):
+                st.warning(plain(words), icon=":material/warning:")
+                st.checkbox("Export it all the same", key=s.ANYWAY)
             st.caption(ledger_view.step_words(by_methods[chosen]))
         else:
             st.caption("The cut model as it is: nothing was repaired or trained.")
@@ -108,102 +108,7 @@ def name_of(model: ModelInfo, removed: tuple[int, ...], methods: tuple[str, ...]
     return f"{kept}-without-{gone[:60]}{done}"
 
 
-# Pushing an exported checkpoint to the hub from the Export page. The token lives in the session and nowhere else.
-_HELP = (
-    "A fine-grained token with write access, from your account's settings on the hub. It is used for this push, kept "
-    "in this session only, and never written anywhere."
-)
-
-
-def draw_push(tools: Service, folder: Path) -> None:
-    """Draw the form and, while a push runs or has ended, how it stands."""
-    state = s.session()
-    first = tools.state(s.job(state, "push"))
-    live = first is not None and first.live
-    st.subheader("Push to the Hugging Face hub")
-    st.caption("The card goes along. Only a checkpoint that is still exactly what was proved is pushed, in one commit.")
-    signed_in = _sign_in()
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.text_input(
-            "Repository", key=s.REPOSITORY, placeholder=f"you/{folder.name}", max_chars=96, persist_state="session"
-        )
-        st.toggle("Private", value=True, key=s.PRIVATE, persist_state="session")
-    if signed_in is None:
-        st.text_input("Token", type="password", key=s.TOKEN, max_chars=300, help=_HELP, autocomplete="off")
-    with st.container(horizontal=True, gap="small"):
-        st.button(
-            "Push",
-            icon=":material/cloud_upload:",
-            type=main_button(),
-            disabled=live,
-            on_click=_push,
-            args=(tools, folder),
-            key="push_button",
-        )
-        st.button(
-            "Cancel",
-            icon=":material/close:",
-            disabled=not live,
-            on_click=tools.jobs.cancel,
-            args=(first.id if first is not None else "",),
-            key="cancel_push",
-        )
-    follow(tools, first, _told, seconds=TICK_SECONDS)
-
-
-def _told(job: JobState | None) -> None:
-    if job is None:
-        return
-    if job.live:
-        notes.job_progress(job)
-    notes.job_error(job)
-    if job.state == "cancelled":
-        st.caption("Stopped. The repository is as it was; what has arrived is not sent again.")
-    report = job.result
-    if job.state == "done" and report is not None:
-        st.success(
-            f"Pushed {report.files} files, {size(report.bytes)}, in {duration(report.seconds)}: {plain(report.url)}",
-            icon=":material/cloud_done:",
-        )
-        st.link_button("Open it on the hub", report.url, icon=":material/open_in_new:")
-
-
-def _push(tools: Service, folder: Path) -> None:
-    state, place = s.session(), Place(None)
-    asked = PushRequest(
-        folder=str(folder), repo_id=str(state.get(s.REPOSITORY, "")).strip() or folder.name,
-        private=bool(state.get(s.PRIVATE, True)),
-    )  # fmt: skip
-    place.token = access_token() or str(state.get(s.TOKEN, ""))  # in the work alone: it goes with it
-    job_id = tools.run(Asked(request=asked), lambda watch: execute(asked, watch, service=tools, place=place))
-    s.set_job(state, asked.kind, job_id)
-
-
-def _sign_in() -> str | None:
-    """Offer to sign in where this installation can; return the name of who has, or None."""
-    if not can_sign_in(settings()):
-        return None
-    if access_token():
-        name = str(getattr(st.user, "name", "") or "you")
-        st.caption(f":material/account_circle: Signed in as {plain(name)}.")
-        return name
-    with st.container(horizontal=True, gap="small"):
-        st.button("Sign in with Hugging Face", icon=":material/login:", on_click=st.login, key="sign_in")
-        if settings().public_host:  # inside the hub's page the sign-in is blocked by the frame's sandbox
-            st.link_button("Open full page to sign in", f"https://{settings().public_host}/export")
-    st.caption("Or paste a token.")
-    return None
-
-
-def access_token() -> str:
-    """Return the token of who has signed in, or "" where nobody has or this installation has no sign-in."""
-    if not getattr(st.user, "is_logged_in", False):
-        return ""
-    tokens: Any = getattr(st.user, "tokens", None) or {}
-    return str(tokens.get("access", "") if hasattr(tokens, "get") else "")
-
-
-TARGETS = {"folder": "A folder on this machine", "zip": "Zip download", "hub": "The hub"}
+TARGETS = {"folder": "A folder on this machine", "zip": "Zip download", "gguf": "A GGUF file", "hub": "The hub"}
 TICK_SECONDS = 0.5
 
 
@@ -211,13 +116,12 @@ def draw() -> None:
     """Draw the page."""
     tools, state = bench(), s.session()
     shown = look(tools, state)
-    ref = ref_of(shown)
     if shown.error:
         notes.problem(shown.error)
-    if shown.model is None or ref is None:
+    if shown.model is None or (ref := ref_of(shown)) is None:
         st.caption("Choose a model and a block first: on the Model page, then on the Map page.")
         return
-    settle_block(state, shown.distances, shown.model)
+    settle_block(state, shown.run, shown.model)
     left, right = st.columns(2, gap="large")
     with left:
         alone = _choose(tools, shown, shown.model, ref)
@@ -248,74 +152,111 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
         return False
     methods = choose(tools, shown, removed)
     alone = adapter_alone(tools, shown, removed, methods)
-    if not alone:
-        _what(model, plan)
     targets = [name for name in TARGETS if name != "folder" or policy.offers_folders(settings())]
-    targets = [name for name in targets if name != "hub" or not alone]
+    impossible = {"hub", "gguf"} if alone else set() if came_as_gguf(ref) else {"gguf"}
+    targets = [name for name in targets if name not in impossible]
     target = st.segmented_control(
-        "Where to",
-        targets,
-        format_func=lambda name: TARGETS[name],
-        default=targets[0],
-        required=True,
-        key=s.TARGET,
+        "Where to", targets, format_func=lambda name: TARGETS[name], default=targets[0], required=True, key=s.TARGET,
         persist_state="session",
-    )
+    )  # fmt: skip
+    if not alone:
+        _what(shown, model, plan, gguf=target == "gguf")
     name = name_of(model, removed, methods) + ("-adapter" if alone else "")
     s.suggest_folder(state, str(Path.home() / "shortviz-exports" / name))
     if target == "hub":
         st.caption("Written and proved here first; then you say in which repository it goes.")
-    if target == "folder":
-        st.text_input(
-            "Folder, new or empty", key=s.FOLDER, max_chars=1000, persist_state="session", help="Never written over."
-        )
+    typed = target in ("folder", "gguf") and policy.offers_folders(settings())
+    if typed:
+        label = "Folder, new or empty" if target == "folder" else f"File; {GGUF} is added where it is missing"
+        st.text_input(label, key=s.FOLDER, max_chars=1000, persist_state="session", help="Never written over.")
     job = tools.state(s.job(state, ExportRequest.kind))
     live = job is not None and job.live
+    wanted = _target(state, gguf=target == "gguf") if typed else None
+    free = live or not typed or _free(wanted, job)
     with st.container(horizontal=True):
+        why = notes.why_off(False, live) or ("" if free else "Give a new path first, above: this one cannot be used.")
         st.button(
-            "Export",
-            type=main_button(),
-            icon=":material/download:",
-            disabled=live,
-            on_click=_export,
-            args=(tools, shown, ref, removed, methods, name, alone),
-            key="export_button",
-        )
+            "Export", type=main_button(), icon=":material/download:", disabled=bool(why), help=why or None,
+            on_click=_export, args=(tools, shown, ref, removed, methods, name, alone), key="export_button",
+        )  # fmt: skip
         st.button(
-            "Cancel",
-            icon=":material/close:",
-            disabled=not live,
-            on_click=tools.jobs.cancel,
-            args=(job.id if job is not None else "",),
-            key="cancel_export",
-        )
+            "Cancel", icon=":material/close:", disabled=not live, on_click=tools.stop,
+            help=None if live else "No export is at work: there is nothing to cancel.",
+            args=(job.id if job is not None else "",), key="cancel_export",
+        )  # fmt: skip
     step = step_of(shown, removed, methods)
     treatments, command = (step.treatments, step.command) if step is not None else ((), "")
-    folder = str(state.get(s.FOLDER, "")) if target == "folder" else name
-    recipe = recipe_of(
+    command += " --anyway" if command and state.get(s.ANYWAY, False) else ""
+    folder = str(wanted) if wanted is not None else with_suffix(name) if target == "gguf" else name
+    copied = alone or target == "gguf"
+    precision = STORED if copied else _precision(state)
+    recipe = recipes.recipe_of(
         ref.id, plan, treatments, command, folder=folder, adapter=alone, revision=ref.revision, dtype=ref.dtype,
-        device=ref.device,
+        device=ref.device, out_dtype=precision,
     )  # fmt: skip
-    if alone:
+    if copied:
         _command(recipe)
     else:
-        _recipes(ref, model, plan, folder, recipe, treated=bool(treatments))
+        _recipes(ref, model, plan, folder, recipe, precision, treated=bool(treatments))
     return alone
 
 
-def _what(model: ModelInfo, plan: PrunePlan) -> None:
+def with_suffix(path: str) -> str:
+    """Return the path of a GGUF file that somebody named with its ending or without."""
+    return path if not path or is_gguf(Path(path)) else path + GGUF
+
+
+def _target(state: s.State, *, gguf: bool) -> Path | None:
+    """Return the whole path of what somebody typed, a relative one in the home folder; None where nothing is typed."""
+    typed = str(state.get(s.FOLDER, "")).strip()
+    named = with_suffix(typed) if gguf else typed
+    return Path(os.path.abspath(Path.home() / os.path.expanduser(named))) if named else None
+
+
+def _free(target: Path | None, job: JobState | None) -> bool:
+    """Return whether the typed path can be written to; says where it is, or why not."""
+    if target is None:
+        st.caption("Give the export a name.")
+        return False
+    if job is not None and isinstance(job.result, ExportReport) and job.result.folder == str(target):
+        st.caption(f"{plain(str(target))} is what was written last; another export needs another name.")
+        return False
+    try:
+        check_target(target)
+    except ShortvizError as error:
+        st.caption(f":orange[:material/warning: {plain(str(error))}]")
+        return False
+    st.caption(f"Writes to {plain(str(target))}.")
+    return True
+
+
+def _precision(state: s.State) -> OutDtype:
+    found: OutDtype = state.get(s.PRECISION) or STORED
+    return found
+
+
+def _what(shown: Shown, model: ModelInfo, plan: PrunePlan, *, gguf: bool) -> None:
     gone = sum(model.layer_parameters[i] for i in plan.removed)
-    weights = model.bytes - sum(model.layer_bytes[i] for i in plan.removed)
+    sizes = {} if gguf else out_sizes(model, plan, shown.handle)
+    if sizes:
+        st.selectbox(
+            "Precision of the files", list(sizes), key=s.PRECISION, persist_state="session",
+            format_func=lambda name: f"{'as stored' if name == STORED else name}, about {size(sizes[name])}",
+            help="A weight that a smaller one does not hold is rounded, and what that changes is measured and said.",
+        )  # fmt: skip
     with st.container(horizontal=True, gap="medium", border=True):
         st.metric("Layers", f"{model.num_layers} → {len(plan.kept)}", width="content")
-        st.metric(
-            "Parameters",
-            count(model.parameters - gone),
-            f"-{percent(gone / model.parameters)}",
-            "inverse",
-            width="content",
+        less = f"-{percent(gone / model.parameters)}"
+        st.metric("Parameters", count(model.parameters - gone), less, "inverse", width="content")
+        if sizes:  # a GGUF file's tensors keep the types that it has
+            less = f"-{percent(model.sizes(plan.removed)[1] / model.bytes)}"
+            st.metric("On disk", size(sizes[_precision(s.session())]), less, "inverse", width="content")
+    if gguf:
+        st.caption(
+            "Written: one file, for llama.cpp and the like. Tensors are copied as they are quantised; what a repair "
+            "or healing changed is quantised anew; tokenizer, chat template and all other keys stay."
         )
-        st.metric("On disk", size(weights), f"-{percent(1 - weights / model.bytes)}", "inverse", width="content")
+        return
     st.caption(
         "Written: weights as safetensors, config, generation config, tokenizer, chat template, a model card, "
         "shortviz.json (plan and fingerprints) and a mergekit recipe."
@@ -333,13 +274,13 @@ def _export(
 ) -> None:
     state = s.session()
     target = str(state.get(s.TARGET))
-    archive = target == "zip" or (target != "hub" and not policy.offers_folders(settings()))
-    typed = str(state.get(s.FOLDER, "")).strip()
-    if archive or target == "hub":
-        folder = settings().downloads_dir / uuid.uuid4().hex[:12] / name
+    owned, gguf = policy.offers_folders(settings()), target == "gguf"
+    archive = target == "zip" or (target == "folder" and not owned)
+    if archive or target == "hub" or not owned:
+        folder = settings().downloads_dir / uuid.uuid4().hex[:12] / (with_suffix(name) if gguf else name)
         folder.parent.mkdir(parents=True, exist_ok=True)
-    elif typed:
-        folder = Path(typed).expanduser()
+    elif (wanted := _target(state, gguf=gguf)) is not None:
+        folder = wanted
     else:
         return
     if shown.ref is None:
@@ -347,6 +288,7 @@ def _export(
     asked = ExportRequest(
         model=ref, folder=str(folder), removal=Removal.of_layers(removed), methods=methods,
         run=shown.key if methods else None, adapter_only=alone, archive=archive, stream=False,
+        anyway=bool(state.get(s.ANYWAY, False)), out_dtype=STORED if alone or gguf else _precision(state),
     )  # fmt: skip
     s.set_job(state, asked.kind, tools.submit(asked, key=shown.key))
 
@@ -388,7 +330,7 @@ def _follow(tools: Service, state: s.State, *, alone: bool) -> None:
     ended = tools.state(job_id)
     report = ended.result if ended is not None and isinstance(ended.result, ExportReport) else None
     if report is not None and Path(report.folder).is_dir():
-        draw_push(tools, Path(report.folder))
+        push.draw(tools, Path(report.folder))
 
 
 def _adapter(ref: ModelRef, job: JobState | None) -> None:
@@ -416,15 +358,13 @@ def _adapter(ref: ModelRef, job: JobState | None) -> None:
 
 def _download(folder: Path) -> None:
     st.download_button(
-        f"Download {folder.name} ({size(folder.stat().st_size)})",
-        data=folder.read_bytes,
-        file_name=folder.name,
-        mime="application/zip",
+        f"Download {folder.name} ({size(folder.stat().st_size)})", data=folder.read_bytes, file_name=folder.name,
+        mime="application/octet-stream" if is_gguf(folder) else "application/zip",
         type=main_button(),
         icon=":material/download:",
         on_click="ignore",
         key="download_zip",
-    )
+    )  # fmt: skip
 
 
 def _after(report: ExportReport, job: JobState | None) -> None:
@@ -432,31 +372,46 @@ def _after(report: ExportReport, job: JobState | None) -> None:
     if folder.suffix == ".zip" and folder.is_file():
         _download(folder)
         st.caption("Unpack it, then load it:")
-        st.code(loading_python(folder.stem), language="python", wrap_lines=True)
+        st.code(recipes.loading_python(folder.stem), language="python", wrap_lines=True)
+    elif is_gguf(folder) and folder.is_file():
+        if folder.is_relative_to(settings().downloads_dir):
+            _download(folder)
+        st.caption(f"Written to {plain(folder.name)}. Open it with llama.cpp:")
+        st.code(shlex.join(["llama-cli", "-m", report.folder]), language="bash", wrap_lines=True)
     elif job is not None and folder.is_relative_to(settings().downloads_dir):
         st.caption("Proved and ready to be pushed; it is kept here for an hour.")
     elif job is not None:
         st.caption(f"Written to {plain(report.folder)}. Load it with plain transformers:")
-        st.code(loading_python(report.folder), language="python", wrap_lines=True)
+        st.code(recipes.loading_python(report.folder), language="python", wrap_lines=True)
 
 
-def _command(recipe: Recipe) -> None:
+def _command(recipe: recipes.Recipe) -> None:
     st.code(recipe.command, language="bash", wrap_lines=True)
     for note in recipe.notes:
         st.caption(plain(note))
 
 
-def _recipes(ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str, recipe: Recipe, *, treated: bool) -> None:
+def _recipes(
+    ref: ModelRef, model: ModelInfo, plan: PrunePlan, folder: str, recipe: recipes.Recipe, precision: OutDtype, *,
+    treated: bool,
+) -> None:  # fmt: skip
     command, python, mergekit = st.tabs(["Command", "Python", "mergekit"])
     with command:
         _command(recipe)
+        if not came_as_gguf(ref):
+            st.caption("llama.cpp's converter makes a GGUF file of the folder:")
+            st.code(recipes.converter_command(folder), language="bash", wrap_lines=True)
     for tab in (python, mergekit) if treated else ():
         tab.caption("These lines repeat the cut alone.")
     python.code(
-        reproduce_python(ref.id, plan, folder=folder, revision=ref.revision, dtype=ref.dtype, device=ref.device),
+        recipes.reproduce_python(
+            ref.id, plan, folder=folder, revision=ref.revision, dtype=ref.dtype, device=ref.device, out_dtype=precision
+        ),
         language="python",
     )
-    mergekit.code(mergekit_yaml(model.id, plan, model.dtype), language="yaml")
+    mergekit.code(
+        recipes.mergekit_yaml(model.id, plan, model.dtype if precision == STORED else precision), language="yaml"
+    )
 
 
 STAGES = {
@@ -489,7 +444,9 @@ def checklist(job: JobState | None) -> None:
 def report_lines(report: ExportReport) -> None:
     """Show what was written and how equal it is."""
     st.success(
-        f"Done in {duration(report.seconds)}: {count(report.parameters)} parameters, {size(report.bytes)}, "
-        f"{len(report.files)} files. Largest logit difference {report.max_logit_diff:g}.",
+        f"Done in {duration(report.seconds)}: {count(report.parameters)} parameters, {size(report.bytes)} "
+        f"{report.dtypes}, {counted(len(report.files), 'file')}. Largest logit difference {report.max_logit_diff:g}.",
         icon=":material/verified:",
     )
+    for note in report.notes:
+        st.caption(plain(note))

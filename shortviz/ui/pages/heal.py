@@ -1,11 +1,13 @@
 """The Heal page: the ledger of the chosen cut, the buttons that add to it, the training as it goes, the texts."""
 
+from collections.abc import Mapping
+
 import streamlit as st
 
 from shortviz.errors import PlanError
 from shortviz.figures import ledger as ledger_charts
 from shortviz.records.formatting import layers_text
-from shortviz.records.heal import HealHistory, preset
+from shortviz.records.heal import HealHistory, OwnText, preset
 from shortviz.records.ledger import Ledger, LedgerStep
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import PrunePlan, Removal
@@ -17,17 +19,19 @@ from shortviz.service.requests import (
     BringBackRequest,
     Change,
     ContinueRequest,
+    EvidenceRequest,
     HealRequest,
     RepairRequest,
     ShrinkRequest,
 )
 from shortviz.service.service import Service
 from shortviz.ui.pages import inspector
-from shortviz.ui.parts import advice, notes, texts
 from shortviz.ui.parts import ledger as ledger_view
+from shortviz.ui.parts import notes, texts
 from shortviz.ui.parts import recipe as recipe_view
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
+from shortviz.ui.session.address import go_to
 from shortviz.ui.session.polling import follow, main_button
 from shortviz.ui.session.service import bench
 from shortviz.ui.session.shown import FONT, Shown, look, settle_block
@@ -40,7 +44,7 @@ def newest(tools: Service, shown: Shown, removed: tuple[int, ...]) -> JobState |
     adding = (RepairRequest.kind, HealRequest.kind)
     found = [tools.treating(adding, shown.ref, removed), tools.treating((ShrinkRequest.kind,), shown.ref, ())]
     jobs = [job for job in found if job is not None]
-    looking = tools.treating((AskRequest.kind, BringBackRequest.kind), shown.ref, removed)
+    looking = tools.treating((AskRequest.kind, BringBackRequest.kind, EvidenceRequest.kind), shown.ref, removed)
     if looking is not None and (looking.live or looking.state == "failed"):  # its end hides no training's curve
         jobs.append(looking)
     return max(jobs, key=lambda job: (job.live, job.created), default=None)
@@ -82,13 +86,7 @@ def _curve(history: HealHistory) -> None:
     alt = ledger_charts.healing_alt(history)
     figure = ledger_charts.healing_figure(history, st.context.theme.type == "dark")
     figure.update_layout(font={"family": FONT})
-    st.plotly_chart(
-        figure,
-        theme=None,
-        key="healing_chart",
-        config={"displayModeBar": False},
-        alt=alt,
-    )
+    st.plotly_chart(figure, theme=None, key="healing_chart", config={"displayModeBar": False}, alt=alt)
     last = history.points[-1]
     speed = f" {last.tokens_per_second:,.0f} tokens/s." if last.tokens_per_second else ""
     st.caption(f"{plain(alt)}{speed}")
@@ -104,7 +102,7 @@ def continuations(tools: Service, shown: Shown, removed: tuple[int, ...], ledger
         )
         st.button(
             "Run", icon=":material/play_arrow:", disabled=off, key="run_continuations",
-            help="Load a model first." if off else "Let every model that is in memory continue the prompt.",
+            help=notes.why_off(off, False) or "Let every model that is in memory continue the prompt.",
             on_click=_write, args=(tools, shown, removed),
         )  # fmt: skip
     prompt = str(state.get(s.PROMPT, ""))
@@ -155,18 +153,26 @@ def _missing(tools: Service, shown: Shown, removed: tuple[int, ...], step: Ledge
 
 
 TICK_SECONDS = 1.0
+_METHODS_SAID: Mapping[str, str] = {
+    "seam_refit": "The layer before the cut is solved anew, and may take over removed neurons.",
+    "linear_fold": "A linear map is folded into it.",
+    "scale": "One number for the layers after it.",
+}
 
 
 def draw() -> None:
     """Draw the page."""
     tools, state = bench(), s.session()
+    target = s.take_target(state)
+    if target:
+        go_to(tools, state, target)
     shown = look(tools, state)
     if shown.error:
         notes.problem(shown.error)
     if shown.model is None:
         st.caption("Choose a model first, on the Model page; then a block, on the Map page.")
         return
-    settle_block(state, shown.distances, shown.model)
+    settle_block(state, shown.run, shown.model)
     inspector.block_inputs(shown.model.num_layers)
     removed = _cut(shown)
     problem = _problem(shown.model, removed)
@@ -174,12 +180,13 @@ def draw() -> None:
         notes.problem(problem)
         return
     job = newest(tools, shown, removed)
-    _ledger(tools, shown, removed, job)
-    _below(tools, shown, removed, live=job is not None and job.live)
     _actions(tools, shown, shown.model, removed, job)
     follow(tools, job, draw_job, seconds=TICK_SECONDS)
-    continuations(tools, shown, removed, _known(tools, shown, removed))
-    advice.draw(shown)
+    _ledger(tools, shown, removed, job)
+    _below(tools, shown, removed, live=job is not None and job.live)
+    found = _known(tools, shown, removed)
+    ledger_view.evidence(tools, shown, removed, found, live=job is not None and job.live)
+    continuations(tools, shown, removed, found)
 
 
 def _problem(model: ModelInfo, removed: tuple[int, ...]) -> str:
@@ -254,50 +261,72 @@ def _below(tools: Service, shown: Shown, removed: tuple[int, ...], *, live: bool
 
 
 def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int, ...], job: JobState | None) -> None:
+    """Draw the three steps in order, each with its one button and what it won back, and what folds away below them."""
     state = s.session()
     live = job is not None and job.live
-    off = shown.handle is None or live
-    why = "Load the model first." if shown.handle is None else ("Another job is at work on this cut." if live else None)
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        method = st.selectbox(
-            "Repair, no training",
-            list(METHODS),
-            format_func=lambda name: METHODS[name],
-            key=s.METHOD,
-            persist_state="session",
-            width=150,
-            help="Seam refit: the layer before the cut is solved anew, and may take over removed neurons. "
-            "Linear fold: a linear map is folded into it. "
-            "Scale: one number for the layers after it.",
-        )
-        method = method if method in METHODS else next(iter(METHODS))
+    why = notes.why_off(shown.handle is None, live)
+    found = _known(tools, shown, removed)
+    cut, repair, train = st.columns(3, gap="small", border=True)
+    with cut:
+        _step_words("1 Cut", found, "cut", "Removes the layers; what that costs is measured first.")
         st.button(
-            "Repair", icon=":material/build:", disabled=off, help=why, key="repair_button",
+            "See it on the map", icon=":material/grid_on:", key="heal_to_map", on_click=s.leave_for, args=(state, "Map")
+        )
+    with repair:
+        _step_words("2 Repair", found, "repaired", "Solves the matrices before the seam anew: about a minute.")
+        button = st.container(horizontal=True, gap="small")
+        with button.popover("Method", icon=":material/tune:"):
+            method = st.radio(
+                "Method",
+                list(METHODS),
+                format_func=lambda name: METHODS[name],
+                captions=[_METHODS_SAID[name] for name in METHODS],
+                key=s.METHOD,
+                persist_state="session",
+            )
+        method = method if method in METHODS else next(iter(METHODS))
+        button.button(
+            "Repair", icon=":material/build:", disabled=bool(why), help=why or None, key="repair_button",
             on_click=ledger_view.repair, args=(tools, shown, removed, method),
         )  # fmt: skip
-        name = recipe_view.preset_switch()
-        first = st.checkbox(
-            "Repair first", value=True, key=s.REPAIR_FIRST, persist_state="session",
-            help="Begin the training from the repaired model.",
-        )  # fmt: skip
-        start = st.container(horizontal=True, width="content", gap="small")
-    changes = _changes(tools, state, name, model)
-    with start:
-        st.button(
-            "Heal", icon=":material/healing:", type=main_button(), disabled=off or changes is None, help=why,
-            key="heal_button", on_click=ledger_view.heal,
-            args=(tools, shown, removed, name, changes or (), method if first else None),
-        )  # fmt: skip
-        st.button(
-            "Stop", icon=":material/stop:", disabled=not live, key="stop_treating", help="Keeps the best so far.",
-            on_click=tools.jobs.cancel, args=(job.id if job is not None else "",),
-        )  # fmt: skip
-        _shrink(tools, shown, model, removed, off, method)
+    with train:
+        _step_words("3 Train", found, "healed", "A small adapter learns from text, for minutes to hours.")
+        with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+            name = recipe_view.preset_switch()
+            start = st.container(width="content")
+        with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+            first = st.checkbox(
+                "Repair first", value=True, key=s.REPAIR_FIRST, persist_state="session",
+                help="Begin the training from the repaired model.",
+            )  # fmt: skip
+            share = recipe_view.share_choice()
+    changes, own = _recipe(tools, state, name, model, share)
+    start.button(
+        "Train", icon=":material/healing:", type=main_button(), disabled=bool(why) or changes is None,
+        help=why or ("A setting of the training cannot be used, as is said below." if changes is None else None),
+        key="heal_button", on_click=ledger_view.heal,
+        args=(tools, shown, removed, name, changes or (), own, method if first else None),
+    )  # fmt: skip
     if changes is not None:
-        st.caption(plain(recipe_view.summary(preset(name, model, **dict(changes)))))
+        train.caption(plain(recipe_view.summary(preset(name, model, **dict(changes)))))
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.button(
+            "Stop", icon=":material/stop:", disabled=not live, key="stop_treating",
+            help="Keeps the best so far." if live else "Nothing is at work on this cut: there is nothing to stop.",
+            on_click=tools.stop, args=(job.id if job is not None else "",),
+        )  # fmt: skip
+        _shrink(tools, shown, model, removed, why, method)
 
 
-def _shrink(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int, ...], off: bool, method: str) -> None:
+def _step_words(title: str, ledger: Ledger | None, name: str, what: str) -> None:
+    """Say what a step is, and, where it was measured, what it costs or won back: of its kind, the best one."""
+    st.markdown(f"**{title}**  \n:small[{what}]")
+    steps = [step for step in ledger.steps if step.name == name] if ledger is not None else []
+    best = min(steps, key=lambda step: step.evaluation.score.nll, default=None)
+    st.markdown(ledger_view.price(best) if best is not None else "not measured yet")
+
+
+def _shrink(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int, ...], why: str, method: str) -> None:
     with st.popover("Cut more", icon=":material/compress:", help="Cut, repair, measure again, and so on."):
         st.caption(
             "From the uncut model: the layer that costs least goes, the seam is repaired, every layer that is left is "
@@ -309,15 +338,18 @@ def _shrink(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int, 
             f"Layers that are left, of {model.num_layers}", 1, most, value=left, key=f"{s.SHRINK_TO}_{left}"
         )
         st.button(
-            "Shrink", icon=":material/compress:", disabled=off, key="shrink_button",
+            "Shrink", icon=":material/compress:", disabled=bool(why), help=why or None, key="shrink_button",
             on_click=ledger_view.shrink, args=(tools, shown, int(layers), method),
         )  # fmt: skip
 
 
-def _changes(tools: Service, state: s.State, name: str, model: ModelInfo) -> tuple[Change, ...] | None:
+def _recipe(
+    tools: Service, state: s.State, name: str, model: ModelInfo, share: float | None
+) -> tuple[tuple[Change, ...] | None, OwnText]:
     left, right = st.columns([1.25, 1], gap="medium")
     with left, st.expander("Settings of the training", icon=":material/tune:"):
+        own = recipe_view.own_text(share)
         changes = recipe_view.changes(name, model)
     with right, st.expander("Text to fit and train on", icon=":material/article:"):
         texts.pick(tools, state, "training")
-    return changes
+    return changes, own

@@ -6,8 +6,8 @@ from dataclasses import replace
 import streamlit as st
 
 from shortviz import criteria
-from shortviz.records.formatting import count, counted, layers_text, percent, size, with_error
-from shortviz.records.measured import BlockDistances, Evaluation, from_map
+from shortviz.records.formatting import count, counted, factor, layers_text, percent, size, with_error
+from shortviz.records.measured import BlockDistances, Evaluation, from_map, windows_words
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block, Removal
 from shortviz.service import measure
@@ -18,15 +18,16 @@ from shortviz.service.requests import EvaluateRequest
 from shortviz.service.service import Service
 from shortviz.ui.parts import questions
 from shortviz.ui.parts.map import is_from_map
-from shortviz.ui.parts.notes import job_error, plain
+from shortviz.ui.parts.notes import job_error, plain, why_off
+from shortviz.ui.parts.stack import differences
 from shortviz.ui.session import state as s
 from shortviz.ui.session.polling import main_button
 from shortviz.ui.session.service import start_job
 from shortviz.ui.session.shown import Shown, criterion_of, measure_job
 
 _INPUT_WIDTH = 113
-_TEXT, _LOW_TEXT = 96, 70
-"""Height of a continuation: the buttons below it stay on a screen of 720."""
+_TEXT, _LOW_TEXT = 112, 92
+"""Height of what both models write: the buttons below it stay on a screen of 720."""
 
 
 def block_inputs(num_layers: int) -> None:
@@ -51,22 +52,17 @@ def measure_wanted() -> None:
     st.rerun()  # the whole page, not only the fragment that the widget is in
 
 
-def draw(
-    bench: Service,
-    shown: Shown,
-    model: ModelInfo,
-    block: Block,
-    job: JobState | None,
-    distances: BlockDistances | None,
-) -> None:
-    """Draw everything that is known about the block."""
+def draw(bench: Service, shown: Shown, model: ModelInfo, block: Block, job: JobState | None) -> None:
+    """Draw everything that is known about the block: what it costs, what both models write, what it saves.
+
+    `shown` is as `living` has it, so that nothing here is of another measurement than the map beside it.
+    """
     state = s.session()
+    distances = shown.distances
     found = inspection(bench, state, shown, block, job)
     ours = _asked_block(bench, job) == block
     running = job is not None and job.live and ours
     warnings(distances, model, block)
-    if distances is not None:
-        predicted(distances, block, criterion_of(state, distances))
     if found.evaluation is not None:
         newest = job.record if running and job is not None and isinstance(job.record, Inspection) else Inspection()
         done = newest.evaluation is not None and newest.evaluation.complete
@@ -77,13 +73,15 @@ def draw(
         _not_measured(shown)
     if ours:
         job_error(job)
-    saves(model, block, found.evaluation)
+    continuations(bench, shown, found, running=running)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        saves(model, block)
+        predicted(distances, block, criterion_of(state, distances) if distances is not None else "")
     if block.n < model.num_layers:
         questions.block_score(bench, shown, block, measure_job(bench, state, shown, "tasks"))
-    continuations(bench, shown, found, running=running)
 
 
-_METRICS = ("Perplexity, uncut → cut", "NLL increase, nats", "KL, nats", "Same next token")
+_METRICS = ("Perplexity", "Loss, nats per token", "KL, nats", "Same next token")
 
 
 def _measuring() -> None:
@@ -107,57 +105,53 @@ def _not_measured(shown: Shown) -> None:
         )
 
 
-def predicted(distances: BlockDistances, block: Block, criterion: str) -> None:
-    """Show what every criterion says about the block, the chosen criterion first.
-
-    The others have a line each, in two columns: in one paragraph a digit more would be a line more, and the rest jumps.
-    """
-    names = [criterion, *(name for name in distances.criteria if name != criterion)]
-    lines = [_predicted_line(distances, block, name, strong=name == criterion) for name in names]
-    with st.container(gap=None):
-        st.markdown(lines[0])
-        others = [f":small[{line}]" for line in lines[1:]]
-        half = math.ceil(len(others) / 2)
-        for column, shown in zip(st.columns(2, gap="small"), (others[:half], others[half:]), strict=True):
-            column.markdown("  \n".join(shown))
+def predicted(distances: BlockDistances | None, block: Block, criterion: str) -> None:
+    """Show what every criterion says about the block, the chosen criterion first, folded away."""
+    lines = []
+    if distances is not None:
+        names = [criterion, *(name for name in distances.criteria if name != criterion)]
+        lines = [_predicted_line(distances, block, name) for name in names]
+    with st.popover(
+        "Predicted", icon=":material/insights:", disabled=not lines,
+        help="What each criterion says of this block." if lines else "Measure distances on the map first.",
+    ):  # fmt: skip
+        st.markdown("  \n".join(lines))
 
 
-def _predicted_line(distances: BlockDistances, block: Block, name: str, *, strong: bool) -> str:
+def _predicted_line(distances: BlockDistances, block: Block, name: str) -> str:
     grid = distances.criteria[name]
-    number = with_error(*grid.at(block))
-    blocks = grid.num_layers - block.n + 1
     if math.isnan(grid.at(block)[0]):
         return f"{plain(criteria.label(name))} not measured yet"
-    if strong:
-        return f"{plain(criteria.label(name))} **{number}** · rank {grid.rank(block)} of {blocks} with n {block.n}"
-    return f"{plain(criteria.label(name))} {number} (rank {grid.rank(block)})"
+    blocks = grid.num_layers - block.n + 1
+    number = with_error(*grid.at(block))
+    return f"{plain(criteria.label(name))} **{number}** · rank {grid.rank(block)} of {blocks} with n {block.n}"
 
 
 def measured(evaluation: Evaluation, *, refining: bool) -> None:
-    """Show perplexity before and after, what changed, and how much text stands behind it."""
+    """Show what the cut costs, paired and first, then how far predictions moved, then what stands behind it."""
     score, base = evaluation.score, evaluation.base
+    increase = evaluation.nll_increase
     with st.container(horizontal=True, gap="small"):
-        after = with_error(score.perplexity, score.perplexity_stderr)
-        before = f"{with_error(base.perplexity)} → " if base is not None else ""
-        st.metric(_METRICS[0], before + after, width="content")
-        if evaluation.nll_increase is not None and evaluation.nll_increase_stderr is not None:
-            st.metric(
-                _METRICS[1],
-                with_error(evaluation.nll_increase, evaluation.nll_increase_stderr, sign=True),
-                width="content",
-                help="Per token, on the same windows; the error is paired.",
-            )
+        st.metric(
+            _METRICS[0], factor(increase, evaluation.nll_increase_stderr), width="content",
+            help="Of the cut model over that of the uncut one.",
+        )  # fmt: skip
+        st.metric(
+            _METRICS[1], with_error(increase, evaluation.nll_increase_stderr, sign=True), width="content",
+            help="On the same windows as the uncut model; the error is paired.",
+        )  # fmt: skip
         if evaluation.kl is not None:
             st.metric(_METRICS[2], with_error(evaluation.kl, evaluation.kl_stderr), width="content", help=_KL_HELP)
         if evaluation.same_top1 is not None:
             same = percent(evaluation.same_top1, evaluation.same_top1_stderr)
             st.metric(_METRICS[3], same, width="content", help=_TOP1_HELP)
+    before = f"{with_error(base.perplexity)} → " if base is not None else ""
+    differ = f" (windows differ: ± {with_error(score.perplexity_stderr)})" if score.windows > 1 else ""
     words = [
-        f"{counted(score.tokens, 'token')} scored of {plain(evaluation.text.source)}, "
-        f"{counted(score.windows, 'window')} of {evaluation.text.max_length}"
+        f"perplexity {before}{with_error(score.perplexity)}{differ}",
+        f"{counted(score.tokens, 'token')} scored of {plain(evaluation.text.words)}, "
+        f"{windows_words(score.windows, evaluation.text)}",
     ]
-    if score.windows < 2:
-        words.append("no error from one window" if evaluation.complete else "no error yet")
     if is_from_map(evaluation):
         words.append("from the measured map")
     if refining:
@@ -167,21 +161,22 @@ def measured(evaluation: Evaluation, *, refining: bool) -> None:
     st.caption(" · ".join(words))
 
 
+_TIMES_HELP = "On the same windows; in brackets the NLL increase a token, with its paired error."
+_PERPLEXITY_HELP = "As hard as the text is: what the cut does to it stays more alike from text to text."
 _KL_HELP = "KL(uncut ‖ cut) per token: how far the cut model's predictions have moved from the uncut model's."
 _TOP1_HELP = "Share of tokens where both models think the same next token most likely."
 
 
-def saves(model: ModelInfo, block: Block, evaluation: Evaluation | None) -> None:
-    """Show what the cut saves: parameters, bytes, cache, time."""
+def saves(model: ModelInfo, block: Block) -> None:
+    """Show what the cut saves: parameters, bytes, cache, and its share of the weights; nothing is timed."""
     parameters = sum(model.layer_parameters[i] for i in block.layers)
     words = [
         f"Saves {count(parameters)} parameters ({percent(parameters / model.parameters)})",
         size(sum(model.layer_bytes[i] for i in block.layers)),
         f"{size(sum(model.layer_cache_bytes[i] for i in block.layers))} of cache per token",
     ]
-    if evaluation is not None and evaluation.base is not None and evaluation.score.forward_seconds > 0:
-        words.append(f"{evaluation.base.forward_seconds / evaluation.score.forward_seconds:.2f}× forward speed")
-    st.caption(" · ".join(words))
+    words.append(f"{percent(model.weights_share(block.layers))} of the weights in layers and head, computed")
+    st.caption(" · ".join(words), width=380)  # the button beside it keeps its line
 
 
 def warnings(distances: BlockDistances | None, model: ModelInfo, block: Block) -> None:
@@ -199,8 +194,6 @@ def warnings(distances: BlockDistances | None, model: ModelInfo, block: Block) -
             f":orange[:material/warning: Removes layer {layers_text(gone)}, which writes the attention sink: "
             "expect a higher loss than the distance says.]"
         )
-    elif sinks:
-        st.caption(f"Keeps layer {layers_text(sinks)}, which writes the attention sink.")
 
 
 def continuations(bench: Service, shown: Shown, found: Inspection | None, *, running: bool) -> None:
@@ -219,26 +212,27 @@ def continuations(bench: Service, shown: Shown, found: Inspection | None, *, run
             disabled=shown.handle is None,
         )
         st.button(
-            "Run",
-            icon=":material/play_arrow:",
-            disabled=shown.handle is None,
-            on_click=_prompted,
-            help="Load a model first." if shown.handle is None else "Let both models continue the prompt.",
-            key="run_prompt",
-        )
+            "Run", icon=":material/play_arrow:", disabled=shown.handle is None, on_click=_prompted, key="run_prompt",
+            help=why_off(shown.handle is None, False) or "Let both models continue the prompt.",
+        )  # fmt: skip
         questions.questions_button(bench)
     if shown.handle is None:
         return
     prompt = str(state.get(s.PROMPT, ""))
     same = found is not None and found.prompt == prompt
-    left, right = st.columns(2, gap="small")
-    for column, title, text in (
-        (left, "Uncut", found.uncut if found is not None and same else ""),
-        (right, "Cut", found.cut if found is not None and same else ""),
-    ):
-        with column, st.container(height=_LOW_TEXT if treated else _TEXT, border=True, gap=None):
-            st.caption(title)
-            st.text(text.strip() or ("…" if running else "–"))
+    texts = (found.uncut.strip(), found.cut.strip()) if found is not None and same else ("", "")
+    waiting = "…" if running else "–"
+    with st.container(height=_LOW_TEXT if treated else _TEXT, border=True, gap=None):
+        for name, words in zip(("uncut", "cut"), marked(*texts), strict=True):
+            st.markdown(f":gray[{name}]  {words or waiting}")
+
+
+def marked(uncut: str, cut: str) -> tuple[str, str]:
+    """Return both texts as Markdown that shows them exactly, the words in which they differ marked in the cut one's."""
+    if not uncut.strip() or not cut.strip():
+        return plain(uncut), plain(cut)
+    parts = ((plain(words), differs) for words, differs in differences(uncut, cut))
+    return plain(uncut), " ".join(f":orange-background[{words}]" if differs else words for words, differs in parts)
 
 
 def _prompted() -> None:
@@ -254,7 +248,7 @@ def start_wanted(bench: Service, shown: Shown, block: Block | None, job: JobStat
         return
     s.want(state, "")
     if job is not None and job.live:
-        bench.jobs.cancel(job.id)
+        bench.stop(job.id)
     if shown.model is None or block.n >= shown.model.num_layers or shown.model.illegal_reason(block):
         return
     start_job(
@@ -299,7 +293,10 @@ def inspection(bench: Service, state: s.State, shown: Shown, block: Block, job: 
 
 
 def _more_text(new: Evaluation | None, kept: Evaluation | None) -> Evaluation | None:
-    """Return the evaluation with more text behind it: a first look does not push out what was measured on more."""
-    if new is None or kept is None:
+    """Return the evaluation with more of the text behind it: a first look does not push out what was measured on more.
+
+    One of another text does not come before one of the session's.
+    """
+    if new is None or kept is None or new.text.source != kept.text.source:
         return new or kept
     return new if new.score.tokens >= kept.score.tokens else kept

@@ -14,20 +14,16 @@ from shortviz.records.text import TextSpec
 from shortviz.service import policy
 from shortviz.service.service import Service
 from shortviz.settings import settings
-from shortviz.ui.pages import map as map_toolbar
-from shortviz.ui.parts import map as measured
+from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
-from shortviz.ui.session.address import DEVICE, DTYPES, read_block, read_ref, read_text
-from shortviz.ui.session.shown import VIEWS, Shown, look, settle_block, within
+from shortviz.ui.session.address import DEVICE, DTYPES, UNLINKED, read_block, read_ref, read_text
+from shortviz.ui.session.shown import SCALES, VIEWS, Shown, colours, look, settle_block, within
 
 _MOST_TOLD = 3
 _LONGEST = 40
 _CHOICES: Mapping[str, tuple[str, Sequence[str], Callable[[str], str]]] = {
-    s.SHOW: ("kind of map", measured.SHOWS, str),
-    s.METRIC: ("measured loss", tuple(MEASURED), label),
-    s.CRITERION: ("criterion", criteria.names(), criteria.label),
-    s.SCALE: ("scale", map_toolbar.SCALES, str),
-    s.PALETTE: ("palette", map_toolbar.PALETTES, str),
+    s.CRITERION: ("criterion", (*criteria.names(), *MEASURED), label),
+    s.SCALE: ("scale", tuple(SCALES), SCALES.__getitem__),
     s.VIEW: ("view", VIEWS, str),
 }
 """By parameter: what it is, what it may be, and what the widget that is bound to it writes instead of that."""
@@ -40,9 +36,10 @@ def link_problems(bench: Service, state: s.State, parameters: Mapping[str, str])
     """
     shown = look(bench, state)
     attached = bench.context(parameters.get("job", "")) is not None
+    asked_for = any(opened.is_lacking(state, one) for one in (s.calibration(state), s.evaluation(state)))
     found = [
         *(() if attached else _model(bench, shown, parameters)),
-        *_texts(parameters),
+        *_texts(parameters, attached or asked_for),
         *_block(state, shown, parameters),
         *_choices(shown, parameters),
     ]
@@ -88,13 +85,19 @@ def _instead(shown: Shown) -> str:
     return f"{shown.ref.id} is chosen" if shown.ref is not None else "nothing is shown"
 
 
-def _texts(parameters: Mapping[str, str]) -> Iterator[str]:
+def _texts(parameters: Mapping[str, str], attached: bool) -> Iterator[str]:
+    """Tell a text that is not the link's; after a restart of the server an open page comes with its own address."""
     for name, role in (("text", "calibration"), ("eval", "evaluation")):
         value = parameters.get(name)
-        if not value:
+        if not value or (attached and value in UNLINKED):
             continue
         spec = read_text(value)
-        if spec is None:
+        if value in UNLINKED:
+            yield (
+                f"The {role} text of this page was uploaded or pasted in a visit that is over; give it again on the "
+                "Model page, for until then the usual text is chosen."
+            )
+        elif spec is None:
             yield (
                 f"The link's {role} text {_quoted(value)} is not a built-in text or a data set with settings that "
                 "the app takes; the usual text is chosen."
@@ -121,7 +124,7 @@ def _block(state: s.State, shown: Shown, parameters: Mapping[str, str]) -> Itera
     if block is not None and within(block, shown.model):  # one that ends too late is explained where it is typed
         return
     state.pop(s.CHOSEN, None)
-    settle_block(state, shown.distances, shown.model)
+    settle_block(state, shown.run, shown.model)
     chosen = s.block(state)
     words = f"start {_quoted(parameters.get('start', ''))}, n {_quoted(parameters.get('n', ''))}"
     not_here = f"is not a block of this model's {layers} layers"
@@ -139,7 +142,7 @@ def _choices(shown: Shown, parameters: Mapping[str, str]) -> Iterator[str]:
         name = next((one for one in names if value in (one, said(one))), None)
         if name is None:
             yield f"The link's {what} {_quoted(value)} is not known; the usual one is shown."
-        elif key == s.CRITERION and shown.distances is not None and name not in shown.distances.criteria:
+        elif key == s.CRITERION and shown.run is not None and name not in colours(shown.run):
             yield f"This run has no {said(name)}, which the link asks for; another criterion is shown."
 
 

@@ -1,148 +1,43 @@
-"""The Map page: toolbar, map on the left, inspector on the right; both sides follow their job while it runs."""
-
-from collections.abc import Mapping
+"""The Map page: the answer and its slider, the map on the left, the inspector on the right; both follow their job."""
 
 import streamlit as st
 
-from shortviz import criteria
-from shortviz.criteria.base import label
+from shortviz.criteria.base import MEASURED, label
 from shortviz.errors import PlanError, ShortvizError
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
+from shortviz.records.text import TextSpec
 from shortviz.service import measure
 from shortviz.service.queue import JobState
 from shortviz.service.requests import EvaluateRequest, MapRequest, MeasureRequest
-from shortviz.service.service import Service, run_key
+from shortviz.service.service import Service
 from shortviz.ui.pages import inspector, share
-from shortviz.ui.parts import ledger, notes
+from shortviz.ui.parts import advice, ledger, notes, strip
 from shortviz.ui.parts import map as map_view
-from shortviz.ui.parts import map as measured
+from shortviz.ui.parts.pointer import tall_box
+from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
 from shortviz.ui.session.polling import main_button
 from shortviz.ui.session.service import bench, start_job
-from shortviz.ui.session.shown import Shown, live_losses, live_map, look, measure_job, settle_block
-
-# The toolbar of the Map page: what to show and how, and the buttons that start and stop a measurement.
-
-SCALES = ("per n", "raw")
-PALETTES = ("cividis", "viridis")
-
-
-def toolbar(bench: Service, shown: Shown, jobs: Mapping[str, JobState | None]) -> None:
-    """Draw the choices above the map, and the two buttons that start and stop a measurement."""
-    names = list(shown.distances.criteria) if shown.distances is not None else list(criteria.names())
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        which = st.segmented_control(
-            "Show",
-            measured.SHOWS,
-            default=measured.SHOWS[0],
-            label_visibility="collapsed",
-            required=True,
-            key=s.SHOW,
-            bind="query-params",
-            help="What a criterion predicts, what removing each block really costs, or where the two part.",
-        )
-        job = jobs[measured.KINDS[which]]
-        live = job is not None and job.live
-        if which == "measured":
-            st.selectbox(
-                "Measured loss",
-                measured.METRICS,
-                format_func=label,
-                icon=":material/straighten:",
-                key=s.METRIC,
-                bind="query-params",
-                label_visibility="collapsed",
-                width=230,
-            )
-        else:
-            st.selectbox(
-                "Criterion",
-                names,
-                format_func=criteria.label,
-                icon=":material/straighten:",
-                key=s.CRITERION,
-                bind="query-params",
-                persist_state="session",
-                label_visibility="collapsed",
-                width=230,
-            )
-        st.segmented_control(
-            "Scale",
-            SCALES,
-            default=SCALES[0],
-            label_visibility="collapsed",
-            required=True,
-            key=s.SCALE,
-            bind="query-params",
-        )
-        st.selectbox(
-            "Palette",
-            PALETTES,
-            icon=":material/palette:",
-            key=s.PALETTE,
-            bind="query-params",
-            label_visibility="collapsed",
-            width=150,
-        )
-        st.space("stretch")
-        st.button(
-            "Measure",
-            icon=":material/play_arrow:",
-            type=main_button() if shown.distances is None or shown.bundled else "secondary",
-            disabled=shown.handle is None or live,
-            help=_measure_help(shown, which, live),
-            on_click=_measure if which == "predicted" else _measure_losses,
-            args=(shown,),
-            key="measure_button",
-        )
-        st.button(
-            "Stop",
-            icon=":material/stop:",
-            disabled=not live or (job is not None and job.stopping),
-            help="Stops after this batch; what is measured so far is kept.",
-            on_click=notes.cancel,
-            args=(bench, job.id if job is not None else ""),
-            key="stop_button",
-        )
-
-
-def _measure_help(shown: Shown, which: str, live: bool) -> str:
-    if live:
-        return "A measurement is running."
-    if shown.handle is None:
-        return "Load a model first."
-    if which != "predicted":
-        return "Measures the loss without every block: a first look in a minute or two, then refined."
-    return "Streams the calibration text through the model and fills the map in."
-
-
-def _measure(shown: Shown) -> None:
-    state = s.session()
-    ref = shown.ref
-    if ref is None or shown.handle is None:
-        return
-    text = s.calibration(state)
-    s.leave_run(state)
-    batch = measure.app_batch(shown.handle.info.device)
-    start_job(MeasureRequest(model=ref, text=text, batch_size=batch), key=run_key(ref, text))
-
-
-def _measure_losses(shown: Shown) -> None:
-    state = s.session()
-    ref = shown.ref
-    if ref is None:
-        return
-    key = run_key(ref, s.calibration(state))
-    s.leave_run(state)
-    request = MapRequest(model=ref, text=s.evaluation(state), windows=measure.APP_WINDOWS)
-    start_job(request, key=key, start=shown.key)
-
+from shortviz.ui.session.shown import (
+    SCALES,
+    VIEWS,
+    Shown,
+    colour_of,
+    colours,
+    job_of,
+    living,
+    look,
+    measure_job,
+    scale_of,
+    settle_block,
+    start_of,
+)
 
 TICK_SECONDS = 1.0
-"""A changed figure remounts the chart, and a click in that moment is lost: not oftener than a person needs."""
+"""A changed figure is sent and drawn anew: not oftener than a person needs."""
 INSPECT_TICK_SECONDS = 0.3
-KINDS = ("measure", "losses", "texts", "curve", "tasks", "questions")
+KINDS = ("measure", "losses", "texts", "curve", "search", "tasks", "questions")
 """Jobs whose progress the left side shows."""
 
 
@@ -152,16 +47,18 @@ def draw() -> None:
     shown = look(tools, state)
     if shown.error:
         notes.problem(shown.error)
-    jobs = _jobs(shown)
-    toolbar(tools, shown, jobs)
-    left, right = st.columns([1.15, 1], gap="medium")
-    distances = live_map(shown, jobs["measure"])
+    now = living(tools, state, shown)
     if shown.model is not None:
-        settle_block(state, distances, shown.model)
+        settle_block(state, now.run, shown.model)
+    answer = st.container()  # below the block's inputs, which say what is chosen
+    _toolbar(tools, shown, now)
+    left, right = st.columns([1.15, 1], gap="medium")
     with right:
         if shown.model is not None:
             inspector.block_inputs(shown.model.num_layers)  # before the map, which outlines what they say
             _start_wanted(shown, shown.model)
+    with answer:
+        advice.draw(now.run, shown.model)
     with left:
         _left(shown)
     with right:
@@ -171,34 +68,111 @@ def draw() -> None:
             st.caption("The inspector opens when there is a map.")
 
 
-def _left(shown: Shown) -> None:
+def _toolbar(tools: Service, shown: Shown, now: Shown) -> None:
+    """Draw the choice of views, what colours the map, and the button that measures what is not measured yet."""
     state = s.session()
-    which = measured.show(state)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.segmented_control("View", VIEWS, default=VIEWS[0], required=True, key=s.VIEW, bind="query-params", wrap=True)
+        st.selectbox(
+            "Colour by", colours(now.run), format_func=label, key=s.CRITERION, bind="query-params", width=215,
+            help="What removing each block really costs, or what a criterion predicts of it.",
+        )  # fmt: skip
+        predicted = colour_of(state, now.run) not in MEASURED
+        if scale_of(state, now.run) != state.get(s.SCALE, "rank"):
+            state[s.SCALE] = "rank"
+        st.segmented_control(
+            "Scale", [name for name in SCALES if predicted or name != "difference"], format_func=SCALES.__getitem__,
+            default="rank", required=True, key=s.SCALE, bind="query-params",
+            help="The place among the blocks of one size, the value itself, or the place beside the measured one.",
+        )  # fmt: skip
+        st.space("stretch")
+        _measure_button(tools, shown, now)
+
+
+def _measure_button(tools: Service, shown: Shown, now: Shown) -> None:
+    """Draw the button that measures the map as it is coloured, under what it will take; while it runs, Stop."""
+    state = s.session()
+    kind = job_of(state, now.run)
+    job = measure_job(tools, state, shown, kind)
+    on = shown.handle is not None and measure.goes_on(tools, _request(shown, kind), now.run)
+    lacking = opened.is_lacking(state, s.evaluation(state) if kind == "losses" else s.calibration(state))
+    with st.container(gap="xsmall", width=235):
+        words, more = _takes(tools, shown, kind)
+        st.caption(notes.plain(words), help=notes.plain(more) if more else None)
+        if job is not None and job.live:
+            st.button(
+                "Stop", icon=":material/stop:", disabled=job.stopping, on_click=notes.cancel, args=(tools, job.id),
+                key="stop_button", width="stretch",
+                help=f"{'It stops' if job.stopping else 'Stops'} after this batch; what is measured so far is kept.",
+            )  # fmt: skip
+            return
+        why = notes.why_off(shown.handle is None, False)
+        why = why or ("Give the text of this run first, on the Model page." if lacking else "")
+        st.button(
+            "Go on" if on else "Measure", icon=":material/play_arrow:", key="measure_button", width="stretch",
+            type=main_button() if shown.distances is None or shown.bundled else "secondary",
+            disabled=bool(why), on_click=_measure, args=(shown, kind),
+            help=why if why
+            else "From where it was stopped: what was measured is kept." if on
+            else "Measures the loss without every block: a first look in a minute or two, then refined."
+            if kind == "losses" else "Streams the calibration text through the model and fills the map in.",
+        )  # fmt: skip
+
+
+def _takes(tools: Service, shown: Shown, kind: str) -> tuple[str, str]:
+    """Return the text, and how much of it, that Measure reads; and what becomes of the rest."""
+    state, windows = s.session(), kind == "losses"
+    spec = s.evaluation(state) if windows else s.calibration(state)
+    try:
+        words, more = measure.counts_of(tools, shown.ref, spec, shown.handle, windows=windows)
+    except ShortvizError as error:  # told in full where the text is chosen, and by the job
+        return f"Reads {_name(spec)}", str(error)
+    return f"Reads {_name(spec)}, {words}", more
+
+
+def _name(spec: TextSpec) -> str:
+    return {"paste": "pasted text", "file": "your file"}.get(spec.kind, spec.value)
+
+
+def _measure(shown: Shown, kind: str) -> None:
+    state = s.session()
+    if shown.ref is None or shown.handle is None:
+        return
+    key = opened.goes_into(state, shown.ref)
+    if key != s.run_key(state):
+        s.leave_run(state)
+    start_job(_request(shown, kind), key=key, start=start_of(shown))
+
+
+def _request(shown: Shown, kind: str) -> MeasureRequest | MapRequest:
+    state = s.session()
+    assert shown.ref is not None, "it is measured"
+    assert shown.handle is not None, "it is measured"
+    if kind == "losses":
+        return MapRequest(model=shown.ref, text=s.evaluation(state), windows=measure.APP_WINDOWS)
+    batch = measure.app_batch(shown.handle.info.device)
+    return MeasureRequest(model=shown.ref, text=s.calibration(state), batch_size=batch)
+
+
+def _left(shown: Shown) -> None:
+    state, tools = s.session(), bench()
     live = _live_kinds(shown)
 
     @st.fragment(run_every=TICK_SECONDS if live else None)
     def left() -> None:
         if _live_kinds(shown) != live:
             st.rerun()
-        jobs = _jobs(shown)
-        distances, losses = live_map(shown, jobs["measure"]), live_losses(shown, jobs["losses"])
-        job = jobs[measured.KINDS[which]]
-        map_view.facts(which, distances, losses, job)
+        jobs, now = _jobs(shown), living(tools, state, shown)
+        job = jobs[job_of(state, now.run)]
         notes.job_error(job)
-        if shown.model is None or not map_view.views(
-            bench(), shown, jobs, which, distances, losses, shown.model, _chosen(state, shown.model)
-        ):
-            _nothing_yet(shown, which, job is not None and job.live)
+        if shown.model is None or not map_view.views(tools, now, jobs, shown.model, _chosen(state, shown.model)):
+            _nothing_yet(shown, job is not None and job.live)
+        with st.container(horizontal=True, vertical_alignment="top", gap="small"):
+            map_view.facts(now.run, job)
+            if now.run is not None:
+                share.downloads(shown)
 
-    above = st.container()
-    if shown.run is not None or live:
-        with st.container(
-            horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="xsmall"
-        ):
-            map_view.view_switch()  # before the view that it switches
-            share.downloads(shown)
-    with above:
-        left()
+    left()
 
 
 def _jobs(shown: Shown) -> dict[str, JobState | None]:
@@ -212,18 +186,22 @@ def _live_kinds(shown: Shown) -> tuple[str, ...]:
     return tuple(kind for kind, job in _jobs(shown).items() if job is not None and job.live)
 
 
-def _nothing_yet(shown: Shown, which: str, live: bool) -> None:
-    with st.container(height=map_view.CHART_HEIGHT, border=True, vertical_alignment="center"):
+def _nothing_yet(shown: Shown, live: bool) -> None:
+    measured = job_of(s.session(), shown.run) == "losses"
+    with st.container(key=tall_box("map"), border=True, vertical_alignment="center"):  # where the map will be
         if live:
-            st.caption("The map appears with the first batch.", text_alignment="center")
-        elif which != "predicted" and shown.handle is not None:
-            st.caption("The losses of this model are not measured yet: press Measure.", text_alignment="center")
-        elif which != "predicted" and shown.model is not None:
-            st.caption("No measured losses in this run; load the model to measure them.", text_alignment="center")
+            words = "The map appears with the first batch."
         elif shown.handle is not None:
-            st.caption("No distances of this model on this text yet: press Measure.", text_alignment="center")
+            what = "The losses of this model are" if measured else "Distances of this model on this text are"
+            words = f"{what} not measured yet: press Measure."
+        elif shown.model is not None:
+            what = "measured losses" if measured else "distances"
+            words = f"No {what} in this run; load the model to measure them."
+        elif shown.ref is not None:
+            words = "This text is not measured yet: load the model to measure it."
         else:
-            st.caption("No model is loaded and no run is open: choose a model first.", text_alignment="center")
+            words = "No model is loaded and no run is open: choose a model first."
+        st.caption(words, text_alignment="center")
 
 
 def _chosen(state: s.State, model: ModelInfo) -> Block | None:
@@ -259,16 +237,18 @@ def _right(shown: Shown, model: ModelInfo) -> None:
     job = tools.state(follow)
     live = job is not None and job.live
     # The end of these is seen on the left, which redraws the page.
-    scoring = not {"tasks", "questions"}.isdisjoint(_live_kinds(shown))
+    growing = not {"measure", "losses", "tasks", "questions"}.isdisjoint(_live_kinds(shown))
 
-    @st.fragment(run_every=INSPECT_TICK_SECONDS if live else (TICK_SECONDS if scoring else None))
+    @st.fragment(run_every=INSPECT_TICK_SECONDS if live else (TICK_SECONDS if growing else None))
     def right() -> None:
         now = tools.state(follow)
         if live and (now is None or not now.live):
             st.rerun()
-        distances = live_map(shown, measure_job(tools, state, shown))
-        inspector.draw(tools, shown, model, block, now, distances)
+        with st.container(gap="xsmall"):
+            inspector.draw(tools, living(tools, state, shown), model, block, now)
 
-    right()
-    share.buttons(tools, shown, block)
-    ledger.cell(tools, shown, block)  # below the buttons: its progress comes and goes
+    with st.container(gap="small"):
+        right()
+        share.buttons(tools, shown, block)
+        ledger.cell(tools, living(tools, state, shown), block)  # below the buttons: its progress comes and goes
+        st.fragment(strip.draw, run_every=INSPECT_TICK_SECONDS if live else None)(tools, shown, block)

@@ -12,10 +12,10 @@ from shortviz.settings import settings
 from shortviz.ui.parts import notes, texts
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
-from shortviz.ui.session import state as visit
 from shortviz.ui.session.address import DTYPES
 from shortviz.ui.session.polling import follow, main_button
 from shortviz.ui.session.service import bench, start_job
+from shortviz.ui.session.shown import look, ref_of
 
 PRESETS = {
     "demo": "demo: SmolLM2-135M-Instruct, embedded, no network needed",
@@ -31,7 +31,7 @@ TICK_SECONDS = 0.5
 def draw() -> None:
     """Draw the page."""
     tools, state = bench(), s.session()
-    _prefill(state)
+    _prefill(tools, state)
     left, right = st.columns(2, gap="large")
     with left:
         st.subheader("Model")
@@ -42,17 +42,17 @@ def draw() -> None:
         texts.draw(tools, state)
 
 
-def _prefill(state: s.State) -> None:
+def _prefill(tools: Service, state: s.State) -> None:
     """Give the inputs their first values: the session's model, or the demo."""
     if s.PRESET in state:
         return
-    ref = s.ref(state) or ModelRef(id="demo")
+    ref = ref_of(look(tools, state)) or ModelRef(id="demo")
     names = presets()
     state[s.PRESET] = ref.id if ref.id in names else names[-1]
     state[s.MODEL_ID] = "" if ref.id in names else ref.id
     state[s.REVISION], state[s.DTYPE], state[s.DEVICE] = ref.revision or "", ref.dtype, ref.device
     if ref.id == "demo":
-        visit.want_estimate(state)
+        s.want_estimate(state)
 
 
 def presets() -> list[str]:
@@ -118,7 +118,7 @@ def _model_inputs(state: s.State) -> ModelRef | None:
 
 
 def _changed() -> None:
-    visit.want_estimate(s.session())
+    s.want_estimate(s.session())
     st.rerun()  # the whole page, not only the fragment that the widget is in
 
 
@@ -127,8 +127,8 @@ def _estimate(tools: Service, state: s.State, ref: ModelRef) -> None:
 
     Why a load failed is said by the status line, above every page.
     """
-    if visit.estimate_wanted(state):
-        visit.want_estimate(state, False)
+    if s.estimate_wanted(state):
+        s.want_estimate(state, False)
         start_job(SizeRequest(model=ref))
     job_id = s.job(state, SizeRequest.kind)
     context = tools.context(job_id or "")
@@ -161,6 +161,8 @@ def _numbers(found: ModelEstimate) -> None:
         st.caption(
             plain(f"{found.architecture} · {found.dtype} on {found.device}{revision}. {found.reason}"),
         )
+        for sentence in found.left_out:
+            st.caption(f":material/info: {plain(sentence)}")
         if not found.fits:
             notes.problem(
                 f"{found.id} needs {size(found.memory_bytes)} and room to work, and {size(found.available_bytes)} are "
@@ -172,28 +174,38 @@ def _load_button(
     tools: Service, state: s.State, ref: ModelRef, found: ModelEstimate | None, job: JobState | None
 ) -> None:
     loaded = tools.models.get(ref) is not None
-    in_use = loaded and s.ref(state) == ref and s.run_key(state) is None
+    in_use = loaded and s.ref(state) == ref and (s.run_key(state) is None or _is_of_run(tools, state, ref))
     load_job = tools.state(s.job(state, "load"))
     loading = load_job is not None and load_job.live
     with st.container(horizontal=True, vertical_alignment="center"):
+        why = "This model is in use: go on to the map." if in_use else "" if loaded else "The size is worked out first."
+        if not loaded and found is not None:
+            why = "It is being loaded." if loading else "" if found.fits else "It needs more memory than is free."
         st.button(
-            "In use" if in_use else "Use this model" if loaded else "Load",
-            type=main_button(),
-            icon=":material/check:" if in_use else ":material/memory:",
-            disabled=in_use or (not loaded and (found is None or not found.fits or loading)),
-            help=None if loaded or found is not None else "The size is worked out first.",
-            on_click=_load,
-            args=(tools, ref),
-            key="load_button",
-        )
+            "In use" if in_use else "Use this model" if loaded else "Load", type=main_button(),
+            icon=":material/check:" if in_use else ":material/memory:", disabled=bool(why), help=why or None,
+            on_click=_load, args=(tools, ref), key="load_button",
+        )  # fmt: skip
         if in_use:
             st.page_link(s.page(s.session(), "Map"), label="Go to the map", icon=":material/grid_on:")
 
 
 def _load(tools: Service, ref: ModelRef) -> None:
     state = s.session()
-    if s.ref(state) != ref or s.run_key(state) is not None:
+    if _is_of_run(tools, state, ref):
+        s.load_for_run(state, ref)
+    elif s.ref(state) != ref or s.run_key(state) is not None:
         s.set_model(state, ref)
     if tools.models.get(ref) is None:
         start_job(LoadRequest(model=ref, text=s.evaluation(state)))
     st.rerun()
+
+
+def _is_of_run(tools: Service, state: s.State, ref: ModelRef) -> bool:
+    """Return whether a choice of a model is that of the opened run, which then stays open."""
+    model = look(tools, state).model if s.run_key(state) is not None else None
+    if model is None or ref.id != model.id or ref.revision not in (None, model.revision):
+        return False
+    handle = tools.models.get(ref)
+    dtype = ref.dtype if handle is None else handle.info.dtype
+    return dtype in ("auto", model.dtype)

@@ -1,7 +1,8 @@
 """The Runs page: everything measured before; open, name, compare, remove with undo, and take along as one file."""
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import plotly.graph_objects as go
@@ -17,7 +18,7 @@ from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.records.table import Table, left, right
-from shortviz.runs.library import MOST_CHARACTERS
+from shortviz.runs.library import MOST_CHARACTERS, MOST_OF_A_NOTE, described, title
 from shortviz.runs.run import EXAMPLES
 from shortviz.runs.zip import file_name, pack_run, unpack_run
 from shortviz.service import policy
@@ -25,18 +26,16 @@ from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.ui.pages import inspector
 from shortviz.ui.parts.notes import plain
+from shortviz.ui.parts.pointer import map_chart
+from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
-from shortviz.ui.session import state as visit
 from shortviz.ui.session.address import go_to
 from shortviz.ui.session.polling import main_button
 from shortviz.ui.session.service import bench
-from shortviz.ui.session.shown import FONT, parse_selection
 
 # Several runs side by side on the Runs page: one scale, one chosen block, and the difference of two.
 
 HEIGHT = 330
-_WIDTH, _BAR = 1100, 76
-"""Pixels of a window of 1280 that the maps share, and that the one bar of colours takes beside the last."""
 SHORT, SHORTEST = 40, 18
 """Characters of a run's name over its map where there are several beside it, and in a key."""
 
@@ -52,8 +51,8 @@ def draw_comparison(runs: Mapping[str, Run]) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         criterion = st.selectbox("Compare by", names, format_func=label, key="compare_by", width=260)
         raw = (
-            st.segmented_control("Scale", ("per n", "raw"), default="per n", required=True, key="compare_scale")
-            == "raw"
+            st.segmented_control("Scale", ("rank", "value"), default="rank", required=True, key="compare_scale")
+            == "value"
         )
         layers = max(one.num_layers for one in found.values())
         chosen = s.block(state)
@@ -74,44 +73,28 @@ def _maps(
     runs: Mapping[str, Run], found: Mapping[str, BlockDistances], criterion: str, *, raw: bool, block: Block | None
 ) -> None:
     limits = shared_limits(list(found.values()), criterion) if raw else None
-    each = (_WIDTH - _BAR) / len(found)
-    columns = st.columns([*[each] * (len(found) - 1), each + _BAR], gap="small")
-    for place, (name, one) in zip(columns, found.items(), strict=True):
+    for place, (name, one) in zip(st.columns(len(found), gap="small"), found.items(), strict=True):
         model = runs[name].model
-        view = charts.MapView(
-            scale="raw" if raw else "per_n",
-            selected=_fitting(block, model),
-            dark=st.context.theme.type == "dark",
-            limits=limits,
-        )
-        figure = charts.distance_map(one, criterion, model, view)
-        figure.update_layout(height=max(HEIGHT, 4 * one.num_layers), font={"family": FONT, "size": 11})
-        if place is not columns[-1]:  # one scale for all has one bar
-            figure.update_traces(showscale=False, selector={"type": "heatmap"})
-            figure.update_layout(margin={"r": 12})
-        if len(found) > 2:
-            figure.update_layout(annotations=[])
+        look = charts.MapView(scale="value" if raw else "rank", dark=st.context.theme.type == "dark", limits=limits)
+        figure = charts.distance_map(one, criterion, model, look)
         with place:
             text = runs[name].text
             shown = name if len(found) < 3 or len(name) <= SHORT else f"{name[:SHORT]} …"
             st.markdown(f"**{plain(shown)}**  \n:small[{plain(text.source)}]")
-            _chart(figure, f"compare_{list(found).index(name)}", model, map_alt(one, criterion, model))
+            _chart(
+                figure,
+                f"compare_{list(found).index(name)}",
+                model,
+                _fitting(block, model),
+                map_alt(one, criterion, model),
+            )
 
 
-def _chart(figure: go.Figure, key: str, model: ModelInfo, alt: str) -> None:
-    st.plotly_chart(
-        figure,
-        theme=None,
-        key=key,
-        on_select=partial(_clicked, key, model.num_layers),
-        selection_mode="points",
-        config={"displaylogo": False},
-        alt=alt,
-    )
+def _chart(figure: go.Figure, key: str, model: ModelInfo, block: Block | None, alt: str) -> None:
+    map_chart(figure, model.num_layers, block, _pointed, key=key, alt=alt, height=HEIGHT)
 
 
-def _clicked(key: str, num_layers: int) -> None:
-    block = parse_selection(s.session().get(key), num_layers)
+def _pointed(block: Block | None) -> None:
     if block is not None:
         s.set_block(s.session(), block)
 
@@ -158,13 +141,11 @@ def _difference(
         criterion=criterion,
         names=short,
         per_n=not raw,
-        selected=_fitting(block, model),
         dark=st.context.theme.type == "dark",
     )
-    figure.update_layout(font={"family": FONT, "size": 11})
     st.markdown(f"**{plain(second)} minus {plain(first)}**")
     alt = charts.difference_alt(*grids, model, criterion=criterion, names=short)
-    _chart(figure, "compare_difference", model, alt)
+    _chart(figure, "compare_difference", model, _fitting(block, model), alt)
     st.caption(plain(alt))
 
 
@@ -182,45 +163,50 @@ _COLUMNS = {
 def draw() -> None:
     """Draw the page."""
     tools, state = bench(), s.session()
-    target = visit.take_target(state)
+    target = s.take_target(state)
     if target:
         go_to(tools, state, target)
-    runs = tools.runs.listed()
-    visit.pick_runs(state, [key for key in visit.picked_runs(state) if key in runs])
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.subheader("Runs")
-        if policy.manages_runs(settings()):
-            _import(tools)
+    own = tools.own_runs()
+    runs = tools.runs.listed(own)
+    s.pick_runs(state, [key for key in s.picked_runs(state) if key in runs])
+    st.subheader("Runs")
     _undo(tools)
-    _table(runs)
-    st.multiselect(
-        "Chosen runs",
-        list(runs),
-        format_func=lambda key: name_of(key, runs[key]),
-        key=s.PICKED,
-        max_selections=MOST_COMPARED,
-        placeholder="Choose one to open it, or several to compare them",
-    )
-    picked = [key for key in visit.picked_runs(state) if key in runs]
+    names = names_of(runs)
+    _table(runs, names, own)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.multiselect(
+            "Chosen runs",
+            list(runs),
+            format_func=names.__getitem__,
+            key=s.PICKED,
+            max_selections=MOST_COMPARED,
+            placeholder="Choose one to open it, or several to compare them",
+        )
+        if policy.manages_runs(settings()):
+            _import(tools)  # not beside the heading: the table's own toolbar would lie over it
+    picked = [key for key in s.picked_runs(state) if key in runs]
     if picked:
-        _buttons(tools, runs, picked)
+        _buttons(tools, runs, names, picked)
     if len(picked) > 1:
-        names = [name_of(key, runs[key]) for key in picked]
-        unlike = [n if names.count(n) == 1 else f"{n} ({key})" for key, n in zip(picked, names, strict=True)]
-        draw_comparison({name: runs[key] for name, key in zip(unlike, picked, strict=True)})
+        draw_comparison({names[key]: runs[key] for key in picked})
 
 
-def name_of(key: str, run: Run) -> str:
-    """Return the name that a person knows a run by."""
-    return f"{run.name} (bundled)" if key in EXAMPLES else run.name or key
+def names_of(runs: Mapping[str, Run]) -> dict[str, str]:
+    """Return the names that a person knows runs by; those of one name are told apart by date, else by key."""
+    names = {key: f"{title(run)} (bundled)" if key in EXAMPLES else title(run) for key, run in runs.items()}
+    dates = {key: run.created[:16].replace("T", " ") or key for key, run in runs.items()}
+    for more in (dates, {key: key for key in runs}):
+        found = Counter(names.values())
+        names = {key: f"{name} · {more[key]}" if found[name] > 1 else name for key, name in names.items()}
+    return names
 
 
-def _table(runs: Mapping[str, Run]) -> None:
+def _table(runs: Mapping[str, Run], names: Mapping[str, str], own: Collection[str]) -> None:
     keys = list(runs)
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:_KEY_LENGTH]
     # The selection is by row number: with other rows the table is a new one, or a click would mean another run.
     st.dataframe(
-        [_row(key, run) for key, run in runs.items()],
+        [({"yours": key in own} if own else {}) | _row(names[key], run) for key, run in runs.items()],
         key=f"runs_table_{digest}",
         hide_index=True,
         on_select=partial(_chosen, f"runs_table_{digest}", keys),
@@ -231,15 +217,17 @@ def _table(runs: Mapping[str, Run]) -> None:
     )
 
 
-def _row(key: str, run: Run) -> dict[str, object]:
+def _row(name: str, run: Run) -> dict[str, object]:
     return {
-        "name": name_of(key, run),
+        "name": name,
         "measured": _measured(run),
         "model": run.model.id,
         "layers": run.model.num_layers,
         "text": run.text.source,
         "rows": run.distances.samples if run.distances is not None else 0,
         "when (UTC)": run.created[:16].replace("T", " "),
+        "tags": ", ".join(run.tags),
+        "note": run.note,
     }
 
 
@@ -256,64 +244,60 @@ def _measured(run: Run) -> str:
 def _chosen(table: str, keys: list[str]) -> None:
     state = s.session()
     rows = state[table]["selection"]["rows"]
-    visit.pick_runs(state, [keys[row] for row in rows if 0 <= row < len(keys)][:MOST_COMPARED])
+    s.pick_runs(state, [keys[row] for row in rows if 0 <= row < len(keys)][:MOST_COMPARED])
 
 
-def _buttons(tools: Service, runs: Mapping[str, Run], picked: list[str]) -> None:
-    first = picked[0]
-    own = [key for key in picked if key not in EXAMPLES]
+def _buttons(tools: Service, runs: Mapping[str, Run], names: Mapping[str, str], picked: list[str]) -> None:
+    first, own = picked[0], [key for key in picked if key not in EXAMPLES]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.button(
-            plain(f"Open {name_of(first, runs[first])}") if len(picked) > 1 else "Open on the map",
-            icon=":material/grid_on:",
-            type=main_button(),
-            on_click=_open,
-            args=(first,),
-            key="open_run",
-        )
+            plain(f"Open {names[first]}") if len(picked) > 1 else "Open on the map", icon=":material/grid_on:",
+            type=main_button(), on_click=_open, args=(tools, first), key="open_run",
+        )  # fmt: skip
         st.download_button(
             "Export as a file",
-            data=partial(pack_run, runs[first]),
-            file_name=file_name(runs[first]),
-            mime="application/zip",
-            icon=":material/download:",
-            on_click="ignore",
-            disabled=len(picked) > 1,
-            help="One file with everything measured; import it here or on another machine.",
+            data=partial(pack_run, runs[first]), file_name=file_name(runs[first]),
+            mime="application/zip", icon=":material/download:",
+            on_click="ignore", disabled=len(picked) > 1,
+            help="One file holds one run: choose one alone." if len(picked) > 1
+            else "One file with everything measured; import it here or on another machine.",
             key="export_run",
-        )
+        )  # fmt: skip
         if policy.manages_runs(settings()):
-            _rename(tools, runs, picked)
+            _describe(tools, runs, picked)
             st.button(
-                "Delete" if len(own) < 2 else f"Delete {len(own)} runs",
-                icon=":material/delete:",
+                "Delete" if len(own) < 2 else f"Delete {len(own)} runs", icon=":material/delete:",
                 disabled=len(own) < len(picked),
-                help="A bundled run stays." if len(own) < len(picked) else "It can be brought back for seven days.",
-                on_click=_remove,
-                args=(tools, {key: name_of(key, runs[key]) for key in own}),
-                key="remove_run",
-            )
+                help="A bundled run stays: choose only your own."
+                if len(own) < len(picked)
+                else "It can be brought back for seven days.",
+                on_click=_remove, args=(tools, {key: names[key] for key in own}), key="remove_run",
+            )  # fmt: skip
 
 
-def _rename(tools: Service, runs: Mapping[str, Run], picked: list[str]) -> None:
-    key = picked[0]
-    with st.popover("Rename", icon=":material/edit:", disabled=len(picked) > 1 or key in EXAMPLES):
-        st.text_input("Name", value=name_of(key, runs[key]), max_chars=MOST_CHARACTERS, key=f"name_of_{key}")
-        st.button("Save the name", on_click=_save_name, args=(tools, key), key="save_name")
+def _describe(tools: Service, runs: Mapping[str, Run], picked: list[str]) -> None:
+    key, run = picked[0], runs[picked[0]]
+    why = "Choose one run alone." if len(picked) > 1 else "A bundled run stays as it is." if key in EXAMPLES else ""
+    with st.popover("Name and note", icon=":material/edit:", disabled=bool(why), help=why or None):
+        st.text_input("Name", value=title(run), max_chars=MOST_CHARACTERS, key=f"name_of_{key}")
+        st.text_input("Tags, separated by commas", value=", ".join(run.tags), key=f"tags_of_{key}")
+        st.text_area("Note", value=run.note, max_chars=MOST_OF_A_NOTE, key=f"note_of_{key}")
+        st.button("Save", on_click=_save_description, args=(tools, key), key="save_name")
 
 
-def _save_name(tools: Service, key: str) -> None:
+def _save_description(tools: Service, key: str) -> None:
     state = s.session()
+    name, tags, note = (str(state.get(f"{what}_of_{key}", "")) for what in ("name", "tags", "note"))
     try:
-        tools.runs.rename(key, str(state.get(f"name_of_{key}", "")))
+        tools.runs.update(key, lambda run: run and described(run, name=name, tags=tags, note=note))
     except ShortvizError as error:
-        visit.tell(state, str(error))
+        s.tell(state, str(error))
 
 
-def _open(key: str) -> None:
+def _open(tools: Service, key: str) -> None:
     state = s.session()
-    s.open_run(state, key)
-    visit.leave_for(state, "Map")
+    opened.open_run(tools, state, key)
+    s.leave_for(state, "Map")
 
 
 def _remove(tools: Service, names: Mapping[str, str]) -> None:
@@ -323,14 +307,14 @@ def _remove(tools: Service, names: Mapping[str, str]) -> None:
         try:
             removed[tools.runs.remove(key)] = name
         except ShortvizError as error:
-            visit.tell(state, str(error))
+            s.tell(state, str(error))
         if s.run_key(state) == key:
             s.leave_run(state)
     state[s.REMOVED] = removed
 
 
 def _undo(tools: Service) -> None:
-    removed = visit.removed_runs(s.session())
+    removed = s.removed_runs(s.session())
     if not removed:
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -340,11 +324,11 @@ def _undo(tools: Service) -> None:
 
 def _bring_back(tools: Service) -> None:
     state = s.session()
-    for token in visit.removed_runs(state):
+    for token in s.removed_runs(state):
         try:
             tools.runs.restore(token)
         except ShortvizError as error:
-            visit.tell(state, str(error))
+            s.tell(state, str(error))
     state[s.REMOVED] = {}
 
 
@@ -366,8 +350,10 @@ def _imported(tools: Service) -> None:
     if upload is None:
         return
     try:
-        key = tools.runs.add(unpack_run(upload.getvalue(), f"The file {upload.name[:80]}"))
+        key, new = tools.runs.add(unpack_run(upload.getvalue(), f"The file {upload.name[:80]}"))
     except ShortvizError as error:
-        visit.tell(state, str(error))
+        s.tell(state, str(error))
         return
-    visit.pick_runs(state, [key])
+    if not new:
+        st.toast("This run is already here; it is chosen.", icon=":material/info:")
+    s.pick_runs(state, [key])

@@ -1,6 +1,7 @@
 """What takes results away: links, figures, files, and the lines that measure what is on screen."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +9,32 @@ import streamlit as st
 
 from shortviz.analysis.agreement import agreement
 from shortviz.analysis.curve import curve_from_map
+from shortviz.errors import ShortvizError
 from shortviz.figures import losses as loss_charts
 from shortviz.figures import map as charts
 from shortviz.figures.cells import map_alt
 from shortviz.figures.theme import image_options, paper_figure
 from shortviz.records.citations import bibtex
+from shortviz.records.formatting import layers_text
 from shortviz.records.json import to_json
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, Removal
 from shortviz.records.run import Run
 from shortviz.records.text import TextSpec, WindowSpec, text_of
+from shortviz.runs.library import MOST_OF_A_NOTE, with_cell_note
 from shortviz.runs.report import block_csv, report_html
-from shortviz.runs.run import folder_name
-from shortviz.service import measure
+from shortviz.runs.run import EXAMPLES, folder_name
+from shortviz.runs.zip import file_name, pack_run
+from shortviz.service import measure, policy
 from shortviz.service.requests import CurveRequest, EvaluateRequest, MapRequest, MeasureRequest
 from shortviz.service.service import Service
 from shortviz.service.spelling import to_command, to_python
+from shortviz.settings import settings
 from shortviz.ui.parts import ledger
-from shortviz.ui.parts import map as measured
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
 from shortviz.ui.session.address import go_to, left_out, link
-from shortviz.ui.session.shown import VIEWS, Shown, criterion_of, drawn_criterion, map_look, ref_of
+from shortviz.ui.session.shown import VIEWS, Shown, criterion_of, drawn, job_of, ref_of, scale_of
 
 # The figure that is on screen, for a paper: light, sharp, saved by the browser as SVG or PNG.
 
@@ -64,16 +69,14 @@ def picture(shown: Shown, state: s.State, chosen: Block | None) -> Picture | Non
         words = loss_charts.agreement_alt(agreement(distances, losses, model))
         figure = loss_charts.agreement_figure(distances, losses, criterion, chosen)
         return Picture(figure=figure, words=words, name=f"shortviz-agreement-{criterion}")
-    which = measured.show(state)
-    drawn = measured.drawn_values(which, criterion, distances, losses)
-    if drawn is None:
+    found = drawn(state, run)
+    if found is None:
         return None
-    criterion = drawn_criterion(state, which, criterion, drawn)
-    look = map_look(state, which, chosen, dark=False)
+    look = charts.MapView(scale=scale_of(state, run), selected=chosen)
     return Picture(
-        figure=charts.distance_map(drawn, criterion, model, look),
-        words=map_alt(drawn, criterion, model),
-        name=f"shortviz-{which}-{criterion}",
+        figure=charts.distance_map(*found, model, look),
+        words=map_alt(*found, model),
+        name=f"shortviz-{look.scale}-{found[1]}",
     )
 
 
@@ -116,6 +119,23 @@ def buttons(tools: Service, shown: Shown, block: Block) -> None:
             st.code(link(tools, state), language=None, wrap_lines=True)
             for words in left_out(state):
                 st.caption(f":material/info: {words}")
+            if policy.reads_paths(settings()):
+                st.caption(
+                    ":material/info: It leads to this machine and its runs. For others, send the file beside it: they "
+                    "import it on their Runs page."
+                )
+            if shown.run is not None:
+                st.download_button(
+                    "This run as a file",
+                    data=partial(pack_run, shown.run),
+                    file_name=file_name(shown.run),
+                    mime="application/zip",
+                    icon=":material/download:",
+                    on_click="ignore",
+                    key="link_run",
+                )
+            if shown.key is not None and shown.run is not None and policy.manages_runs(settings()):
+                _note(tools, shown.key, shown.run, block)
         if ref is not None:
             request = EvaluateRequest(
                 model=ref, removal=Removal(block=block), text=s.evaluation(state), windows=measure.APP_WINDOWS
@@ -124,6 +144,22 @@ def buttons(tools: Service, shown: Shown, block: Block) -> None:
                 python, command = st.tabs(["Python", "Command"])
                 python.code(to_python(request), language="python")
                 command.code(to_command(request), language="bash")
+
+
+def _note(tools: Service, key: str, run: Run, block: Block) -> None:
+    """Draw what a person noted on this cut; it is kept with the run and travels with it."""
+    noted, field = run.cell_notes.get(layers_text(block.layers), ""), f"cell_note_{block.start}_{block.n}"
+
+    def save() -> None:
+        try:
+            note = str(s.session().get(field, ""))
+            tools.runs.update(key, lambda run: run and with_cell_note(run, block.layers, note))
+        except ShortvizError as error:
+            s.tell(s.session(), str(error))
+
+    off, why = key in EXAMPLES, "A bundled run stays as it is: measure one of your own." if key in EXAMPLES else None
+    st.text_area(f"Note on {block}", value=noted, max_chars=MOST_OF_A_NOTE, key=field, disabled=off, help=why)
+    st.button("Keep the note with the run", on_click=save, key="save_cell_note", disabled=off, help=why)
 
 
 def downloads(shown: Shown) -> None:
@@ -199,15 +235,15 @@ def requests_of(
     ref: ModelRef, state: s.State, run: Run | None = None
 ) -> tuple[MeasureRequest | MapRequest | CurveRequest, ...]:
     """Return what measures the view that is on screen."""
-    view, which = state.get(s.VIEW), measured.show(state)
+    view = state.get(s.VIEW)
     evaluation, windows = _evaluation(state, run)
     distances = MeasureRequest(model=ref, text=_calibration(state, run))
     losses = MapRequest(model=ref, text=evaluation, windows=windows)
-    if view == "Agreement" or which == "difference":
+    if view == "Agreement" or scale_of(state, run) == "difference":
         return distances, losses
     if view == "Curve":
         return (CurveRequest(model=ref, text=evaluation, windows=windows),)
-    return (losses if which == "measured" else distances,)
+    return (losses if job_of(state, run) == "losses" else distances,)
 
 
 def _calibration(state: s.State, run: Run | None) -> TextSpec:
@@ -221,11 +257,12 @@ def _calibration(state: s.State, run: Run | None) -> TextSpec:
 def _evaluation(state: s.State, run: Run | None) -> tuple[TextSpec, WindowSpec]:
     own = s.evaluation(state)
     info = run.losses.text if run is not None and run.losses is not None else None
-    if info is None or info.max_length is None:
+    windows = info.windows if info is not None else None
+    if info is None or windows is None:
         return own, measure.APP_WINDOWS
-    found = text_of(info)
+    found = text_of(info, rows=False)
     spec = own if found is None or _same_file(own, found) else replace(found, max_length=own.max_length)
-    return spec, WindowSpec(window=info.max_length, windows=info.rows)
+    return spec, windows
 
 
 def _same_file(own: TextSpec, found: TextSpec) -> bool:

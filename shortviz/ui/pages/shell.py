@@ -1,11 +1,15 @@
 """What is around every page: a session is prefilled from the address, the status line, and the address again."""
 
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
 # plotly 7.1 looks for pandas among the modules at every figure, and fails on one that another thread (a job, the
 # engine's import) has imported by half: it is whole before any page draws.
 import pandas  # noqa: F401
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
+from shortviz.runs.library import title
 from shortviz.server.guard import VISITOR
 from shortviz.service import policy
 from shortviz.service.queue import JobState
@@ -17,9 +21,8 @@ from shortviz.ui.pages import map as map_page
 from shortviz.ui.pages.links import late_problem, link_problems
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
-from shortviz.ui.session import polling
+from shortviz.ui.session import opened, polling
 from shortviz.ui.session import state as s
-from shortviz.ui.session import state as visit
 from shortviz.ui.session.address import (
     VIEW_PARAMETERS,
     attach_own,
@@ -34,12 +37,25 @@ from shortviz.ui.session.service import bench, start_job
 from shortviz.ui.session.shown import Shown, look, ref_of
 
 TICK_SECONDS = 0.5
+_ICON = str(resources.files("shortviz") / "ui" / "assets" / "icon.svg")
+"""A file: an icon by name would be fetched from a host on the internet, by every page."""
+_MOST_OF_A_NAME = 36
+"""Characters of a run's name beside the model's."""
+ENDED: Mapping[str, str] = {"done": "done", "failed": "failed", "cancelled": "stopped"}
+_AT_THE_TOP = """<style>
+.st-key-status h1 { position: absolute; width: 1px; height: 1px; padding: 0; overflow: hidden; clip-path: inset(50%); }
+@media (min-width: 900px) {
+  .st-key-status { position: fixed; top: .55rem; right: 3.5rem; z-index: 999991; width: auto; max-width: 55vw; }
+}
+</style>"""
+"""Beside the navigation, in its own bar; on a phone that bar is narrow, and the line stands below it."""
 
 
 def show() -> None:
     """Draw the page that was asked for, inside what is around every page: the whole of the app's script."""
-    st.set_page_config(page_title="shortviz", page_icon=":material/layers_clear:", layout="wide")
+    st.set_page_config(page_icon=_ICON, layout="wide")  # before the navigation, which would take the page's for its own
     page = _navigation()
+    st.set_page_config(page_title=page.title if page.url_path == "" else f"{page.title} · shortviz")
     _open_page(page)
     page.run()
     write_address(bench(), s.session())
@@ -49,96 +65,115 @@ def show() -> None:
 def _navigation() -> StreamlitPage:
     """Say which pages there are, and return the one that was asked for."""
     pages = [
-        st.Page(learn.draw, title="Learn", icon=":material/school:", url_path="start", default=True),
+        st.Page(learn.draw_first, title="shortviz", icon=":material/layers_clear:", url_path="start", default=True),
+        st.Page(learn.draw, title="Learn", icon=":material/school:", url_path="learn"),
         st.Page(model.draw, title="Model", icon=":material/deployed_code:", url_path="model"),
         st.Page(map_page.draw, title="Map", icon=":material/grid_on:", url_path="map"),
         st.Page(heal.draw, title="Heal", icon=":material/healing:", url_path="heal"),
         st.Page(export.draw, title="Export", icon=":material/download:", url_path="export"),
         st.Page(runs.draw, title="Runs", icon=":material/history:", url_path="runs"),
     ]
-    visit.set_pages(s.session(), {page.title: page for page in pages})
-    by_name = st.Page(_to_learn, title="Learn", url_path="learn", visibility="hidden")
-    return st.navigation([*pages, by_name], position="top")
-
-
-def _to_learn() -> None:
-    """Go on to Learn from /learn: the default page is served at / alone, and people type the name they see."""
-    st.switch_page(visit.page(s.session(), "Learn"), query_params=linked())
+    s.set_pages(s.session(), {page.title: page for page in pages})
+    return st.navigation(pages, position="top")
 
 
 def _open_page(page: StreamlitPage) -> None:
     """Prefill a new session from the address it was opened with, and draw what is above every page.
 
-    An address without a page opens on Learn; one that carries a view of the map, and no lesson, goes to the map.
+    An address without a page opens the first screen; one with a lesson leads there, one with a view of the map to it.
     """
     state = s.session()
-    if not visit.begun(state):
-        visit.begin(state, str(st.context.cookies.get(VISITOR, "")) if policy.knows_browsers(settings()) else "")
+    if not s.begun(state):
+        s.begin(state, str(st.context.cookies.get(VISITOR, "")) if policy.knows_browsers(settings()) else "")
         parameters = linked()
         read_address(bench(), state, parameters)
         attach_own(bench(), state)
         told = link_problems(bench(), state, parameters)
         if told:
-            visit.tell(state, f"{visit.notice(state)} {told}".strip())
-        if page.url_path == "" and s.STEP not in parameters and any(key in VIEW_PARAMETERS for key in parameters):
-            st.switch_page(visit.page(state, "Map"), query_params=parameters)
+            s.tell(state, f"{s.notice(state)} {told}".strip())
+        wanted = "Learn" if s.STEP in parameters else "Map" if VIEW_PARAMETERS.intersection(parameters) else ""
+        if page.url_path == "" and wanted:
+            st.switch_page(s.page(state, wanted), query_params=parameters)
     elif went_back():
         follow_address(bench(), state, linked())
     else:
         late = late_problem(bench(), state)
         if late:
-            visit.tell(state, late)
-    visit.keep_prompt(state)
-    told = visit.notice(state)
+            s.tell(state, late)
+    s.keep_prompt(state)
+    told = s.notice(state)
     if told:
         notes.problem(told)
-    _status_line()
+    if page.url_path != "":
+        _status_line(page.title)
 
 
-def _status_line() -> None:
-    """Say which model is in memory; where none is, say what is shown instead and offer to load its model."""
-    tools, state = bench(), s.session()
-    shown = look(tools, state)
+def _status_line(page_name: str) -> None:
+    """Say at the top right which model is in memory, or offer to load it, and what runs: no line of the page goes."""
+    service, state = bench(), s.session()
+    shown, job = look(service, state), service.state(s.job(state, "load"))
 
-    def line(job: JobState | None) -> None:
-        if job is not None and job.live:
-            _loading(tools, job)
-        elif shown.handle is not None:
-            st.markdown(f":material/check_circle: {notes.model_words(shown.handle.info)}")
-        else:
-            notes.job_error(job)
-            _offer(shown)
+    def line(_: JobState | None) -> None:
+        live = service.running()
+        for ended in (service.state(one) for one in s.follow_jobs(state, [job.id for job in live])):
+            if ended is not None:
+                shared = "; others go on with it" if ended.stopping else ""
+                st.toast(f"{plain(ended.title)}: {ENDED[ended.state]}{shared}")
+        with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"):
+            if live:
+                _running(service, live)
+            if shown.handle is not None:
+                st.markdown(f":material/check_circle: {notes.model_words(shown.handle.info)}", width="content")
+                _run(shown)
+            elif not any(job.kind == LoadRequest.kind for job in live):
+                _offer(shown)
 
-    follow(tools, tools.state(s.job(state, "load")), line, seconds=TICK_SECONDS)
+    with st.container(key="status"):
+        st.html(f"{_AT_THE_TOP}<h1>{page_name}</h1>")  # heard, not seen: the bar beside it says where one is
+        follow(service, next(iter(service.running()), job), line, seconds=TICK_SECONDS)
+    if shown.handle is None:
+        notes.job_error(job)
+    if shown.run is not None and s.run_key(state) is not None:
+        for words in opened.problems(state, shown.run, shown.other):
+            st.caption(f":material/info: {plain(words)}")
 
 
-def _loading(tools: Service, job: JobState) -> None:
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.progress(job.fraction, text=f"{plain(job.title)}: {notes.progress_words(job)}")
-        st.button("Cancel", icon=":material/close:", on_click=tools.jobs.cancel, args=(job.id,), key="cancel_load")
+def _run(shown: Shown) -> None:
+    """Say which run is shown, and where what is measured goes."""
+    if shown.run is not None:
+        words, where = opened.run_words(s.session(), shown.key, shown.run)
+        st.markdown(f":material/history: {plain(_short(words))}", width="content", help=plain(f"{words}. {where}"))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _MOST_OF_A_NAME else f"{name[:_MOST_OF_A_NAME]} …"
+
+
+def _running(service: Service, live: Sequence[JobState]) -> None:
+    """Say how many jobs run and wait; each, with its progress and its end, opens from there."""
+    words = f"{live[0].title}: {live[0].fraction:.0%}" if len(live) == 1 else f"{len(live)} jobs"
+    with st.popover(plain(words), icon=":material/pending:", key="running"):
+        for job in live:
+            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                st.progress(job.fraction, text=f"{plain(job.title)}: {notes.progress_words(job)}")
+                st.button("Cancel", key=f"end_{job.id}", on_click=service.stop, args=(job.id,))
 
 
 def _offer(shown: Shown) -> None:
     ref = ref_of(shown)
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.markdown(f":material/info: {_unloaded(shown)}", width="content")
-        if ref is not None:
-            st.button(
-                plain(f"Load {ref.id}"),
-                icon=":material/memory:",
-                on_click=_load,
-                args=(shown,),
-                key="load_shown",
-            )
-        st.page_link(visit.page(s.session(), "Model"), label="Choose another model", icon=":material/deployed_code:")
+    st.markdown(_unloaded(shown), width="content")
+    if ref is not None:
+        st.button(plain(f"Load {ref.id}"), icon=":material/memory:", on_click=_load, args=(shown,), key="load_shown")
 
 
 def _unloaded(shown: Shown) -> str:
-    if shown.bundled and shown.model is not None:
-        return f"No model loaded: this is the **bundled run** of the {plain(shown.model.id)} model. Load it to measure."
     if shown.run is not None and shown.model is not None:
-        return f"No model loaded: this is a **saved run** of {plain(shown.model.id)}. Load it to measure more."
-    return "No model loaded." if shown.ref is None else f"No model loaded; {plain(shown.ref.id)} is chosen."
+        none = "Another model is loaded" if shown.other is not None else "No model loaded"
+        kind = "bundled run" if shown.bundled else "saved run"
+        if s.run_key(s.session()) is not None and not shown.bundled:
+            kind = f"run {_short(title(shown.run))}"
+        return f"{none}: **{plain(kind)}** of {plain(shown.model.id)}"
+    return "No model loaded" if shown.ref is None else f"No model loaded; {plain(shown.ref.id)} is chosen"
 
 
 def _load(shown: Shown) -> None:

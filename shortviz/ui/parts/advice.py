@@ -1,4 +1,4 @@
-"""Advice on a page: a budget, the plan for it from what the run holds, and how sure that is."""
+"""The answer on top of the map: a slider for how much to remove, and the sentence that says at what price."""
 
 from typing import Final
 
@@ -6,90 +6,102 @@ import streamlit as st
 
 from shortviz.analysis.advice import advise
 from shortviz.errors import ShortvizError
-from shortviz.records.advice import Advice, Budget, Candidate
-from shortviz.records.formatting import count, counted, layers_text, percent, size
+from shortviz.records.advice import Advice
+from shortviz.records.formatting import counted, factor, layer_words, layers_text, percent, runs, times
+from shortviz.records.model import ModelInfo
 from shortviz.records.run import Run
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
-from shortviz.ui.session.shown import Shown
+from shortviz.ui.session.shown import BUDGETS, advised, budget_kind, budget_of, most_limit, usual_limit
 
-_BUDGETS: Final = {"layers": "Layers to remove", "bytes": "Weights, MB", "max_increase": "NLL increase, nats"}
+_FACTORS: Final = (1.05, 1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 5.0, 10.0)
 _SHOWN_TIES: Final = 3
+_NOTHING: Final = "What can go, and at what price, is said here once something is measured."
 
 
-def draw(shown: Shown) -> None:
-    """Draw the advice for a budget, folded away; choosing its plan makes it the page's cut."""
-    run = shown.run
-    if run is None:
+def draw(run: Run | None, model: ModelInfo | None) -> None:
+    """Draw the slider and what it comes to; moving it moves the chosen cell.
+
+    The slider stands there before anything is measured, so that nothing below moves when the first numbers come.
+    """
+    if run is not None and run.distances is None and run.losses is None:
+        run = None
+    if model is None:
+        st.caption(_NOTHING)
         return
-    with st.expander("Advice: what to cut for a budget, from what this run has measured", icon=":material/lightbulb:"):
-        with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-            kind = st.segmented_control(
-                "Budget", list(_BUDGETS), format_func=lambda name: _BUDGETS[name], default="layers", required=True,
-                key=s.BUDGET, persist_state="session",
+    state = s.session()
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        with st.container(horizontal=True, vertical_alignment="bottom", gap="small", width=430):
+            _slider(budget_kind(state), model, run)
+            st.selectbox(
+                "By", list(BUDGETS), format_func=BUDGETS.__getitem__, key=s.BUDGET, persist_state="session", width=130,
+                on_change=_moved, args=(run,), disabled=run is None,
             )  # fmt: skip
-            budget = _limit(kind if kind in _BUDGETS else "layers", run)
-        try:
-            found = advise(run, budget)
-        except ShortvizError as error:
-            st.caption(plain(str(error)))
+        if run is None:
+            st.caption(_NOTHING, width="stretch")
             return
-        _words(found)
-        st.button(
-            "Look at this cut", icon=":material/arrow_upward:", key="take_advice",
-            on_click=s.take_cut, args=(s.session(), found.plan.removed),
-        )  # fmt: skip
+        try:
+            found = advise(run, budget_of(state, run), bare=True)
+        except ShortvizError as error:
+            st.caption(plain(str(error)), width="stretch")
+            return
+        with st.container(gap=None, width="stretch"):
+            st.markdown(_sentence(found, run), help=plain(_why(found)) or None)
+            st.caption(_behind(found))
+        if s.cut(state) != found.plan.removed:
+            st.button("Show it", icon=":material/my_location:", key="take_advice", on_click=_moved, args=(run,))
 
 
-def _limit(kind: str, run: Run) -> Budget:
-    model = run.model
+def _slider(kind: str, model: ModelInfo, run: Run | None) -> None:
+    """Draw the slider of this kind of budget, which answers once there is a run."""
     key = f"{s.LIMIT}_{kind}"
-    if kind == "bytes":
-        least, most = 1, max(2, round(model.bytes / 1e6))
-        value = st.number_input(
-            "At most", least, most, value=max(1, round(0.85 * model.bytes / 1e6)), key=key, width=140,
-            persist_state="session",
-        )  # fmt: skip
-        return Budget(bytes=int(value * 1e6))
     if kind == "max_increase":
-        rise = st.number_input("At most", 0.01, 20.0, value=0.5, step=0.05, key=key, width=140, persist_state="session")
-        return Budget(max_increase=float(rise))
-    most = max(1, model.num_layers - 1)
-    layers = st.number_input("At least", 1, most, value=max(1, most // 7), key=key, width=140, persist_state="session")
-    return Budget(layers=int(layers))
+        st.select_slider(
+            "Remove as much as costs at most", _FACTORS, value=1.5, format_func=lambda factor: f"× {factor:g}",
+            key=key, persist_state="session", on_change=_moved, args=(run,), disabled=run is None,
+        )  # fmt: skip
+        return
+    unit = "layers" if kind == "layers" else "%% of the weights"
+    st.slider(
+        "Remove", 1, most_limit(model, kind), value=usual_limit(model, kind), format=f"%d {unit}", key=key,
+        persist_state="session", on_change=_moved, args=(run,), disabled=run is None,
+    )  # fmt: skip
 
 
-def _words(advice: Advice) -> None:
-    plan = advice.plan
-    then = "".join(f", then {method.replace('_', ' ')}" for method in plan.methods)
-    st.markdown(
-        f"Remove **layers {layers_text(plan.removed)}** ({len(plan.removed)}){plain(then)}: {_cost(plan, advice)}. "
-        f"Leaves {count(advice.parameters)} parameters, {size(advice.bytes)}."
-    )
-    lines = []
-    if advice.ties:
-        shown = [_tie(other, plan) for other in advice.ties[:_SHOWN_TIES]]
-        more = len(advice.ties) - len(shown)
-        lines.append(
-            f"Not told apart from it on this text: {'; '.join(shown)}" + (f"; and {more} more." if more else ".")
-        )
-    if advice.expected is not None:
-        low, high = (percent(share) for share in advice.expected)
-        method = advice.expected_method.replace("_", " ")
-        lines.append(f"Not repaired yet: {method} won back {low if low == high else f'{low} to {high}'} of other cuts.")
-    st.caption(plain(" ".join([*lines, *advice.notes])))
+def _moved(run: Run | None) -> None:
+    state = s.session()
+    if run is not None and (removed := advised(state, run)):
+        s.take_cut(state, removed)
+        s.want(state, "numbers")
 
 
-def _cost(plan: Candidate, advice: Advice) -> str:
-    if not advice.measured or plan.text is None:
-        return "its loss was not measured"
-    return (
-        f"NLL **{plan.cost}** nats a token ({plain(plan.source)}, "
-        f"{counted(plan.tokens, 'token')} in {counted(plan.windows, 'window')} of {plain(plan.text.source)}; "
-        f"best of {advice.compared})"
-    )
+def _sentence(found: Advice, run: Run) -> str:
+    removed = found.plan.removed
+    blocks = runs(removed)
+    name = layer_words(*blocks[0]) if len(blocks) == 1 else f"layers {layers_text(removed)}"
+    saved = f"{percent(1 - found.bytes / run.model.bytes)} smaller"
+    if not found.measured:
+        return f"Without **{name}**: {saved}. What that costs is **predicted, not measured**."
+    return f"Without **{name}**: **perplexity {times(found.plan.increase, found.plan.stderr)}**, **{saved}**."
 
 
-def _tie(other: Candidate, plan: Candidate) -> str:
-    then = "".join(f", {method.replace('_', ' ')}" for method in other.methods if other.methods != plan.methods)
-    return f"layers {layers_text(other.removed)}{then} ({other.cost})"
+def _behind(found: Advice) -> str:
+    """Return how much text the sentence rests on, and what a repair makes of it."""
+    if not found.measured:
+        return "Chosen by how little it changes the residual stream: measure it before you rely on it."
+    words = [f"Measured on {counted(found.plan.tokens, 'token')}"]
+    words[0] += f", not told apart from {counted(len(found.ties), 'other cut')}." if found.ties else "."
+    if found.repaired is not None:
+        words.append(f"Repaired: {factor(found.repaired.increase)}.")
+    elif found.expected is not None:
+        low, high = (percent(share) for share in found.expected)
+        share = high if low == high else f"{low.removesuffix(' %')} to {high}"
+        words.append(f"Repairing other cuts won back {share} of what they lost.")
+    return plain(" ".join(words))
+
+
+def _why(found: Advice) -> str:
+    """Return what limits the answer, and what comes near it."""
+    shown = [f"layers {layers_text(other.removed)} ({other.cost} nats)" for other in found.ties[:_SHOWN_TIES]]
+    ties = [f"Not told apart from it on this text: {'; '.join(shown)}."] if shown else []
+    return " ".join([*ties, *found.notes])

@@ -1,4 +1,4 @@
-"""The removal curve on the Map page: loss, perplexity or accuracy; greedy removal and questions scored from here."""
+"""The removal curve on the Map page: loss, perplexity or accuracy; questions are scored from here."""
 
 import streamlit as st
 
@@ -17,17 +17,13 @@ from shortviz.figures import losses as loss_charts
 from shortviz.records.formatting import duration
 from shortviz.records.measured import BlockDistances, BlockLosses
 from shortviz.records.model import ModelInfo
-from shortviz.records.text import WindowSpec
 from shortviz.service import measure
 from shortviz.service.queue import JobState
-from shortviz.service.requests import CurveRequest
 from shortviz.service.service import Service
-from shortviz.ui.parts import notes
+from shortviz.ui.parts import notes, search
 from shortviz.ui.parts import questions as task_picker
 from shortviz.ui.parts import questions as task_view
 from shortviz.ui.parts.notes import missing, plain
-from shortviz.ui.session import state as s
-from shortviz.ui.session.service import start_job
 from shortviz.ui.session.shown import FONT, Shown
 
 AXES = ("NLL", "perplexity", "accuracy")
@@ -39,26 +35,21 @@ def draw(
     distances: BlockDistances | None,
     losses: BlockLosses | None,
     model: ModelInfo,
-    jobs: tuple[JobState | None, JobState | None],
+    jobs: search.Jobs,
 ) -> None:
-    """Draw the curve of every strategy; `jobs` are greedy removal and the scoring of questions."""
+    """Draw the curve of every strategy, with greedy removal as far as it is, and questions scored on it."""
     if losses is None:
         missing("The removal curve is read off the measured map.")
         return
-    greedy_job, task_job = jobs
-    curve = _curve(shown, distances, losses, model, greedy_job)
+    task_job = jobs["tasks"]
+    curve = _curve(shown, distances, losses, model, jobs["curve"])
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         axis = st.segmented_control(
             "y axis", AXES, default=AXES[0], required=True, key="curve_axis", label_visibility="collapsed"
         )
-        _greedy_button(shown, curve, greedy_job)
+        search.further(shown, jobs)
         _task_button(bench, shown, curve, task_job)
-    for job in jobs:
-        if job is not None and job.live:
-            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-                notes.job_progress(job)
-                st.button("Stop", on_click=notes.cancel, args=(bench, job.id), key=f"stop_{job.kind}_curve")
-        notes.job_error(job)
+    search.progress(bench, jobs, ("search", "curve", "tasks"))
     if axis == "accuracy":
         _accuracy(bench, shown, curve)
     else:
@@ -112,33 +103,9 @@ def _accuracy(bench: Service, shown: Shown, curve: RemovalCurve) -> None:
     st.caption(plain(alt))
 
 
-def _greedy_button(shown: Shown, curve: RemovalCurve, job: JobState | None) -> None:
-    live = job is not None and job.live
-    with st.popover("Greedy removal", icon=":material/layers_clear:", disabled=shown.handle is None):
-        st.caption("Removes the least harmful single layer, measures every layer that is left again, and so on.")
-        most = curve.num_layers - 1
-        layers = st.number_input("Layers to remove", 1, most, value=max(1, most // 3), key="greedy_layers")
-        st.button(
-            "Remove one by one",
-            icon=":material/play_arrow:",
-            disabled=live or shown.handle is None or shown.key is None,
-            on_click=_start_greedy,
-            args=(shown, int(layers)),
-            key="start_greedy",
-        )
-
-
-def _start_greedy(shown: Shown, layers: int) -> None:
-    losses = shown.run.losses if shown.run is not None else None
-    if shown.ref is not None and shown.key is not None and losses is not None:
-        windows = WindowSpec(window=losses.text.max_length or 2, windows=losses.text.rows)
-        text = s.evaluation(s.session())
-        start_job(CurveRequest(model=shown.ref, text=text, windows=windows, greedy=layers), key=shown.key)
-        st.rerun()  # the whole page, so that it follows the job
-
-
 def _task_button(bench: Service, shown: Shown, curve: RemovalCurve, job: JobState | None) -> None:
-    with st.popover("Accuracy", icon=":material/quiz:", disabled=shown.handle is None):
+    off = notes.why_off(shown.handle is None, False)
+    with st.popover("Accuracy", icon=":material/quiz:", disabled=bool(off), help=off or None):
         task_picker.picker(bench, key="curve")
         rows = task_picker.chosen_rows(bench)
         if rows is None:
@@ -158,14 +125,12 @@ def _task_button(bench: Service, shown: Shown, curve: RemovalCurve, job: JobStat
             return
         left = [p for p in plans if measure.known_score(bench, shown.ref, shown.run, p, rows) is None]
         st.caption(_cost(bench, shown, len(left), len(rows.rows)))
+        why = off or notes.why_off(False, job is not None and job.live)
+        why = why or ("" if left else "These are scored already: choose other strategies or sizes.")
         st.button(
-            "Score",
-            icon=":material/play_arrow:",
-            disabled=not left or (job is not None and job.live),
-            on_click=task_view.start,
-            args=(shown, tuple(left)),
-            key="score_curve",
-        )
+            "Score", icon=":material/play_arrow:", disabled=bool(why), help=why or None,
+            on_click=task_view.start, args=(shown, tuple(left)), key="score_curve",
+        )  # fmt: skip
 
 
 def _cost(bench: Service, shown: Shown, models: int, questions: int) -> str:

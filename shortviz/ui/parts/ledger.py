@@ -1,12 +1,16 @@
-"""The ledger of a cut on a page: a table, the chart of what was won back, and what was said of each treatment."""
+"""The ledger of a cut on a page: table, chart, questions and evidence, and what starts a repair or a healing."""
 
 from typing import Any
 
 import streamlit as st
 
+from shortviz.analysis.evidence import evidence_table, score_of
+from shortviz.analysis.evidence import notes as evidence_notes
 from shortviz.figures import ledger as ledger_charts
-from shortviz.records.formatting import counted, layers_text, percent, with_error
-from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change
+from shortviz.records.formatting import counted, duration, layers_text, percent, times, with_error
+from shortviz.records.heal import OwnText
+from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change, not_better, verdicts
+from shortviz.records.measured import windows_words
 from shortviz.records.plan import Block, Removal
 from shortviz.runs.report import ledger_table
 from shortviz.service import kept
@@ -17,24 +21,29 @@ from shortviz.service.requests import (
     AskRequest,
     BringBackRequest,
     Change,
+    EvidenceRequest,
     HealRequest,
     RepairRequest,
     Request,
     ShrinkRequest,
 )
-from shortviz.service.service import Service, run_key
+from shortviz.service.service import Service
 from shortviz.ui.parts import notes
 from shortviz.ui.parts import questions as task_picker
 from shortviz.ui.parts import questions as task_view
 from shortviz.ui.parts.notes import plain
+from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
 from shortviz.ui.session.address import go_to
 from shortviz.ui.session.polling import follow
-from shortviz.ui.session.shown import FONT, Shown
+from shortviz.ui.session.service import start_job
+from shortviz.ui.session.shown import FONT, Shown, start_of
 
 
 def draw_ledger(ledger: Ledger, *, key: str) -> None:
-    """Draw the ledger: numbers on the left, the chart on the right."""
+    """Draw the ledger: what speaks against its models, then numbers on the left, the chart on the right."""
+    for words in verdicts(ledger):
+        st.warning(plain(words), icon=":material/warning:")
     asked = ledger.task(ledger.steps[0]) is not None
     left, right = st.columns([2.0 if asked else 1.45, 1], gap="medium")
     alt, table = ledger_charts.recovery_alt(ledger), ledger_table(ledger)
@@ -51,8 +60,8 @@ def draw_ledger(ledger: Ledger, *, key: str) -> None:
                 # What matters first, and narrow: a phone shows three columns.
                 "step": st.column_config.TextColumn(width=160),
                 "won back": st.column_config.TextColumn(width=96, help="Share of the lost NLL; the error is paired."),
-                "over uncut": st.column_config.TextColumn(
-                    width=110, help="NLL increase in nats a token, with its paired error."
+                "perplexity over uncut": st.column_config.TextColumn(
+                    width=190, help="As a factor; in brackets the NLL increase a token, with its paired error."
                 ),
                 "NLL, nats": st.column_config.TextColumn(width=104, help="Per token; the error is over windows."),
                 "perplexity": st.column_config.TextColumn(width=88),
@@ -73,10 +82,13 @@ def draw_ledger(ledger: Ledger, *, key: str) -> None:
 
 
 def behind(ledger: Ledger) -> str:
-    """Return what text stands behind the numbers."""
+    """Return what text stands behind the numbers, and what was trained on."""
     score = ledger.steps[0].evaluation.score
-    windows = f"{counted(score.windows, 'window')} of {ledger.text.max_length}"
-    return f"{counted(score.tokens, 'token')} scored of {plain(ledger.text.source)}, {windows}, the same for every step"
+    windows = windows_words(score.windows, ledger.text)
+    found = f"{counted(score.tokens, 'token')} scored of {plain(ledger.text.words)}, {windows}, the same for every step"
+    trained = [(step, step.treatments[-1].text) for step in ledger.steps if step.name == "healed"]
+    told = [f"{plain(step.label)} was trained on {plain(text.source)}" for step, text in trained if text is not None]
+    return "; ".join([found, *told])
 
 
 def accuracies(ledger: Ledger) -> str:
@@ -97,21 +109,22 @@ def step_words(step: LedgerStep) -> str:
     found = step.evaluation
     perplexity = with_error(found.score.perplexity, found.score.perplexity_stderr)
     return (
-        f"{plain(step.label[:1].upper() + step.label[1:])}: perplexity **{perplexity}** · NLL "
-        f"{with_error(found.nll_increase, found.nll_increase_stderr, sign=True)} (paired) · won back "
+        f"{plain(step.label[:1].upper() + step.label[1:])}: perplexity **"
+        f"{times(found.nll_increase, found.nll_increase_stderr)}**, paired · {perplexity} · won back "
         f"**{won_back(step)}** · {counted(found.score.tokens, 'token')}"
     )
 
 
 def steps_line(ledger: Ledger, *, most: int = 2) -> str:
-    """Return the best treated steps in a line: perplexity, share won back, over how many tokens; "" where none is."""
+    """Return the best treated steps in a line: perplexity, share won back, tokens behind; "" where none is."""
     treated = sorted((step for step in ledger.steps if step.treatments), key=lambda step: step.evaluation.score.nll)
     if not treated:
         return ""
     best = treated[:most][::-1]
     alike = len({step.name for step in best}) < len(best)
     told = [
-        f"{plain(step.label if alike else step.name)} **{_perplexity(step)}**, won back **{won_back(step)}**"
+        f"{plain(step.label if alike else step.name)} **{_factor(step)}**, won back **{won_back(step)}**"
+        + (", **no better than what it began from**" if not_better(ledger, step) else "")
         for step in best
     ]
     more = f" · {len(treated) - most} more on the Heal page" if len(treated) > most else ""
@@ -119,8 +132,17 @@ def steps_line(ledger: Ledger, *, most: int = 2) -> str:
     return line[:1].upper() + line[1:]
 
 
-def _perplexity(step: LedgerStep) -> str:
-    return with_error(step.evaluation.score.perplexity, step.evaluation.score.perplexity_stderr)
+def _factor(step: LedgerStep) -> str:
+    return times(step.evaluation.nll_increase, step.evaluation.nll_increase_stderr)
+
+
+def price(step: LedgerStep) -> str:
+    """Return what a step costs in a few words, and what it won back in what time where it is a treatment."""
+    found = step.evaluation
+    cost = f"perplexity {times(found.nll_increase, found.nll_increase_stderr)}"
+    if not step.treatments:
+        return f"**{cost}**"
+    return f"**won back {won_back(step)}** in {duration(sum(t.seconds for t in step.treatments))} · {cost}"
 
 
 def won_back(step: LedgerStep) -> str:
@@ -136,12 +158,12 @@ def gone(tools: Service, shown: Shown, removed: tuple[int, ...], ledger: Ledger 
     steps = [step for step in ledger.steps if step.treatments] if ledger is not None else []
     away = [step for step in steps if treated(tools, shown.ref, removed, step) is None]
     here = [step for step in away if kept.is_kept(tools, shown.key, removed, step.methods)]
+    why = notes.why_off(shown.ref is None, live)
     for number, step in enumerate(here):
         st.button(
             f"Bring back: {plain(step.label)}", icon=":material/restore:", key=f"bring_{layers_text(removed)}_{number}",
-            disabled=shown.ref is None or live, on_click=_bring_back, args=(tools, shown, removed, step),
-            help="Load the model first." if shown.ref is None else
-            "Its own weights lie beside the run: it is put into memory again as it was, without training.",
+            disabled=bool(why), on_click=_bring_back, args=(tools, shown, removed, step),
+            help=why or "Its own weights lie beside the run: it is put into memory again as it was, without training.",
         )  # fmt: skip
     lost = ", ".join(plain(step.label) for step in away if step not in here)
     if lost:
@@ -163,11 +185,11 @@ def questions(tools: Service, shown: Shown, ledger: Ledger | None, *, live: bool
     missing = [] if ledger is None else [step for step in ledger.steps if _unasked(ledger, step, rows.fingerprint)]
     if ledger is None or not missing:
         return
+    why = notes.why_off(shown.ref is None, live)
     st.button(
         f"Score {len(rows.rows)} questions", icon=":material/play_arrow:", key="ask_steps",
-        disabled=shown.ref is None or live, on_click=_ask, args=(tools, shown, ledger),
-        help="Load the model first." if shown.ref is None else
-        "Asks the model of every step that is in memory or kept; repairing and healing ask them too.",
+        disabled=bool(why), on_click=_ask, args=(tools, shown, ledger),
+        help=why or "Asks the model of every step that is in memory or kept; repairing and healing ask them too.",
     )  # fmt: skip
 
 
@@ -186,12 +208,13 @@ def _ask(tools: Service, shown: Shown, ledger: Ledger) -> None:
 
 
 def _submit(tools: Service, shown: Shown, asked: Request | AskRequest) -> None:
-    """Start work whose results go into the run of the model and the text, which begins as the one that is shown."""
+    """Start work whose results go into the opened run, or that of model and text, which begins as what is shown."""
     state = s.session()
     assert shown.ref is not None, "it is asked of"
-    job_id = tools.submit(asked, key=run_key(shown.ref, s.calibration(state)), start=shown.key)
-    s.leave_run(state)
-    s.set_job(state, asked.kind, job_id)
+    key = opened.goes_into(state, shown.ref)
+    if key != s.run_key(state):
+        s.leave_run(state)
+    start_job(asked, key=key, start=start_of(shown))
 
 
 # Repair and Heal beside the numbers of a cut: the map's inspector, and what both pages start.
@@ -215,14 +238,13 @@ def repair(tools: Service, shown: Shown, removed: tuple[int, ...], method: str) 
 
 
 def heal(
-    tools: Service, shown: Shown, removed: tuple[int, ...], preset: str, changes: tuple[Change, ...], first: str | None
-) -> None:
+    tools: Service, shown: Shown, removed: tuple[int, ...], preset: str, changes: tuple[Change, ...], own: OwnText,
+    first: str | None,
+) -> None:  # fmt: skip
     """Start the healing of a cut of the model that is shown, repaired `first` by a method."""
     if shown.ref is not None:
-        cut = Removal.of_layers(removed)
-        _submit(
-            tools, shown, HealRequest(removal=cut, preset=preset, changes=changes, repair=first, **_common(shown))
-        )  # fmt: skip
+        recipe: dict[str, Any] = {"preset": preset, "changes": changes, "own": own, "repair": first}
+        _submit(tools, shown, HealRequest(removal=Removal.of_layers(removed), **recipe, **_common(shown)))
 
 
 def shrink(tools: Service, shown: Shown, to_layers: int, method: str) -> None:
@@ -233,18 +255,73 @@ def shrink(tools: Service, shown: Shown, to_layers: int, method: str) -> None:
         )  # fmt: skip
 
 
+# What the models can still do, on the Heal page.
+
+
+def evidence(tools: Service, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None, *, live: bool) -> None:
+    """Draw what the models of a ledger can still do, and the button that measures what is missing of that."""
+    found = ledger if ledger is not None and ledger.probes else None
+    with st.expander("What the models can still do", icon=":material/fact_check:", expanded=found is not None):
+        why = notes.why_off(shown.handle is None, live)
+        st.button(
+            "Measure" if found is None else "Measure what is missing", icon=":material/fact_check:",
+            key="evidence_button", disabled=bool(why), on_click=_ask_evidence, args=(tools, shown, removed),
+            help=why or
+            "Other kinds of text, five probes of 100 items, speed and size, of every model that is here: minutes.",
+        )  # fmt: skip
+        if found is None or shown.model is None:
+            st.caption(
+                "Not measured yet: kinds of text, copying, sums, brackets, facts, and the speed of uncut and cut."
+            )
+            return
+        table = evidence_table(found, shown.model)
+        rows = [dict(zip(["measured", *table.headings[1:]], row, strict=True)) for row in table.rows]
+        st.dataframe(
+            rows, hide_index=True, height="content", width="stretch", key="evidence_table",
+            alt="What each model can still do; the uncut one is the ceiling.",
+        )  # fmt: skip
+        st.caption(plain(" ".join(evidence_notes(found))))
+        _written(found)
+
+
+def _ask_evidence(tools: Service, shown: Shown, removed: tuple[int, ...]) -> None:
+    if shown.ref is not None:
+        _submit(tools, shown, EvidenceRequest(removal=Removal.of_layers(removed), **_common(shown)))
+
+
+def _written(ledger: Ledger) -> None:
+    """Draw what every model wrote in one probe, item by item."""
+    probes = {probe.name: probe for probe in ledger.probes if not probe.refused}
+    name = st.selectbox("Items, answers and marks of the probe", list(probes), key="evidence_probe", width=320)
+    if name not in probes:
+        return
+    scores = [(step.label, score_of(step, probes[name])) for step in ledger.steps]
+    rows = [
+        {"question": item.question, "answer": item.answer}
+        | {
+            label: f"{'✓' if score.right[at] == '1' else '✗'} {score.written[at]}"
+            for label, score in scores
+            if score is not None
+        }
+        for at, item in enumerate(probes[name].items)
+    ]
+    st.dataframe(rows, hide_index=True, height=240, width="stretch", key="evidence_items", alt=f"The probe {name}.")
+
+
 def buttons(tools: Service, shown: Shown, block: Block) -> None:
     """Draw the buttons that repair the chosen block, or take it to the Heal page."""
     job = tools.treating((RepairRequest.kind,), shown.ref, block.layers)
     live = job is not None and job.live
-    why = "Load the model first." if shown.handle is None else "Solves the layer before the cut anew, without training."
+    why = notes.why_off(shown.handle is None, live)
     found = s.session().get(s.METHOD)
     method = found if found in METHODS else next(iter(METHODS))
     st.button(
-        "Repair", icon=":material/build:", disabled=shown.handle is None or live, help=why, key="repair_cell",
+        "Repair", icon=":material/build:", disabled=bool(why), key="repair_cell",
+        help=f"{why} Repair computes new weights beside the cut, without training: seconds to a minute.".strip(),
         on_click=repair, args=(tools, shown, block.layers, method),
     )  # fmt: skip
-    if st.button("Heal", icon=":material/healing:", key="to_heal"):
+    what = "Heal trains a small adapter on text, which takes minutes; opens its page."
+    if st.button("Heal", icon=":material/healing:", key="to_heal", help=what):
         go_to(tools, s.session(), "Heal")
 
 

@@ -7,12 +7,14 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from shortviz.errors import ShortvizError
+from shortviz.lessons.figures import TERMS
 from shortviz.records.measured import BlockDistances, BlockLosses
 from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.service.service import EXAMPLE
+from shortviz.ui.parts.stack import component
+from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
-from shortviz.ui.session import state as visit
 from shortviz.ui.session.service import bench
 from shortviz.ui.session.shown import checked_block
 
@@ -50,6 +52,11 @@ def chart(figure: go.Figure, key: str, alt: str, **options: Any) -> None:
     st.caption(alt)
 
 
+def light_up() -> None:
+    """Let coloured terms of the formulas and the lines of the figure light each other up under the pointer."""
+    component("light")(data={"pairs": [(shades[dark()], line) for line, *shades in TERMS.values()]}, key="light")
+
+
 def block_inputs(key: str, first: Block, num_layers: int) -> Block | None:
     """Draw two numbers that choose a block; None, and a sentence, where they do not fit."""
     start_key, n_key = f"{key}_start", f"{key}_n"
@@ -66,12 +73,12 @@ def choose_on_map(block: Block | None = None, view: Mapping[str, str] | None = N
     """Choose a block and a view of the bundled run, and leave for the map: what a button does before the page runs."""
     state = s.session()
     if view or block is not None:
-        s.open_run(state, EXAMPLE)
+        opened.open_run(bench(), state, EXAMPLE)
     if block is not None:
         s.set_block(state, block)
     for key, value in (view or {}).items():
         state[key] = value
-    visit.leave_for(state, "Map")
+    s.leave_for(state, "Map")
 
 
 def for_real(label: str, block: Block | None = None, **view: str) -> None:

@@ -1,42 +1,40 @@
 """The left side of the Map page: what stands behind the map, and its views."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import streamlit as st
 
 from shortviz.analysis.agreement import agreement, agreement_table
-from shortviz.criteria.base import MEASURED, label
+from shortviz.criteria.base import label
 from shortviz.figures import losses as loss_charts
 from shortviz.figures import map as charts
-from shortviz.figures.cells import as_map, best_table, map_alt, map_table
+from shortviz.figures.cells import best_table, map_alt, map_table
 from shortviz.records.formatting import count, duration
-from shortviz.records.measured import BlockDistances, BlockLosses, Evaluation
+from shortviz.records.measured import BlockDistances, BlockLosses, Evaluation, windows_words
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
+from shortviz.records.run import Run
 from shortviz.service.queue import JobState
 from shortviz.service.service import Service
-from shortviz.ui.parts import curve, sensitivity
+from shortviz.ui.parts import curve, search, sensitivity
 from shortviz.ui.parts.notes import missing, plain, progress_words
+from shortviz.ui.parts.pointer import map_chart
 from shortviz.ui.session import state as s
 from shortviz.ui.session.shown import (
     FONT,
     VIEWS,
     Shown,
     choose,
+    colour_of,
     criterion_of,
-    drawn_criterion,
-    map_look,
+    drawn,
+    job_of,
     parse_cell,
     parse_row,
-    parse_selection,
+    scale_of,
 )
 
-# The measured side of the Map page: which map is drawn, agreement with the losses, the removal curve.
-
-SHOWS = ("predicted", "measured", "difference")
-METRICS = tuple(MEASURED)
 _AGREEMENT_COLUMNS = {
     # Short heads and narrow columns: on a phone they stand side by side.
     "mark": st.column_config.TextColumn("", width=28, help="The mark of its line in the picture of regret."),
@@ -54,31 +52,6 @@ _AGREEMENT_COLUMNS = {
         "hits", width=54, help="For how many sizes it picks the start with the lowest measured loss."
     ),
 }
-KINDS = {"predicted": "measure", "measured": "losses", "difference": "losses"}
-"""The job that fills in each map."""
-
-
-def show(state: s.State) -> str:
-    """Return which map is shown: predicted, measured or the difference of their ranks."""
-    found = state.get(s.SHOW)
-    return found if found in SHOWS else SHOWS[0]
-
-
-def drawn_values(
-    which: str, criterion: str, distances: BlockDistances | None, losses: BlockLosses | None
-) -> BlockDistances | None:
-    """Return what the map draws, in the shape of a distance map; None where it is not measured yet."""
-    if which == "predicted":
-        return distances
-    if losses is None:
-        return None
-    measured = as_map(losses, distances)
-    if which == "measured":
-        return measured
-    grid = distances.criteria.get(criterion) if distances is not None else None
-    if grid is None:
-        return None
-    return replace(measured, criteria={criterion: loss_charts.difference_grid(grid, losses.increase)})
 
 
 def losses_facts(losses: BlockLosses) -> str:
@@ -86,11 +59,11 @@ def losses_facts(losses: BlockLosses) -> str:
     text = losses.text
     whole = losses.windows[losses.windows > 0]
     least = int(whole.min()) if whole.size else 0
-    windows = f"{int(whole.max())} windows of {text.max_length}" if least else "a first look"
-    words = [f"{count(int(losses.tokens.max()))} tokens a block of {plain(text.source)}, {windows}"]
+    windows = windows_words(int(whole.max()), text) if least else "a first look"
+    words = [f"{count(int(losses.tokens.max()))} tokens a block of {plain(text.words)}, {windows}"]
     if not losses.complete:
         words.append("unfinished")
-    if least < 2:
+    if not least:
         words.append("no errors before two windows")
     if losses.seconds:
         words.append(f"measured in {duration(losses.seconds)}")
@@ -146,106 +119,67 @@ def is_from_map(evaluation: Evaluation) -> bool:
     return evaluation.score.forward_seconds != evaluation.score.forward_seconds
 
 
-CHART_HEIGHT = 440
-_BAR_HEIGHT = 14
-"""Pixels of a progress bar, kept free without one: the map stays where it is when work starts."""
+CHART_HEIGHT = 400
 
 
-def facts(which: str, distances: BlockDistances | None, losses: BlockLosses | None, job: JobState | None) -> None:
-    """Say what text stands behind the map; while it grows, how far it is.
-
-    Words and the place of the bar are the same two elements either way, so each is replaced where it stands: with
-    other elements the map jumps when a message of Streamlit ends between the two.
-    """
-    running = job if job is not None and job.live else None
-    with st.container(gap=None):
-        if running is not None:
-            st.caption(progress_words(running))
-            st.progress(running.fraction)
-            return
-        if which != "predicted" and losses is not None:
-            st.caption(losses_facts(losses))
-        elif which == "predicted" and distances is not None:
-            st.caption(_distance_facts(distances))
-        else:
+def facts(run: Run | None, job: JobState | None) -> None:
+    """Say what text stands behind the map; while it grows, how far it is."""
+    state = s.session()
+    found = drawn(state, run)
+    with st.container(gap=None, width="stretch"):
+        if job is not None and job.live:
+            st.caption(progress_words(job))
+            st.progress(job.fraction)
+        elif run is None or found is None:
             st.caption("Not measured yet.")
-        st.space(_BAR_HEIGHT)
-        if which != "predicted" and losses is not None:
-            warning(losses, distances)
+        elif job_of(state, run) == "losses" and run.losses is not None:
+            st.caption(losses_facts(run.losses))
+            warning(run.losses, run.distances)
+        elif run.distances is not None:
+            st.caption(_distance_facts(run.distances))
 
 
 def _distance_facts(distances: BlockDistances) -> str:
     text = distances.text
-    words = f"{distances.samples} of {text.rows} rows" if distances.samples < text.rows else f"{text.rows} rows"
+    tokens = f", {distances.tokens_words}" if distances.tokens_words else ""
     time = f", measured in {duration(distances.seconds)}" if distances.seconds else ""
-    return f"Averaged over {words} of {plain(text.source)}, {count(text.tokens)} tokens, {plain(text.bos)}{time}."
+    return f"Averaged over {distances.rows_words} of {plain(text.words)}{tokens}, {plain(text.bos)}{time}."
 
 
 def views(
-    bench: Service,
-    shown: Shown,
-    jobs: Mapping[str, JobState | None],
-    which: str,
-    distances: BlockDistances | None,
-    losses: BlockLosses | None,
-    model: ModelInfo,
-    chosen: Block | None,
+    bench: Service, shown: Shown, jobs: Mapping[str, JobState | None], model: ModelInfo, chosen: Block | None
 ) -> bool:
-    """Draw the chosen view of the chosen map; False where it is not measured yet.
+    """Draw the chosen view of the run; False where it is not measured yet.
 
     Choosing in the map, the table or the list of best blocks chooses the same block.
     """
-    state = s.session()
+    state, run = s.session(), shown.run
+    distances, losses = (run.distances, run.losses) if run is not None else (None, None)
     view = state.get(s.VIEW, VIEWS[0])
     criterion = criterion_of(state, distances) if distances is not None else ""
     if view == "Agreement":
         agreement_view(distances, losses, model, criterion, chosen)
         return True
     if view == "Curve":
-        curve.draw(bench, shown, distances, losses, model, (jobs["curve"], jobs["tasks"]))
+        curve.draw(bench, shown, distances, losses, model, jobs)
         return True
     if view == "Texts":
         sensitivity.draw(bench, shown, distances, criterion, chosen, jobs["texts"])
         return True
-    drawn = drawn_values(which, criterion, distances, losses)
-    if drawn is None:
+    found = drawn(state, run)
+    if view == "Best per n" and _searched(bench, shown, jobs):
+        return True
+    if found is None:
         return False
-    criterion = drawn_criterion(state, which, criterion, drawn)
     if view == "Table":
-        _table(drawn, criterion)
+        _table(*found)
     elif view == "Best per n":
-        _best(drawn, criterion, model)
+        _best(*found, model)
     else:
-        _map(drawn, criterion, model, map_look(state, which, chosen, dark=st.context.theme.type == "dark"))
+        look = charts.MapView(scale=scale_of(state, run), dark=st.context.theme.type == "dark")
+        figure = charts.distance_map(*found, model, look)
+        map_chart(figure, model.num_layers, chosen, choose, key="map", alt=map_alt(*found, model))
     return True
-
-
-def view_switch() -> None:
-    """Draw the switch between the views."""
-    st.segmented_control(
-        "View",
-        VIEWS,
-        default=VIEWS[0],
-        required=True,
-        key=s.VIEW,
-        bind="query-params",
-        label_visibility="collapsed",
-        wrap=True,
-    )
-
-
-def _map(distances: BlockDistances, criterion: str, model: ModelInfo, view: charts.MapView) -> None:
-    figure = charts.distance_map(distances, criterion, model, view)
-    figure.update_layout(height=max(CHART_HEIGHT, 12 * distances.num_layers), font={"family": FONT, "size": 11})
-    st.plotly_chart(
-        figure,
-        theme=None,
-        key="map",
-        on_select=partial(_clicked, distances.num_layers),
-        selection_mode="points",
-        config={"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": "shortviz-map"}},
-        alt=map_alt(distances, criterion, model),
-    )
 
 
 def _table(distances: BlockDistances, criterion: str) -> None:
@@ -260,6 +194,17 @@ def _table(distances: BlockDistances, criterion: str) -> None:
     )
 
 
+def _searched(bench: Service, shown: Shown, jobs: Mapping[str, JobState | None]) -> bool:
+    """Draw what searches further, above the list; True where it is what a search found that is shown."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        chosen = search.choice(shown, jobs, colour_of(s.session(), shown.run))
+        search.further(shown, jobs)
+    search.progress(bench, jobs)
+    if chosen is not None:
+        search.draw(bench, chosen)
+    return chosen is not None
+
+
 def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> None:
     table = best_table(distances, criterion, model)
     rows_needed = distances.settling.get(criterion)
@@ -270,7 +215,7 @@ def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> None:
         table,
         key="best_table",
         column_order=("n", "layers", "distance", "stderr", "gap", "needed", "ties", "note"),
-        height=CHART_HEIGHT,
+        height=search.HEIGHT,
         hide_index=True,
         on_select=partial(_row_chosen, blocks),
         selection_mode="single-row",
@@ -287,10 +232,6 @@ def _best(distances: BlockDistances, criterion: str, model: ModelInfo) -> None:
 
 
 _NEEDED_HELP = "Rows of this text after which the best start no longer changes, in 19 of 20 random orders of the rows."
-
-
-def _clicked(num_layers: int) -> None:
-    choose(parse_selection(s.session().get("map"), num_layers))
 
 
 def _cell_chosen(num_layers: int) -> None:

@@ -1,4 +1,4 @@
-"""What every page shows: the status line, a job's progress, and errors as sentences."""
+"""Words that every page needs: a job's progress and its error, problems as sentences, text shown as it stands."""
 
 import re
 
@@ -16,6 +16,11 @@ from shortviz.settings import settings
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~:$&])")
 
 
+_LABELS = {"key": "Column", "subset": "Subset", "split": "Split"}
+_FIELDS = re.compile(r"--(?:task-)?(key|subset|split)\b")
+"""Options that sentences about a text or questions name."""
+
+
 def plain(text: str) -> str:
     """Return text that Markdown shows exactly as it is: names, paths and messages come from outside."""
     return _MARKUP.sub(r"\\\1", " ".join(text.split()))
@@ -27,19 +32,21 @@ def model_words(info: ModelInfo) -> str:
 
 
 def progress_words(job: JobState) -> str:
-    """Return `measure: 412 of 640 rows · 38 rows/s · 6 s left`."""
+    """Return `first look: 55 of 464 cells, about 2 min`, and what more the job says of itself."""
     if job.state == "queued":
-        return f"waiting, number {job.position} in the queue"
+        place = (
+            f"waits for: {plain(job.waits_for)}" if job.waits_for else f"waiting, number {job.position} in the queue"
+        )
+        return place if job.eta_seconds is None else f"{place}, about {duration(job.eta_seconds)}"
     if job.stopping:
         return "stopping after this batch …"
     words = [job.stage or "starting"]
     unit = "" if job.unit == "bytes" else f" {plain(job.unit)}"
     if job.total > 1 and job.unit:
-        words.append(f"{_amount(job.done, job.unit)} of {_amount(job.total, job.unit)}{unit}")
-    if job.rate > 0 and job.total > 1:
-        words.append(f"{_amount(job.rate, job.unit)}{unit}/s")
+        words[0] += f": {_amount(job.done, job.unit)} of {_amount(job.total, job.unit)}{unit}"
     if job.eta_seconds is not None and job.total > 1:
-        words.append(f"{duration(job.eta_seconds)} left")
+        left = job.eta_seconds
+        words[0] += f", about {round(left / 60)} min" if 90 <= left < 5400 else f", about {duration(left)}"
     if job.detail:
         words.append(plain(job.detail))
     return " · ".join(words)
@@ -61,13 +68,20 @@ def job_error(job: JobState | None) -> None:
 
 
 def problem(text: str) -> None:
-    """Show what went wrong and what to do, exactly as written."""
-    st.error(plain(text), icon=":material/error:")
+    """Show what went wrong and what to do, as written; what the command line calls an option is a field of the page."""
+    st.error(plain(_FIELDS.sub(lambda found: _LABELS[found[1]], text)), icon=":material/error:")
+
+
+def why_off(unloaded: bool, live: bool) -> str:
+    """Return why a button that computes is disabled, and what to do; "" where it is not."""
+    if unloaded:
+        return "Load the model first, on the Model page."
+    return "Another job is at work: wait for its end, or stop it." if live else ""
 
 
 def cancel(bench: Service, job_id: str) -> None:
     """Stop a job; what it has so far is kept."""
-    bench.jobs.cancel(job_id)
+    bench.stop(job_id)
 
 
 def _amount(value: float, unit: str) -> str:
@@ -79,4 +93,4 @@ def _amount(value: float, unit: str) -> str:
 def missing(words: str) -> None:
     """Say in place of a chart what has to be measured first."""
     with st.container(height=440, border=True, vertical_alignment="center"):
-        st.caption(f"{words} Show “measured” and press Measure.", text_alignment="center")
+        st.caption(f"{words} Colour by a measured loss and press Measure.", text_alignment="center")

@@ -17,9 +17,10 @@ from shortviz.service.requests import FetchRequest, TasksRequest
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.text.questions import OPTIONS
+from shortviz.text.tables import TABLES
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
-from shortviz.ui.parts.texts import KINDS, offers_datasets, store_upload
+from shortviz.ui.parts.texts import KINDS, offers_datasets, store_upload, uploaded
 from shortviz.ui.session import state as s
 from shortviz.ui.session.service import start_job
 from shortviz.ui.session.shown import Shown
@@ -56,14 +57,12 @@ def picker(bench: Service, *, key: str) -> None:
     empty = upload is None and not spec.keywords["value"]
     unloaded = fetched and s.ref(state) is None
     st.button(
-        "Use these questions",
-        icon=":material/check:",
-        key=f"{key}_use",
-        disabled=empty or unloaded,
-        help="Load a model first: the questions are fetched to be scored with it." if unloaded else None,
-        on_click=_use,
-        args=(bench, spec, upload),
-    )
+        "Use these questions", icon=":material/check:",
+        key=f"{key}_use", disabled=empty or unloaded,
+        help="Choose a file, or name a data set, above." if empty
+        else "Load a model first: the questions are fetched to be scored with it." if unloaded else None,
+        on_click=_use, args=(bench, spec, upload),
+    )  # fmt: skip
     _chosen(bench, key)
 
 
@@ -83,7 +82,7 @@ def chosen_rows(bench: Service) -> TaskRows | None:
 
 def _file(key: str) -> tuple[Any, dict[str, Any]]:
     """Draw where a file is; returns (what was uploaded, the fields of the record that name it)."""
-    upload = st.file_uploader("Upload (.jsonl, .csv, .parquet)", type=["jsonl", "csv", "parquet"], key=f"{key}_tasks")
+    upload = uploaded("Upload", TABLES, f"{key}_tasks")
     path = ""
     if policy.reads_paths(settings()):
         path = st.text_input("or a path on this machine", value="", key=f"{key}_task_path")
@@ -192,15 +191,13 @@ def block_score(bench: Service, shown: Shown, block: Block, job: JobState | None
             st.button("Stop", icon=":material/stop:", on_click=notes.cancel, args=(bench, job.id), key="stop_tasks")
         elif None in scores:
             illegal = shown.model is not None and shown.model.illegal_reason(block) is not None
+            why = notes.why_off(shown.handle is None, False)
+            why = why or ("This block cannot be cut out, as is said above: choose another." if illegal else "")
             st.button(
-                f"Score {len(rows.rows)} questions",
-                icon=":material/play_arrow:",
-                disabled=shown.handle is None or illegal,
-                help="Load a model first." if shown.handle is None else "With the uncut and with the cut model.",
-                on_click=start,
-                args=(shown, plans),
+                f"Score {len(rows.rows)} questions", icon=":material/play_arrow:", disabled=bool(why),
+                help=why or "With the uncut and with the cut model.", on_click=start, args=(shown, plans),
                 key="score_block",
-            )
+            )  # fmt: skip
     found = [score for score in scores if score is not None]
     if len(found) == 2:
         st.markdown(f"Accuracy, uncut → cut **{accuracy_words(found[0])} → {accuracy_words(found[1])}**")

@@ -1,4 +1,4 @@
-"""The settings of a healing: three presets, and every setting behind them."""
+"""The settings of a training: three presets, every setting behind them, and the text that the model writes itself."""
 
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
@@ -6,9 +6,11 @@ import streamlit as st
 
 from shortviz.errors import ShortvizError
 from shortviz.records.formatting import count
-from shortviz.records.heal import PRESETS, HealSettings, limits_of, preset
+from shortviz.records.heal import PRESETS, HealSettings, OwnText, limits_of, preset
 from shortviz.records.model import ModelInfo
+from shortviz.service import policy
 from shortviz.service.requests import Change
+from shortviz.settings import settings
 from shortviz.ui.parts import notes
 from shortviz.ui.session import state as s
 
@@ -25,6 +27,7 @@ _COLUMNS: Final = (
 )  # fmt: skip
 """Settings by their label; what they may be and what they mean is said by their fields."""
 _SUGGESTED: Final = {"targets": ("mlp", "all")}
+_SHARES: Final = {"The training text": None, "What the uncut model writes": 1.0, "Half and half": 0.5}
 _STEPS: Final = {"learning_rate": 1e-4, "dropout": 0.05, "mix": 0.1}
 
 
@@ -41,6 +44,28 @@ def preset_switch() -> str:
         help="Quick: a minute or a few on a laptop. Good: a quarter of an hour. Paper: as published, for a GPU.",
     )
     return found if found in PRESETS else "quick"
+
+
+def share_choice() -> float | None:
+    """Draw what is trained on, and return which share of it the uncut model writes itself; None is none."""
+    found = st.selectbox(
+        "Train on", list(_SHARES), key=s.TRAIN_ON, persist_state="session", width=225,
+        help="The uncut model writes text after built-in prompts, before the training. A repair is fitted to the "
+        "training text all the same.",
+    )  # fmt: skip
+    return _SHARES.get(found)
+
+
+def own_text(share: float | None) -> OwnText:
+    """Draw how much the uncut model writes itself, where it does."""
+    if share is None:
+        return OwnText()
+    most, after_each = policy.most_written(settings())
+    tokens = st.number_input(
+        "Tokens that the uncut model writes", 1, most, value=min(OwnText().self_tokens, most), step=1024,
+        key="recipe_self_tokens", persist_state="session",
+    )  # fmt: skip
+    return OwnText(self_share=share, self_tokens=tokens, self_length=after_each)
 
 
 def changes(name: str, model: ModelInfo) -> tuple[Change, ...] | None:

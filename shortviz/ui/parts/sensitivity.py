@@ -8,6 +8,7 @@ from shortviz.analysis.compare import StartShift, start_shifts
 from shortviz.analysis.rows_needed import rows_needed_words
 from shortviz.errors import RunError
 from shortviz.figures import map as charts
+from shortviz.records.formatting import counted
 from shortviz.records.measured import BlockDistances
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
@@ -22,9 +23,10 @@ from shortviz.settings import settings
 from shortviz.text.sources import builtin_names
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
+from shortviz.ui.parts.pointer import map_chart
 from shortviz.ui.session import state as s
 from shortviz.ui.session.service import start_job
-from shortviz.ui.session.shown import FONT, Shown, choose, parse_row, parse_selection
+from shortviz.ui.session.shown import Shown, choose, parse_row
 
 RUNS_LOOKED_AT = 12
 """The newest runs; each is a file of some hundred kilobytes."""
@@ -42,7 +44,7 @@ def draw(
     """Draw the difference between the shown distances and those of another text."""
     if distances is None or shown.model is None:
         with st.container(height=CHART_HEIGHT, border=True, vertical_alignment="center"):
-            st.caption("Comparing texts needs distances: show “predicted” and press Measure.", text_alignment="center")
+            st.caption("Comparing texts needs distances: colour by one and press Measure.", text_alignment="center")
         return
     others = _others(bench, shown, criterion)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
@@ -100,22 +102,20 @@ def _picker(others: dict[str, Run]) -> str | None:
 
 def _words(run: Run) -> str:
     rows = run.distances.samples if run.distances is not None else 0
-    return f"{run.text.source}, {rows} rows of {run.text.max_length}"
+    return f"{run.text.source}, {counted(rows, 'row')} of {run.text.max_length}"
 
 
 def _measure_more(bench: Service, shown: Shown, job: JobState | None) -> None:
     live = job is not None and job.live
-    with st.popover("Measure on more texts", icon=":material/library_add:", disabled=shown.handle is None):
+    off = notes.why_off(shown.handle is None, False)
+    with st.popover("Measure on more texts", icon=":material/library_add:", disabled=bool(off), help=off or None):
         names = st.multiselect("Built-in texts", builtin_names(), key="more_texts", persist_state="session")
         st.caption("As many rows of as many tokens as the calibration text; each text becomes a run of its own.")
+        why = off or notes.why_off(False, live) or ("" if names else "Choose texts first, above.")
         st.button(
-            "Measure these texts",
-            icon=":material/play_arrow:",
-            disabled=live or not names or shown.handle is None,
-            on_click=_start,
-            args=(shown, tuple(names)),
-            key="measure_texts",
-        )
+            "Measure these texts", icon=":material/play_arrow:", disabled=bool(why), help=why or None,
+            on_click=_start, args=(shown, tuple(names)), key="measure_texts",
+        )  # fmt: skip
     if live and job is not None:
         st.button("Stop", icon=":material/stop:", on_click=notes.cancel, args=(bench, job.id), key="stop_texts")
 
@@ -126,7 +126,14 @@ def _start(shown: Shown, names: tuple[str, ...]) -> None:
         return
     own = s.calibration(state)
     texts = tuple(
-        TextSpec(kind="builtin", value=name, limit=own.limit or 64, max_length=own.max_length, bos=own.bos)
+        TextSpec(
+            kind="builtin",
+            value=name,
+            limit=own.limit or 64,
+            max_length=own.max_length,
+            bos=own.bos,
+            special_tokens=own.special_tokens,
+        )  # fmt: skip
         for name in names
     )
     batch = measure.app_batch(shown.handle.info.device)
@@ -146,25 +153,11 @@ def _chart(
     names = _names(one, other)
     grids = one.criteria[criterion], other.criteria[criterion]
     figure = charts.difference_figure(
-        *grids,
-        model,
-        criterion=criterion,
-        names=names,
-        per_n=state.get(s.SCALE) != "raw",
-        selected=chosen,
+        *grids, model, criterion=criterion, names=names, per_n=state.get(s.SCALE) != "value",
         dark=st.context.theme.type == "dark",
-    )
-    figure.update_layout(height=max(CHART_HEIGHT, 12 * model.num_layers), font={"family": FONT, "size": 11})
+    )  # fmt: skip
     alt = charts.difference_alt(*grids, model, criterion=criterion, names=names)
-    st.plotly_chart(
-        figure,
-        theme=None,
-        key="texts_map",
-        on_select=lambda: choose(parse_selection(s.session().get("texts_map"), model.num_layers)),
-        selection_mode="points",
-        config={"displaylogo": False, "toImageButtonOptions": {"format": "svg", "filename": "shortviz-texts"}},
-        alt=alt,
-    )
+    map_chart(figure, model.num_layers, chosen, choose, key="texts_map", alt=alt, height=CHART_HEIGHT)
     st.caption(plain(alt))
     for name, distances in zip(names, (one, other), strict=True):
         found = distances.settling.get(criterion)
@@ -177,7 +170,8 @@ def _names(one: BlockDistances, other: BlockDistances) -> tuple[str, str]:
     names = [text.source.removeprefix("built-in ") for text in (one.text, other.text)]
     if names[0] == names[1]:
         names = [
-            f"{name}, {d.samples} rows of {d.text.max_length}" for name, d in zip(names, (one, other), strict=True)
+            f"{name}, {counted(d.samples, 'row')} of {d.text.max_length}"
+            for name, d in zip(names, (one, other), strict=True)
         ]
     return names[0], names[1]
 

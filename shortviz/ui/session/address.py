@@ -5,7 +5,7 @@ on every page, because a page link drops parameters that no widget holds.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import streamlit as st
@@ -14,30 +14,35 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from shortviz import criteria
 from shortviz.criteria.base import MEASURED
-from shortviz.errors import PolicyError, RunError, ShortvizError
+from shortviz.errors import PolicyError, ShortvizError
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block
-from shortviz.records.text import TextSpec
+from shortviz.records.text import TEXT_FIELDS, TextSpec
+from shortviz.runs.run import EXAMPLES
 from shortviz.service import policy
-from shortviz.service.requests import AppRequest, MeasureRequest, PushRequest, Request
-from shortviz.service.service import Service
+from shortviz.service.requests import MapRequest, MeasureRequest, PushRequest
+from shortviz.service.service import Asked, Service, run_key
 from shortviz.settings import settings
 from shortviz.text.sources import builtin_names
 from shortviz.text.tokens import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
+from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
 from shortviz.ui.session.shown import look, settle_block
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LINKED_KINDS = ("builtin", "dataset")
 """Kinds of text that a link can name."""
+_ROLES = {"text": "calibration", "eval": "evaluation"}
+"""Parameters of texts, and what those are for."""
+UNLINKED = ("file", "paste", "dataset")
+"""What an address says of a text that it cannot name: its kind alone, so that its loss is told."""
 LONG_KINDS = ("load", "measure", "losses", "heal", "shrink", "export")
 
 DEVICE = re.compile(r"auto|spread|cpu|cuda(:\d{1,2})?")
 _MOST_CHARACTERS = 300
 _MOST_ROWS, _MOST_TOKENS = 100_000, 8192
 _TEXT = TypeAdapter(TextSpec)
-_TEXT_FIELDS = ("key", "subset", "split", "limit", "max_length", "bos")
-_VIEW_KEYS = (s.CRITERION, s.SHOW, s.METRIC, s.SCALE, s.PALETTE, s.VIEW)
+_VIEW_KEYS = (s.CRITERION, s.SCALE, s.VIEW)
 _WRITTEN = ("model", "rev", "dtype", "device", "text", "eval", "run", "start", "n", "job")
 VIEW_PARAMETERS = frozenset((*_WRITTEN, *_VIEW_KEYS))
 """Parameters that say what is on the map: an address that carries one means the map."""
@@ -45,22 +50,25 @@ VIEW_PARAMETERS = frozenset((*_WRITTEN, *_VIEW_KEYS))
 
 def read_address(bench: Service, state: s.State, parameters: Mapping[str, str]) -> None:
     """Prefill a new session from the address: a job to attach to, else a run, else a model."""
+    calibration, evaluation = read_text(parameters.get("text", "")), read_text(parameters.get("eval", ""))
+    if calibration is not None and policy.allowed(settings(), calibration):
+        s.set_calibration(state, calibration)
     context = bench.context(parameters.get("job", ""))
     if context is not None:
-        _attach(state, context.request)
+        _attach(bench, state, context)
         s.set_job(state, context.request.kind, parameters["job"])
-    elif parameters.get("model"):
-        ref = read_ref(parameters)
+    else:
+        ref = read_ref(parameters) if parameters.get("model") else None
         if ref is not None:
             _prefill_model(state, ref)
-    if parameters.get(s.CRITERION) in criteria.names():  # by its name in a link; by its label where the widget wrote it
-        state[s.CRITERION] = parameters[s.CRITERION]
-    if parameters.get(s.METRIC) in MEASURED:
-        state[s.METRIC] = parameters[s.METRIC]
-    _prefill_texts(state, parameters)
-    key = parameters.get("run")
-    if key and context is None and _readable(bench, key):
-        s.open_run(state, key)
+        opened.open_run(bench, state, parameters.get("run", ""))
+    if evaluation is not None and policy.allowed(settings(), evaluation):
+        s.set_evaluation(state, evaluation)
+    named = parameters.get(s.CRITERION)
+    if parameters.get("show") == "measured":  # as links of before say it
+        named = parameters.get("metric", "nll_increase")
+    if named in (*criteria.names(), *MEASURED):  # by its name in a link; by its label where the widget wrote it
+        state[s.CRITERION] = named
     chosen = read_block(parameters)
     if chosen is not None:
         s.set_block(state, chosen)
@@ -73,16 +81,24 @@ def attach_own(bench: Service, state: s.State) -> None:
         if context is None:
             continue
         if s.ref(state) is None and s.run_key(state) is None:
-            _attach(state, context.request)
+            _attach(bench, state, context)
         s.set_job(state, context.request.kind, job.id)
 
 
-def _attach(state: s.State, request: Request | AppRequest) -> None:
-    """Choose the model, and the calibration text, of a job."""
-    if not isinstance(request, PushRequest):
-        s.set_model(state, request.model)
+def _attach(bench: Service, state: s.State, about: Asked) -> None:
+    """Choose the model and the text of a job, and the run that it adds to."""
+    request, key = about.request, about.run_key
+    if isinstance(request, PushRequest):
+        return
+    s.set_model(state, request.model)
     if isinstance(request, MeasureRequest):
         s.set_calibration(state, request.text)
+    if key is not None and key not in EXAMPLES and key != run_key(request.model, s.calibration(state)):
+        opened.open_run(bench, state, key)
+    if isinstance(request, MeasureRequest):
+        s.give_text(state, s.CALIBRATION, request.text)  # of which the run may not tell enough
+    elif isinstance(request, MapRequest):
+        s.give_text(state, s.EVALUATION, request.text)
 
 
 def _prefill_model(state: s.State, ref: ModelRef) -> None:
@@ -93,14 +109,6 @@ def _prefill_model(state: s.State, ref: ModelRef) -> None:
         state[s.NOTICE] = str(error)
     else:
         s.set_model(state, ref)
-
-
-def _prefill_texts(state: s.State, parameters: Mapping[str, str]) -> None:
-    calibration, evaluation = read_text(parameters.get("text", "")), read_text(parameters.get("eval", ""))
-    if calibration is not None and policy.allowed(settings(), calibration):
-        s.set_calibration(state, calibration)
-    if evaluation is not None and policy.allowed(settings(), evaluation):
-        s.set_evaluation(state, evaluation)
 
 
 def read_ref(parameters: Mapping[str, str]) -> ModelRef | None:
@@ -131,10 +139,11 @@ def follow_address(bench: Service, state: s.State, parameters: Mapping[str, str]
     if chosen is None:
         return
     key = parameters.get("run")
-    if key is None:
-        s.leave_run(state)
-    elif key != s.run_key(state) and _readable(bench, key):
-        s.open_run(state, key)
+    if key is None and s.run_key(state) is not None:
+        text = parameters.get("text", "")
+        s.leave_run(state, None if text in UNLINKED else read_text(text) or DEFAULT_CALIBRATION)
+    elif key is not None and key != s.run_key(state):
+        opened.open_run(bench, state, key)
     s.set_block(state, chosen)
     if look(bench, state).model is None:  # judged once the model is known, as a link's is
         state[s.LINKED_BLOCK] = {key: parameters[key] for key in ("start", "n")}
@@ -168,7 +177,7 @@ def go_to(bench: Service, state: s.State, title: str) -> None:
     """
     shown = look(bench, state)
     if shown.model is not None:
-        settle_block(state, shown.distances, shown.model)
+        settle_block(state, shown.run, shown.model)
     st.switch_page(s.page(state, title), query_params=address(bench, state))
 
 
@@ -181,8 +190,9 @@ def address(bench: Service, state: s.State) -> dict[str, str]:
         if ref.revision:
             found["rev"] = ref.revision
         found |= {k: v for k, v in (("dtype", ref.dtype), ("device", ref.device)) if v != "auto"}
-    for name, spec, default in _texts(state):
-        found |= {name: write_text(spec)} if spec != default and spec.kind in LINKED_KINDS else {}
+    for name, spec, default in _texts(bench, state):
+        if spec != default:
+            found[name] = write_text(spec) if not _why_unlinked(spec) else spec.kind
     run = s.run_key(state)
     if run is not None:
         found["run"] = run
@@ -195,28 +205,34 @@ def address(bench: Service, state: s.State) -> dict[str, str]:
     return found
 
 
-def _texts(state: s.State) -> tuple[tuple[str, TextSpec, TextSpec], ...]:
-    return (
-        ("text", s.calibration(state), DEFAULT_CALIBRATION),
-        ("eval", s.evaluation(state), DEFAULT_EVALUATION),
-    )
+def _texts(bench: Service, state: s.State) -> Iterator[tuple[str, TextSpec, TextSpec]]:
+    """Yield the session's texts beside those that a link without them means: the opened run's, or the usual ones."""
+    found = look(bench, state).run if s.run_key(state) is not None else None
+    if found is None or found.distances is None:
+        yield "text", s.calibration(state), DEFAULT_CALIBRATION
+    yield "eval", s.evaluation(state), (opened.evaluation_of(found) if found else None) or DEFAULT_EVALUATION
 
 
 def left_out(state: s.State) -> list[str]:
     """Return what a link of this session cannot carry, in sentences."""
-    roles = {"text": "calibration", "eval": "evaluation"}
-    why = {"paste": "was pasted", "file": "is a file of this machine"}
     return [
-        f"The {roles[name]} text {why[spec.kind]} and is not in the link; results measured on it are."
-        for name, spec, _ in _texts(state)
-        if spec.kind not in LINKED_KINDS
+        f"The {_ROLES[name]} text {why} and is not in the link; results measured on it are."
+        for name, spec in (("text", s.calibration(state)), ("eval", s.evaluation(state)))
+        if (why := _why_unlinked(spec))
     ]
+
+
+def _why_unlinked(spec: TextSpec) -> str:
+    """Return why a text cannot be in a link; "" where it can."""
+    if spec.kind not in LINKED_KINDS:
+        return "was pasted" if spec.kind == "paste" else "is a file of this machine"
+    return "" if spec.chat_template in ("", "off") else "is written by a chat template of this machine"
 
 
 def write_text(spec: TextSpec) -> str:
     """Return a built-in text or data set as a link carries it: `kind:value?limit=64&...`, defaults left out."""
     plain = TextSpec(kind=spec.kind, value=spec.value)
-    changed = {name: getattr(spec, name) for name in _TEXT_FIELDS if getattr(spec, name) != getattr(plain, name)}
+    changed = {name: getattr(spec, name) for name in TEXT_FIELDS if getattr(spec, name) != getattr(plain, name)}
     return f"{spec.kind}:{spec.value}" + (f"?{urlencode(changed)}" if changed else "")
 
 
@@ -229,12 +245,13 @@ def read_text(value: str) -> TextSpec | None:
         return None
     kind, _, rest = value.partition(":")
     name, _, query = rest.partition("?")
-    fields = {key: text for key, text in parse_qsl(query) if key in _TEXT_FIELDS}
+    fields = {key: text for key, text in parse_qsl(query) if key in TEXT_FIELDS}
     try:
         spec: TextSpec = _TEXT.validate_python({"kind": kind, "value": name} | fields)
     except (ValidationError, ShortvizError):
         return None
     known = spec.kind == "dataset" or (spec.kind == "builtin" and spec.value in builtin_names())
+    known = known and not _why_unlinked(spec)
     small = (spec.limit or 1) <= _MOST_ROWS and spec.max_length <= _MOST_TOKENS
     return spec if known and small and spec.value else None
 
@@ -250,10 +267,3 @@ def link(bench: Service, state: s.State) -> str:
     parameters = {k: v for k, v in address(bench, state).items() if k != "job"}
     parameters |= {k: str(state[k]) for k in _VIEW_KEYS if state.get(k)}
     return urlunsplit((parts.scheme, parts.netloc, "/map", urlencode(parameters), ""))
-
-
-def _readable(bench: Service, key: str) -> bool:
-    try:
-        return bench.runs.get(key) is not None
-    except RunError:
-        return False

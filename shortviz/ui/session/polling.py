@@ -1,7 +1,7 @@
-"""While a person reads the first page, torch and transformers are imported in the background, once per process.
+"""How a page follows a job while it runs, and imports torch in the background before anybody needs it.
 
-They take most of the time of the first load. The page must not notice: nothing starts before the browser has had time
-to draw, and a person who clicks puts it off.
+Torch and transformers, imported once per process, take most of the time of the first load. The page must not notice:
+nothing starts before the browser has had time to draw, and a person who clicks puts it off.
 """
 
 import secrets
@@ -13,8 +13,9 @@ from typing import Any, Final, Literal
 import streamlit as st
 from streamlit import runtime
 
+from shortviz.service.kept import import_engine
 from shortviz.service.queue import JobState
-from shortviz.service.service import Service, import_engine
+from shortviz.service.service import Service
 from shortviz.settings import Settings, settings
 
 QUIET_SECONDS: Final = 2.5

@@ -1,4 +1,4 @@
-"""The one bench of a process, as the sessions of the app share it."""
+"""The one service of a process, which all sessions of the app share: loaded models, runs, the queue of jobs."""
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
@@ -6,6 +6,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from shortviz.service.execute import new_service
 from shortviz.service.requests import AppRequest, Request
 from shortviz.service.service import Service
+from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
 
 
@@ -22,4 +23,7 @@ def bench() -> Service:
 
 def start_job(request: Request | AppRequest, *, key: str | None = None, start: str | None = None) -> None:
     """Put work into the queue, as this session's newest of its kind; see `Service.submit`."""
-    s.set_job(s.session(), request.kind, bench().submit(request, key=key, start=start))
+    state = s.session()
+    if key is not None and key == s.run_key(state):
+        key = opened.own_copy(bench(), state, key)
+    s.set_job(state, request.kind, bench().submit(request, key=key, start=start))

@@ -8,7 +8,7 @@
 | set_training    | training       |                                          |
 | set_block       | chosen, inputs | cut, linked_block                        |
 | set_cut         | cut            |                                          |
-| open_run        | run            | chosen, cut, wanted, linked_block        |
+| open_run        | run, its texts | chosen, cut, wanted, linked_block, preset |
 | leave_run       |                | run                                      |
 
 `CLEARS` is that table for the program; a test walks it. What pages remember besides is in `visit`. Nothing here is
@@ -50,14 +50,12 @@ CUT: Final = "cut"
 METHOD: Final = "method"
 RECIPE: Final = "recipe"
 REPAIR_FIRST: Final = "repair_first"
+TRAIN_ON: Final = "train_on"
 SHRINK_TO: Final = "shrink_to"
 BUDGET: Final = "budget"
 LIMIT: Final = "limit"
 CRITERION: Final = "criterion"
-SHOW: Final = "show"
-METRIC: Final = "metric"
 SCALE: Final = "scale"
-PALETTE: Final = "palette"
 VIEW: Final = "view"
 PROMPT: Final = "prompt"
 PROMPT_KEPT: Final = "prompt_kept"
@@ -68,9 +66,12 @@ REVISION: Final = "revision"
 DTYPE: Final = "dtype"
 DEVICE: Final = "device"
 TEXT_ROLE: Final = "text_role"
+TEXT_INPUTS: Final = "text_inputs"
 TARGET: Final = "target"
 FOLDER: Final = "folder"
+PRECISION: Final = "out_dtype"
 PART: Final = "part"
+ANYWAY: Final = "export_anyway"
 REPOSITORY: Final = "repository"
 PRIVATE: Final = "private"
 TOKEN: Final = "token"
@@ -80,6 +81,7 @@ PICKED: Final = "picked_runs"
 REMOVED: Final = "removed_runs"
 TARGET_PAGE: Final = "target_page"
 LINKED_BLOCK: Final = "linked_block"
+FOLLOWED: Final = "followed_jobs"
 
 DEFAULT_TRAINING: Final = TextSpec(kind="builtin", value="python-reference", limit=256, max_length=256)
 """Not the evaluation text: what is learned by heart must not count as healed."""
@@ -93,7 +95,7 @@ CLEARS: Final[Mapping[str, tuple[str, ...]]] = {
     "set_training": (),
     "set_block": (CUT, LINKED_BLOCK),
     "set_cut": (),
-    "open_run": (CHOSEN, CUT, WANTED, LINKED_BLOCK),
+    "open_run": (CHOSEN, CUT, WANTED, LINKED_BLOCK, PRESET),
     "leave_run": (RUN,),
 }
 
@@ -181,14 +183,38 @@ def _inputs(state: State) -> int:
     return found if isinstance(found, int) else 0
 
 
-def open_run(state: State, key: str) -> None:
-    """Show this saved run."""
-    _set("open_run", state, {RUN: key})
+def open_run(state: State, key: str, calibration: TextSpec | None = None, evaluation: TextSpec | None = None) -> None:
+    """Show this saved run, and work on its texts: the inputs of texts are made anew with them."""
+    texts = {CALIBRATION: calibration, EVALUATION: evaluation}
+    changed = {name: spec for name, spec in texts.items() if spec is not None}
+    _set("open_run", state, {RUN: key, TEXT_INPUTS: _text_inputs(state) + 1} | changed)
 
 
-def leave_run(state: State) -> None:
-    """Show the run that follows from model and text."""
-    _set("leave_run", state, {})
+def keep_run(state: State, key: str) -> None:
+    """Go on with a run that holds what is shown: a copy of it, or the one that a job of this session adds to."""
+    state[RUN] = key
+
+
+def give_text(state: State, role: str, spec: TextSpec) -> None:
+    """Take the text of the opened run, which was not here; the run stays open."""
+    state[role] = spec
+
+
+def text_key(state: State, role: str, name: str) -> str:
+    """Return the key of an input of a text; a run that is opened gives them new keys, as a click does `input_key`."""
+    found = _text_inputs(state)
+    return f"{role}_{name}_{found}" if found else f"{role}_{name}"
+
+
+def _text_inputs(state: State) -> int:
+    found = state.get(TEXT_INPUTS)
+    return found if isinstance(found, int) else 0
+
+
+def leave_run(state: State, calibration: TextSpec | None = None) -> None:
+    """Show the run that follows from model and text: the text that is given, else that of the session."""
+    changed = {CALIBRATION: calibration, TEXT_INPUTS: _text_inputs(state) + 1} if calibration is not None else {}
+    _set("leave_run", state, changed)
 
 
 def load_for_run(state: State, ref: ModelRef) -> None:
@@ -370,6 +396,13 @@ def want_estimate(state: State, wanted: bool = True) -> None:
 def estimate_wanted(state: State) -> bool:
     """Return whether the size of the chosen model should be worked out."""
     return bool(state.get(ESTIMATE_WANTED, False))
+
+
+def follow_jobs(state: State, live: Sequence[str]) -> list[str]:
+    """Remember which jobs run, and return those that ran before and have ended."""
+    ended = [job for job in state.get(FOLLOWED, ()) if job not in live]
+    state[FOLLOWED] = tuple(live)
+    return ended
 
 
 def suggest_folder(state: State, folder: str) -> None:

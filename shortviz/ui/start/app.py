@@ -1,4 +1,4 @@
-"""The app on one's own machine."""
+"""The script that Streamlit runs on one's own machine."""
 
 from shortviz.ui.pages.shell import show
 

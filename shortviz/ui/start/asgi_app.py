@@ -1,4 +1,4 @@
-"""The app for strangers, in place of app.py: behind the host guard, with sign-in if there is any."""
+"""The script that serves strangers, in place of app.py: the app behind the host guard, with sign-in if there is any."""
 
 import streamlit as st
 from starlette.middleware import Middleware

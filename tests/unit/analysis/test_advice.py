@@ -49,6 +49,20 @@ def test_a_plan_that_removes_more_and_loses_less_is_preferred() -> None:
     assert "removes 3 layers, more than asked for" in advice_text(found)
 
 
+def test_bare_plans_are_compared_as_they_are_cut_and_tell_what_a_repair_made_of_the_chosen_one() -> None:
+    run = example_run()
+    (ledger,) = run.ledgers
+    alone = replace(run, losses=None, evaluations=())
+    treated = advise(alone, Budget(layers=4))
+    assert treated.plan.methods, "repaired plans win where they are compared too"
+    assert treated.repaired is None
+    bare = advise(alone, Budget(layers=4), bare=True)
+    assert (bare.plan.removed, bare.plan.methods) == (ledger.removed, ())
+    assert bare.repaired is not None
+    assert bare.repaired.increase == treated.plan.increase < bare.plan.increase
+    assert bare.expected is not None, "the share that repairs won back is still told"
+
+
 def test_a_limit_on_the_increase_removes_as_much_as_fits_and_says_when_it_is_close() -> None:
     run = measured_run(at_1_3=0.995, at_0_3=0.999, at_0_4=1.2)
     found = advise(run, Budget(max_increase=1.0))
@@ -95,7 +109,9 @@ def test_an_unrepaired_plan_says_what_repairs_of_this_run_won_back() -> None:
     found = advise(with_evaluation(run, better), Budget(layers=4))
     assert found.plan.removed == (20, 21, 22, 23, 24)
     assert found.expected_method == "seam_refit"
-    assert "Not repaired yet: seam refit won back 39.3 % of other cuts in this run." in advice_text(found)
+    assert "Not repaired yet: seam refit of other cuts in this run won back 39.3 % of what they lost." in advice_text(
+        found
+    )
     rival = replace(better, removed=(20, 21, 22, 23), nll_increase=0.5)
     assert "repair that one too" in advice_text(advise(with_evaluation(run, rival), Budget(layers=4)))
 
@@ -145,13 +161,16 @@ def test_the_command_proposes_in_words_and_as_json(shortviz, tmp_path) -> None:
     code, out, _ = shortviz("advise", str(tmp_path), "--layers", "4", "--json")
     found = json.loads(out)
     assert list(found) == [
-        "budget", "measured", "plan", "ties", "compared", "parameters", "bytes", "expected", "expected_method", "notes"
+        "budget", "measured", "plan", "ties", "compared", "parameters", "bytes", "expected", "expected_method",
+        "repaired", "notes",
     ]  # fmt: skip
     assert list(found["plan"]) == [
         "removed", "methods", "increase", "stderr", "tokens", "windows", "source", "text"
     ]  # fmt: skip
+    uncut, *steps = (step.evaluation.score.nll for step in run.ledgers[0].steps)  # of a cut of four layers
+    treated = min(steps) - uncut
     best = min(run.losses.increase.row(n).min() for n in range(4, 30))
-    assert found["plan"]["increase"] == pytest.approx(min(best, 0.6088), abs=1e-3)
+    assert found["plan"]["increase"] == pytest.approx(min(best, treated), abs=1e-3)
     for arguments in ((), ("--layers", "2", "--bytes", "1GB"), ("--bytes", "4XB"), ("--layers", "99")):
         code, out, err = shortviz("advise", str(tmp_path), *arguments)
         assert (code, out) == (2, "")

@@ -60,11 +60,31 @@ def test_heal_prints_cut_repaired_and_healed_on_the_same_windows(shortviz, check
     assert "its end held out" in out
 
 
+def test_heal_trains_on_what_the_uncut_model_writes_and_says_how(shortviz, checkpoint, tmp_path):
+    prompts, own = tmp_path / "prompts.txt", ("--self-tokens", "2000", "--self-length", "24")
+    prompts.write_text("One day a\nTwo days or\n")
+    code, out, err = shortviz("heal", checkpoint, *CUT, "--text", "self", *TEXT[2:], *RECIPE, *own, "--json")
+    assert code == 0, err
+    text = json.loads(out)["treatment"]["text"]
+    assert text["source"].startswith("text that tiny-llama")
+    assert "seed 0, up to 24 tokens after each of 38 built-in prompts, which stand in front" in text["told"]
+    assert "wrote itself, its end held out" in json.loads(out)["treatment"]["settings"]["heldout_text"]
+    command = ("heal", checkpoint, *CUT, *TEXT, *RECIPE, *own, "--self-share", "0.25", "--prompts", str(prompts))
+    code, out, err = shortviz(*command)
+    assert code == 0, err
+    assert "windows) and built-in passages/prose, its end held out" in out
+    prompts.write_text("\n")
+    code, out, err = shortviz(*command)
+    assert (code, err.splitlines()[-1]) == (2, "The file prompts.txt is empty; give some text.")
+    code, out, err = shortviz("heal", checkpoint, *CUT, "--text", "self", "--self-share", "0")
+    assert (code, err.splitlines()[-1]) == (2, "--self-share is 0; it must be above 0 and at most 1.")
+
+
 def test_a_healed_model_is_exported_with_proof_and_its_loss_after_reload_is_the_one_shown(
     shortviz, checkpoint, tmp_path
 ):
     export, adapter, run = (tmp_path / name for name in ("healed", "adapter", "run"))
-    places = ("--export", str(export), "--adapter", str(adapter), "--out", str(run))
+    places = ("--export", str(export), "--adapter", str(adapter), "--out", str(run), "--anyway")
     code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, *places, "--json")
     assert code == 0, err
     found = json.loads(out)
@@ -85,6 +105,40 @@ def test_a_healed_model_is_exported_with_proof_and_its_loss_after_reload_is_the_
     assert sorted(path.name for path in run.iterdir()) == ["run.json"], "a complete training leaves no checkpoint"
     saved = load_run(run).ledgers
     assert [step.name for step in saved[0].steps] == ["uncut", "cut", "healed"]
+
+
+def test_what_wins_only_where_it_was_trained_is_said_first_and_written_only_when_asked_for(
+    shortviz, checkpoint, tmp_path, unfinished
+):
+    out, adapter, text = tmp_path / "healed", tmp_path / "adapter", tmp_path / "digits.txt"
+    text.write_text("0123456789 " * 400)  # what helps on this is no help on prose
+    recipe = (*RECIPE, "--steps", "60", "--learning-rate", "0.03", "--objective", "next_token")
+    scored = ("--text", str(text), "--eval-builtin", "passages", "--window", "64", "--windows", "160")
+    command = ("heal", checkpoint, *CUT, *scored, *recipe)
+    places = ("--export", str(out), "--adapter", str(adapter))
+    code, printed, err = shortviz(*command, *places)
+    assert code == 2
+    told = printed.splitlines()[0]
+    assert told.startswith("On built-in passages, healed (lora) is worse than what it began from: NLL +")
+    assert told.endswith("nats against cut, paired over 160 windows.")
+    last = err.splitlines()[-1]
+    assert last.startswith(told[:-1])
+    assert "nothing was written; give --anyway to write it all the same. What was computed is kept in" in last
+    assert "The adapter alone" not in printed
+    assert not out.exists()
+    assert not adapter.exists()
+    assert unfinished()
+    code, printed, err = shortviz(*command, *places, "--anyway", "--json")
+    assert code == 0, err
+    found = json.loads(printed)
+    assert (found["applied"], found["verdict"]) == (True, told)
+    assert found["export"]["max_logit_diff"] == 0.0
+    assert adapter.is_dir()
+    assert not unfinished()
+    card = (out / "README.md").read_text()
+    assert f"## After the cut\n\n**{told}** It helps on the text it was fitted to" in card
+    assert "--anyway --export" in card, "the recipe writes it too"
+    assert json.loads((out / "shortviz.json").read_text())["verdict"] == told
 
 
 def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(shortviz, checkpoint, tmp_path, unfinished, monkeypatch):
@@ -189,7 +243,7 @@ def test_two_processes_train_one_model(shortviz, checkpoint):
 
 def test_an_adapter_is_evaluated_and_written_on_its_own_cut_and_refused_on_others(shortviz, checkpoint, tmp_path):
     adapter, cut = str(tmp_path / "adapter"), str(tmp_path / "cut")
-    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--adapter", adapter, "--json")
+    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--adapter", adapter, "--anyway", "--json")
     assert code == 0, err
     shown = steps_of(json.loads(out))["healed"]["evaluation"]["score"]["nll"]
     scored = ("--builtin", "passages/maths", "--window", "32", "--windows", "3", "--json")
@@ -222,7 +276,7 @@ def test_an_adapter_of_a_repaired_cut_brings_the_repair_along_and_goes_on_the_un
 ):
     adapter, healed = (str(tmp_path / name) for name in ("adapter", "healed"))
     recipe = (*RECIPE, "--repair", "seam_refit")
-    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *recipe, "--adapter", adapter, "--json")
+    code, out, err = shortviz("heal", checkpoint, *CUT, *TEXT, *recipe, "--adapter", adapter, "--anyway", "--json")
     assert code == 0, err
     steps = steps_of(json.loads(out))
     shown = steps["healed"]["evaluation"]["score"]["nll"]
@@ -249,7 +303,7 @@ def test_an_adapter_of_a_repaired_cut_brings_the_repair_along_and_goes_on_the_un
     code, out, err = shortviz("evaluate", checkpoint, "--adapter", adapter, *scored)
     assert code == 2
     assert "treated by seam_refit, and this is" in err
-    assert "with the command in its README.md, and give the folder it wrote (--export) as MODEL" in err
+    assert "with the command in its README.md, and give the folder that it wrote as the model" in err
 
 
 def test_a_training_that_helps_nothing_is_told_and_not_recorded(shortviz, checkpoint, tmp_path):
@@ -319,7 +373,7 @@ def test_an_export_that_fails_at_the_end_loses_no_work_and_the_same_command_goes
         (export / "mine.txt").write_text("somebody's")
         return own(*arguments, **settings)
 
-    places = ("--export", str(export), *(("--out", str(run)) if with_out else ()), "--json")
+    places = ("--export", str(export), *(("--out", str(run)) if with_out else ()), "--anyway", "--json")
     with monkeypatch.context() as patch:
         patch.setattr(import_module(f"shortviz.{module}"), name, and_take_the_folder)
         code, _, err = shortviz(command, checkpoint, *options, *places)
@@ -354,7 +408,7 @@ def untimed(treatment: dict) -> dict:
 def test_a_training_without_a_run_that_is_stopped_goes_on_from_where_it_is_kept(
     shortviz, checkpoint, tmp_path, unfinished, monkeypatch
 ):
-    command = ("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--adapter", str(tmp_path / "a"), "--json")
+    command = ("heal", checkpoint, *CUT, *TEXT, *RECIPE, "--adapter", str(tmp_path / "a"), "--anyway", "--json")
     with monkeypatch.context() as patch:
         press_ctrl_c_at_step_3(patch)
         code, _, err = shortviz(*command)

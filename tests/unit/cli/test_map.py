@@ -94,7 +94,8 @@ def test_a_curve_cut_short_says_so_and_goes_on_from_its_checkpoint(shortviz, che
     def cut_short(handle, windows, *, watch, **options):
         def stop_at_once(progress):
             watch.report(progress)
-            watch.stop.set()
+            if progress.snapshot is not None:  # a group of cells is done
+                watch.stop.set()
 
         return measure(handle, windows, watch=Watch(stop_at_once, watch.stop), **options)
 
@@ -105,6 +106,9 @@ def test_a_curve_cut_short_says_so_and_goes_on_from_its_checkpoint(shortviz, che
     assert code == 130
     assert "run the same command again to go on" in last_line(err)
     assert not load_run(run).losses.complete
+    code, _, err = shortviz("curve", str(run))
+    assert code == 2, "a map of the usual text in place of what there is"
+    assert "the text asked for is built-in passages, " in last_line(err)
     code, _, err = shortviz("curve", checkpoint, *TEXT, "--out", str(run))
     assert code == 0, err
     assert load_run(run).losses.complete
@@ -139,7 +143,7 @@ def test_greedy_on_other_text_than_the_map_is_refused(shortviz, checkpoint, tmp_
     assert shortviz("map", checkpoint, *TEXT, "--out", run)[0] == 0
     code, _, err = shortviz("curve", run, "--builtin", "passages/code", "--window", "24", "--greedy", "1")
     assert code == 2
-    assert "give the map's own, or the model with another --out" in last_line(err)
+    assert "give the map's own, or another folder to write to" in last_line(err)
 
 
 def test_a_complete_map_is_not_replaced_by_one_on_other_text(shortviz, checkpoint, tmp_path):

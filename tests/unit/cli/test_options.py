@@ -1,10 +1,14 @@
 """Numbers of options are refused before a model is loaded and leave nothing; options that do nothing are told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from shortviz.runs.run import load_run
+from shortviz.model.tokenizer import read_tokenizer
+from shortviz.records.text import WindowSpec
+from shortviz.runs.run import load_run, save_run
+from shortviz.text.tokens import DEFAULT_EVALUATION, make_windows
 from tests.support.command import last_line
 
 TEXT = ("--builtin", "passages/prose", "--window", "24", "--windows", "2")
@@ -115,9 +119,41 @@ def test_the_curve_of_a_known_map_obeys_or_refuses_its_text_options(shortviz, ch
     assert shortviz("curve", str(run), *TEXT)[0] == 0, "the map's own options"
     code, out, err = shortviz("curve", str(run), "--windows", "4")
     assert (code, out) == (2, "")
-    assert last_line(err).startswith("The run's map is on built-in passages/prose, 2 windows of 24, and the text ")
+    assert last_line(err).startswith(
+        "The run's map is on built-in passages/prose, 2 windows of 24, spread over the text, and the text "
+    )
     assert shortviz("curve", str(run), "--out", str(copy))[0] == 0
     assert load_run(copy).losses is not None
+
+
+@pytest.mark.parametrize(
+    "typed", [("--builtin", "passages"), ("--window", "512"), ("--windows", "16"), ("--order", "spread")]
+)
+def test_options_of_a_curve_that_name_the_usual_text_are_compared_with_the_map_too(
+    shortviz, checkpoint, tmp_path, typed
+):
+    run = tmp_path / "run"
+    assert shortviz("map", checkpoint, *TEXT, "--out", str(run))[0] == 0
+    before = (run / "run.json").read_bytes()
+    code, out, err = shortviz("curve", str(run), *typed)
+    assert (code, out) == (2, "")
+    assert last_line(err).startswith(
+        "The run's map is on built-in passages/prose, 2 windows of 24, spread over the text, and the text asked for is "
+        "built-in passages, "
+    )
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_the_usual_text_is_followed_by_a_curve_whose_map_is_on_it(shortviz, checkpoint, tmp_path):
+    run = tmp_path / "run"
+    assert shortviz("map", checkpoint, *TEXT, "--out", str(run))[0] == 0
+    found, tokenizer = load_run(run), read_tokenizer(checkpoint, Path(checkpoint))
+    usual = make_windows(DEFAULT_EVALUATION, WindowSpec(), tokenizer).info  # to measure it takes a minute
+    save_run(replace(found, losses=replace(found.losses, text=usual)), run)
+    for typed in (("--builtin", "passages"), ("--window", "512", "--windows", "16")):
+        code, _, err = shortviz("curve", str(run), *typed)
+        assert code == 0, err
+    assert shortviz("curve", str(run), "--builtin", "passages", "--windows", "4")[0] == 2
 
 
 def test_a_map_that_is_there_is_not_measured_again(shortviz, checkpoint, tmp_path):
@@ -141,11 +177,11 @@ def test_another_run_is_not_written_over(shortviz, checkpoint, tmp_path):
     assert shortviz("map", str(other), *TEXT, "--out", theirs)[0] == 0
     code, _, err = shortviz("curve", ours, "--out", theirs)
     assert code == 2
-    assert last_line(err).endswith("choose another --out.")
+    assert last_line(err).endswith("choose another folder.")
     assert load_run(Path(theirs)).model.id == str(other)
 
 
 def test_a_search_of_two_windows_says_that_it_saves_nothing(shortviz, checkpoint):
-    words = "the search measures two windows whole; give --windows 3 or more"
+    words = "the search measures two windows whole; give 3 windows or more"
     assert words in shortviz("map", checkpoint, *TEXT, "--search", "--max-n", "2")[2]
     assert words not in shortviz("map", checkpoint, *TEXT, "--windows", "3", "--search", "--max-n", "2")[2]

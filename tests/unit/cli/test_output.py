@@ -59,7 +59,7 @@ def test_a_run_is_shown_with_its_sink_its_text_and_its_evaluations():
     assert "built-in python-reference; 64 rows of at most 256 tokens; BOS auto: no BOS." in text
     assert "angular_last" in text
     assert "Evaluated with layers removed:" in text
-    assert "nats (paired)" in text
+    assert " nats), paired" in text
 
 
 def test_one_window_says_that_it_has_no_error_and_never_nan():
@@ -74,7 +74,7 @@ def test_one_window_says_that_it_has_no_error_and_never_nan():
     text = evaluation_text(one)
     assert "nan" not in text
     assert "±" not in text
-    assert "one window, no error" in text
+    assert "in 1 window of 256 (no error from one)" in text
     card = _measured(one).markdown()
     assert "nan" not in card
     assert "±" not in card

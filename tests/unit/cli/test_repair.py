@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from shortviz.cli.session import warn_same_text
+from shortviz.errors import ResourceError
 from shortviz.records.ledger import accuracy_change
 from shortviz.records.text import TextSpec
 from shortviz.runs.run import load_run
+from shortviz.service.ledger import CutLedger
 from tests.support.command import Outcome
 from tests.support.paths import ROOT
 
@@ -36,6 +39,8 @@ def test_repair_writes_a_proved_checkpoint_and_its_ledger(checkpoint: str, short
         "--method",
         "seam_refit",
         *SMALL,
+        "--windows",
+        "32",
         "--export",
         str(out),
         "--json",
@@ -43,7 +48,7 @@ def test_repair_writes_a_proved_checkpoint_and_its_ledger(checkpoint: str, short
 
     found = json.loads(printed)
     assert code == 0
-    assert found["applied"]
+    assert (found["applied"], found["verdict"]) == (True, "")
     assert [step["name"] for step in found["ledger"]["steps"]] == ["uncut", "cut", "repaired"]
     assert found["export"]["removed"] == [2, 3]
     assert found["export"]["max_logit_diff"] == 0.0
@@ -51,6 +56,24 @@ def test_repair_writes_a_proved_checkpoint_and_its_ledger(checkpoint: str, short
     card = (out / "README.md").read_text()
     assert "Nothing was trained after the cut" not in card
     assert "--start 2 --n 2 --max-length 64 --fit-tokens 2048" in card
+
+
+def test_a_repair_that_is_not_told_from_the_cut_is_written_only_when_asked_for(
+    checkpoint: str, shortviz: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "repaired"
+    command = ("repair", checkpoint, "--start", "2", "--n", "2", *SMALL, "--export", str(out))
+
+    code, printed, err = shortviz(*command)
+
+    assert code == 2
+    assert printed.startswith("On built-in passages, repaired (seam refit) is no better than what it began from: NLL ")
+    assert "paired over 2 windows, two errors include zero" in printed.splitlines()[0]
+    assert "(errors widened by 1.84 as there are only 2 windows: Student's t)" in printed
+    assert "nothing was written; give --anyway to write it all the same" in err.splitlines()[-1]
+    assert not out.exists()
+    assert shortviz(*command, "--anyway")[0] == 0
+    assert (out / "model.safetensors").is_file()
 
 
 def test_repair_asks_every_step_the_same_questions_and_advise_reads_the_run(
@@ -189,6 +212,22 @@ def test_bad_input_is_told_in_one_sentence(
     assert "Traceback" not in err
 
 
+def test_what_is_wrong_with_the_evaluation_text_names_its_own_options(
+    checkpoint: str, shortviz: Run, tmp_path: Path
+) -> None:
+    table = tmp_path / "a.jsonl"
+    table.write_text('{"body": "some words", "chat": [{"role": "user", "content": "Up?"}]}\n' * 9)
+    for options, message in (
+        ((), "Choose one of them with --eval-key; the longest text is in 'body' (--eval-key body)."),
+        (("--eval-key", "chat"), "--eval-chat-template is needed: the file a.jsonl, column chat holds chats"),
+        (("--eval-special-tokens", "odd"), "--eval-special-tokens is 'odd'; it must be auto, literal or parsed."),
+    ):
+        named = ("--remove", "2", "--eval-text", str(table))
+        code, printed, err = shortviz("repair", checkpoint, *SMALL, *named, *options)
+        assert (code, printed) == (2, "")
+        assert message in err
+
+
 @pytest.mark.parametrize(
     ("fitted", "scored", "warns"),
     [("passages/prose", "passages", True), ("passages", "passages", True), ("passages/prose", "passages/maths", False)],
@@ -198,3 +237,24 @@ def test_scoring_on_the_text_that_was_fitted_to_is_warned_of(
 ) -> None:
     warn_same_text(TextSpec(kind="builtin", value=fitted), TextSpec(kind="builtin", value=scored))
     assert ("the same text, so the figures flatter" in capsys.readouterr().err) is warns
+
+
+@pytest.mark.parametrize("error", [ResourceError("The disk is full."), ValueError("a fault of ours")])
+def test_a_fault_while_a_repair_is_scored_says_where_it_is_kept(shortviz, checkpoint, monkeypatch, error):
+    own = CutLedger._score
+
+    def fails(self, model, name):
+        if model.treatments:
+            raise error
+        return own(self, model, name)
+
+    monkeypatch.setattr(CutLedger, "_score", fails)
+    code, out, err = shortviz(
+        "repair", checkpoint, "--start", "2", "--n", "2", "--method", "scale", "--builtin", "passages/prose",
+        "--fit-tokens", "2048", "--max-length", "64", "--eval-builtin", "passages/maths",
+        "--window", "32", "--windows", "3",
+    )  # fmt: skip
+    assert (code, out) == (2 if isinstance(error, ResourceError) else 1, "")
+    kept = re.search(r"What was computed is kept in (\S+): run the same command again", err)
+    assert kept is not None, err
+    assert Path(kept[1]).is_file()

@@ -18,10 +18,8 @@ ROWS = [
 
 
 @pytest.fixture
-def questions(tmp_path):
-    file = tmp_path / "questions.jsonl"
-    file.write_text("\n".join(json.dumps(row) for row in ROWS))
-    return str(file)
+def questions(question_file):
+    return question_file(ROWS)
 
 
 def test_accuracy_of_both_models_is_printed_with_errors_and_chance(shortviz, checkpoint, questions):

@@ -73,7 +73,11 @@ def test_the_json_of_an_export_has_the_stable_shape(exported: tuple[Path, Export
         "generation_equal",
         "seconds",
         "proof",
+        "notes",
+        "dtypes",
+        "gate",
     ]
+    assert found["dtypes"] == "float32"
     assert found["removed"] == [1, 4, 5]
     assert found["folder"] == str(exported[0])
 

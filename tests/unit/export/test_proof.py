@@ -64,7 +64,7 @@ def test_one_changed_bit_is_found(handle: ModelHandle, checkpoint: Path, child: 
 def test_another_dtype_is_found(handle: ModelHandle, checkpoint: Path, child: FreshProcess, tmp_path: Path) -> None:
     config = checkpoint / "config.json"
     config.write_text(config.read_text().replace('"float32"', '"bfloat16"'))
-    with pytest.raises(ExportError, match="reloads as bfloat16 instead of float32"):
+    with pytest.raises(ExportError, match="says that it is in bfloat16 instead of float32"):
         prove_checkpoint(child, handle, checkpoint, tmp_path)
 
 

@@ -25,9 +25,9 @@ from tests.support.records import fixture_model
 def test_the_measured_map_is_drawn_by_the_charts_of_a_distance_map():
     losses = losses_of(triangle())
     picture = as_map(losses)
-    figure = charts.distance_map(picture, "nll_increase", fixture_model(LAYERS), charts.MapView(scale="raw"))
-    assert "nats per token" in figure.data[0].colorbar.title.text
-    assert "windows of text" in figure.data[-1].hovertemplate
+    figure = charts.distance_map(picture, "nll_increase", fixture_model(LAYERS), charts.MapView(scale="value"))
+    assert "nats per token, log scale" in figure.layout.annotations[0].text
+    assert "measured NLL increase" in figure.data[-1].hovertemplate
     assert "By measured NLL increase over 4 windows" in map_alt(picture, "nll_increase", fixture_model(LAYERS))
 
 

@@ -14,7 +14,7 @@ from shortviz.runs.run import example_run
 def test_the_cells_of_a_map_are_shapes_in_its_own_colours() -> None:
     run = example_run()
     assert run.distances is not None
-    view = charts.MapView(scale="raw", selected=Block(start=13, n=3), dark=True)
+    view = charts.MapView(scale="value", selected=Block(start=13, n=3), dark=True)
     drawn = charts.distance_map(run.distances, "angular_last", run.model, view)
     found = paper_figure(drawn)
     cells = [shape for shape in found.layout.shapes if shape.layer == "below"]

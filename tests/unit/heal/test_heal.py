@@ -3,21 +3,25 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from shortviz.errors import RunError
+from shortviz.heal.data import pack, split_heldout
 from shortviz.heal.heal import heal
 from shortviz.measure.losses import evaluate
 from shortviz.model.handle import ModelHandle
 from shortviz.model.prune import prune
 from shortviz.progress import Watch
+from shortviz.records.ledger import add_step, start_ledger, verdicts
 from shortviz.records.plan import PrunePlan
-from shortviz.records.text import TokenSet, WindowSet
+from shortviz.records.text import ALL_TOKENS, TextSpec, TokenSet, WindowSet, WindowSpec
+from shortviz.text.tokens import fit_rows, make_windows, tokenize
 from tests.support.families import build_tiny, handle_of, shared_handle
-from tests.support.healing import losses_of, small_recipe, small_text
+from tests.support.healing import BOS, losses_of, needs_bos, small_recipe, small_text
 from tests.support.paths import ROOT
 
 
@@ -195,3 +199,30 @@ def test_a_broken_checkpoint_is_named(base, cut, text, tmp_path):
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(RunError, match=r"heal\.safetensors cannot be read.*delete it"):
         heal(cut, text[0], small_recipe(), base=base, heldout=text[1], checkpoint=path)
+
+
+def test_a_model_that_leans_on_its_bos_is_trained_and_judged_as_it_is_used():
+    base = needs_bos()
+    spec, cut_into = TextSpec(kind="builtin", value="passages/maths"), WindowSpec(window=64, windows=16)
+    scored = make_windows(spec, cut_into, base.tokenizer)
+    without = make_windows(replace(spec, bos="never"), cut_into, base.tokenizer)
+    assert evaluate(base, without).score.nll > evaluate(base, scored).score.nll + 0.4, "it needs its BOS"
+    cut = prune(base, PrunePlan(num_layers=6, removed=(1, 2, 3)))
+    text = tokenize(TextSpec(kind="builtin", value="passages/prose", max_length=ALL_TOKENS), base.tokenizer)
+    train, heldout = split_heldout(text, windows=4, window=64)
+    assert set(heldout.tokens[:, 0].tolist()) == set(pack(train, 64)[:, 0].tolist()) == {BOS}
+    assert set(row[0] for row in fit_rows(spec, base.tokenizer, tokens=512, length=64).rows) == {BOS}
+
+    recipe = small_recipe(
+        objective="next_token", dropout=0.0, steps=20, length=64, batch_size=4, eval_every=5, learning_rate=1e-2
+    )
+    healed = heal(cut, train, recipe, heldout=heldout)
+    lost = evaluate(cut, scored, base=base)
+    ledger = add_step(start_ledger(lost), "healed", evaluate(healed.handle, scored, base=base), [healed.treatment])
+    assert not verdicts(ledger), "it wins on text that it was not trained on, opened as it is used"
+
+    # As windows were made before: cut from the joined rows, of which few begin with BOS.
+    old = split_heldout(replace(text, opening=(), between=()), windows=4, window=64)
+    assert (pack(old[0], 64)[:, 0] == BOS).mean() < 0.1
+    taught = heal(cut, old[0], recipe, heldout=old[1]).handle
+    assert evaluate(taught, scored).score.nll > evaluate(healed.handle, scored).score.nll + 0.05

@@ -1,5 +1,7 @@
 """The parts of healing: presets, schedule, seams, text, targets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -64,15 +66,43 @@ def test_every_window_comes_once_in_each_pass_and_the_order_depends_on_the_seed(
     assert any(not np.array_equal(batch_of(windows, 0, 5, seed), first) for seed in range(1, 4))
 
 
-def _tokens(*rows: list[int]) -> TokenSet:
+def _tokens(*rows: list[int], opening: tuple[int, ...] = (), between: tuple[int, ...] = ()) -> TokenSet:
     arrays = tuple(np.asarray(row, dtype=np.int64) for row in rows)
     size = sum(len(row) for row in arrays)
-    return TokenSet(rows=arrays, info=TextInfo(source="test text", rows=len(rows), tokens=size, fingerprint="f"))
+    info = TextInfo(source="test text", rows=len(rows), tokens=size, fingerprint="f")
+    return TokenSet(rows=arrays, info=info, opening=opening, between=between)
 
 
 def test_rows_are_packed_with_a_separator_and_the_rest_is_left_out():
-    assert pack(_tokens([1, 2, 3], [4, 5]), 3, [9]).tolist() == [[1, 2, 3], [9, 4, 5]]
-    assert pack(_tokens([1, 2, 3], [4, 5]), 2, []).tolist() == [[1, 2], [3, 4]]
+    assert pack(_tokens([1, 2, 3], [4, 5], between=(9,)), 3).tolist() == [[1, 2, 3], [9, 4, 5]]
+    assert pack(_tokens([1, 2, 3], [4, 5]), 2).tolist() == [[1, 2], [3, 4]]
+
+
+def test_rows_of_one_text_are_packed_with_nothing_between_held_out_ones_too():
+    one = _tokens([1, 2], [3, 4], [5, 6], between=(9,))
+    assert pack(replace(one, continued=frozenset({1})), 4).tolist() == [[1, 2, 3, 4]]
+    rows = [[10 * i + k for k in range(10)] for i in range(1, 21)]
+    text = replace(_tokens(*rows, between=(9,)), continued=frozenset(range(1, 20)))
+    train, held = split_heldout(text, windows=2, window=8)
+    assert held.tokens.flatten().tolist() == [10 * i + k for i in (19, 20) for k in range(10)][:16]
+    assert 9 not in pack(train, 8)
+
+
+def test_every_window_opens_as_the_rows_do():
+    rows = [[0, *range(10 * i, 10 * i + 7)] for i in range(1, 9)]
+    found = pack(_tokens(*rows, opening=(0,), between=(9,)), 4)
+    assert found[:3].tolist() == [[0, 10, 11, 12], [0, 13, 14, 15], [0, 16, 9, 20]]
+    assert (found[:, 0] == 0).all()
+    assert 0 not in found[:, 1:], "the opening of a row is no text"
+    for text in (_tokens(*rows, opening=(0,)), _tokens([0, *range(1, 100)], opening=(0,))):  # whole rows, part of one
+        train, held = split_heldout(text, windows=2, window=5)
+        assert held.tokens[:, 0].tolist() == [0, 0]
+        assert 0 not in held.tokens[:, 1:]
+        assert all(row[0] == 0 for row in train.rows)
+        assert train.opening == (0,)
+        assert not set(np.concatenate(train.rows)) & set(held.tokens[:, 1:].flatten())
+    with pytest.raises(TextError, match=r"fewer than one training window of 9 needs \(8\); .* length of 2 to 8"):
+        pack(_tokens(rows[0], opening=(0,)), 9)
 
 
 def test_held_out_text_is_the_end_and_not_trained_on():

@@ -1,7 +1,7 @@
 """The lessons' data, questions and pictures: what they say follows from the bundled numbers."""
 
-import importlib.util
 import math
+import runpy
 
 import numpy as np
 import pytest
@@ -127,11 +127,6 @@ def test_the_picture_of_a_ledger_has_a_bar_for_every_step() -> None:
 
 
 def test_the_numbers_of_the_teachers_sheet_are_those_of_the_bundled_data() -> None:
-    root = ROOT
-    spec = importlib.util.spec_from_file_location("make_teaching_sheet", root / "tools" / "make_teaching_sheet.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    written = (root / "docs" / "teaching.md").read_text(encoding="utf-8")
-    assert written == module.sheet(), "run tools/make_teaching_sheet.py"
+    tool = runpy.run_path(str(ROOT / "tools" / "make_teaching_sheet.py"))
+    written = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+    assert written == tool["sheet"](), "run tools/make_teaching_sheet.py"

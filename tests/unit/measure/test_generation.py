@@ -1,4 +1,4 @@
-"""TODO tests/unit/measure/test_generation.py."""
+"""Greedy continuation: the most likely token at each step, its stops and its refusals."""
 
 import threading
 
@@ -67,6 +67,11 @@ def test_sampling_and_penalties_of_the_model_do_not_matter() -> None:
 def test_an_empty_prompt_is_refused(prompt: str) -> None:
     with pytest.raises(TextError, match="The prompt is empty; write a few words"):
         continue_text(shared_handle("llama"), prompt)
+
+
+def test_a_prompt_with_half_a_character_is_refused() -> None:
+    with pytest.raises(TextError, match="The prompt holds half a character, or a byte that is no UTF-8 text; write it"):
+        continue_text(shared_handle("llama"), "Up \udc80?")
 
 
 def test_a_prompt_that_fills_the_context_is_refused() -> None:

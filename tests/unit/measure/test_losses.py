@@ -1,4 +1,4 @@
-"""TODO tests/unit/measure/test_losses.py."""
+"""Losses of windows: exact against by hand, paired errors, kept base scores."""
 
 import math
 import threading
@@ -67,6 +67,29 @@ def test_a_pruned_model_reports_what_it_saves_and_what_it_loses() -> None:
     assert 0 <= result.same_top1 < 1
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])  # the head in chunks; with a cap on its logits
+def test_the_loss_of_each_token_is_that_of_both_models_own_logits(family: str) -> None:
+    handle, windows = shared_handle(family), window_set(2)
+    pruned, told = prune(handle, PLAN), []
+    plain = evaluate(pruned, windows, base=handle)
+    found = evaluate(pruned, windows, base=handle, on_tokens=lambda *both: told.append(both))
+    assert numbers(found) == numbers(plain), "watching changes nothing"
+    ((before, after),) = told  # of the first window alone
+    ids = torch.tensor(windows.tokens[0])
+    for one, scores in ((handle, before), (pruned, after)):
+        with torch.inference_mode():
+            logits = one.model(input_ids=ids[None].to(one.model.device), use_cache=False).logits[0, :-1].double().cpu()
+        for at, row in enumerate(logits):
+            shares = [math.exp(value - torch.logsumexp(row, 0)) for value in row.tolist()]
+            assert float(scores.nll[at]) == pytest.approx(-math.log(shares[ids[at + 1]]), abs=1e-5)
+            likely = sorted(range(len(shares)), key=lambda token: -shares[token])[:5]
+            assert scores.shares[at].tolist() == pytest.approx([shares[token] for token in likely], abs=1e-5)
+            assert [shares[token] for token in scores.top[at]] == pytest.approx([shares[t] for t in likely], abs=1e-6)
+    assert float((after.nll - before.nll).mean()) == pytest.approx(
+        float(found.score.window_nll[0]) - float(found.base.window_nll[0])  # type: ignore[union-attr]
+    )
+
+
 def test_the_error_of_the_same_next_token_is_over_windows() -> None:
     handle, windows = shared_handle("llama"), window_set(5)
     pruned = prune(handle, PLAN)
@@ -74,7 +97,7 @@ def test_the_error_of_the_same_next_token_is_over_windows() -> None:
     alone = [evaluate(pruned, replace(windows, tokens=windows.tokens[i : i + 1]), base=handle) for i in range(5)]
     shares = [one.same_top1 for one in alone]
     assert result.same_top1 == pytest.approx(np.mean(shares))
-    assert result.same_top1_stderr == pytest.approx(np.std(shares, ddof=1) / math.sqrt(5))
+    assert result.same_top1_stderr == pytest.approx(1.1416 * np.std(shares, ddof=1) / math.sqrt(5))
     assert result.same_top1_stderr > 0
     assert math.isnan(alone[0].same_top1_stderr)
 
@@ -85,7 +108,7 @@ def test_the_error_of_the_difference_is_paired() -> None:
     result = evaluate(pruned, windows, base=handle)
     alone = [WindowSet(tokens=windows.tokens[i : i + 1], info=windows.info) for i in range(5)]
     differences = [evaluate(pruned, w).score.nll - evaluate(handle, w).score.nll for w in alone]
-    assert result.nll_increase_stderr == pytest.approx(np.std(differences, ddof=1) / math.sqrt(5))
+    assert result.nll_increase_stderr == pytest.approx(1.1416 * np.std(differences, ddof=1) / math.sqrt(5))
 
 
 def test_one_window_has_no_error_bar() -> None:
@@ -99,7 +122,17 @@ def test_one_window_has_no_error_bar() -> None:
 
 
 def test_mean_and_stderr_of_known_samples() -> None:
-    assert mean_and_stderr([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1 / math.sqrt(3)))
+    assert mean_and_stderr([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1.3213 / math.sqrt(3)))
+    assert mean_and_stderr(np.arange(8.0)) == pytest.approx((3.5, math.sqrt(6 / 8)))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 7])
+def test_one_error_of_few_samples_covers_as_much_as_one_of_many(count: int) -> None:
+    draw = np.random.default_rng(count)
+    samples = draw.normal(size=(20_000, count))
+    found = [mean_and_stderr(row) for row in samples]
+    covered = np.mean([abs(mean) < error for mean, error in found])
+    assert covered == pytest.approx(math.erf(1 / math.sqrt(2)), abs=0.012)  # 3.6 errors of a share of 20,000
 
 
 def test_kept_base_scores_give_the_same_numbers_without_running_the_uncut_model_again() -> None:

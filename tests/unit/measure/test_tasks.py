@@ -154,3 +154,13 @@ def test_the_json_of_a_score_is_plain_and_complete() -> None:
             "log_likelihoods": list(score.predictions[0].log_likelihoods),
         }
     ]
+
+
+def test_spellings_of_special_tokens_are_parsed_as_in_lm_eval_and_counted() -> None:
+    rows = task(("What ends, </s> or", ("</s>", "nothing"), 0))
+    handle = shared_handle("llama")
+    (question,) = task_tokens(handle, rows)
+    assert question.choices[0].targets == (*handle.tokenizer(" ")["input_ids"], handle.tokenizer.eos_token_id)
+    score = score_tasks(handle, rows)
+    assert score.source == "questions of a test; 2 spellings of special tokens parsed as tokens, as lm_eval does"
+    assert score.fingerprint == rows.fingerprint

@@ -14,8 +14,7 @@ from shortviz.model.rules import Cut, kv_sources
 from shortviz.records.plan import PrunePlan
 
 NEVER_CUT = {
-    *("gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "hrm_text", "inkling2_text", "longcat_flash", "rwkv"),
-    *("zamba", "zamba2", "zaya"),
+    *("hrm_text", "inkling2_text", "longcat_flash", "rwkv", "zamba", "zamba2", "zaya"),
 }
 """Causal language models that are refused whatever the plan."""
 LAYER_KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers")
@@ -119,7 +118,7 @@ def test_layers_whose_results_others_reuse_must_stay() -> None:
     types = ["sliding_attention", "full_attention"] * 4
     shared = {"num_hidden_layers": 8, "num_kv_shared_layers": 2, "layer_types": types}
     assert cut("gemma4_unified_text", (0, 6), **shared).num_kv_shared_layers == 1
-    assert "makes layer 6 reuse what layer 4" in refusal("gemma4_unified_text", (4,), **shared)
+    assert "makes layer 6 read the keys and values of layer 4" in refusal("gemma4_unified_text", (4,), **shared)
 
 
 def test_where_a_layers_number_enters_its_computation_only_the_last_layers_can_go() -> None:

@@ -172,6 +172,7 @@ def test_a_wrong_dtype_or_device_is_refused_with_the_choices(
         ({"model_type": "t5", "is_encoder_decoder": True, "architectures": None}, "t5 is an encoder-decoder model"),
         ({"num_hidden_layers": 1}, "LlamaForCausalLM has 1 layer; choose a model of at least 2."),
         ({"num_hidden_layers": 7}, "The weights of FOLDER do not fit its config.json: they lack model.layers.6."),
+        ({"text_config": "llama"}, "The config of model type 'llama' states no number of layers"),
         ({"num_hidden_layers": 5}, "The weights of FOLDER do not fit its config.json: they hold model.layers.5."),
         ({"intermediate_size": 40}, "The weights of FOLDER do not fit its config.json: they have another shape of"),
     ],
@@ -184,6 +185,8 @@ def test_a_config_that_does_not_fit_is_refused(copy: Path, fields: dict[str, Any
 def test_broken_json_is_refused(copy: Path) -> None:
     (copy / "config.json").write_text('{"model_type": ')
     assert refusal(copy).startswith("The file FOLDER/config.json cannot be read as JSON")
+    (copy / "config.json").write_text("[" * 100_000)
+    assert refusal(copy).startswith("The file FOLDER/config.json cannot be read as JSON (maximum recursion depth")
     (copy / "config.json").write_text("[]")
     assert refusal(copy) == "The config.json of FOLDER is not a JSON object."
 

@@ -47,7 +47,7 @@ def size(ref):
 
 def watched():
     seen = []
-    load(ModelRef(id="org/tiny"), watch=Watch(seen.append))
+    load(ModelRef(id="org/tiny"), watch=Watch(lambda step: step.stage == "note" or seen.append(step)))
     bytes_done = [p.done for p in seen if p.stage == "download"]
     return {"last": bytes_done[-1], "total": seen[0].total, "rising": bytes_done == sorted(bytes_done),
             "units": sorted({p.unit for p in seen})}
@@ -236,7 +236,7 @@ ONE_LOAD = """
 import sys
 from shortviz.progress import NO_WATCH
 from shortviz.records.model import ModelRef
-from shortviz.service.service import ModelCache
+from shortviz.service.kept import ModelCache
 models = ModelCache()
 assert models.load(ModelRef(id=sys.argv[1]), NO_WATCH) is models.load(ModelRef(id=sys.argv[1]), NO_WATCH)
 """

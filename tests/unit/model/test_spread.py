@@ -171,7 +171,7 @@ def test_a_model_that_accelerate_put_on_the_disk_in_part_is_refused(tmp_path: Pa
     places |= {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     dispatch_model(model, places, offload_dir=tmp_path)
     with pytest.raises(
-        ResourceError, match=r"no room for 57 of 57 weights of this \(model.embed_tokens.weight, \.\.\.\); use"
+        ResourceError, match=r"no room for 57 of 57 weights of this \(model.embed_tokens.weight, \.\.\.\); stream it"
     ):
         refuse_offloaded("this", model)
 
@@ -181,7 +181,7 @@ def test_what_accelerate_s_own_map_puts_on_the_cpu_is_refused(checkpoint: str, m
     cpu = torch.device("cpu")
     placed = Placement(dtype=torch.float32, device=cpu, reason="as asked for.", spread=(cpu, cpu))
     monkeypatch.setattr(load, "choose_placement", lambda _: placed)
-    with pytest.raises(ResourceError, match=r"no room for 57 of 57 weights of .*model\.embed_tokens.*use --stream"):
+    with pytest.raises(ResourceError, match=r"no room for 57 of 57 weights of .*model\.embed_tokens.*stream it"):
         load.load(ModelRef(id=checkpoint))
 
 

@@ -19,7 +19,7 @@ from shortviz.analysis import curve
 from shortviz.measure import search
 from shortviz.records import ledger
 from shortviz.records.advice import Budget
-from shortviz.records.heal import HealSettings
+from shortviz.records.heal import HealSettings, OwnText
 from shortviz.records.help import Help
 from shortviz.records.json import (
     FloatMatrix,
@@ -35,8 +35,8 @@ from shortviz.records.json import (
     plain,
     to_json,
 )
-from shortviz.records.measured import CurvePoint, GreedyRemoval
-from shortviz.records.plan import PrunePlan
+from shortviz.records.measured import CurvePoint, Gate, GreedyRemoval
+from shortviz.records.plan import PrunePlan, Removal
 from shortviz.records.run import Run
 from shortviz.records.text import TaskRow, TaskRows, TaskSpec, TextSpec, TokenSet, WindowSet, WindowSpec
 from shortviz.repair.shrink import ShrinkStep
@@ -89,8 +89,9 @@ KINDS: dict[Any, st.SearchStrategy[Any]] = {
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
     """Values of a field, from its type alone."""
     origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated and (get_origin(inner[0]) is tuple or isinstance(inner[1], Help)):
-        return values_of(inner[0])  # Many, which cannot be hashed, or a field with its help
+    record = origin is Annotated and hasattr(inner[0], "__dataclass_fields__")
+    if origin is Annotated and (record or get_origin(inner[0]) is tuple or isinstance(inner[1], Help)):
+        return values_of(inner[0])  # Many, which cannot be hashed, or a field with its help or left out where empty
     if hint in KINDS:
         return KINDS[hint]
     if hasattr(hint, "__dataclass_fields__"):
@@ -101,6 +102,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.one_of(*map(values_of, inner))
     if origin is tuple and inner[-1] is ...:
         return st.lists(values_of(inner[0]), max_size=2).map(tuple)
+    if origin is frozenset:
+        return st.frozensets(values_of(inner[0]), max_size=2)
     if origin is tuple:
         return st.tuples(*map(values_of, inner))
     return st.dictionaries(values_of(inner[0]), values_of(inner[1]), max_size=2)  # a Mapping
@@ -117,6 +120,13 @@ COUNTS = st.integers(2, 2**40)
 TOKENS = arrays(INTEGERS, np.int64, 2, False).filter(lambda tokens: tokens.shape[1] > 1)
 CHECKED: dict[Any, dict[str, st.SearchStrategy[Any]]] = {
     TextSpec: {"limit": st.none() | COUNTS, "max_length": COUNTS},
+    Gate: {"max_nll_increase": st.none() | st.floats(0, 1e9), "min_accuracy": st.none() | st.floats(0, 1)},
+    OwnText: {
+        **{"self_share": st.none() | st.floats(0.05, 1), "self_top_p": st.floats(0.05, 1)},
+        **{"self_temperature": st.floats(0, 2)},
+        **dict.fromkeys(("self_tokens", "self_length", "self_seed"), st.integers(2, 1000)),
+    },
+    Removal: {"layers": st.lists(st.integers(0, 99), min_size=1).map(tuple)},
     WindowSpec: {"window": COUNTS, "windows": COUNTS},
     TaskSpec: {
         "limit": st.none() | COUNTS,

@@ -13,7 +13,7 @@ from shortviz.export.recipes import recipe_of
 from shortviz.measure.losses import evaluate
 from shortviz.model.prune import prune
 from shortviz.records.json import to_json
-from shortviz.records.ledger import add_step, merged, recovered_share, start_ledger
+from shortviz.records.ledger import add_step, gain, merged, not_better, recovered_share, start_ledger, verdicts
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.sums import paired_stderr
 from shortviz.runs.run import load_run, save_run, with_ledger
@@ -63,6 +63,31 @@ def test_without_the_loss_of_each_window_the_share_has_no_error() -> None:
     assert share == pytest.approx(1 - (3.905 - plain.base.nll) / (plain.score.nll - plain.base.nll))
     assert math.isnan(error)
     assert math.isnan(paired_stderr(plain.score.window_nll, treated.score.window_nll))
+
+
+def test_what_is_no_better_than_what_it_began_from_is_told_with_its_paired_interval() -> None:
+    ledger = fixture_ledger()
+    plain, base = ledger.steps[1].evaluation, ledger.steps[0].evaluation.score.window_nll
+    cut, repaired, healed = ledger.steps[1:]
+    assert verdicts(ledger) == ()
+    assert gain(ledger, healed)[0] is repaired, "a healing is judged by what the repair had won already"
+
+    def judged(change: float, noise: float) -> str:
+        nll = np.array(repaired.evaluation.score.window_nll) + change + noise * np.tile([1.0, -1.0], len(base) // 2)
+        found = add_step(ledger, "healed", with_windows(plain, nll, np.array(base)), [REPAIR, HEAL])
+        return not_better(found, found.steps[-1])
+
+    assert judged(-0.1, 0.01) == ""
+    error = 0.1 / math.sqrt(15)  # of sixteen windows that differ by 0.1 either way
+    assert judged(-2.1 * error, 0.1) == ""
+    assert "is no better than what it began from: NLL -0.049 ± 0.026 nats against repaired (seam refit)" in judged(
+        -1.9 * error, 0.1
+    )
+    assert "is worse than what it began from: NLL +0.1000" in judged(0.1, 0.001)
+    kept = replace(plain, score=replace(plain.score, window_nll=()))
+    unknown = add_step(ledger, "repaired", kept, [replace(REPAIR, method="scale")])
+    assert "without a paired error" in verdicts(unknown)[0]
+    assert not_better(ledger, cut) == ""
 
 
 def test_every_evaluation_keeps_the_loss_of_each_window_of_both_models() -> None:
@@ -140,7 +165,7 @@ def test_show_prints_the_ledger_with_errors_and_the_text_behind_it(shortviz, tmp
     code, out, _ = shortviz("show", str(tmp_path))
     assert code == 0
     assert "Ledger of the cut of layers 12-15 (4 layers)" in out
-    assert "Over 8,176 scored tokens in 16 windows of 256; built-in python-reference" in out
+    assert "Over 8,176 scored tokens in 16 windows of 256, the first of the text; built-in python-reference" in out
     assert "healed (seam refit, then lora): Stopped early; the best step is kept." in out
     line = next(line for line in out.splitlines() if line.startswith("repaired (seam refit) "))
     assert "41 s" in line

@@ -13,7 +13,7 @@ from shortviz.measure.replay import record
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import layer_stack
 from shortviz.model.prune import prune, put_weights, restore_weights, shared_copy
-from shortviz.progress import NO_WATCH, Watch
+from shortviz.progress import NO_WATCH, NOTE, Progress, Watch
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import TokenSet
 from shortviz.repair.candidate import Work, shared_front
@@ -251,6 +251,24 @@ def test_the_scale_is_the_ratio_of_the_stream_behind_the_block_to_that_before_it
 
     factor = float(str(repaired.treatment.settings["factor"]))
     assert factor == pytest.approx(float((sizes[1] / sizes[0]).mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize(("family", "said"), [("gemma3_text", True), ("olmo2", True), ("llama", False)])
+def test_where_a_norm_follows_the_mlp_it_is_said_before_the_work_that_little_is_to_be_expected(
+    family: str, said: bool
+) -> None:
+    told: list[str] = []
+    base = shared_handle(family)
+
+    def hear(progress: Progress) -> None:
+        told.append(progress.detail if progress.stage == NOTE else progress.stage)
+
+    repaired = repair(cut_of(base, 2), base, written_by(base, rows=60), watch=Watch(hear))
+
+    words = "A norm follows the MLP of layer 1: only its scale is refitted, one number a channel, which wins little."
+    assert (told[0] == f"{words} Healing by training reaches more.") == said
+    if said and repaired.applied:
+        assert words in repaired.treatment.note
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon_h1", "mamba", "lfm2", "bloom"])

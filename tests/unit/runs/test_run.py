@@ -97,7 +97,7 @@ def test_a_run_of_another_text_is_not_overwritten(tmp_path):
     run = fixture_run(num_layers=6)
     save_run(run, tmp_path)
     save_run(replace(run, name="again"), tmp_path)
-    with pytest.raises(RunError, match="holds a run of .* choose another --out"):
+    with pytest.raises(RunError, match="holds a run of .* choose another folder"):
         save_run(replace(run, text=replace(run.text, fingerprint="other")), tmp_path)
     assert load_run(tmp_path).name == "again"
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]

@@ -1,7 +1,8 @@
 """A measurement begun on the command line is gone on with in the app, and back: the numbers of one that was not cut."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from shortviz.runs.run import load_run
 from shortviz.service.execute import execute, new_service
 from shortviz.service.place import Place
 from shortviz.service.requests import CurveRequest, MapRequest, MeasureRequest
-from shortviz.service.service import RunStore, Service
+from shortviz.service.service import RunStore, Service, run_key
 from shortviz.settings import settings
 
 ROWS = TextSpec(kind="builtin", value="python-reference", limit=12, max_length=32)
@@ -48,14 +49,19 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
     settings.cache_clear()
 
 
-def seen(watching: Callable[[Watch], Any], *, after: int = 0) -> list[float]:
-    """Return what the measurement told of itself; it is stopped at its step number `after`, unless that is 0."""
-    told: list[float] = []
+def seen(
+    watching: Callable[[Watch], Any], *, after: int = 0, stages: Sequence[str] = ("measure", "first look", "map")
+) -> list[Any]:
+    """Return what the measurement told of itself each time it had something; it is stopped at number `after`, if any.
+
+    Steps of a map stand with their stage: the first look is counted apart, and comes first, in the alphabet too.
+    """
+    told: list[Any] = []
     stop = threading.Event()
 
     def note(step: Progress) -> None:
-        if step.stage in ("measure", "map"):
-            told.append(step.done)
+        if step.stage in stages and step.snapshot is not None:
+            told.append((step.stage, step.done) if step.stage in ("first look", "map") else step.done)
             if len(told) == after:
                 stop.set()
 
@@ -63,11 +69,11 @@ def seen(watching: Callable[[Watch], Any], *, after: int = 0) -> list[float]:
     return told
 
 
-def on_the_command_line(request: Asked, folder: Path, *, after: int = 0) -> list[float]:
-    return seen(lambda watch: execute(request, watch, place=Place(folder)), after=after)
+def on_the_command_line(request: Asked, folder: Path, **named: Any) -> list[Any]:
+    return seen(lambda watch: execute(request, watch, place=Place(folder)), **named)
 
 
-def in_the_app(request: Asked, service: Service, monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> list[float]:
+def in_the_app(request: Asked, service: Service, monkeypatch: pytest.MonkeyPatch, **named: Any) -> list[Any]:
     """The job, its watch seen and stopped; what it made is run `tiny`."""
 
     def watching(watch: Watch) -> None:
@@ -86,7 +92,7 @@ def in_the_app(request: Asked, service: Service, monkeypatch: pytest.MonkeyPatch
         assert found is not None
         assert found.state in ("done", "cancelled"), found.error
 
-    return seen(watching, after=after)
+    return seen(watching, **named)
 
 
 def criteria_of(run: Run | None) -> dict[str, np.ndarray]:
@@ -179,6 +185,30 @@ def test_the_map_of_a_curve_goes_on_from_that_of_the_app(
     assert_same(losses_of(load_run(tmp_path / "curve")), losses_of(load_run(tmp_path / "whole")), 0.0)
 
 
+@pytest.mark.parametrize("begins", ["app", "command line"])
+def test_greedy_removal_begun_on_one_side_is_gone_on_with_on_the_other(
+    checkpoint: str, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    request = CurveRequest(model=ModelRef(id=checkpoint), text=ROWS, windows=WINDOWS, greedy=4)
+    greedy: dict[str, Any] = {"stages": ("greedy",)}
+    if begins == "app":
+        begun = in_the_app(request, service, monkeypatch, after=2, **greedy)
+        rest = on_the_command_line(request, tmp_path / "rest", **greedy)
+        found: Run | None = load_run(tmp_path / "rest")
+    else:
+        begun = on_the_command_line(request, tmp_path / "cut", after=2, **greedy)
+        rest = in_the_app(request, service, monkeypatch, **greedy)
+        found = service.runs.get("tiny")
+    assert (begun, rest) == ([1, 2], [3, 4]), "nothing is done again"
+    assert left_over() == []
+    on_the_command_line(request, tmp_path / "whole", **greedy)
+    whole = load_run(tmp_path / "whole").greedy
+    assert found is not None
+    assert found.greedy is not None
+    assert whole is not None
+    assert found.greedy == whole
+
+
 def test_work_that_another_process_is_at_is_not_kept_twice(checkpoint: str, service: Service, tmp_path: Path) -> None:
     from tests.support.records import fixture_run
 
@@ -191,3 +221,19 @@ def test_work_that_another_process_is_at_is_not_kept_twice(checkpoint: str, serv
         assert second is None
     with Place(tmp_path / "other").checkpoint("measure", info, "text") as later:
         assert later == first
+
+
+def test_a_run_that_was_kept_before_texts_had_these_fields_keeps_its_name() -> None:
+    text = TextSpec(kind="builtin", value="passages", limit=8)
+    assert run_key(ModelRef(id="demo"), text) == "demo-196e754381"  # of version 2.0, written down
+    others = [replace(text, special_tokens="parsed"), replace(text, bos="never"), replace(text, limit=9)]
+    assert len({run_key(ModelRef(id="demo"), one) for one in (text, *others)}) == 4
+
+
+def test_another_chat_template_under_the_same_name_is_another_run(tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ messages }}")
+    text = TextSpec(kind="dataset", value="org/chats", chat_template=str(template))
+    before = run_key(ModelRef(id="demo"), text)
+    template.write_text("{{ messages[0].content }}")
+    assert run_key(ModelRef(id="demo"), text) != before

@@ -12,8 +12,8 @@ from shortviz.model.prune import prune, put_weights
 from shortviz.records.ledger import LedgerStep, Treatment
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.service.execute import new_service
-from shortviz.service.kept import bring_back, is_kept, keep, place, put_in_memory
-from shortviz.service.service import Cache, RunStore
+from shortviz.service.kept import Cache, bring_back, is_kept, keep, place, put_in_memory
+from shortviz.service.service import RunStore
 from shortviz.settings import settings
 from tests.support.families import NUM_LAYERS, shared_handle
 from tests.support.records import fixture_evaluation, fixture_model

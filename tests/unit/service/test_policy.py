@@ -1,21 +1,22 @@
 """A hosted installation: whatever a stranger asks for, nothing crosses a limit; on one's own machine all is allowed."""
 
+import gzip
 import math
 import re
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from shortviz.errors import PolicyError
-from shortviz.records.heal import HealSettings
+from shortviz.records.heal import HealSettings, OwnText
 from shortviz.records.model import ModelEstimate, ModelRef
 from shortviz.records.plan import Block, Removal
 from shortviz.records.text import TaskSpec, TextSpec, WindowSpec
 from shortviz.service import policy, service
 from shortviz.service.queue import JobState
-from shortviz.service.requests import HealRequest, MeasureRequest
+from shortviz.service.requests import EvidenceRequest, HealRequest, MeasureRequest
 from shortviz.settings import Settings
 
 COMMIT = "a" * 40
@@ -64,6 +65,7 @@ HOSTILE_MODELS = {
 }
 HOSTILE_TEXTS = {
     "a file of the server": TextSpec(kind="file", value="/etc/passwd"),
+    "a chat template of the server": TextSpec(kind="dataset", value="org/rows", limit=1, chat_template="/etc/passwd"),
     "a relative file": TextSpec(kind="file", value="app.py"),
     "a device file": TextSpec(kind="file", value="/dev/zero"),
     "a file with a null byte": TextSpec(kind="file", value="up\0load.txt"),
@@ -106,6 +108,8 @@ class Asked:
 
 HOSTILE_JOBS = {
     "a folder of the server": Asked(folder="/tmp/exported"),
+    "a GGUF file of the server": Asked(folder="/tmp/exported.gguf"),
+    "a GGUF file beside the downloads": Asked(folder="{downloads}/../x.gguf"),
     "a folder beside the downloads": Asked(folder="{downloads}/../../elsewhere"),
     "the downloads themselves": Asked(folder="{downloads}"),
     "a folder with a null byte": Asked(folder="{downloads}/a\0b"),
@@ -142,7 +146,7 @@ def test_no_job_of_an_unknown_kind_crosses_a_limit(rules: Settings, name: str) -
     if asked.folder is not None:
         asked = replace(asked, folder=asked.folder.replace("{downloads}", str(rules.downloads_dir)))
     with pytest.raises(PolicyError):
-        policy.check_start(rules, asked, [], "me", 10**12)
+        policy.check_start(rules, asked, [], 10**12)
 
 
 def judged_fields(record: type) -> dict[str, set[type]]:
@@ -194,7 +198,7 @@ def test_every_field_of_every_record_has_a_limit_that_holds(rules: Settings, nam
 def test_a_field_without_a_limit_is_refused_by_name_whatever_it_holds(rules: Settings, value: Any) -> None:
     asked = make_dataclass("Later", ["ref", "surprise_field"])(DEMO, value)
     with pytest.raises(PolicyError, match="no limit for surprise"):
-        policy.check_start(rules, asked, [], "me", 10**12)
+        policy.check_start(rules, asked, [], 10**12)
 
 
 def test_there_are_at_least_forty_hostile_inputs() -> None:
@@ -218,7 +222,7 @@ def test_what_the_demo_is_for_passes(rules: Settings) -> None:
     ]
     assert [one for one in fine if not policy.allowed(rules, one)] == []
     assert not policy.allowed(rules, [*fine, ModelRef(id="org/other")]), "the last of many is looked at too"
-    policy.check_start(rules, fine, [], "me", 10**12)
+    policy.check_start(rules, fine, [], 10**12)
 
 
 def test_an_uploaded_file_is_judged_by_where_it_leads_and_its_size(rules: Settings, tmp_path: Path) -> None:
@@ -230,22 +234,38 @@ def test_an_uploaded_file_is_judged_by_where_it_leads_and_its_size(rules: Settin
         assert not policy.allowed(rules, TextSpec(kind="file", value=str(path), limit=1))
     with pytest.raises(PolicyError, match="1 MB"):
         policy.check_upload_bytes(rules, 1_000_001)
+    with pytest.raises(PolicyError, match="no longer on the server; give it again"):
+        policy.check(rules, TextSpec(kind="file", value=str(rules.uploads_dir / "gone.txt"), limit=1))
 
 
-def job(owner: str, **fields: Any) -> JobState:
-    return JobState(**{"id": "x", "kind": "measure", "title": "t", "owner": owner, "state": "running"} | fields)
+def test_an_uploaded_file_is_judged_by_what_it_unpacks_to(rules: Settings) -> None:
+    def upload(name: str, size: int) -> TextSpec:
+        (rules.uploads_dir / name).write_bytes(gzip.compress(b"x" * size))
+        return TextSpec(kind="file", value=str(rules.uploads_dir / name), limit=1)
+
+    policy.check(rules, upload("small.txt.gz", 1_000_000))
+    for spec in (upload("bomb.txt.gz", 1_000_001), upload("bomb.jsonl.gz", 100_000_000)):
+        with pytest.raises(PolicyError, match="The uploaded file unpacks to more than 1 MB; shorten it"):
+            policy.check(rules, spec)
+    task = TaskSpec(kind="file", value=str(rules.uploads_dir / "bomb.jsonl.gz"), limit=1)
+    with pytest.raises(PolicyError, match="unpacks to more than 1 MB"):
+        policy.check(rules, task)
 
 
-def test_a_session_has_few_jobs_at_a_time_and_those_of_others_do_not_count(rules: Settings) -> None:
-    mine, others = [job("me")] * rules.max_jobs, [job("you")] * 10
-    policy.check_start(rules, DEMO, [*mine[1:], *others, job("me", stopping=True)], "me", 10**12)
+def job(**fields: Any) -> JobState:
+    return JobState(**{"id": "x", "kind": "measure", "title": "t", "state": "running"} | fields)
+
+
+def test_a_visitor_has_few_jobs_at_a_time(rules: Settings) -> None:
+    mine = [job()] * rules.max_jobs
+    policy.check_start(rules, DEMO, [*mine[1:], job(stopping=True)], 10**12)
     with pytest.raises(PolicyError, match="3 jobs"):
-        policy.check_start(rules, DEMO, [*mine, *others], "me", 10**12)
+        policy.check_start(rules, DEMO, mine, 10**12)
 
 
 def test_no_job_is_taken_while_memory_is_short(rules: Settings) -> None:
     with pytest.raises(PolicyError, match="short of memory"):
-        policy.check_start(rules, DEMO, [], "me", rules.min_free_mb * 1_000_000 - 1)
+        policy.check_start(rules, DEMO, [], rules.min_free_mb * 1_000_000 - 1)
 
 
 def test_a_model_is_judged_by_its_headers_before_it_is_loaded(rules: Settings) -> None:
@@ -267,7 +287,7 @@ def test_a_model_is_judged_by_its_headers_before_it_is_loaded(rules: Settings) -
 def test_on_ones_own_machine_nothing_is_refused(asked: Any, tmp_path: Path) -> None:
     own = Settings(hosted=False, runs_dir=tmp_path)
     assert policy.allowed(own, asked)
-    policy.check_start(own, asked, [job("")] * 50, "", 0)
+    policy.check_start(own, asked, [job()] * 50, 0)
 
 
 def test_a_space_is_hosted_unless_it_is_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,12 +309,49 @@ def test_nothing_is_streamed_where_strangers_ask() -> None:
     policy.check(rules, MeasureRequest(model=ModelRef(id="demo"), stream=False))
 
 
+def test_evidence_reads_built_in_texts_alone_and_runs_no_tasks_of_others() -> None:
+    rules = Settings(hosted=True)
+    asked = {
+        "model": DEMO, "removal": Removal(block=Block(start=12, n=4)),
+        "text": TextSpec(kind="builtin", value="passages", limit=4, max_length=64),
+    }  # fmt: skip
+    policy.check(rules, EvidenceRequest(**asked))
+    for hostile in (
+        {"other_texts": ("passages/code", "/etc/passwd")}, {"lm_eval": ("arc_easy",)}, {"adapter": "/etc"},
+        {"probe_items": 101},
+    ):  # fmt: skip
+        with pytest.raises(PolicyError):
+            policy.check(rules, EvidenceRequest(**asked, **hostile))
+
+
 def test_what_a_preset_says_is_judged_as_what_is_changed_in_it() -> None:
     rules, cut = Settings(hosted=True), Removal(block=Block(start=12, n=4))
     text = TextSpec(kind="builtin", value="passages", limit=4, max_length=64)
     asked = HealRequest(
         model=DEMO, removal=cut, text=text, preset="paper", changes=(("batch_size", 1), ("length", 512))
     )
-    with pytest.raises(PolicyError, match="Steps is 5000, and this hosted demo takes at most 200"):
+    with pytest.raises(PolicyError, match="Steps is 5,000, and this hosted demo takes at most 200"):
         policy.check(rules, asked)
     policy.check(rules, HealRequest(model=DEMO, removal=cut, text=text, preset="quick"))
+
+
+def test_a_pasted_text_is_judged_by_the_rows_that_it_is_cut_into() -> None:
+    rules = Settings(hosted=True)
+    long = TextSpec(kind="paste", value="x" * 30_000, max_length=64)
+    with pytest.raises(PolicyError, match="reads at most 256 rows of a text"):
+        policy.check(rules, long)
+    policy.check(rules, replace(long, limit=64), replace(long, long_rows="truncate"), replace(long, max_length=256))
+
+
+def test_a_model_writes_no_more_for_its_training_than_for_a_visitor() -> None:
+    rules, cut = Settings(hosted=True), Removal(block=Block(start=12, n=4))
+    text = TextSpec(kind="builtin", value="passages", limit=4, max_length=64)
+    asked = HealRequest(model=DEMO, removal=cut, text=text, preset="quick", own=OwnText(self_share=0.5))
+    with pytest.raises(PolicyError, match="Self length is 256, and this hosted demo takes at most 64"):
+        policy.check(rules, asked)
+    short = replace(asked.own, self_length=64)
+    policy.check(rules, replace(asked, own=short))
+    with pytest.raises(PolicyError, match="Self tokens is 70,000, and this hosted demo takes at most 65,536"):
+        policy.check(rules, replace(asked, own=replace(short, self_tokens=70_000)))
+    with pytest.raises(PolicyError, match="reads no files of its server"):
+        policy.check(rules, replace(asked, own=replace(short, prompts="/etc/passwd")))

@@ -56,11 +56,11 @@ def progress(done: float, total: float = 100, stage: str = "measure", snapshot: 
 
 
 def test_a_job_runs_and_keeps_what_it_returned(registry: JobRegistry) -> None:
-    job = registry.submit("load", "Load demo", lambda watch: 42, owner="me")
+    job = registry.submit("load", "Load demo", lambda watch: 42)
     ended = registry.wait(job, PATIENCE)
     assert ended is not None
     assert (ended.state, ended.result, ended.record, ended.live) == ("done", 42, 42, False)
-    assert (ended.kind, ended.title, ended.owner, ended.lane) == ("load", "Load demo", "me", "long")
+    assert (ended.kind, ended.title, ended.lane) == ("load", "Load demo", "long")
     assert ended.finished is not None
     assert ended.finished >= ended.created
 

@@ -2,13 +2,17 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shortviz.errors import FieldError
+from shortviz.heal import own_text
 from shortviz.heal.training import Training
 from shortviz.progress import Watch
+from shortviz.records.heal import OwnText
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, Removal
 from shortviz.records.text import TextSpec, WindowSpec
@@ -105,6 +109,34 @@ def result_of(found: Treating) -> list[float | None]:
         *(layer for step in found.steps for layer in step.removed),
         last,
     ]
+
+
+def test_a_training_that_goes_on_has_the_text_that_the_model_wrote_at_first(
+    checkpoint: str, tmp_path: Path, unfinished: Callable[[], list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = OwnText(self_share=0.5, self_tokens=1500, self_length=24)
+    asked = replace(heal(checkpoint), own=own)
+    counter = Counter(monkeypatch, Training, "_advance")
+    whole = on_the_command_line(asked, counter, 0, tmp_path / "whole")
+    assert not unfinished()
+    part = on_the_command_line(asked, counter, 3, tmp_path / "part")
+    assert not part.complete
+    assert sorted(path.name.rsplit("-", 1)[0] for path in unfinished()) == ["heal", "own-text", "repair"]
+    with monkeypatch.context() as patch:
+        patch.delattr(own_text, "sample")  # the model writes nothing any more
+        rest = on_the_command_line(asked, counter, 0, tmp_path / "part")
+    assert result_of(rest) == result_of(whole)
+    assert not unfinished()
+    assert rest.treatment is not None
+    info = rest.treatment.text
+    assert info == whole.treatment.text
+    assert info.source.endswith("windows) and built-in passages/prose")
+    assert info.options == ""
+    assert "--self-share 0.5 --self-tokens 1500 --self-length 24" in rest.ledger.steps[-1].command
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(FieldError, match="self_share needs one process, for each of 2 would write"):
+            execute(asked)
 
 
 @pytest.mark.parametrize("first", ["command line", "app"])

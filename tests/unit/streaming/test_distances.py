@@ -196,7 +196,7 @@ def test_processes_of_one_machine_count_on_their_share_of_its_memory_and_disk(sa
 
     assert planned(1).file is None
     assert planned(2).file is not None, "half of it has no room for them beside two layers"
-    with pytest.raises(ResourceError, match=r"is free for each of 9 processes; choose --dtype bfloat16"):
+    with pytest.raises(ResourceError, match=r"is free for each of 9 processes; choose the dtype bfloat16"):
         planned(9)
     usage, whole = shutil.disk_usage(tmp_path), 7 * 80 * 32 * 4
     monkeypatch.setattr(state_plan.shutil, "disk_usage", lambda _: usage._replace(free=3 * whole))
@@ -325,7 +325,8 @@ def test_a_layer_that_gives_another_dtype_than_on_meta_is_refused_and_leaves_no_
     ref, tokens, path = ModelRef(id=str(tmp_path), dtype="bfloat16"), rows((11,) * 4), tmp_path / "out" / "stream.npz"
     with open_streamed(ref) as model:
         model.state_dtypes = (torch.bfloat16,) * len(model.state_dtypes)
-        with pytest.raises(ModelError, match=r"Layer 0 of MambaForCausalLM gives .* in float32 .* --dtype float32"):
+        wrong = r"Layer 0 of MambaForCausalLM gives .* in float32 .* stream it in float32"
+        with pytest.raises(ModelError, match=wrong):
             measure_streamed(model, tokens, batch_size=2, checkpoint=path)
     assert not list(path.parent.iterdir())
     with open_streamed(replace(ref, dtype="float32")) as model:

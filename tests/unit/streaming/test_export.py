@@ -8,17 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 
 from shortviz.errors import ExportError, ModelError, PlanError, ResourceError, Stopped
 from shortviz.export.export import write_checkpoint
 from shortviz.export.folder import fingerprints
-from shortviz.model.headers import Entry, read_shards
+from shortviz.export.weights import kept_tensors
+from shortviz.model.headers import read_shards
 from shortviz.model.load import load
 from shortviz.model.prune import prune
 from shortviz.progress import Watch
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import PrunePlan
-from shortviz.streaming.export import export_streamed, kept_tensors, prune_quantization, write_shard
+from shortviz.streaming.export import export_streamed, prune_quantization
+from shortviz.streaming.model import open_streamed
 from shortviz.streaming.proof import prove_bytes
 from tests.support.checkpoint_files import mix_up
 from tests.support.families import build_tiny, tiny_config, tiny_tokenizer
@@ -65,24 +69,13 @@ def test_a_sharded_bfloat16_checkpoint_is_cut_into_the_same_files_and_proved_in_
     assert report.bytes == prune(handle, PLAN).info.bytes
 
 
-def test_files_are_laid_out_as_the_safetensors_library_lays_them_out(tmp_path):
-    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool, torch.float64]
-    dtypes += [torch.float8_e4m3fn, torch.float8_e5m2, torch.int32, torch.int16, torch.int8]
-    tensors = {f"{'zyxabcdefghij'[i]}.é": torch.ones(3, i + 1).to(dtype) for i, dtype in enumerate(dtypes)}
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    written = []
-    write_shard(tmp_path / "copy", read_shards(tmp_path, "it"), written.append)
-    assert (tmp_path / "copy").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
-    assert sum(written) == sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-def test_what_the_config_does_not_describe_is_refused_and_prediction_heads_are_left_out_and_told(folder, tmp_path):
+def test_what_the_config_does_not_describe_is_refused_and_prediction_heads_are_left_out(folder, tmp_path):
     add(folder, {"model.layers.6.eh_proj.weight": torch.ones(2)})
     with pytest.raises(ModelError, match=r"hold model\.layers\.6\.eh_proj"):
         export(folder, tmp_path / "out")
-    # Families with such heads tell transformers to pass them over, so that the checkpoint opens.
-    kept = kept_tensors(build_tiny("llama"), "it", read_shards(folder, "it"), PLAN)
-    assert "beyond the config's count (6; prediction heads) are left out" in kept.notes[0]
+    described = build_tiny("llama")
+    described.config.num_nextn_predict_layers = 1
+    kept = kept_tensors(described, "it", read_shards(folder, "it"), PLAN)
     assert sorted({name.split(".")[2] for name in kept.tensors if name.startswith("model.layers.")}) == ["0", "1", "2"]
 
 
@@ -164,19 +157,6 @@ def test_a_byte_that_differs_from_the_original_fails_the_proof(saved, tmp_path):
         prove_bytes(read_shards(saved, "it"), copy)
 
 
-def test_a_file_that_is_cut_short_while_it_is_copied_ends_the_copy_with_its_name(tmp_path):
-    (tmp_path / "source").write_bytes(b"\0" * 10)
-    entry = Entry(file=tmp_path / "source", dtype="U8", shape=(20,), start=0, num_bytes=20)
-    seen: list[int] = []
-
-    def written(count: int) -> None:
-        seen.append(count)
-        assert len(seen) < 9, "it would go on for ever"
-
-    with pytest.raises(ModelError, match="source ends before its last tensor"):
-        write_shard(tmp_path / "out", {"w": entry}, written)
-
-
 def test_a_stop_and_a_full_disk_leave_nothing_behind(saved, tmp_path, monkeypatch):
     stop = threading.Event()
     with pytest.raises(Stopped):
@@ -218,3 +198,100 @@ def test_a_gguf_file_not_used_before_is_refused(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelError, match="GGUF"):
         export(tmp_path / "m.gguf", tmp_path / "out")
+
+
+def with_unused(family: str, folder: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint whose layers 4 and 5, which read keys and values of layers 1 and 3, have matrices for their own."""
+    build_tiny(family).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for reader, producer in ((4, 1), (5, 3)):
+        for name in ("k_proj", "v_proj", "k_norm"):
+            theirs = tensors[f"model.layers.{producer}.self_attn.{name}.weight"]
+            tensors[f"model.layers.{reader}.self_attn.{name}.weight"] = theirs + reader
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return tensors
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_what_a_layer_has_and_does_not_use_stays_with_it_and_tables_of_all_layers_lose_the_parts_of_the_removed(
+    family: str, tmp_path: Path
+) -> None:
+    before = with_unused(family, tmp_path / "model")
+    report = export_streamed(ModelRef(id=str(tmp_path / "model")), lambda _: PLAN, tmp_path / "out")
+    assert (report.proof, report.max_logit_diff, report.generation_equal) == ("fresh process", 0.0, True)
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    kept, width = (0, 3, 5), 6
+    for name, tensor in after.items():
+        number = name.split(".")[2] if name.startswith("model.layers.") else ""
+        source = before[name.replace(f".{number}.", f".{kept[int(number)]}.", 1) if number else name]
+        columns = [layer * width + i for layer in kept for i in range(width)]
+        if "embed_tokens_per_layer" in name:
+            source = source[:, columns]
+        if "per_layer_model_projection" in name:
+            source = source[columns]
+        assert torch.equal(tensor, source), name
+    unused = {f"model.layers.2.self_attn.{name}.weight" for name in ("k_proj", "v_proj", "k_norm")}
+    assert unused <= after.keys()
+    removed = [name for name in before if name.startswith(("model.layers.1.", "model.layers.2.", "model.layers.4."))]
+    assert len(after) == len(before) - len(removed)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_kv_shared_layers"] == 1
+
+
+def test_a_quantised_model_keeps_its_plain_tables_cut_and_is_refused_where_they_are_quantised(tmp_path: Path) -> None:
+    tensors = with_unused("gemma4_text", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    report = export_streamed(ModelRef(id=str(tmp_path / "model")), lambda _: PLAN, tmp_path / "out")
+    assert report.proof == "bytes"
+    assert load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens_per_layer.weight"].shape[1] == 18
+    tensors["model.per_layer_model_projection.weight_scale_inv"] = torch.ones(36, 1)
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PlanError, match="weight_scale_inv belongs to a quantised table of all layers"):
+        export_streamed(ModelRef(id=str(tmp_path / "model")), lambda _: PLAN, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.fixture(scope="module")
+def with_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole Gemma 4: layers that share keys and values, tables of all layers, and a part for pictures."""
+    sight = Gemma4VisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    text, ids = tiny_config("gemma4_text").to_dict(), dict(image_token_id=5, video_token_id=6, audio_token_id=7)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pictures")
+    Gemma4ForConditionalGeneration(
+        Gemma4Config(text_config=text, vision_config=sight.to_dict(), **ids)
+    ).save_pretrained(folder)
+    tiny_tokenizer(bos=True).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_for_pictures_is_cut_alike_from_files_and_from_memory_and_keeps_that_part(with_pictures, tmp_path):
+    plan = PrunePlan(num_layers=6, removed=(0,))
+    report = export_streamed(ModelRef(id=str(with_pictures)), lambda _: plan, tmp_path / "streamed")
+    assert (report.proof, report.max_logit_diff, report.generation_equal) == ("fresh process", 0.0, True)
+    write_checkpoint(prune(load(ModelRef(id=str(with_pictures))), plan), tmp_path / "memory")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("streamed", "memory"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert sum("vision" in name for name in one) > 10
+    config = json.loads((tmp_path / "streamed" / "config.json").read_text())
+    assert config["model_type"] == "gemma4"
+    assert (config["text_config"]["num_hidden_layers"], config["text_config"]["num_kv_shared_layers"]) == (5, 2)
+    assert one["model.language_model.embed_tokens_per_layer.weight"].shape == (260, 5 * 6)
+
+
+def test_text_with_a_token_that_stands_for_a_picture_is_refused_where_it_is_streamed(with_pictures):
+    with open_streamed(ModelRef(id=str(with_pictures))) as model:
+        model.load_non_layer_modules()
+        model.calls(torch.tensor([[3, 4, 8]]))
+        with pytest.raises(ModelError, match=r"token 5\), which stands for a picture .* remove it from the text"):
+            model.calls(torch.tensor([[3, 5, 8]]))

@@ -160,7 +160,9 @@ def test_a_layer_that_overflows_in_a_cut_is_named_with_the_cut(tmp_path):
 
 
 def test_a_cut_whose_layers_would_be_called_with_something_else_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(losses, "difference", lambda left, right: "position_embeddings" if left is not right else None)
+    monkeypatch.setattr(
+        losses, "difference", lambda left, right, **_: "position_embeddings" if left is not right else None
+    )
     with (
         open_streamed(ModelRef(id=str(folder))) as model,
         pytest.raises(ModelError, match="Without layers 2-3, layer 0 of .* is given another position_embeddings"),

@@ -22,7 +22,8 @@ from shortviz.text.sources import read_rows
 for line in sys.stdin:
     try:
         found = read_rows(TextSpec(kind="dataset", **json.loads(line)))
-        print(json.dumps([list(found.rows), found.source]))
+        rows = [row if isinstance(row, str) else f"chat: {row.contents}" for row in found.rows]
+        print(json.dumps([rows, found.source]))
     except ShortvizError as error:
         print(json.dumps([type(error).__name__, str(error)]))
 """
@@ -133,3 +134,50 @@ def test_a_hub_that_cannot_be_reached_is_said_so(repositories: dict[str, Path], 
     sentence = "The hub cannot be reached for data set org/rows; check the network or use a built-in text."
     assert [down, *offline] == [["ResourceError", sentence]] * 2
     assert local[0] == ["row 0"]
+
+
+def folder(path: Path, **files: str) -> str:
+    path.mkdir()
+    for name, content in files.items():
+        (path / name.replace("_", ".")).write_text(content)
+    return str(path)
+
+
+def test_a_column_that_is_null_at_first_is_read_where_it_is_text_later(tmp_path: Path) -> None:
+    nulls = '{"text": null, "other": null}\n' * 3
+    chats = '{"messages": null}\n' * 3
+    blocks = "".join(json.dumps({"text": None, "more": "x" * 2000}) + "\n" for _ in range(6000))  # more than a block
+    found = read_all(
+        {},
+        {"value": folder(tmp_path / "files", a_jsonl=nulls, b_jsonl='{"text": "007", "other": [1]}\n')},
+        {"value": folder(tmp_path / "blocks", a_jsonl=blocks + '{"text": "late", "more": ""}\n'), "limit": 7000},
+        {"value": folder(tmp_path / "tables", a_csv="text,b\n,1\n,2\n", b_csv="text,b\nlate,1\n")},
+        {"value": folder(tmp_path / "chats", a_jsonl=chats, b_jsonl='{"messages": [{"role": "a", "content": "b"}]}\n')},
+    )
+    assert found[0][0] == ["", "", "", "007"]
+    assert found[1][0] == [""] * 6000 + ["late"]
+    assert found[2][0] == ["", "", "late"]
+    assert found[3][0] == ["", "", "", "chat: b"]
+
+
+def test_a_folder_that_needs_its_loading_script_is_refused_though_there_is_data_beside_it(tmp_path: Path) -> None:
+    code = "raise SystemExit('this code was run')\n"
+    (found,) = read_all({}, {"value": folder(tmp_path / "mine", mine_py=code, train_jsonl='{"text": "a"}\n')})
+    assert found[0] == "TextError"
+    assert found[1].endswith("mine needs code of its own, which is never run; choose one with plain data files.")
+
+
+def test_the_column_of_a_data_set_is_proposed_and_chats_are_found(tmp_path: Path) -> None:
+    chat = json.dumps({"id": "a", "messages": [{"role": "user", "content": "Up?"}]}) + "\n"
+    title = '{"title": "a", "body": "some more words", "n": 1}\n'
+    chats, proposed, lines = read_all(
+        {},
+        {"value": folder(tmp_path / "chats", train_jsonl=chat)},
+        {"value": folder(tmp_path / "titles", train_jsonl=title)},
+        {"value": folder(tmp_path / "csv", train_csv="title,body\na,some more words\n")},
+    )
+    assert chats[0] == ["chat: Up?"]
+    assert "split train, column messages" in chats[1]
+    for found in (proposed, lines):
+        assert found[0] == "TextError"
+        assert found[1].endswith("Choose one of them with --key; the longest text is in 'body' (--key body).")

@@ -233,7 +233,9 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path,
 
 def test_a_file_that_is_no_table_or_has_no_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("Up?")
-    with pytest.raises(TextError, match=r"rows\.txt is not a table of questions; give a \.jsonl, \.csv or \.parquet"):
+    with pytest.raises(
+        TextError, match=r"rows\.txt is not a table of questions; give a \.json, \.jsonl, \.csv or \.parquet"
+    ):
         read_task(TaskSpec(kind="file", value=str(tmp_path / "rows.txt")))
     with pytest.raises(TextError, match=r"^There is no file .*none\.jsonl; check the path\.$"):
         read_task(TaskSpec(kind="file", value=str(tmp_path / "none.jsonl")))

@@ -23,7 +23,7 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "README", "a.JSON"])
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "README", "a.TXT"])
 def test_any_utf8_file_is_one_row_unchanged(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, "Grüße\r\n\r\nund \u2028 mehr\n")
     assert rows_of(path) == ("Grüße\r\n\r\nund \u2028 mehr\n",)
@@ -63,7 +63,7 @@ def bad_files(folder: Path) -> list[tuple[Path, str]]:
     broken = write(folder / "cut.parquet", parquet.read_bytes()[:-40])
     return [
         (folder / "nowhere.txt", "There is no file .*nowhere.txt; check the path"),
-        (folder, "is a directory; give a text, .jsonl, .csv or .parquet file"),
+        (folder, "is a directory; give a text, .json, .jsonl, .csv or .parquet file"),
         (write(folder / "empty.txt", ""), "The file empty.txt is empty; give some text"),
         (write(folder / "blank.txt", " \n\n"), "The file blank.txt is empty"),
         (write(folder / "empty.jsonl", "\n"), "The file empty.jsonl, column text is empty"),

@@ -50,6 +50,9 @@ BROKEN = {
             "shortviz/service/service.py:2: asks is_hosted; let service/policy.py",
         ),
     ],
+    "options": [
+        ({"model/a.py": 'x = f"choose {1} with --device, or wait"\n'}, "shortviz/model/a.py:1: names --device"),
+    ],
     "lines": [
         ({"a.py": "x = 1\n" * 40_000}, "shortviz: 40000 lines; at most "),
         ({"cli/a.py": "x = 1\n" * 3_000}, "shortviz/cli: 3000 lines; at most "),
@@ -75,6 +78,7 @@ def test_each_rule_can_fail(tmp_path: Path, rule: str, files: dict[str, str], to
         {"a.py": "", "b.py": "import shortviz.a\n", "c.py": "def f():\n    from shortviz.a import x\n"},
         {"__main__.py": "", "b.py": "import shortviz.__main__\n"},
         {"a.py": "x = 1\n" * 500},
+        {"model/a.py": '"""Says --device, as documentation."""\nx = "a--b -- --"\n', "cli/a.py": 'x = "--device"\n'},
         {"service/policy.py": "is_hosted", "settings.py": "is_hosted", "server/start.py": "is_hosted"},
     ],
 )

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,12 +18,14 @@ from filelock import FileLock, Timeout
 from shortviz.errors import ModelError, ResourceError
 from shortviz.files import free_bytes
 from shortviz.model.files import INDEX, WEIGHTS
-from shortviz.model.headers import GgufHeader, safetensors_parameters
+from shortviz.model.gguf.blocks import check_blocks, marked_blocks
+from shortviz.model.gguf.container import Gguf, parts_of, read_gguf, write_gguf
+from shortviz.model.headers import safetensors_parameters
 from shortviz.progress import Watch
 from shortviz.records.formatting import size
 from shortviz.settings import settings
 
-_FORMAT = 1
+_FORMAT = 4
 """Raise it where the copies are written differently: older ones are then made anew."""
 _STEPS = ("reading the tokenizer", "de-quantising the weights", "writing the copy")
 _NO_DISK = ("No space left", "Disk quota exceeded", "File too large", "os error 28", "os error 27")
@@ -37,8 +40,11 @@ _PROGRAM_BYTES = 450_000_000
 
 def copy_folder(gguf: Path) -> Path:
     """Return where the copy of this GGUF file is kept, whether it is there yet or not; it depends on content alone."""
-    facts = gguf.stat()
-    digest = _digest(gguf.absolute(), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    digests = []
+    for file in parts_of(gguf):
+        facts = file.stat()
+        digests.append(_digest(file.absolute(), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return _copies() / f"{_stem(gguf)}-{digest[:20]}-{_FORMAT}"
 
 
@@ -50,6 +56,14 @@ def whole_copy(gguf: Path) -> Path | None:
     return folder if is_whole(folder) else None
 
 
+def read_model(gguf: Path) -> Gguf:
+    """Return what a GGUF file holds, checked; raises ModelError where it is not whole, or no model of two layers."""
+    found = check_blocks(read_gguf(gguf))
+    if found.num_layers < 2:
+        raise ModelError(f"{gguf} has {found.num_layers} layer; choose a model of at least 2.")
+    return found
+
+
 def _copies() -> Path:
     return settings().cache_dir.absolute() / "gguf"
 
@@ -58,14 +72,19 @@ def _stem(gguf: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", gguf.stem)[:60].lstrip(".")
 
 
-def check_memory(gguf: Path, header: GgufHeader) -> None:
-    """Raise ResourceError where the process that de-quantises the file would not have the memory it needs.
+def memory_needed(header: Gguf) -> int:
+    """Return the bytes of memory that the process takes which de-quantises a file.
 
     It holds every weight in float32, whatever dtype the model is loaded in afterwards, a tensor twice while it is
     converted, and torch and transformers. Measured peaks, without the pages of the file itself, which the system can
     take back: 1.10 GB where this says 1.21 (135 M parameters), 1.94 where it says 2.03 (379 M).
     """
-    needed, free = 4 * (header.parameters + 2 * header.largest) + _PROGRAM_BYTES, free_bytes()
+    return 4 * (header.parameters + 2 * header.largest) + _PROGRAM_BYTES
+
+
+def check_memory(gguf: Path, header: Gguf) -> None:
+    """Raise ResourceError where the process that de-quantises the file would not have the memory it needs."""
+    needed, free = memory_needed(header), free_bytes()
     if needed > free:
         raise ResourceError(
             f"De-quantising {gguf.name}, which is done once and in float32, needs {size(needed)} of memory, and "
@@ -93,7 +112,7 @@ def is_whole(folder: Path) -> bool:
     return len(weights) == 1 or (folder / INDEX).is_file()
 
 
-def make_copy(gguf: Path, folder: Path, header: GgufHeader, watch: Watch) -> Path:
+def make_copy(gguf: Path, folder: Path, header: Gguf, watch: Watch) -> Path:
     """De-quantise the GGUF file into the folder and return it; where another process is at it, wait for that one.
 
     Raises:
@@ -118,8 +137,9 @@ def make_copy(gguf: Path, folder: Path, header: GgufHeader, watch: Watch) -> Pat
         if not is_whole(folder):
             for left in folder.parent.glob(f"{folder.name}.partial-*"):  # by a killed process: the lock is ours
                 shutil.rmtree(left, ignore_errors=True)
-            check_disk(folder.parent, header.parameters * 4 + 50_000_000, "The de-quantised copy")
-            _fill(gguf, folder, watch)
+            joined = header.num_bytes if len(header.files) > 1 else 0
+            check_disk(folder.parent, header.parameters * 4 + joined + 50_000_000, "The de-quantised copy")
+            _fill(header, folder, watch)
     finally:
         lock.release()
     return folder
@@ -136,20 +156,43 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _fill(gguf: Path, folder: Path, watch: Watch) -> None:
-    """Run dequantise.py into a temporary folder and rename that."""
+def _fill(header: Gguf, folder: Path, watch: Watch) -> None:
+    """De-quantise into a temporary folder and rename that."""
     try:
         with tempfile.TemporaryDirectory(
             prefix=f"{folder.name}.partial-", dir=folder.parent, ignore_cleanup_errors=True
         ) as name:
             room = Path(name)
             checkpoint = room / "checkpoint"
-            checkpoint.mkdir()
-            _run(gguf, checkpoint, room, watch)
+            dequantise_into(header, checkpoint, room, watch)
             shutil.rmtree(folder, ignore_errors=True)  # a broken copy, or nothing
             os.replace(checkpoint, folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
+
+
+def dequantise_into(header: Gguf, checkpoint: Path, room: Path, watch: Watch, *, dtype: str = "float32") -> None:
+    """Write a GGUF file, or all its parts, as a new checkpoint folder; what is needed meanwhile lies in `room`.
+
+    `dtype` is what the folder is loaded in where nothing else is asked for; its weights are float32. Raises what
+    `make_copy` raises, and OSError.
+    """
+    checkpoint.mkdir()
+    gguf = header.path
+    if len(header.files) > 1:  # transformers reads one file
+        gguf = room / "joined.gguf"
+        _report(watch, 0, "joining the parts")
+        write_gguf(gguf, header, header.keys, header.tensors, Watch(None, watch.stop))
+    _run(gguf, checkpoint, room, watch)
+    if gguf != header.path:
+        gguf.unlink()
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": dtype}
+    sliding = marked_blocks(header)
+    if sliding is not None and config.get("sliding_window") and "layer_types" in config:
+        # transformers 5.23 does not read which windows slide, and takes each family's own rhythm.
+        config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in sliding]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _run(gguf: Path, into: Path, room: Path, watch: Watch) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortviz.errors import ResourceError, RunError
+from shortviz.errors import FieldError, ResourceError, RunError
 from shortviz.progress import Progress, Watch
 from shortviz.records.formatting import layers_text
 from shortviz.records.ledger import Ledger, LedgerStep, with_task_score
@@ -24,6 +24,7 @@ from shortviz.service.requests import (
     AskRequest,
     BringBackRequest,
     ContinueRequest,
+    EvidenceRequest,
     HealRequest,
     RepairRequest,
     ShrinkRequest,
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
     from shortviz.model.handle import ModelHandle
     from shortviz.records.text import TokenSet, WindowSet
     from shortviz.service.service import Service
+    from shortviz.text.sources import TextRows
 
 from shortviz.service.ledger import (
     SHRINK_WINDOWS,
     CutLedger,
-    Treat,
     Treating,
     known_ledger,
     ledger_of,
@@ -51,13 +52,15 @@ from shortviz.service.ledger import (
 )
 
 
-def command_of(request: Treat, info: ModelInfo) -> str:
+def command_of(request: RepairRequest | ShrinkRequest | HealRequest, info: ModelInfo) -> str:
     """Return the command that makes the same weights again: without where files lie, and without pasted text.
 
     What a model is only scored on is left out, but for layers that are chosen on it; "" where that was pasted.
     """
     shown = info.id if hub_name(info) else Path(info.id).name
-    same = replace(request, model=ModelRef(id=shown, revision=info.revision, dtype=info.dtype), task=None, write="")
+    same = replace(
+        request, model=ModelRef(id=shown, revision=info.revision, dtype=info.dtype), task=None, write="", anyway=False
+    )
     chooses = isinstance(request, ShrinkRequest) and not request.choose_on_text
     if chooses and request.evaluation.kind == "paste":
         return ""
@@ -65,7 +68,8 @@ def command_of(request: Treat, info: ModelInfo) -> str:
         same = replace(same, evaluation=DEFAULT_EVALUATION, windows=WindowSpec())
     if request.text.kind == "paste":
         usual, own = TRAINING_TEXT if isinstance(request, HealRequest) else FIT_TEXT, request.text
-        same = replace(same, text=replace(usual, limit=own.limit, max_length=own.max_length, bos=own.bos))
+        as_read = {name: getattr(own, name) for name in ("limit", "max_length", "bos", "special_tokens")}
+        same = replace(same, text=replace(usual, **as_read))
     return to_command(same, share=True)
 
 
@@ -144,12 +148,19 @@ def heal(request: HealRequest, service: "Service", place: Place, watch: Watch) -
     A stop keeps the best weights so far, scores them, and leaves a checkpoint from which the same request goes on. On
     several devices (`accelerate launch`) the first process returns what was made, the others None.
     """
+    from shortviz.heal.own_text import read_prompts
     from shortviz.heal.student import check_packages, check_quantiser
     from shortviz.repair.repair import check_method
 
     check_packages(request.settings())
     if request.repair is not None:
         check_method(request.repair)
+    writes = request.own.self_share is not None
+    if writes and (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise FieldError(
+            "self_share", f"needs one process, for each of {world} would write a text of its own; leave it out"
+        )
+    prompts = read_prompts(request.own) if writes else None
     with together(request.model) as (ref, is_main):
         request = replace(request, model=ref)
         place = place if is_main else Place(None)
@@ -157,11 +168,11 @@ def heal(request: HealRequest, service: "Service", place: Place, watch: Watch) -
         recipe = request.settings(work.base.info)
         if recipe.quantize == "4bit":  # told before the cut is scored and repaired
             check_quantiser(work.base.model.device)
-        tokens, heldout = _split(work, recipe.length)
+        tokens, heldout, plain = _split(work, recipe.length, prompts)
         begin = work.cut_out(request.removal.of(work.base.info.num_layers).removed)
         work.open(tokens.info)
         if request.repair is not None:
-            begin = _begin(work, request, request.repair, tokens)
+            begin = _begin(work, request, request.repair, plain)
         healed = _trained(work, begin, tokens, heldout)
         if not is_main:
             return None
@@ -175,16 +186,34 @@ def heal(request: HealRequest, service: "Service", place: Place, watch: Watch) -
         return replace(work.shown, treatment=healed.treatment, applied=healed.applied, complete=complete)
 
 
-def _split(work: CutLedger, length: int) -> "tuple[TokenSet, WindowSet]":
-    """Return the text to train on and what is held out of it."""
-    from shortviz.heal.data import split_heldout
+def _split(work: CutLedger, length: int, prompts: "TextRows | None") -> "tuple[TokenSet, WindowSet, TokenSet | None]":
+    """Return the text to train on, what is held out of it, and what of it is of the plain text that was read."""
+    from shortviz.heal.data import part_of, split_heldout
+    from shortviz.heal.own_text import mixed, write_text
     from shortviz.text.tokens import tokenize
 
-    return split_heldout(tokenize(work.text, work.base.tokenizer), window=length)
+    assert isinstance(work.request, HealRequest)
+    own, base = work.request.own, work.base
+    share = own.self_share
+    plain = tokenize(work.text, base.tokenizer) if share != 1 else None
+    if share is None or prompts is None:
+        assert plain is not None, "there is no other text"
+        tokens, heldout = split_heldout(plain, window=length)
+        return tokens, heldout, tokens
+    spec, same = work.text.spec, replace(own, self_share=None, prompts=None)  # of another share, the same text
+    path = work.unfinished("own-text", same, prompts.rows, spec.bos, spec.special_tokens)
+    written = write_text(base, prompts, own, spec, checkpoint=path, watch=work.watch)
+    every, which = mixed(tokenize(written, base.tokenizer), plain, share, length)
+    tokens, heldout = split_heldout(every, window=length)
+    rest = tuple(row for row, is_own in zip(tokens.rows, which, strict=False) if not is_own)
+    return tokens, heldout, part_of(tokens, rest) if rest else None
 
 
-def _begin(work: CutLedger, request: HealRequest, method: str, tokens: "TokenSet") -> "ModelHandle":
-    """Return the repaired cut, added to the ledger; the cut where the repair does not help."""
+def _begin(work: CutLedger, request: HealRequest, method: str, tokens: "TokenSet | None") -> "ModelHandle":
+    """Return the repaired cut, added to the ledger; the cut where the repair does not help.
+
+    `tokens` is what the training sees of the text that was read; a text that the model wrote itself is not fitted to.
+    """
     rows = work.fit_rows(before=tokens)
     done = work.repaired(rows, method)
     if not done.applied:
@@ -260,7 +289,7 @@ def ask(request: AskRequest, service: "Service", place: Place, watch: Watch) -> 
     cut = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed))
     done = 0
     for number, step in enumerate(ledger.steps):
-        model = {"uncut": base, "cut": cut}.get(step.name) or _of_step(request, service, place, base, step)
+        model = {"uncut": base, "cut": cut}.get(step.name) or of_step(request, service, place, base, step)
         if model is None or watch.stopped:
             continue
         words = f"model {number + 1} of {len(ledger.steps)}, {step.label}"
@@ -281,9 +310,10 @@ def _asked(run: Run | None, ledger: Ledger, step: LedgerStep, score: TaskScore, 
     return with_ledger(run, with_task_score(same[-1] if same else ledger, step.key, score))
 
 
-def _of_step(
-    request: AskRequest | BringBackRequest, service: "Service", place: Place, base: "ModelHandle", step: LedgerStep
-) -> "ModelHandle | None":
+def of_step(
+    request: AskRequest | BringBackRequest | EvidenceRequest, service: "Service", place: Place, base: "ModelHandle",
+    step: LedgerStep,
+) -> "ModelHandle | None":  # fmt: skip
     """Return a treated model from memory, else from what is kept beside the place's runs, else None."""
     removed = request.removal.removed
     found = service.treated.get((request.model, removed, step.methods))
@@ -296,7 +326,7 @@ def bring_back(request: BringBackRequest, service: "Service", place: Place, watc
     base = service.models.load(request.model, watch)
     ledger = ledger_of(place.run, request.removal.removed)
     steps = [step for step in ledger.steps if step.methods == request.methods] if ledger is not None else []
-    found = _of_step(request, service, place, base, steps[-1]) if steps else None
+    found = of_step(request, service, place, base, steps[-1]) if steps else None
     if found is None:
         raise RunError("Nothing of this model is kept beside the run; repair or heal again.")
     problem = kept.put_in_memory(service, request.model, request.removal.removed, base, found)

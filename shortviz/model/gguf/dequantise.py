@@ -1,4 +1,4 @@
-"""The program that turns one GGUF file into a checkpoint folder; model/gguf.py runs it in a process of its own.
+"""The program that turns one GGUF file into a checkpoint folder; model/gguf/copies.py runs it in a process of its own.
 
 Its own process, because half a minute of Python would make the app's page stutter, and because it can then be stopped
 at once and gives all its memory back. It imports nothing of shortviz. Usage: dequantise.py FILE.gguf FOLDER
@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+
+_LOADING_ARGUMENTS = ("gguf_file", "is_local", "local_files_only", "name_or_path")
 
 
 def main(gguf: Path, folder: Path) -> None:
@@ -34,9 +36,25 @@ def main(gguf: Path, folder: Path) -> None:
         tokenizer.model_max_length = length
     if hasattr(model.config, "_model_name_or_path"):  # the GGUF's title, which transformers takes for a path
         del model.config._model_name_or_path
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     _drop_invented_tokens(folder / "tokenizer.json", model.get_input_embeddings().weight.shape[0])
     model.save_pretrained(folder, max_shard_size="4GB")
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer that has no files of its own so that transformers 4 and other readers open it too.
+
+    transformers 5 writes a class and a list of tokens by names that they do not know, and how our copy was loaded.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in config.items() if name not in _LOADING_ARGUMENTS}
+    if kept.get("tokenizer_class") == "TokenizersBackend":
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(kept.get("extra_special_tokens"), list):
+        kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _drop_invented_tokens(path: Path, rows: int) -> None:
@@ -47,7 +65,7 @@ def _drop_invented_tokens(path: Path, rows: int) -> None:
 
 
 def _say(step: int) -> None:
-    """Tell model/gguf.py the number of the step that begins."""
+    """Tell model/gguf/copies.py the number of the step that begins."""
     print(step, flush=True)
 
 

@@ -10,114 +10,41 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-import gguf
-import numpy as np
 import pytest
 import torch
 
 from shortviz.errors import ModelError, ResourceError, Stopped
-from shortviz.model import gguf as gguf_cache
-from shortviz.model.headers import read_gguf_header
+from shortviz.model.gguf import copies as gguf_cache
+from shortviz.model.gguf.container import read_gguf
 from shortviz.model.load import estimate, load
 from shortviz.progress import Watch
 from shortviz.records.model import ModelRef
 from shortviz.settings import settings
-from tests.support.families import build_tiny, tiny_config, tiny_tokenizer
+from tests.support.families import CONTEXT_LENGTH, tiny_tokenizer
+from tests.support.ggufs import write_tiny
 from tests.support.paths import ROOT
-
-CONFIG = tiny_config("llama", hidden_size=64, intermediate_size=64, num_hidden_layers=3, head_dim=32, vocab_size=261)
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-
 
 SMALL_FILES_ONLY = """
 import resource, sys
 from pathlib import Path
-from shortviz.model import gguf as gguf_cache
+from shortviz.model.gguf import copies as gguf_cache
 from shortviz.errors import ResourceError
 from shortviz.progress import NO_WATCH
-from shortviz.model.headers import read_gguf_header
+from shortviz.model.gguf.container import read_gguf
 
 path = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes in one file, here and in children
 try:
-    gguf_cache.make_copy(path, gguf_cache.copy_folder(path), read_gguf_header(path), NO_WATCH)
+    gguf_cache.make_copy(path, gguf_cache.copy_folder(path), read_gguf(path), NO_WATCH)
 except ResourceError as error:
     print(error)
 """
 
 
-def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Order the rows as llama.cpp does, which rotates neighbouring pairs where transformers rotates halves."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def write_tiny_gguf(path: Path) -> dict[str, torch.Tensor]:
-    """Write a tiny llama with its tokenizer, matrices in Q8_0, and return the weights as GGUF rounds them."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_block_count(CONFIG.num_hidden_layers)
-    writer.add_context_length(CONFIG.max_position_embeddings)
-    writer.add_embedding_length(CONFIG.hidden_size)
-    writer.add_feed_forward_length(CONFIG.intermediate_size)
-    writer.add_head_count(CONFIG.num_attention_heads)
-    writer.add_head_count_kv(CONFIG.num_key_value_heads)
-    writer.add_rope_dimension_count(CONFIG.head_dim)
-    writer.add_key_length(CONFIG.head_dim)
-    writer.add_layer_norm_rms_eps(CONFIG.rms_norm_eps)
-    vocab = {**tiny_tokenizer().get_vocab(), "ab": 260}
-    writer.add_vocab_size(len(vocab))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(vocab, key=lambda token: vocab[token]))
-    writer.add_token_types([3 if 256 <= number < 260 else 1 for number in range(261)])
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(vocab["<s>"])
-    writer.add_eos_token_id(vocab["</s>"])
-    writer.add_pad_token_id(vocab["<pad>"])
-    writer.add_unk_token_id(vocab["<unk>"])
-    writer.add_chat_template("{% for message in messages %}{{ message.content }}{% endfor %}")
-    kept: dict[str, torch.Tensor] = {}
-    for name, weight in build_tiny("llama", config=CONFIG).state_dict().items():
-        kept[name] = _add(writer, name, weight.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return kept
-
-
-def _add(writer: gguf.GGUFWriter, name: str, weight: np.ndarray) -> torch.Tensor:
-    tops = {"model.embed_tokens.weight": "token_embd", "model.norm.weight": "output_norm", "lm_head.weight": "output"}
-    if name in tops:
-        new, heads = tops[name], 0
-    else:
-        _, _, layer, part = name.removesuffix(".weight").split(".", 3)
-        new = f"blk.{layer}.{NAMES[part]}"
-        heads = {"attn_q": CONFIG.num_attention_heads, "attn_k": CONFIG.num_key_value_heads}.get(NAMES[part], 0)
-    if weight.ndim == 1:
-        writer.add_tensor(f"{new}.weight", weight)
-        return torch.from_numpy(weight)
-    kind = gguf.GGMLQuantizationType.Q8_0
-    blocks = gguf.quantize(permuted(weight, heads) if heads else weight, kind)
-    writer.add_tensor(f"{new}.weight", blocks, raw_dtype=kind)
-    # The blocks run along the columns, so ordering rows commutes with rounding.
-    return torch.from_numpy(gguf.dequantize(gguf.quantize(weight, kind), kind))
-
-
 @pytest.fixture(scope="module")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     path = tmp_path_factory.mktemp("gguf") / "tiny model.gguf"
-    return path, write_tiny_gguf(path)
+    return path, write_tiny(path)
 
 
 @pytest.fixture
@@ -147,11 +74,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_the_header_tells_the_size_of_a_gguf_file(tiny_gguf: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, weights = tiny_gguf
-    header = read_gguf_header(path)
-    assert (header.architecture, header.name, header.num_layers) == ("llama", "tiny", 3)
+    header = read_gguf(path)
+    assert (header.architecture, header.num_layers) == ("llama", 6)
     assert header.parameters == sum(weight.numel() for weight in weights.values())
     size = estimate(ModelRef(id=str(path)))
-    assert (size.architecture, size.num_layers, size.parameters) == ("LlamaForCausalLM", 3, header.parameters)
+    assert (size.architecture, size.num_layers, size.parameters) == ("LlamaForCausalLM", 6, header.parameters)
     assert size.memory_bytes == 4 * size.parameters
     assert size.download_bytes == 0
     assert size.fits
@@ -167,7 +94,7 @@ def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
     folder = gguf_cache.copy_folder(path)
 
     def make() -> Path:
-        return gguf_cache.make_copy(path, folder, read_gguf_header(path), Watch(lambda p: details.append(p.detail)))
+        return gguf_cache.make_copy(path, folder, read_gguf(path), Watch(lambda p: details.append(p.detail)))
 
     with ThreadPoolExecutor() as pool:  # two at once: one works, the other waits for it
         assert [made.result() for made in [pool.submit(make), pool.submit(make)]] == [folder, folder]
@@ -177,7 +104,7 @@ def test_a_gguf_file_is_de_quantised_once_and_loads_with_its_tokenizer(
     assert set(stages) == {"load"}
     assert handle.tokenizer("ab c").input_ids == [260, *tiny_tokenizer()(" c").input_ids]
     assert handle.tokenizer.chat_template.startswith("{% for message")
-    assert handle.tokenizer.model_max_length == CONFIG.max_position_embeddings
+    assert handle.tokenizer.model_max_length == CONTEXT_LENGTH
     state = handle.model.state_dict()
     assert set(state) == set(weights)
     assert all(torch.equal(state[name], weights[name]) for name in weights)
@@ -205,7 +132,7 @@ def test_too_little_memory_to_de_quantise_is_told_before_the_file_is_read(
     tiny_gguf: tuple[Path, dict[str, torch.Tensor]], cache: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, weights = tiny_gguf
-    header = read_gguf_header(path)
+    header = read_gguf(path)
     assert header.largest == max(weight.numel() for weight in weights.values())
     needed = 450_000_000 + 4 * header.parameters + 8 * header.largest
     monkeypatch.setattr(gguf_cache, "free_bytes", lambda: needed - 1)

@@ -1,0 +1,1 @@
+"""GGUF files: what their headers say, their de-quantised copies, and how one is written from another."""
