@@ -19,18 +19,25 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def new_visitor(browser: Browser) -> Iterator[Callable[[], BrowserContext]]:
-    """Visitors with a window of 1280 x 720 each; the tabs of one visitor are the pages of its context."""
+    """Visitors with a window of 1280 x 720 each; the tabs of one visitor are the pages of its context.
+
+    An exception that a page's script does not catch fails the test.
+    """
     contexts: list[BrowserContext] = []
+    uncaught: list[str] = []
 
     def visit() -> BrowserContext:
         context = browser.new_context(viewport={"width": 1280, "height": 720}, accept_downloads=True)
         context.set_default_timeout(PATIENCE_MS)
+        context.on("weberror", lambda found: uncaught.append(f"{found.error.message}\n{found.error.stack}"))
         contexts.append(context)
         return context
 
     yield visit
     for context in contexts:
         context.close()
+    # Thrown in the page's scripts, ours or Streamlit's: the second leaves a blank page, and no assertion could say why.
+    assert not uncaught, "\n\n".join(uncaught)
 
 
 @pytest.fixture
