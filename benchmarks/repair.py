@@ -38,18 +38,17 @@ from shortviz.records.model import ModelRef  # noqa: E402
 from shortviz.records.plan import Block, PrunePlan  # noqa: E402
 from shortviz.records.table import Table, left, right  # noqa: E402
 from shortviz.records.text import ALL_TOKENS, TextSpec, WindowSet, WindowSpec  # noqa: E402
-from shortviz.runs import run as runs  # noqa: E402
+from shortviz.runs.run import example_run, load_run  # noqa: E402
 from shortviz.text.sources import builtin_names  # noqa: E402
 from shortviz.text.tokens import make_windows  # noqa: E402
 
-BUNDLED = Path(runs.__file__).parent / "example_run"
 WINDOW = 256
 Row = dict[str, Any]
 
 
-def best_blocks(run: Path, sizes: list[int]) -> list[Block]:
-    """Return the block of each size whose removal costs least by the run's measured map."""
-    found = runs.load_run(run)
+def best_blocks(run: Path | None, sizes: list[int]) -> list[Block]:
+    """Return the block of each size whose removal costs least by a run's measured map, the bundled one's if None."""
+    found = example_run() if run is None else load_run(run)
     assert found.losses is not None, "the run has no measured map"
     starts = ((n, best_start(found.losses.increase, n, found.model)) for n in sizes)
     return [Block(start=start, n=n) for n, start in starts if start is not None]
@@ -137,7 +136,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16_384, help="tokens to fit on, in rows of 256")
     parser.add_argument("--windows", type=int, default=16, help="windows of 256 of --score")
     parser.add_argument("--other-windows", type=int, default=8, help="windows of 256 of --other")
-    parser.add_argument("--run", type=Path, default=BUNDLED, help="run whose measured map names the blocks")
+    parser.add_argument("--run", type=Path, help="run whose measured map names the blocks; the bundled one")
     parser.add_argument("--sizes", type=int, nargs="*", help="block sizes; 1 to 8, with --baselines 1 2 4 6 8")
     parser.add_argument("--blocks", nargs="*", help="blocks instead, as start,n")
     parser.add_argument("--baselines", action="store_true", help="all comparators, not only what the package has")

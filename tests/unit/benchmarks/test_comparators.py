@@ -17,13 +17,14 @@ from benchmarks.comparators import (
     streams,
     weighted_map,
 )
-from benchmarks.repair import Bench, table
+from benchmarks.repair import Bench, best_blocks, table
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import layer_stack
 from shortviz.model.prune import prune, put_weights, shared_copy
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import TextInfo, TokenSet, WindowSet
 from shortviz.repair.repair import repair
+from shortviz.runs.run import example_run
 from tests.support.families import NUM_LAYERS, shared_handle
 from tests.support.repairs import written_by
 
@@ -148,3 +149,12 @@ def test_all_methods_are_measured_on_the_same_cut_and_tabled(llama: ModelHandle,
     shown = table(rows, "same", list(COMPARATORS)).splitlines()
     assert shown[0].startswith("| same | cut | scale |")
     assert [line.split(" ")[1] for line in shown[2:]] == ["(2,2)", "median"]
+
+
+def test_the_bundled_run_names_the_blocks_that_are_repaired() -> None:
+    blocks = best_blocks(None, [1, 4, 8])
+    assert [block.n for block in blocks] == [1, 4, 8]
+    losses = example_run().losses
+    assert losses is not None
+    for block in blocks:
+        assert losses.increase.rank(block) == 1
