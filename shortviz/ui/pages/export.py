@@ -172,9 +172,8 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
     job = tools.state(s.job(state, ExportRequest.kind))
     live = job is not None and job.live
     wanted = _target(state, gguf=target == "gguf") if typed else None
-    free = live or not typed or _free(wanted, job)
+    why = notes.why_off(False, live) or (_where(wanted, job) if typed else "")
     with st.container(horizontal=True):
-        why = notes.why_off(False, live) or ("" if free else "Give a new path first, above: this one cannot be used.")
         st.button(
             "Export", type=main_button(), icon=":material/download:", disabled=bool(why), help=why or None,
             on_click=_export, args=(tools, shown, ref, removed, methods, name, alone), key="export_button",
@@ -213,21 +212,20 @@ def _target(state: s.State, *, gguf: bool) -> Path | None:
     return Path(os.path.abspath(Path.home() / os.path.expanduser(named))) if named else None
 
 
-def _free(target: Path | None, job: JobState | None) -> bool:
-    """Return whether the typed path can be written to; says where it is, or why not."""
+def _where(target: Path | None, job: JobState | None) -> str:
+    """Say where the export goes, and return ""; or say why the typed path cannot be used, and return that."""
+    why = ""
     if target is None:
-        st.caption("Give the export a name.")
-        return False
-    if job is not None and isinstance(job.result, ExportReport) and job.result.folder == str(target):
-        st.caption(f"{plain(str(target))} is what was written last; another export needs another name.")
-        return False
-    try:
-        check_target(target)
-    except ShortvizError as error:
-        st.caption(f":orange[:material/warning: {plain(str(error))}]")
-        return False
-    st.caption(f"Writes to {plain(str(target))}.")
-    return True
+        why = "Give the export a name."
+    elif job is not None and isinstance(job.result, ExportReport) and job.result.folder == str(target):
+        why = f"{target} is what was written last; another export needs another name."
+    else:
+        try:
+            check_target(target)
+        except ShortvizError as error:
+            why = str(error)
+    st.caption(f":orange[:material/warning: {plain(why)}]" if why else f"Writes to {plain(str(target))}.")
+    return plain(why)
 
 
 def _precision(state: s.State) -> OutDtype:
