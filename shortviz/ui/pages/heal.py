@@ -95,14 +95,15 @@ def _curve(history: HealHistory) -> None:
 def continuations(tools: Service, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None) -> None:
     """Draw the prompt and what the model of every step makes of it, side by side."""
     state = s.session()
-    off = shown.handle is None
+    why = notes.why_off(shown.handle is None, False)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.text_input(
-            "Prompt, continued by every model", key=s.PROMPT, max_chars=2000, persist_state="session", disabled=off
-        )
+            "Prompt, continued by every model", key=s.PROMPT, max_chars=2000, persist_state="session",
+            disabled=bool(why), help=why or None,
+        )  # fmt: skip
         st.button(
-            "Run", icon=":material/play_arrow:", disabled=off, key="run_continuations",
-            help=notes.why_off(off, False) or "Let every model that is in memory continue the prompt.",
+            "Run", icon=":material/play_arrow:", disabled=bool(why), key="run_continuations",
+            help=why or "Let every model that is in memory continue the prompt.",
             on_click=_write, args=(tools, shown, removed),
         )  # fmt: skip
     prompt = str(state.get(s.PROMPT, ""))
