@@ -97,12 +97,9 @@ def _not_measured(shown: Shown) -> None:
         st.caption("Not measured yet. Load the model to see what removing this block really does.")
     else:
         st.button(
-            "Measure this block",
-            icon=":material/play_arrow:",
-            on_click=measure_wanted,
-            key="measure_block",
+            "Measure this block", icon=":material/play_arrow:", on_click=measure_wanted, key="measure_block",
             type=main_button(),
-        )
+        )  # fmt: skip
 
 
 def predicted(distances: BlockDistances | None, block: Block, criterion: str) -> None:
