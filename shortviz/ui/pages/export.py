@@ -251,13 +251,13 @@ def _what(shown: Shown, model: ModelInfo, plan: PrunePlan, *, gguf: bool) -> Non
             st.metric("On disk", size(sizes[_precision(s.session())]), less, "inverse", width="content")
     if gguf:
         st.caption(
-            "Written: one file, for llama.cpp and the like. Tensors are copied as they are quantised; what a repair "
-            "or healing changed is quantised anew; tokenizer, chat template and all other keys stay."
+            "What is written: one file, for llama.cpp and the like. Tensors are copied as they are quantised; what a "
+            "repair or healing changed is quantised anew; tokenizer, chat template and all other keys stay."
         )
         return
     st.caption(
-        "Written: weights as safetensors, config, generation config, tokenizer, chat template, a model card, "
-        "shortviz.json (plan and fingerprints) and a mergekit recipe."
+        "What is written: weights as safetensors, config, generation config, tokenizer, chat template, a model "
+        "card, shortviz.json (plan and fingerprints) and a mergekit recipe."
     )
 
 
@@ -307,8 +307,8 @@ def _follow(tools: Service, state: s.State, *, alone: bool) -> None:
         if asked is None and alone:
             st.subheader("Adapter")
             st.caption(
-                "Written: the adapter, the repaired weights that it was trained on, and a card with the commands that "
-                "make the cut. Nothing is merged, so there is nothing to prove."
+                "What is written: the adapter, the repaired weights that it was trained on, and a card with the "
+                "commands that make the cut. Nothing is merged, so there is nothing to prove."
             )
             return
         cut = asked.removal if isinstance(asked, ExportRequest) else None
