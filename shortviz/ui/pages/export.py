@@ -156,8 +156,8 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
     impossible = {"hub", "gguf"} if alone else set() if came_as_gguf(ref) else {"gguf"}
     targets = [name for name in targets if name not in impossible]
     target = st.segmented_control(
-        "Where to", targets, format_func=lambda name: TARGETS[name], default=targets[0], required=True, key=s.TARGET,
-        persist_state="session",
+        "Where to", targets, format_func=TARGETS.__getitem__, default=targets[0], required=True, key=s.TARGET,
+        persist_state="session", wrap=True,
     )  # fmt: skip
     if not alone:
         _what(shown, model, plan, gguf=target == "gguf")
