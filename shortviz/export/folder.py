@@ -35,35 +35,64 @@ def check_target(folder: Path) -> Path:
 
     Raises ExportError where something is there already, or where the folder cannot be replaced or made.
     """
-    target = Path(os.path.abspath(folder.expanduser()))
-    check_writable(target.parent)
-    if is_gguf(target) and (target.exists() or target.is_symlink()):
-        raise ExportError(f"{target} is there already, and no file is written over; choose another name.")
-    if is_part(target.name):
-        raise ExportError(f"{target.name} is the name of one file of several, and one is written; choose another name.")
-    if target.is_dir():
-        if any(target.iterdir()):
-            raise ExportError(f"The folder {target} is not empty; choose another name, or empty it first.")
-        if os.path.ismount(target):
-            raise ExportError(f"{target} is a mount point and cannot be replaced; choose a new folder inside it.")
-    elif target.exists() or target.is_symlink():
-        raise ExportError(f"{target} exists and is not a folder; choose another name.")
-    return target
+    with _system_errors(folder):
+        target = Path(os.path.abspath(folder.expanduser()))
+        there = _writable(target.parent)
+        with suppress(FileNotFoundError):  # a name that is too long, or no name of a file, is told here
+            os.lstat(there / f"{_partial(target)}12345678")
+        if is_gguf(target) and (target.exists() or target.is_symlink()):
+            raise ExportError(f"{target} is there already, and no file is written over; choose another name.")
+        if is_part(target.name):
+            raise ExportError(
+                f"{target.name} is the name of one file of several, and one is written; choose another name."
+            )
+        if target.is_dir():
+            if any(target.iterdir()):
+                raise ExportError(f"The folder {target} is not empty; choose another name, or empty it first.")
+            if os.path.ismount(target):
+                raise ExportError(f"{target} is a mount point and cannot be replaced; choose a new folder inside it.")
+        elif target.exists() or target.is_symlink():
+            raise ExportError(f"{target} exists and is not a folder; choose another name.")
+        return target
 
 
 def check_writable(folder: Path) -> None:
     """Raise ExportError where nothing can be written to a folder, or it cannot be made; nothing is tried out."""
-    folder = Path(os.path.abspath(folder.expanduser()))
-    there = next(p for p in (folder, *folder.parents) if p.exists())
-    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-        return
+    with _system_errors(folder):
+        _writable(Path(os.path.abspath(folder.expanduser())))
+
+
+def _writable(folder: Path) -> Path:
+    """Return the nearest folder that is there, which may be written to."""
+    there = next(p for p in (folder, *folder.parents) if p.is_symlink() or p.exists())
     if not there.is_dir():
-        reason = "it is a file"
-    elif os.statvfs(there).f_flag & os.ST_RDONLY:
-        reason = os.strerror(errno.EROFS)
-    else:
-        reason = "it may not be written to"
-    raise ExportError(f"Nothing can be written to {there} ({reason}); choose a folder you may write to.")
+        raise _nothing_written(there, "it is a file" if there.exists() else "it is a link to nothing")
+    disk = os.statvfs(there)
+    if disk.f_flag & os.ST_RDONLY:
+        raise _nothing_written(there, os.strerror(errno.EROFS))
+    if not disk.f_blocks:  # /proc and the like, where root may write and the system takes nothing
+        raise _nothing_written(there, "it is not on a disk")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _nothing_written(there, "it may not be written to")
+    return there
+
+
+def _nothing_written(folder: Path, reason: object) -> ExportError:
+    return ExportError(f"Nothing can be written to {folder} ({reason}); choose a folder you may write to.")
+
+
+@contextmanager
+def _system_errors(folder: Path) -> Iterator[None]:
+    """Raise ExportError for what the system says of a path: a name too long, a folder that may not be looked into."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # pathlib's of a home that is not known is a RuntimeError
+        raise _nothing_written(folder, getattr(error, "strerror", "") or str(error).rstrip(".")) from error
+
+
+def _partial(target: Path) -> str:
+    """Return how the name of the folder begins that is filled before it gets its final name."""
+    return f".{target.name}.partial-"
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
@@ -92,11 +121,9 @@ def filled_beside(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            room = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+            room = Path(tempfile.mkdtemp(prefix=_partial(target), dir=target.parent))
         except OSError as error:
-            raise ExportError(
-                f"Nothing can be written to {target.parent} ({error.strerror}); choose a folder you may write to."
-            ) from error
+            raise _nothing_written(target.parent, error.strerror) from error
         with _owned(room):
             yield room
     finally:

@@ -13,7 +13,7 @@ from shortviz.analysis.curve import AccuracyLine, RemovalCurve
 from shortviz.analysis.planning import cells
 from shortviz.criteria.base import MEASURED
 from shortviz.figures.theme import CHOSEN, error_bars, lay_out, text_colour
-from shortviz.records.formatting import layer_words, layers_text, percent, with_error
+from shortviz.records.formatting import counted, layer_words, layers_text, percent, with_error
 from shortviz.records.measured import BlockDistances, BlockLosses, Grid
 from shortviz.records.plan import Block
 from shortviz.records.text import TaskScore
@@ -172,7 +172,7 @@ def curve_alt(curve: RemovalCurve) -> str:
     found = []
     for line in curve.lines:
         steps = [max((p.n for p in line.points if p.nll <= curve.base_nll + rise), default=0) for rise in (0.5, 1.0)]
-        found.append(f"{line.label}: {steps[0]} layers, {steps[1]} layers")
+        found.append(f"{line.label}: {', '.join(counted(step, 'layer') for step in steps)}")
     return (
         f"Layers removed before the loss is 0.5 and 1 nat above the uncut model's {curve.base_nll:.2f}: "
         f"{'; '.join(found)}."

@@ -21,6 +21,7 @@ def tools(tmp_path: Path) -> Iterator[Service]:
     st.cache_resource.clear()
     bench().runs = RunStore(tmp_path / "runs")
     yield bench()
+    bench().jobs.close(wait_seconds=60)  # a job that still imports torch would race with the next test's imports
     st.cache_resource.clear()
 
 

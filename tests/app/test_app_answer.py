@@ -69,6 +69,12 @@ def test_a_limit_on_the_loss_that_nothing_keeps_is_told_and_moves_nothing(app: S
     assert len(s.cut(page.state)) > 4
 
 
+def test_the_heal_page_says_what_the_map_says_of_the_cut(app: Start) -> None:
+    page = app()
+    price = page.words.split("perplexity × ")[1].split(")")[0]
+    assert f"**perplexity × {price})**, by the map" in page.page("heal").words
+
+
 def test_a_cut_that_was_repaired_says_what_came_of_it(app: Start, tools: Service) -> None:
     run = example_run()
     assert run.losses is not None

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from shortviz.records.model import ModelRef
+from shortviz.records.plan import Removal
 from shortviz.records.text import TextSpec
+from shortviz.service.requests import ExportRequest
 from shortviz.service.service import Service
 from shortviz.ui.session import state as s
-from tests.support.app import App
+from tests.support.app import App, plain
 
 Start = Callable[..., App]
 
@@ -133,23 +136,42 @@ def test_rows_that_are_all_too_short_fail_the_measurement_and_say_so(
     assert not list(tools.runs.folder.glob("*/run.json"))
 
 
-def test_an_export_folder_with_something_in_it_is_refused_and_kept(
-    app: Start, tiny_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("typed", "why"),
+    [
+        ("{here}/taken", "taken is not empty; choose another name"),
+        ("{here}/taken/mine.txt/deeper", "mine.txt (it is a file); choose a folder you may write to"),
+        ("/proc/nope", "Nothing can be written to /proc ("),
+        ("{here}/" + "a" * 250, "(File name too long); choose a folder you may write to"),
+        ("taken", "home/taken is not empty; choose another name"),
+        (" ", "Give the export a name."),
+    ],
+)
+def test_an_export_that_cannot_be_written_is_refused_before_the_press_in_the_words_of_the_press(
+    app: Start, tools: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, why: str
 ) -> None:
-    target = tmp_path / "taken"
-    target.mkdir()
-    (target / "mine.txt").write_text("keep me")
-    page = load(app(model=str(tiny_folder)))
-    page.page("export")
-    page.at.text_input(key=s.FOLDER).set_value(str(target))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for taken in (tmp_path / "taken", tmp_path / "home" / "taken"):
+        taken.mkdir(parents=True)
+        (taken / "mine.txt").write_text("keep me")
+    page = app(first_page="export", start="12", n="4")
+    page.at.text_input(key=s.FOLDER).set_value(typed.format(here=tmp_path))
     page.run()
-    assert page.at.button(key="export_button").disabled
-    assert "taken is not empty; choose another name" in page.words
-    assert [p.name for p in target.iterdir()] == ["mine.txt"]
+    button = page.at.button(key="export_button")
+    said = plain(button.proto.help)
+    assert button.disabled
+    assert why in said
+    assert f":orange[:material/warning: {said}]" in page.words
+    if typed.strip():
+        folder = str(tmp_path / "home" / typed.format(here=tmp_path))
+        asked = ExportRequest(model=ModelRef(id="demo"), folder=folder, removal=Removal(layers=(12,)))
+        pressed = tools.jobs.wait(tools.submit(asked))
+        assert pressed is not None
+        assert pressed.error == said
+    assert (tmp_path / "taken" / "mine.txt").read_text() == "keep me"
 
 
 def test_a_fault_of_ours_shows_its_traceback_only_in_an_expander(app: Start, tools: Service, tiny_folder: Path) -> None:
-    from shortviz.records.model import ModelRef
     from shortviz.service.requests import LoadRequest
     from shortviz.service.service import Asked
 

@@ -15,7 +15,8 @@ from shortviz.service.service import Asked, Service
 from shortviz.settings import settings
 from shortviz.ui.parts.notes import progress_words
 from shortviz.ui.session import state as s
-from tests.support.app import App
+from shortviz.ui.session.shown import BUDGETS
+from tests.support.app import App, disabled_widgets
 
 Start = Callable[..., App]
 
@@ -201,3 +202,11 @@ def test_a_waiting_job_says_what_it_waits_for_but_not_to_strangers(
         release.set()
         monkeypatch.undo()
         settings.cache_clear()
+
+
+@pytest.mark.parametrize("budget", list(BUDGETS))
+def test_before_anything_is_measured_the_answer_says_why_its_slider_is_off(loaded: App, budget: str) -> None:
+    loaded.state[s.BUDGET] = budget
+    found = dict(disabled_widgets(loaded.page("map")))
+    assert len({"By", "Remove", "Remove as much as costs at most"} & set(found)) == 2
+    assert [label for label, why in found.items() if not why] == []

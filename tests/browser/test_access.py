@@ -59,7 +59,7 @@ PAGES = {
     "Model": "Calibration text",
     "Map": "Removes layer",
     "Heal": "Heal",
-    "Export": "Written: weights as safetensors",
+    "Export": "What is written: weights as safetensors",
     "Runs": "Chosen runs",
 }
 

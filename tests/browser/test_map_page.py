@@ -34,18 +34,35 @@ def test_the_first_visit_shows_the_bundled_map_whole_in_the_window(page: Page, s
     no_failure(page)
 
 
+ROWS = (("Figure", "Data", "Code"), ("Repair", "Heal", "Export", "Copy link", "Copy as code"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "height", "rows"), [(390, 844, ROWS[:1]), (1280, 720, ROWS), (1920, 1080, ROWS)], ids=str
+)
 def test_map_and_inspector_need_no_scrolling_and_their_buttons_stand_in_one_row_each(
-    page: Page, server: AppServer
+    page: Page, server: AppServer, width: int, height: int, rows: tuple[tuple[str, ...], ...], scheme: str
 ) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(color_scheme=scheme)
     page.goto(f"{server.url}/map?start=17&n=9")
     wait_for_block(page, 17, 9)
     wait_for_outline(page, 17, 9)
     wait_for_map(page)
-    for row in (("Figure", "Data", "Code"), ("Repair", "Heal", "Export", "Copy link", "Copy as code")):
-        boxes = [page.get_by_test_id("stMain").get_by_role("button", name=n, exact=True).bounding_box() for n in row]
+    main = page.get_by_test_id("stMain")
+    for row in rows:
+        boxes = [main.get_by_role("button", name=n, exact=True).bounding_box() for n in row]
         tops = {round(box["y"]) for box in boxes if box is not None}
         assert len(tops) == 1, f"{row} stand in several rows: {tops}"
-        assert all(box is not None and box["y"] + box["height"] <= 720 for box in boxes), f"{row} is below the window"
+        low = max(box["y"] + box["height"] for box in boxes if box is not None)
+        assert low <= height, f"{row} is below the window"
+    chart = page.locator(".js-plotly-plot").first.bounding_box()
+    assert chart is not None
+    assert chart["height"] >= 320
+    assert chart["x"] + chart["width"] <= width
+    if width > 390:  # on a phone the inspector follows below the map
+        assert main.evaluate("e => e.scrollHeight") <= height
 
 
 def test_twenty_clicks_on_a_30_layer_map_all_hit_the_right_cell(page: Page, server: AppServer) -> None:

@@ -94,3 +94,10 @@ ROWS = [
     {"goal": "The mill turns it", "sol1": "away", "sol2": "into bread", "label": 1},
     {"goal": "What the hills", "sol1": "let go", "sol2": "turn", "label": 0},
 ]
+
+
+def disabled_widgets(page: App) -> list[tuple[str, str]]:
+    """Return the label and the help of everything on a page that is disabled: buttons, popovers, inputs, choices."""
+    protos = [getattr(node, "proto", None) for node in page.at._tree]  # all elements; its public lists are by kind
+    protos = [proto.popover if type(proto).__name__ == "Block" else proto for proto in protos]
+    return [(proto.label, proto.help) for proto in protos if getattr(proto, "disabled", False)]

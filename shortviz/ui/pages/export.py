@@ -156,8 +156,8 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
     impossible = {"hub", "gguf"} if alone else set() if came_as_gguf(ref) else {"gguf"}
     targets = [name for name in targets if name not in impossible]
     target = st.segmented_control(
-        "Where to", targets, format_func=lambda name: TARGETS[name], default=targets[0], required=True, key=s.TARGET,
-        persist_state="session",
+        "Where to", targets, format_func=TARGETS.__getitem__, default=targets[0], required=True, key=s.TARGET,
+        persist_state="session", wrap=True,
     )  # fmt: skip
     if not alone:
         _what(shown, model, plan, gguf=target == "gguf")
@@ -172,9 +172,8 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
     job = tools.state(s.job(state, ExportRequest.kind))
     live = job is not None and job.live
     wanted = _target(state, gguf=target == "gguf") if typed else None
-    free = live or not typed or _free(wanted, job)
+    why = notes.why_off(False, live) or (_where(wanted, job) if typed else "")
     with st.container(horizontal=True):
-        why = notes.why_off(False, live) or ("" if free else "Give a new path first, above: this one cannot be used.")
         st.button(
             "Export", type=main_button(), icon=":material/download:", disabled=bool(why), help=why or None,
             on_click=_export, args=(tools, shown, ref, removed, methods, name, alone), key="export_button",
@@ -213,21 +212,20 @@ def _target(state: s.State, *, gguf: bool) -> Path | None:
     return Path(os.path.abspath(Path.home() / os.path.expanduser(named))) if named else None
 
 
-def _free(target: Path | None, job: JobState | None) -> bool:
-    """Return whether the typed path can be written to; says where it is, or why not."""
+def _where(target: Path | None, job: JobState | None) -> str:
+    """Say where the export goes, and return ""; or say why the typed path cannot be used, and return that."""
+    why = ""
     if target is None:
-        st.caption("Give the export a name.")
-        return False
-    if job is not None and isinstance(job.result, ExportReport) and job.result.folder == str(target):
-        st.caption(f"{plain(str(target))} is what was written last; another export needs another name.")
-        return False
-    try:
-        check_target(target)
-    except ShortvizError as error:
-        st.caption(f":orange[:material/warning: {plain(str(error))}]")
-        return False
-    st.caption(f"Writes to {plain(str(target))}.")
-    return True
+        why = "Give the export a name."
+    elif job is not None and isinstance(job.result, ExportReport) and job.result.folder == str(target):
+        why = f"{target} is what was written last; another export needs another name."
+    else:
+        try:
+            check_target(target)
+        except ShortvizError as error:
+            why = str(error)
+    st.caption(f":orange[:material/warning: {plain(why)}]" if why else f"Writes to {plain(str(target))}.")
+    return plain(why)
 
 
 def _precision(state: s.State) -> OutDtype:
@@ -253,13 +251,13 @@ def _what(shown: Shown, model: ModelInfo, plan: PrunePlan, *, gguf: bool) -> Non
             st.metric("On disk", size(sizes[_precision(s.session())]), less, "inverse", width="content")
     if gguf:
         st.caption(
-            "Written: one file, for llama.cpp and the like. Tensors are copied as they are quantised; what a repair "
-            "or healing changed is quantised anew; tokenizer, chat template and all other keys stay."
+            "What is written: one file, for llama.cpp and the like. Tensors are copied as they are quantised; what a "
+            "repair or healing changed is quantised anew; tokenizer, chat template and all other keys stay."
         )
         return
     st.caption(
-        "Written: weights as safetensors, config, generation config, tokenizer, chat template, a model card, "
-        "shortviz.json (plan and fingerprints) and a mergekit recipe."
+        "What is written: weights as safetensors, config, generation config, tokenizer, chat template, a model "
+        "card, shortviz.json (plan and fingerprints) and a mergekit recipe."
     )
 
 
@@ -309,8 +307,8 @@ def _follow(tools: Service, state: s.State, *, alone: bool) -> None:
         if asked is None and alone:
             st.subheader("Adapter")
             st.caption(
-                "Written: the adapter, the repaired weights that it was trained on, and a card with the commands that "
-                "make the cut. Nothing is merged, so there is nothing to prove."
+                "What is written: the adapter, the repaired weights that it was trained on, and a card with the "
+                "commands that make the cut. Nothing is merged, so there is nothing to prove."
             )
             return
         cut = asked.removal if isinstance(asked, ExportRequest) else None

@@ -6,9 +6,10 @@ import streamlit as st
 
 from shortviz.errors import PlanError
 from shortviz.figures import ledger as ledger_charts
-from shortviz.records.formatting import layers_text
+from shortviz.records.formatting import counted, layers_text, times
 from shortviz.records.heal import HealHistory, OwnText, preset
 from shortviz.records.ledger import Ledger, LedgerStep
+from shortviz.records.measured import from_map
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import PrunePlan, Removal
 from shortviz.service import kept
@@ -95,14 +96,15 @@ def _curve(history: HealHistory) -> None:
 def continuations(tools: Service, shown: Shown, removed: tuple[int, ...], ledger: Ledger | None) -> None:
     """Draw the prompt and what the model of every step makes of it, side by side."""
     state = s.session()
-    off = shown.handle is None
+    why = notes.why_off(shown.handle is None, False)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.text_input(
-            "Prompt, continued by every model", key=s.PROMPT, max_chars=2000, persist_state="session", disabled=off
-        )
+            "Prompt, continued by every model", key=s.PROMPT, max_chars=2000, persist_state="session",
+            disabled=bool(why), help=why or None,
+        )  # fmt: skip
         st.button(
-            "Run", icon=":material/play_arrow:", disabled=off, key="run_continuations",
-            help=notes.why_off(off, False) or "Let every model that is in memory continue the prompt.",
+            "Run", icon=":material/play_arrow:", disabled=bool(why), key="run_continuations",
+            help=why or "Let every model that is in memory continue the prompt.",
             on_click=_write, args=(tools, shown, removed),
         )  # fmt: skip
     prompt = str(state.get(s.PROMPT, ""))
@@ -210,7 +212,7 @@ def _cut(shown: Shown) -> tuple[int, ...]:
         "Cut",
         cuts,
         index=cuts.index(s.cut(state)),
-        format_func=lambda cut: f"layers {layers_text(cut)} ({len(cut)} layers)" + (" · chosen block" * (cut == own)),
+        format_func=lambda cut: f"{counted(len(cut), 'layer')}: {layers_text(cut)}{' · chosen block' * (cut == own)}",
         key=f"heal_cut_{layers_text(s.cut(state))}",  # made anew where the cut was chosen elsewhere
         label_visibility="collapsed",
         width=420,
@@ -234,14 +236,8 @@ def _ledger(tools: Service, shown: Shown, removed: tuple[int, ...], job: JobStat
         if found is None or not (now is not None and now.live):
             found = _known(tools, look(tools, s.session()), removed) or found
         if found is None:
-            st.caption(
-                f"Not measured yet: what removing layers {layers_text(removed)} costs, and what comes back. "
-                + (
-                    "Repair or heal below; both measure it first."
-                    if shown.handle is not None
-                    else "Load the model first."
-                )
-            )
+            now_do = "Load the model first." if shown.handle is None else "Repair or train: both measure the cut first."
+            st.caption(f"Uncut, cut, repaired and trained will stand here, on the same text. {now_do}")
             return
         ledger_view.draw_ledger(found, key="ledger")
 
@@ -266,9 +262,13 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
     live = job is not None and job.live
     why = notes.why_off(shown.handle is None, live)
     found = _known(tools, shown, removed)
+    block, cell = Removal.of_layers(removed).block, None
+    if block is not None and shown.run is not None:
+        cell = from_map(shown.run.losses, model, block)  # the Map page has said it: so must this one
+    mapped = f"**perplexity {times(cell.nll_increase, cell.nll_increase_stderr)}**, by the map" if cell else ""
     cut, repair, train = st.columns(3, gap="small", border=True)
     with cut:
-        _step_words("1 Cut", found, "cut", "Removes the layers; what that costs is measured first.")
+        _step_words("1 Cut", found, "cut", "Removes the layers; what that costs is measured first.", mapped)
         st.button(
             "See it on the map", icon=":material/grid_on:", key="heal_to_map", on_click=s.leave_for, args=(state, "Map")
         )
@@ -318,12 +318,12 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
         _shrink(tools, shown, model, removed, why, method)
 
 
-def _step_words(title: str, ledger: Ledger | None, name: str, what: str) -> None:
-    """Say what a step is, and, where it was measured, what it costs or won back: of its kind, the best one."""
+def _step_words(title: str, ledger: Ledger | None, name: str, what: str, known: str = "") -> None:
+    """Say what a step is, and what it costs or won back: the best of its kind in the ledger, else what is known."""
     st.markdown(f"**{title}**  \n:small[{what}]")
     steps = [step for step in ledger.steps if step.name == name] if ledger is not None else []
     best = min(steps, key=lambda step: step.evaluation.score.nll, default=None)
-    st.markdown(ledger_view.price(best) if best is not None else "not measured yet")
+    st.markdown(ledger_view.price(best) if best is not None else known or "not measured yet")
 
 
 def _shrink(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int, ...], why: str, method: str) -> None:

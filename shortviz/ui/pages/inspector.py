@@ -97,12 +97,9 @@ def _not_measured(shown: Shown) -> None:
         st.caption("Not measured yet. Load the model to see what removing this block really does.")
     else:
         st.button(
-            "Measure this block",
-            icon=":material/play_arrow:",
-            on_click=measure_wanted,
-            key="measure_block",
+            "Measure this block", icon=":material/play_arrow:", on_click=measure_wanted, key="measure_block",
             type=main_button(),
-        )
+        )  # fmt: skip
 
 
 def predicted(distances: BlockDistances | None, block: Block, criterion: str) -> None:
@@ -202,18 +199,15 @@ def continuations(bench: Service, shown: Shown, found: Inspection | None, *, run
     block = s.block(state)
     ledger = ledger_of(shown.run, block.layers) if block is not None else None
     treated = ledger is not None and ledger.best is not None  # has a line of its own below
+    why = why_off(shown.handle is None, False)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.text_input(
-            "Prompt, continued by both models",
-            key=s.PROMPT,
-            max_chars=2000,
-            persist_state="session",
-            on_change=_prompted,
-            disabled=shown.handle is None,
-        )
+            "Prompt, continued by both models", key=s.PROMPT, max_chars=2000, persist_state="session",
+            on_change=_prompted, disabled=bool(why), help=why or None,
+        )  # fmt: skip
         st.button(
-            "Run", icon=":material/play_arrow:", disabled=shown.handle is None, on_click=_prompted, key="run_prompt",
-            help=why_off(shown.handle is None, False) or "Let both models continue the prompt.",
+            "Run", icon=":material/play_arrow:", disabled=bool(why), on_click=_prompted, key="run_prompt",
+            help=why or "Let both models continue the prompt.",
         )  # fmt: skip
         questions.questions_button(bench)
     if shown.handle is None:

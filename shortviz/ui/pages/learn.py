@@ -9,6 +9,7 @@ from shortviz.lessons.data import lesson_data
 from shortviz.lessons.facts import facts
 from shortviz.lessons.figures import TERMS
 from shortviz.records.formatting import one_line
+from shortviz.records.model import hub_id
 from shortviz.service import policy
 from shortviz.service.service import EXAMPLE
 from shortviz.settings import settings
@@ -113,7 +114,7 @@ def draw_first() -> None:
         stack(_stack_data(), choose_on_map)
         losses = bundled_losses()
         st.caption(
-            f"Measured on {bundled().model.id} ({bundled().model.num_layers} layers): the loss on "
+            f"Measured on {hub_id(bundled().model.id)} ({bundled().model.num_layers} layers): the loss on "
             f"{int(losses.tokens.max()):,} tokens of {losses.text.source}, the words by taking the most likely each "
             "time."
         )

@@ -50,7 +50,7 @@ def draw() -> None:
     now = living(tools, state, shown)
     if shown.model is not None:
         settle_block(state, now.run, shown.model)
-    answer = st.container()  # below the block's inputs, which say what is chosen
+    answer = st.container(key="answer")  # below the block's inputs, which say what is chosen
     _toolbar(tools, shown, now)
     left, right = st.columns([1.15, 1], gap="medium")
     with right:
@@ -96,7 +96,7 @@ def _measure_button(tools: Service, shown: Shown, now: Shown) -> None:
     job = measure_job(tools, state, shown, kind)
     on = shown.handle is not None and measure.goes_on(tools, _request(shown, kind), now.run)
     lacking = opened.is_lacking(state, s.evaluation(state) if kind == "losses" else s.calibration(state))
-    with st.container(gap="xsmall", width=235):
+    with st.container(gap="xsmall", width=320, key="measure"):
         words, more = _takes(tools, shown, kind)
         st.caption(notes.plain(words), help=notes.plain(more) if more else None)
         if job is not None and job.live:

@@ -47,8 +47,17 @@ _AT_THE_TOP = """<style>
 @media (min-width: 900px) {
   .st-key-status { position: fixed; top: .55rem; right: 3.5rem; z-index: 999991; width: auto; max-width: 55vw; }
 }
+@media (max-width: 640px) {
+  .stMainBlockContainer { padding-top: 3.9rem; }
+  .st-key-status { row-gap: 0; }
+  .stMainBlockContainer > .stVerticalBlock, .st-key-answer .stHorizontalBlock { row-gap: .5rem; }
+  .st-key-measure { flex-flow: row; align-items: center; }
+  .st-key-view label { display: none; }
+  .st-key-view button { padding-inline: .45rem; }
+}
 </style>"""
-"""Beside the navigation, in its own bar; on a phone that bar is narrow, and the line stands below it."""
+"""Beside the navigation, in its own bar; on a phone that bar is narrow, and the line stands below it: there, what is
+above a map leaves it half of the screen."""
 
 
 def show() -> None:

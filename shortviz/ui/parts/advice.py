@@ -17,6 +17,7 @@ from shortviz.ui.session.shown import BUDGETS, advised, budget_kind, budget_of, 
 _FACTORS: Final = (1.05, 1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 5.0, 10.0)
 _SHOWN_TIES: Final = 3
 _NOTHING: Final = "What can go, and at what price, is said here once something is measured."
+_OFF: Final = "Nothing is measured yet: press Measure first."
 
 
 def draw(run: Run | None, model: ModelInfo | None) -> None:
@@ -29,13 +30,13 @@ def draw(run: Run | None, model: ModelInfo | None) -> None:
     if model is None:
         st.caption(_NOTHING)
         return
-    state = s.session()
+    state, why = s.session(), _OFF if run is None else None
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         with st.container(horizontal=True, vertical_alignment="bottom", gap="small", width=430):
             _slider(budget_kind(state), model, run)
             st.selectbox(
                 "By", list(BUDGETS), format_func=BUDGETS.__getitem__, key=s.BUDGET, persist_state="session", width=130,
-                on_change=_moved, args=(run,), disabled=run is None,
+                on_change=_moved, args=(run,), disabled=run is None, help=why,
             )  # fmt: skip
         if run is None:
             st.caption(_NOTHING, width="stretch")
@@ -54,17 +55,17 @@ def draw(run: Run | None, model: ModelInfo | None) -> None:
 
 def _slider(kind: str, model: ModelInfo, run: Run | None) -> None:
     """Draw the slider of this kind of budget, which answers once there is a run."""
-    key = f"{s.LIMIT}_{kind}"
+    key, why = f"{s.LIMIT}_{kind}", _OFF if run is None else None
     if kind == "max_increase":
         st.select_slider(
             "Remove as much as costs at most", _FACTORS, value=1.5, format_func=lambda factor: f"× {factor:g}",
-            key=key, persist_state="session", on_change=_moved, args=(run,), disabled=run is None,
+            key=key, persist_state="session", on_change=_moved, args=(run,), disabled=run is None, help=why,
         )  # fmt: skip
         return
     unit = "layers" if kind == "layers" else "%% of the weights"
     st.slider(
         "Remove", 1, most_limit(model, kind), value=usual_limit(model, kind), format=f"%d {unit}", key=key,
-        persist_state="session", on_change=_moved, args=(run,), disabled=run is None,
+        persist_state="session", on_change=_moved, args=(run,), disabled=run is None, help=why,
     )  # fmt: skip
 
 

@@ -187,11 +187,10 @@ def _table(distances: BlockDistances, criterion: str) -> None:
     st.dataframe(
         table.style.format(precision=4, na_rep=""),
         key="map_table",
-        height=CHART_HEIGHT,
-        on_select=partial(_cell_chosen, distances.num_layers),
-        selection_mode="single-cell",
+        height=CHART_HEIGHT, column_config={"_index": "n ↓ start →"},
+        on_select=partial(_cell_chosen, distances.num_layers), selection_mode="single-cell",
         alt=f"{label(criterion)} of every block: one row per n, one column per start layer",
-    )
+    )  # fmt: skip
 
 
 def _searched(bench: Service, shown: Shown, jobs: Mapping[str, JobState | None]) -> bool:

@@ -98,6 +98,28 @@ def test_a_mount_point_cannot_be_the_target(small_disk: Callable[..., Path]) -> 
         check_target(small_disk(MEGABYTE))
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a" * 300, "File name too long"),
+        ("a" * 240, "File name too long"),  # what is filled beside it has a longer name
+        ("link/out", "link .it is a link to nothing"),
+        ("a\0b", "embedded null byte"),
+    ],
+)
+def test_a_name_that_the_system_refuses_is_told_before_anything_is_written(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ExportError, match=f"Nothing can be written to .*{reason}.*; choose a folder"):
+        check_target(tmp_path / name)
+
+
+def test_a_home_that_is_not_known_is_told() -> None:
+    with pytest.raises(ExportError, match="~nosuchperson/out .Could not determine home directory.; choose a folder"):
+        check_target(Path("~nosuchperson/out"))
+
+
 def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     program = """
 import resource, sys

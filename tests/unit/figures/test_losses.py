@@ -66,3 +66,5 @@ def test_the_curve_has_a_line_for_each_strategy_that_starts_uncut(perplexity):
     assert all(line.y[0] == pytest.approx(start) for line in figure.data)
     json.loads(figure.to_json())
     assert "best measured block: 0 layers, 0 layers" in curve_alt(curve)
+    quarter = curve_from_map(losses_of(triangle() / 4), distances_of(triangle(1)))
+    assert "best measured block: 1 layer, 3 layers" in curve_alt(quarter)
