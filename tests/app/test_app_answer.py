@@ -8,7 +8,7 @@ import pytest
 
 from shortviz.analysis.advice import advise
 from shortviz.records.advice import Budget
-from shortviz.records.formatting import times
+from shortviz.records.formatting import factor, layers_text, times
 from shortviz.runs.run import example_run
 from shortviz.service.service import EXAMPLE, Service
 from shortviz.ui.parts.notes import plain as escaped
@@ -25,7 +25,13 @@ def test_the_first_chosen_cell_is_the_one_that_the_sentence_names(app: Start) ->
     assert f"layers {plan.removed[0]}-{plan.removed[-1]}" in page.words
     assert times(plan.increase, plan.stderr) in page.words
     assert f"Measured on {plan.tokens:,} tokens" in page.words
-    assert re.search(r"Repairing other cuts won back [\d.]+( to [\d.]+)? % of what they lost\.", page.words)
+    assert re.search(r"Repairing layers 12-15 won back [\d.]+( to [\d.]+)? % of what was lost\.", page.words)
+    losses = example_run().losses
+    assert losses is not None
+    alone = losses.increase.row(1)
+    most = sorted(int(layer) for layer in alone.argsort()[-3:])
+    assert most == [0, 1, 29]
+    assert f"Needed most: layers {layers_text(most)}, each alone {factor(float(min(alone[most])))} or more." in page.words
     assert not any(button.key == "take_advice" for button in page.at.button)
 
 

@@ -129,10 +129,13 @@ def test_a_measured_block_of_a_saved_run_shows_its_numbers_without_the_model(too
     metrics = {m.label: m.value for m in page.at.metric}
     assert metrics["Perplexity"] == "× 1.92"
     assert metrics["Loss, nats per token"] == "+0.650 ± 0.030"
-    assert "perplexity 35.9 → 68.7 (windows differ: ±" in page.words
+    assert "perplexity 35.9 → 68.7 · 8,176 tokens scored" in page.words
+    assert any("the perplexity of the cut model has an error of ±" in c.proto.help for c in page.at.caption)
     assert metrics["Same next token"] == "61.0 ± 1.5 %"
     assert "8,176 tokens scored" in page.words
     assert "steady" in page.words
+    export = app(first_page="export", run="measured", start="12", n="3")
+    assert "The cut as it is, nothing repaired: perplexity × 1.92 (+0.650 ± 0.030 nats) on " in export.words
 
 
 def test_a_run_that_cannot_be_read_is_named(tools: Service, app: Start) -> None:

@@ -143,9 +143,8 @@ def measured(evaluation: Evaluation, *, refining: bool) -> None:
             same = percent(evaluation.same_top1, evaluation.same_top1_stderr)
             st.metric(_METRICS[3], same, width="content", help=_TOP1_HELP)
     before = f"{with_error(base.perplexity)} → " if base is not None else ""
-    differ = f" (windows differ: ± {with_error(score.perplexity_stderr)})" if score.windows > 1 else ""
     words = [
-        f"perplexity {before}{with_error(score.perplexity)}{differ}",
+        f"perplexity {before}{with_error(score.perplexity)}",
         f"{counted(score.tokens, 'token')} scored of {plain(evaluation.text.words)}, "
         f"{windows_words(score.windows, evaluation.text)}",
     ]
@@ -155,9 +154,14 @@ def measured(evaluation: Evaluation, *, refining: bool) -> None:
         words.append(":material/autorenew: still refining")
     elif not is_from_map(evaluation):
         words.append("steady" if evaluation.complete else "stopped early")
-    st.caption(" · ".join(words))
+    differ = with_error(score.perplexity_stderr)
+    st.caption(" · ".join(words), help=f"{_DIFFER_HELP} ± {differ}" if score.windows > 1 else None)
 
 
+_DIFFER_HELP = (
+    "Perplexities differ from text to text, what the cut does to them less: the factor and the increase above are "
+    "paired, window by window. Over these windows the perplexity of the cut model has an error of"
+)
 _TIMES_HELP = "On the same windows; in brackets the NLL increase a token, with its paired error."
 _PERPLEXITY_HELP = "As hard as the text is: what the cut does to it stays more alike from text to text."
 _KL_HELP = "KL(uncut ‖ cut) per token: how far the cut model's predictions have moved from the uncut model's."

@@ -62,7 +62,7 @@ def presets() -> list[str]:
 
 def _model_inputs(state: s.State) -> ModelRef | None:
     st.selectbox(
-        "Preset",
+        "A preset, or a model of your own",
         presets(),
         format_func=lambda name: PRESETS.get(name, "another: an id, a folder or a file" if name == OTHER else name),
         key=s.PRESET,

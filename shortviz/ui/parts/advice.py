@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import numpy as np
 import streamlit as st
 
 from shortviz.analysis.advice import advise
@@ -16,6 +17,7 @@ from shortviz.ui.session.shown import BUDGETS, advised, budget_kind, budget_of, 
 
 _FACTORS: Final = (1.05, 1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 5.0, 10.0)
 _SHOWN_TIES: Final = 3
+_SHOWN_NEEDED: Final = 3
 _NOTHING: Final = "What can go, and at what price, is said here once something is measured."
 _OFF: Final = "Nothing is measured yet: press Measure first."
 
@@ -48,7 +50,7 @@ def draw(run: Run | None, model: ModelInfo | None) -> None:
             return
         with st.container(gap=None, width="stretch"):
             st.markdown(_sentence(found, run), help=plain(_why(found)) or None)
-            st.caption(_behind(found))
+            st.caption(" ".join(filter(None, (_behind(found, run), _needed(run)))))
         if s.cut(state) != found.plan.removed:
             st.button("Show it", icon=":material/my_location:", key="take_advice", on_click=_moved, args=(run,))
 
@@ -86,7 +88,7 @@ def _sentence(found: Advice, run: Run) -> str:
     return f"Without **{name}**: **perplexity {times(found.plan.increase, found.plan.stderr)}**, **{saved}**."
 
 
-def _behind(found: Advice) -> str:
+def _behind(found: Advice, run: Run) -> str:
     """Return how much text the sentence rests on, and what a repair makes of it."""
     if not found.measured:
         return "Chosen by how little it changes the residual stream: measure it before you rely on it."
@@ -97,8 +99,20 @@ def _behind(found: Advice) -> str:
     elif found.expected is not None:
         low, high = (percent(share) for share in found.expected)
         share = high if low == high else f"{low.removesuffix(' %')} to {high}"
-        words.append(f"Repairing other cuts won back {share} of what they lost.")
+        cuts = [ledger.removed for ledger in run.ledgers if any(step.name == "repaired" for step in ledger.steps)]
+        other = f"layers {layers_text(cuts[0])}" if len(cuts) == 1 else "other cuts"
+        words.append(f"Repairing {other} won back {share} of what was lost.")
     return plain(" ".join(words))
+
+
+def _needed(run: Run) -> str:
+    """Return which single layers cost most where they were measured: what the sentence above is to be held against."""
+    row = run.losses.increase.row(1) if run.losses is not None else np.array([])
+    if len(row) <= 2 * _SHOWN_NEEDED or not np.isfinite(row).all():
+        return ""
+    most = sorted(int(layer) for layer in row.argsort()[-_SHOWN_NEEDED:])
+    least = factor(float(min(row[layer] for layer in most)))
+    return f"Needed most: layers {layers_text(most)}, each alone {least} or more."
 
 
 def _why(found: Advice) -> str:

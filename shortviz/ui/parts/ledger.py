@@ -45,7 +45,7 @@ def draw_ledger(ledger: Ledger, *, key: str) -> None:
     for words in verdicts(ledger):
         st.warning(plain(words), icon=":material/warning:")
     asked = ledger.task(ledger.steps[0]) is not None
-    left, right = st.columns([2.0 if asked else 1.45, 1], gap="medium")
+    left, right = st.columns([2.6 if asked else 2.0, 1], gap="medium")
     alt, table = ledger_charts.recovery_alt(ledger), ledger_table(ledger)
     with left:
         st.dataframe(
@@ -58,7 +58,7 @@ def draw_ledger(ledger: Ledger, *, key: str) -> None:
             # Widths for the longest entry: columns that fit themselves to the first rows clip what comes later.
             column_config={
                 # What matters first, and narrow: a phone shows three columns.
-                "step": st.column_config.TextColumn(width=160),
+                "step": st.column_config.TextColumn(width=140),
                 "won back": st.column_config.TextColumn(width=96, help="Share of the lost NLL; the error is paired."),
                 "perplexity over uncut": st.column_config.TextColumn(
                     width=190, help="As a factor; in brackets the NLL increase a token, with its paired error."
