@@ -31,7 +31,8 @@ def test_the_first_chosen_cell_is_the_one_that_the_sentence_names(app: Start) ->
     alone = losses.increase.row(1)
     most = sorted(int(layer) for layer in alone.argsort()[-3:])
     assert most == [0, 1, 29]
-    assert f"Needed most: layers {layers_text(most)}, each alone {factor(float(min(alone[most])))} or more." in page.words
+    least = factor(float(min(alone[most])))
+    assert f"Needed most: layers {layers_text(most)}, each alone {least} or more." in page.words
     assert not any(button.key == "take_advice" for button in page.at.button)
 
 
