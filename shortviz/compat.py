@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from shortviz import criteria
 from shortviz.analysis.planning import rescale_rows
-from shortviz.criteria.angles import angle
+from shortviz.criteria.base import angle
 from shortviz.errors import ModelError, NumericsError, PlanError, ShortvizError, TextError, first_line
 from shortviz.export.texts import savable
 from shortviz.measure.distances import measure_distances

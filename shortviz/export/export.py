@@ -34,7 +34,7 @@ from shortviz.export.recipes import mergekit_yaml
 from shortviz.export.texts import write_texts
 from shortviz.export.weights import WrittenWeights, as_written, stored_bytes, weights_to_write, write_weights
 from shortviz.model.handle import ModelHandle
-from shortviz.model.spread import refuse_spread
+from shortviz.model.placement import refuse_spread
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import counted
 from shortviz.records.ledger import Ledger

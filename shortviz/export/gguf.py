@@ -35,8 +35,8 @@ from shortviz.model.gguf.container import (
 )
 from shortviz.model.gguf.copies import dequantise_into, memory_needed, read_model
 from shortviz.model.handle import ModelHandle
+from shortviz.model.placement import refuse_spread
 from shortviz.model.prune import put_weights, shared_copy
-from shortviz.model.spread import refuse_spread
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size, with_error
 from shortviz.records.measured import ExportReport

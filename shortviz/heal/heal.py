@@ -18,7 +18,7 @@ from shortviz.heal.training import Training, own_random_numbers, team
 from shortviz.measure.losses import check_windows
 from shortviz.model.delta import model_facts
 from shortviz.model.handle import ModelHandle
-from shortviz.model.spread import refuse_spread
+from shortviz.model.placement import refuse_spread
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
 from shortviz.records.heal import HealHistory, HealSettings

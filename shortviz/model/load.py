@@ -49,8 +49,7 @@ from shortviz.model.layers import (
     stream_width,
     text_config,
 )
-from shortviz.model.placement import Placement, choose_placement
-from shortviz.model.spread import devices_of, refuse_offloaded
+from shortviz.model.placement import Placement, choose_placement, devices_of, refuse_offloaded
 from shortviz.model.tokenizer import read_tokenizer, refuse_larger_vocabulary
 from shortviz.model.unread import OLD_BUFFERS, differing_files, head_pattern, unread_files, unread_tensors
 from shortviz.progress import NO_WATCH, Watch
