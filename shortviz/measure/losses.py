@@ -340,7 +340,7 @@ def evaluation_of(
     found = Evaluation(
         score=score_of_windows(handle, scores),
         text=windows.info,
-        removed=() if handle.plan is None else handle.plan.removed,
+        removed=handle.removed,
         complete=len(scores) == len(windows.tokens),
     )
     if base is None:

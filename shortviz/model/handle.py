@@ -31,3 +31,13 @@ class ModelHandle:
     """Repairs and healings that the model went through, in order."""
     lock: Any = field(default_factory=threading.RLock)
     """A threading.RLock."""
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """The layers that the model lacks; () of the uncut one."""
+        return () if self.plan is None else self.plan.removed
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What tells this model from others of its cut, e.g. `("seam_refit", "lora")`."""
+        return tuple(treatment.method for treatment in self.treatments)

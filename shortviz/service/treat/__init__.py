@@ -45,7 +45,6 @@ from shortviz.service.ledger import (
     Treating,
     known_ledger,
     ledger_of,
-    removed_by,
     row_length,
     treated,
     write,
@@ -176,7 +175,7 @@ def heal(request: HealRequest, service: "Service", place: Place, watch: Watch) -
         healed = _trained(work, begin, tokens, heldout)
         if not is_main:
             return None
-        work.shown = replace(work.shown, history=healed.history, methods=kept.methods_of(begin))
+        work.shown = replace(work.shown, history=healed.history, methods=begin.methods)
         work.say(healed.history.note if healed.applied else healed.treatment.note)
         if healed.applied:
             work.add(healed.handle, command_of(request, work.base.info), healed)
@@ -239,7 +238,7 @@ def _trained(work: CutLedger, begin: "ModelHandle", tokens: "TokenSet", heldout:
     if work.scores:
         before = [(t.method, sorted(t.settings.items(), key=str)) for t in begin.treatments]
         texts, world = (tokens.info.fingerprint, heldout.info.fingerprint), os.environ.get("WORLD_SIZE", "1")
-        path = work.unfinished("heal", removed_by(begin), before, recipe, *texts, world)
+        path = work.unfinished("heal", begin.removed, before, recipe, *texts, world)
 
     def as_treating(progress: Progress) -> Progress:
         def snapshot() -> Treating:
@@ -325,8 +324,8 @@ def bring_back(request: BringBackRequest, service: "Service", place: Place, watc
     """Put a treated model into memory again from what is kept beside the run: nothing is repaired or trained."""
     base = service.models.load(request.model, watch)
     ledger = ledger_of(place.run, request.removal.removed)
-    steps = [step for step in ledger.steps if step.methods == request.methods] if ledger is not None else []
-    found = of_step(request, service, place, base, steps[-1]) if steps else None
+    step = ledger.treated(request.methods) if ledger is not None else None
+    found = of_step(request, service, place, base, step) if step is not None else None
     if found is None:
         raise RunError("Nothing of this model is kept beside the run; repair or heal again.")
     problem = kept.put_in_memory(service, request.model, request.removal.removed, base, found)
@@ -342,9 +341,9 @@ def write_continuations(request: ContinueRequest, service: "Service", place: Pla
     ref, removed, prompt = request.model, request.removal.removed, request.prompt
     ledger = ledger_of(place.run, removed)
     cut = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed))
-    write(service, ref, "uncut", base, (), prompt, watch)
-    write(service, ref, "cut", cut, (), prompt, watch)
+    write(service, ref, "uncut", base, prompt, watch)
+    write(service, ref, "cut", cut, prompt, watch)
     for step in ledger.steps if ledger is not None else ():
         found = treated(service, ref, removed, step) if step.methods else None
         if found is not None:
-            write(service, ref, step.name, found, step.methods, prompt, watch)
+            write(service, ref, step.name, found, prompt, watch)

@@ -16,9 +16,9 @@ from shortviz.records.ledger import Ledger, LedgerStep, Treatment, with_evidence
 from shortviz.records.measured import Evaluation
 from shortviz.records.plan import Removal
 from shortviz.records.text import TextSpec
-from shortviz.service import kept, measure
+from shortviz.service import measure
 from shortviz.service.inspect import cut_model
-from shortviz.service.ledger import CutLedger, Treating, removed_by
+from shortviz.service.ledger import CutLedger, Treating
 from shortviz.service.place import Place
 from shortviz.service.requests import EvidenceRequest, RepairRequest
 from shortviz.service.treat import command_of, of_step
@@ -109,9 +109,9 @@ def _models(work: CutLedger, request: EvidenceRequest) -> Iterator["ModelHandle"
         else:
             work.say(f"The repair was not applied: {repaired.treatment.note or 'it did not help.'}")
     if request.adapter is not None:
-        healed = cut_model(work.base, Removal.of_layers(removed_by(work.cut)), request.adapter)
+        healed = cut_model(work.base, Removal.of_layers(work.cut.removed), request.adapter)
         yield _added(work, healed, "")
-        made.add(kept.methods_of(healed))
+        made.add(healed.methods)
     for step in _ledger(work).steps:
         known = of_step(request, work.service, work.place, work.base, step) if step.treatments else None
         if known is not None and step.methods not in made:
@@ -134,7 +134,7 @@ def _step_of(ledger: Ledger, model: "ModelHandle") -> LedgerStep:
     """Return the ledger's step of a model."""
     if not model.treatments:
         return ledger.steps[0 if model.plan is None else 1]
-    return next(step for step in ledger.steps if step.methods == kept.methods_of(model))
+    return next(step for step in ledger.steps if step.methods == model.methods)
 
 
 def _measure(
