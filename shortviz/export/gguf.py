@@ -14,13 +14,13 @@ from pathlib import Path
 
 from shortviz.errors import ExportError, ResourceError
 from shortviz.export.export import needed_bytes
-from shortviz.export.folder import check_target, filled_beside, is_gguf, sha256, write_error
+from shortviz.export.folder import check_target, filled_beside, is_gguf, write_error
 from shortviz.export.proving import EXPORT_STOPPED, fresh_process, prove_checkpoint
 from shortviz.export.recipes import converter_command
 from shortviz.export.requantise import requantise
 from shortviz.files import free_bytes
 from shortviz.measure.losses import evaluate
-from shortviz.model.files import find_files
+from shortviz.model.files import find_files, sha256
 from shortviz.model.gguf.blocks import check_blocks, cut_keys, cut_tensors
 from shortviz.model.gguf.container import (
     Gguf,

@@ -33,9 +33,14 @@ class ModelHandle:
     """A threading.RLock."""
 
     @property
+    def whole_plan(self) -> PrunePlan:
+        """What was removed, also where that is nothing."""
+        return self.plan or PrunePlan(num_layers=self.info.num_layers, removed=())
+
+    @property
     def removed(self) -> tuple[int, ...]:
         """The layers that the model lacks; () of the uncut one."""
-        return () if self.plan is None else self.plan.removed
+        return self.whole_plan.removed
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -128,8 +128,8 @@ def _gguf(request: ExportRequest, service: "Service", place: Place, watch: Watch
         length = min(QUANTISING.window, base.info.context_length or QUANTISING.window)
         windows = make_windows(DEFAULT_EVALUATION, replace(QUANTISING, window=length), base.tokenizer)
         done = export_gguf(
-            source, target, model.plan or PrunePlan(num_layers=source.num_layers, removed=()), pruned=model, base=base,
-            windows=windows if treated else None, watch=watch,
+            source, target, model.whole_plan, pruned=model, base=base, windows=windows if treated else None,
+            watch=watch,
         )  # fmt: skip
     _forget_downloads(target)
     return replace(done, gate=judged)

@@ -4,14 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortviz.errors import FieldError, ResourceError, RunError
 from shortviz.progress import Progress, Watch
 from shortviz.records.formatting import layers_text
 from shortviz.records.ledger import Ledger, LedgerStep, with_task_score
-from shortviz.records.model import ModelInfo, ModelRef, hub_name
+from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
 from shortviz.records.run import Run
 from shortviz.records.text import TaskScore, WindowSpec
@@ -56,10 +55,8 @@ def command_of(request: RepairRequest | ShrinkRequest | HealRequest, info: Model
 
     What a model is only scored on is left out, but for layers that are chosen on it; "" where that was pasted.
     """
-    shown = info.id if hub_name(info) else Path(info.id).name
-    same = replace(
-        request, model=ModelRef(id=shown, revision=info.revision, dtype=info.dtype), task=None, write="", anyway=False
-    )
+    made_of = ModelRef(id=info.shown_name, revision=info.revision, dtype=info.dtype)
+    same = replace(request, model=made_of, task=None, write="", anyway=False)
     chooses = isinstance(request, ShrinkRequest) and not request.choose_on_text
     if chooses and request.evaluation.kind == "paste":
         return ""

@@ -6,6 +6,7 @@ for two whole models has room for this.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,10 @@ def _ledger(work: CutLedger) -> Ledger:
     return work.shown.ledger
 
 
+def _step(work: CutLedger, key: tuple[object, ...]) -> LedgerStep:
+    return next(each for each in _ledger(work).steps if each.key == key)
+
+
 def _make_probes(work: CutLedger, request: EvidenceRequest) -> None:
     """Put the items of the probes into the ledger, unless they are there."""
     from shortviz.measure.evidence.probes import MAKERS, make_probe
@@ -144,8 +149,7 @@ def _measure(
     from shortviz.export.weights import stored_bytes
     from shortviz.measure.evidence.probes import score_probe
 
-    def step() -> LedgerStep:
-        return next(each for each in _ledger(work).steps if each.key == key)
+    step = partial(_step, work, key)
 
     def keep(**parts: object) -> None:
         found = replace(step().evidence, **parts)  # type: ignore[arg-type]
@@ -174,7 +178,7 @@ def _ask_harness(
 ) -> None:
     """Have lm_eval score one model in the tasks that its step lacks."""
     for task in harness.tasks:
-        step = next(each for each in _ledger(work).steps if each.key == key)
+        step = _step(work, key)
         about = (task, harness.version, limit)
         known = [one for one in step.evidence.harness if (one.task, one.version, one.limit) == about]
         if not known:

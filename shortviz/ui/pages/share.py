@@ -23,8 +23,8 @@ from shortviz.records.run import Run
 from shortviz.records.text import TextSpec, WindowSpec, text_of
 from shortviz.runs.library import MOST_OF_A_NOTE, with_cell_note
 from shortviz.runs.report import block_csv, report_html
-from shortviz.runs.run import EXAMPLES, folder_name
-from shortviz.runs.zip import file_name, pack_run
+from shortviz.runs.run import EXAMPLES, file_name, folder_name
+from shortviz.runs.zip import pack_run
 from shortviz.service import measure, policy
 from shortviz.service.requests import CurveRequest, EvaluateRequest, MapRequest, MeasureRequest
 from shortviz.service.service import Service
