@@ -17,10 +17,10 @@ import typer
 
 from shortviz.errors import FieldError, GateError, ShortvizError, Stopped, first_line, is_out_of_memory
 from shortviz.progress import NOTE, OnProgress, Progress, Watch
+from shortviz.records.formatting import spelled
 
 if TYPE_CHECKING:
-    from shortviz.records.formatting import spelled
-from shortviz.records.text import TextSpec
+    from shortviz.records.text import TextSpec
 
 INTERRUPTED = 130
 """What a shell expects of a program that Ctrl-C stopped."""

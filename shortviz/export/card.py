@@ -11,13 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shortviz.analysis.evidence import evidence_table, notes
 from shortviz.export.recipes import converter_command, loading_python, recipe_of
 from shortviz.files import versions
-from shortviz.records.citations import bibtex
 from shortviz.records.formatting import UNKNOWN, counted, duration, percent, size, times, with_error
 from shortviz.records.json import plain
 from shortviz.records.ledger import Ledger, LedgerStep, Treatment
 from shortviz.records.measured import Evaluation, Score, evaluation_json, windows_words
 from shortviz.records.model import DEMO_HUB_ID, STORED, ModelInfo, hub_name
 from shortviz.records.plan import PrunePlan
+from shortviz.records.run import bibtex
 from shortviz.records.table import Table, left, right
 from shortviz.records.text import TextInfo
 
