@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from shortviz import criteria
-from shortviz.analysis.planning import rescale_rows
-from shortviz.criteria.angles import angle
+from shortviz.analysis.compare import rescaled
+from shortviz.criteria.base import angle
 from shortviz.errors import ModelError, NumericsError, PlanError, ShortvizError, TextError, first_line
 from shortviz.export.texts import savable
 from shortviz.measure.distances import measure_distances
@@ -74,7 +74,7 @@ def triangle(results: Floats, normalized: bool) -> Floats:
     shown = np.where(inside, results, np.nan)
     if not normalized:
         return shown
-    scaled = rescale_rows(Grid(mean=shown, stderr=shown, samples=1))
+    scaled, _ = rescaled(Grid(mean=shown, stderr=shown, samples=1))
     return np.where(inside, np.nan_to_num(scaled, nan=0.5), np.nan)
 
 

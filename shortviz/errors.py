@@ -18,6 +18,8 @@ else is our fault.
 """
 
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class ShortvizError(Exception):
@@ -80,7 +82,7 @@ class Stopped(ShortvizError):
 
 def first_line(error: Exception) -> str:
     """Return the first line of what an error of somebody else's says, or its class where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -90,3 +92,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = ("can't allocate memory", "not enough memory", "out of memory")
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+
+
+@contextmanager
+def memory_told(words: Callable[[], str]) -> Iterator[None]:
+    """Turn running out of memory inside into a ResourceError that says these words."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(words()) from error

@@ -53,11 +53,15 @@ def grid_difference(one: Grid, other: Grid, *, per_n: bool = True) -> Grid:
     """
     if one.num_layers != other.num_layers:
         raise RunError(f"The maps are of {one.num_layers} and {other.num_layers} layers; choose runs of one model.")
-    (a, a_error), (b, b_error) = (_scaled(grid) if per_n else (grid.mean, grid.stderr) for grid in (one, other))
+    (a, a_error), (b, b_error) = (rescaled(grid) if per_n else (grid.mean, grid.stderr) for grid in (one, other))
     return Grid(mean=b - a, stderr=np.hypot(a_error, b_error), samples=min(one.samples, other.samples))
 
 
-def _scaled(grid: Grid) -> tuple[Floats, Floats]:
+def rescaled(grid: Grid) -> tuple[Floats, Floats]:
+    """Return each row rescaled to 0 (lowest) .. 1 (highest), and its errors, shape (L, L) each.
+
+    NaN outside the triangle, where nothing is measured, and in rows without a spread: 0/0 would say something there.
+    """
     low, spread = row_spreads(grid)
     return (grid.mean - low) / spread, grid.stderr / spread
 

@@ -86,15 +86,6 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-def rescale_rows(grid: Grid) -> Floats:
-    """Return each row rescaled to 0 (lowest) .. 1 (highest), shape (L, L).
-
-    NaN outside the triangle, where nothing is measured, and in rows without a spread: 0/0 would say something there.
-    """
-    low, spread = row_spreads(grid)
-    return (grid.mean - low) / spread
-
-
 def row_spreads(grid: Grid) -> tuple[Floats, Floats]:
     """Return the lowest of each row and how far the highest is from it, shape (L, 1) each; NaN where it is not far."""
     known = ~np.isnan(grid.mean)

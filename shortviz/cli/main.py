@@ -13,9 +13,7 @@ from typing import Annotated
 import typer
 
 from shortviz import __version__
-from shortviz.cli import measure, treat
-from shortviz.cli import runs as cli_advise
-from shortviz.cli import runs as cli_share
+from shortviz.cli import measure, runs, treat
 from shortviz.cli.options import JsonOption, request_command
 from shortviz.cli.session import print_result, run_command
 from shortviz.service.requests import Request
@@ -62,11 +60,11 @@ app.command("shrink")(request_command(treat.shrink))
 app.command("curve")(request_command(measure.removal_curve, model=measure.MODEL_OR_RUN))
 app.command("heal")(request_command(treat.heal))
 app.command("evidence")(request_command(treat.evidence))
-app.command("advise")(cli_advise.advise_command)
+app.command("advise")(runs.advise_command)
 app.command("compare")(measure.compare)
 app.command("sensitivity")(request_command(measure.sensitivity))
-app.command("report")(cli_share.report)
-app.command("push")(request_command(cli_share.push))
+app.command("report")(runs.report)
+app.command("push")(request_command(runs.push))
 
 
 @app.command()
@@ -77,9 +75,9 @@ def show(
 ) -> None:
     """Print a saved run: best blocks, evaluations, the measured map and how well it was predicted, ledgers."""
     from shortviz.cli.output import evidence_text, ledger_text, losses_text, run_text, scored_text
-    from shortviz.runs import run as runs
+    from shortviz.runs.run import load_run
 
-    found = runs.load_run(run)
+    found = load_run(run)
     if as_csv:
         from shortviz.runs.report import block_csv
 
@@ -100,7 +98,7 @@ def schema() -> None:
     print_result(adapter(Run).json_schema())
 
 
-app.command("app")(cli_share.start_app)
+app.command("app")(runs.start_app)
 
 
 def parse(words: Sequence[str]) -> Request:

@@ -212,7 +212,8 @@ def evaluate(request: EvaluateRequest, as_json: JsonOption = False) -> None:
     if as_json:
         written = {"written": {"uncut": found.uncut, "cut": found.cut}} if request.write else {}
         judged = {} if found.gate is None else {"gate": found.gate}
-        print_result(evaluation_json(evaluation) | scores_json(found) | written | judged)
+        scores = {} if found.score is None else {"tasks": plain(found.score) | {"base": found.base_score}}
+        print_result(evaluation_json(evaluation) | scores | written | judged)
     else:
         written_lines = [f"{name:<18}{text.strip()}" for name, text in (("uncut", found.uncut), ("cut", found.cut))]
         lines = [line for line, text in zip(written_lines, (found.uncut, found.cut), strict=True) if text]
@@ -232,11 +233,6 @@ def all_answered(found: "Inspection") -> bool:
     """Tell whether every model answered every question; a stopped one has only the first of them."""
     scores = (found.score, found.base_score) if found.evaluation and found.evaluation.base else (found.score,)
     return all(score is not None and score.complete for score in scores)
-
-
-def scores_json(found: "Inspection") -> dict[str, Any]:
-    """Return what --tasks adds to the JSON object of an evaluation: nothing without it."""
-    return {} if found.score is None else {"tasks": plain(found.score) | {"base": found.base_score}}
 
 
 def scores_text(found: "Inspection") -> list[str]:

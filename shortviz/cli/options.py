@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from shortviz.errors import FieldError, PlanError, ShortvizError
-from shortviz.records.help import spelled
+from shortviz.records.formatting import spelled
 from shortviz.records.text import WindowSpec
 from shortviz.service.requests import Request
 from shortviz.service.spelling import Option, options_of, positional, request_of

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from shortviz.errors import FieldError, GateError, ShortvizError, Stopped, is_out_of_memory
+from shortviz.errors import FieldError, GateError, ShortvizError, Stopped, first_line, is_out_of_memory
 from shortviz.progress import NOTE, OnProgress, Progress, Watch
-from shortviz.records.help import spelled
+from shortviz.records.formatting import spelled
 
 if TYPE_CHECKING:
     from shortviz.records.text import TextSpec
-
 
 INTERRUPTED = 130
 """What a shell expects of a program that Ctrl-C stopped."""
@@ -54,12 +53,8 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
         if is_out_of_memory(error):
             return _refuse("There is not enough memory; choose a smaller model, batch or window.", debug, 2)
         report = "please report this with what the same command prints with --debug"
-        return _refuse(f"shortviz failed ({type(error).__name__}: {_first_line(error)}); {report}.", debug, 1)
+        return _refuse(f"shortviz failed ({type(error).__name__}: {first_line(error)}); {report}.", debug, 1)
     return code if isinstance(code, int) else 0
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def _refuse(message: str, debug: bool, code: int) -> int:

@@ -1,7 +1,6 @@
 """Angular distance at the last token (Gromov et al. 2024, arXiv 2403.17887, eq. 7)."""
 
-from shortviz.criteria.angles import angle, angle_of_pairs
-from shortviz.criteria.base import Criterion
+from shortviz.criteria.base import Criterion, angle, angle_of_pairs
 
 CRITERION = Criterion(
     name="angular_last",

@@ -4,8 +4,7 @@ After Gromov et al. 2024 (arXiv 2403.17887, eq. 7), which takes the last token o
 constant state, the attention sink, hardly turns and would hide what the other tokens do.
 """
 
-from shortviz.criteria.angles import angle, angle_of_pairs
-from shortviz.criteria.base import Criterion
+from shortviz.criteria.base import Criterion, angle, angle_of_pairs
 
 CRITERION = Criterion(
     name="angular_mean",

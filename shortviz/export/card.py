@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -12,13 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shortviz.analysis.evidence import evidence_table, notes
 from shortviz.export.recipes import converter_command, loading_python, recipe_of
 from shortviz.files import versions
-from shortviz.records.citations import bibtex
 from shortviz.records.formatting import UNKNOWN, counted, duration, percent, size, times, with_error
 from shortviz.records.json import plain
 from shortviz.records.ledger import Ledger, LedgerStep, Treatment
 from shortviz.records.measured import Evaluation, Score, evaluation_json, windows_words
 from shortviz.records.model import DEMO_HUB_ID, STORED, ModelInfo, hub_name
 from shortviz.records.plan import PrunePlan
+from shortviz.records.run import bibtex
 from shortviz.records.table import Table, left, right
 from shortviz.records.text import TextInfo
 
@@ -107,8 +106,7 @@ def _identity(info: ModelInfo) -> dict[str, Any]:
 def model_card(facts: CardFacts) -> str:
     """Return README.md: the hub's front matter, what was removed, numbers with errors and text, how to load."""
     base, hub = facts.base, hub_name(facts.base)
-    local = Path(base.id).name
-    shown = f"[{hub}](https://huggingface.co/{hub})" if hub else f"`{local}`, a local model"
+    shown = f"[{hub}](https://huggingface.co/{hub})" if hub else f"`{base.shown_name}`, a local model"
     data = ModelCardData(
         base_model=hub,
         license="apache-2.0" if hub == DEMO_HUB_ID else None,
@@ -116,10 +114,9 @@ def model_card(facts: CardFacts) -> str:
         pipeline_tag="text-generation",
         tags=["layer-pruning", "pruned", "shortviz"],
     )
-    made_of, folder = base.id if hub else local, facts.name
     recipe = recipe_of(
-        made_of, facts.plan, facts.treatments, facts.command,
-        folder=folder, revision=base.revision, dtype=facts.asked_dtype, out_dtype=facts.out_dtype,
+        base.shown_name, facts.plan, facts.treatments, facts.command,
+        folder=facts.name, revision=base.revision, dtype=facts.asked_dtype, out_dtype=facts.out_dtype,
     )  # fmt: skip
     return CARDS.get_template("card.md").render(
         facts=facts,

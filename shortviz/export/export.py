@@ -34,13 +34,12 @@ from shortviz.export.recipes import mergekit_yaml
 from shortviz.export.texts import write_texts
 from shortviz.export.weights import WrittenWeights, as_written, stored_bytes, weights_to_write, write_weights
 from shortviz.model.handle import ModelHandle
-from shortviz.model.spread import refuse_spread
+from shortviz.model.placement import refuse_spread
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import counted
 from shortviz.records.ledger import Ledger
 from shortviz.records.measured import Evaluation, ExportReport
 from shortviz.records.model import STORED, ModelInfo, OutDtype
-from shortviz.records.plan import PrunePlan
 from shortviz.records.text import TextInfo
 
 SHARD_BYTES = 2_000_000_000
@@ -77,7 +76,7 @@ def export_checkpoint(
     target = check_target(Path(folder))
     refuse_spread(pruned, "The proof of an export (which can be streamed)")
     needed = needed_bytes(pruned, out_dtype=out_dtype)
-    plan = pruned.plan or PrunePlan(num_layers=base_info.num_layers, removed=())
+    plan = pruned.whole_plan
     if base_info.num_layers != plan.num_layers:
         raise ExportError(
             f"base_info describes a model of {base_info.num_layers} layers, but the cut was made from one of "
@@ -116,18 +115,25 @@ def export_checkpoint(
             raise write_error(error, target, needed) from error
         watch.check(EXPORT_STOPPED)
         move_into_place(checkpoint, target)
+    proved = {"max_logit_diff": proof.max_logit_diff, "generation_equal": True}
+    return report_of(target, facts, files, started, proved)
+
+
+def report_of(
+    target: Path, facts: CardFacts, files: Mapping[str, str], started: float, proved: Mapping[str, Any]
+) -> ExportReport:
+    """Return the report of a written folder, begun at that moment of `time.perf_counter`; `proved` is of its proof."""
     return ExportReport(
         folder=str(target),
-        removed=plan.removed,
-        kept=plan.kept,
-        parameters=pruned.info.parameters,
-        bytes=weights.num_bytes,
-        dtypes=weights.dtypes,
+        removed=facts.plan.removed,
+        kept=facts.plan.kept,
+        parameters=facts.pruned.parameters,
+        bytes=facts.pruned.bytes,
+        dtypes=facts.dtypes,
         notes=facts.notes,
         files=files,
-        max_logit_diff=proof.max_logit_diff,
-        generation_equal=True,
         seconds=time.perf_counter() - started,
+        **proved,
     )
 
 

@@ -1,7 +1,6 @@
 """The folder a checkpoint is written to: checked first, filled beside its final name, renamed when proved. No torch."""
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from shortviz.errors import ExportError, ResourceError, ShortvizError
+from shortviz.model.files import check_disk, sha256
 from shortviz.model.gguf.container import is_part
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
@@ -97,13 +97,7 @@ def _partial(target: Path) -> str:
 
 def check_space(folder: Path, needed_bytes: int) -> None:
     """Raise ResourceError where the disk of a folder (or of its nearest parent) has fewer bytes free than needed."""
-    parent = next(p for p in (folder, *folder.parents) if p.is_dir())
-    free = shutil.disk_usage(parent).free
-    if free < needed_bytes:
-        raise ResourceError(
-            f"The checkpoint needs {size(needed_bytes)} and the disk of {parent} has {size(free)} free; "
-            "free some space or choose a folder on another disk."
-        )
+    check_disk(folder, needed_bytes, "The checkpoint", "choose a folder on another disk")
 
 
 @contextmanager
@@ -206,12 +200,6 @@ def fingerprints(folder: Path, known: Mapping[str, str] | None = None) -> dict[s
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return {name: (known or {}).get(name) or sha256(folder / name) for name in names}
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def zip_checkpoint(folder: Path, target: Path, *, watch: Watch = NO_WATCH) -> Path:

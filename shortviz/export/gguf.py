@@ -14,13 +14,13 @@ from pathlib import Path
 
 from shortviz.errors import ExportError, ResourceError
 from shortviz.export.export import needed_bytes
-from shortviz.export.folder import check_target, filled_beside, is_gguf, sha256, write_error
+from shortviz.export.folder import check_target, filled_beside, is_gguf, write_error
 from shortviz.export.proving import EXPORT_STOPPED, fresh_process, prove_checkpoint
 from shortviz.export.recipes import converter_command
 from shortviz.export.requantise import requantise
 from shortviz.files import free_bytes
 from shortviz.measure.losses import evaluate
-from shortviz.model.files import find_files
+from shortviz.model.files import find_files, sha256
 from shortviz.model.gguf.blocks import check_blocks, cut_keys, cut_tensors
 from shortviz.model.gguf.container import (
     Gguf,
@@ -35,8 +35,8 @@ from shortviz.model.gguf.container import (
 )
 from shortviz.model.gguf.copies import dequantise_into, memory_needed, read_model
 from shortviz.model.handle import ModelHandle
+from shortviz.model.placement import refuse_spread
 from shortviz.model.prune import put_weights, shared_copy
-from shortviz.model.spread import refuse_spread
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size, with_error
 from shortviz.records.measured import ExportReport

@@ -21,7 +21,6 @@ from shortviz.model.gguf.container import GgufTensor
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import layer_stack, rename_state
 from shortviz.records.formatting import counted
-from shortviz.records.plan import PrunePlan
 
 Array = np.ndarray[Any, Any]
 _INSTEAD: Final = GGMLQuantizationType.Q8_0
@@ -42,9 +41,8 @@ class Requantised:
 
 def changed_weights(model: ModelHandle, base: ModelHandle) -> dict[str, tuple[Tensor, Tensor]]:
     """Return {name in the model: (weight, what the uncut model has there)} of the weights that are not the same."""
-    plan = model.plan or PrunePlan(num_layers=base.info.num_layers, removed=())
     before = dict(base.model.named_parameters())
-    names = rename_state(before, plan, layer_stack(base.model).path)
+    names = rename_state(before, model.whole_plan, layer_stack(base.model).path)
     found = {}
     for name, weight in model.model.named_parameters():
         old = before[names[name]]

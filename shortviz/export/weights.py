@@ -253,8 +253,7 @@ def weights_to_write(pruned: ModelHandle, *, out_dtype: str = STORED, watch: Wat
         with torch.device("meta"):
             config = load.parse_config(name, read_config(ModelFiles(name=name, folder=pruned.folder)))
             uncut = AutoModelForCausalLM.from_config(config)
-        plan = pruned.plan or PrunePlan(num_layers=pruned.info.num_layers, removed=())
-        kept = kept_tensors(uncut, name, entries, plan, cut=pruned.model)
+        kept = kept_tensors(uncut, name, entries, pruned.whole_plan, cut=pruned.model)
     except PlanError as error:  # the cut can be made in memory, and not by the names in the files
         found = _all_in(_from_memory(pruned.model), pruned.model, out_dtype)
         because = str(error).partition(";")[0].rstrip(".")
@@ -369,14 +368,7 @@ def _in_memory(model: PreTrainedModel, keys: Iterable[str]) -> Iterator[tuple[st
 
 def _read(entry: Entry) -> Tensor:
     """Return a floating-point tensor of a file, (its shape) in the dtype stored."""
-    if isinstance(entry, PartEntry):
-        raw = bytearray(b"".join(entry.pieces()))
-    else:
-        with entry.file.open("rb") as file:
-            file.seek(entry.start)
-            raw = bytearray(file.read(entry.num_bytes))
-    if len(raw) != entry.num_bytes:
-        raise ModelError(f"The file {entry.file} ends before its last tensor does; fetch it again.")
+    raw = bytearray(b"".join(entry.pieces()))
     return torch.frombuffer(raw, dtype=FLOATS[entry.dtype]).reshape(entry.shape)
 
 

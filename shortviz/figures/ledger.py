@@ -10,7 +10,6 @@ from shortviz.records.ledger import Ledger, LedgerStep
 
 _LEFT, _WON = "#d55e00", "#009e73"
 """Loss that is left, loss that was won back: apart for every kind of colour vision, and hatched apart too."""
-"""With its own background: Streamlit's plotly.js draws none from the marker's colour."""
 _LEGEND = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
 _ROW_HEIGHT, _FRAME_HEIGHT = 44, 92
 

@@ -46,6 +46,8 @@ def error_bars(errors: Iterable[float | None], **more: Any) -> dict[str, Any]:
 WIDTH, HEIGHT = 900, 640
 """Pixels at scale 1; a PNG is saved at four times that."""
 FONT = "Arial, Helvetica, sans-serif"
+PAGE_FONT = '"Source Sans", "Source Sans Pro", sans-serif'
+"""Of charts in the app, that of the page around them."""
 _GAP = 0.03
 """Of a cell, left free on each side."""
 

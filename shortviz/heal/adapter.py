@@ -23,7 +23,6 @@ from shortviz.records.formatting import counted, layers_text
 from shortviz.records.json import from_plain, plain
 from shortviz.records.ledger import Treatment
 from shortviz.records.model import hub_name
-from shortviz.records.plan import PrunePlan
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -82,9 +81,9 @@ def refuse_other(folder: Path, facts: dict[str, Any], cut: ModelHandle) -> None:
 
 def cut_facts(cut: ModelHandle) -> dict[str, Any]:
     """Return what an adapter's model is: by name, cut and repairs, and by a digest of its weights."""
-    plan = _plan_of(cut)
+    plan = cut.whole_plan
     return {
-        "id": cut.info.id if hub_name(cut.info) else Path(cut.info.id).name,
+        "id": cut.info.shown_name,
         "revision": cut.info.revision,
         "architecture": cut.info.architecture,
         "num_layers": plan.num_layers,
@@ -101,10 +100,6 @@ def _name(facts: Mapping[str, Any]) -> str:
     cut = f" without layers {layers_text(removed)}" if removed else ", uncut"
     treated = [method for _, method in facts.get("treatments") or []]
     return model + cut + (f", treated by {', '.join(treated)}" if treated else "")
-
-
-def _plan_of(cut: ModelHandle) -> PrunePlan:
-    return cut.plan or PrunePlan(num_layers=cut.info.num_layers, removed=())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -244,8 +239,8 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 def _card(adapter: Adapter, folder: str, whole: bool, command: str) -> str:
     """Return the card; `whole` says that the folder has all that is needed beside the uncut model."""
-    cut, base, plan = adapter.cut, adapter.cut.info, _plan_of(adapter.cut)
-    shown = base.id if hub_name(base) else Path(base.id).name
+    cut, base, plan = adapter.cut, adapter.cut.info, adapter.cut.whole_plan
+    shown = base.shown_name
     return CARDS.get_template("adapter_card.md").render(
         folder=folder,
         base=shown,

@@ -1,15 +1,13 @@
 """heal: train a cut model, keep what is best on held-out text, and return it merged into new tensors."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shortviz.errors import PlanError, ResourceError, ShortvizError, TextError, is_out_of_memory
+from shortviz.errors import PlanError, ShortvizError, TextError, memory_told
 from shortviz.heal.adapter import Adapter, adapter_of
 from shortviz.heal.data import pack, refuse_too_little
 from shortviz.heal.objectives import make_objective, seams_of
@@ -18,7 +16,7 @@ from shortviz.heal.training import Training, own_random_numbers, team
 from shortviz.measure.losses import check_windows
 from shortviz.model.delta import model_facts
 from shortviz.model.handle import ModelHandle
-from shortviz.model.spread import refuse_spread
+from shortviz.model.placement import refuse_spread
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import size
 from shortviz.records.heal import HealHistory, HealSettings
@@ -97,7 +95,7 @@ def heal(
     refuse_too_little(tokens, windows, student.parameters)
     seams = seams_of(base, cut) if base is not None else ()
     row = torch.tensor(windows[0])
-    with _memory_told(student, settings):
+    with memory_told(lambda: _no_memory_left(student, settings)):
         objective = make_objective(settings, student.handle, base, seams, row)
         together = team(cut.model.device)
         training = Training(
@@ -160,18 +158,12 @@ def _check(cut: ModelHandle, base: ModelHandle | None, settings: HealSettings, h
         raise PlanError(f"The cut {where}, so no layer before a seam could be trained; choose another objective.")
 
 
-@contextmanager
-def _memory_told(student: Student, settings: HealSettings) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            f"The memory of {student.handle.info.device} ran out: this training needs about "
-            f"{size(training_bytes(student.handle.info, student.parameters, settings))}; choose a shorter length, a "
-            "lower rank or fewer layers, or gradient checkpointing."
-        ) from error
+def _no_memory_left(student: Student, settings: HealSettings) -> str:
+    return (
+        f"The memory of {student.handle.info.device} ran out: this training needs about "
+        f"{size(training_bytes(student.handle.info, student.parameters, settings))}; choose a shorter length, a "
+        "lower rank or fewer layers, or gradient checkpointing."
+    )
 
 
 def _healed(training: Training, tokens: TokenSet) -> Healed:

@@ -34,8 +34,7 @@ class Seam:
 
 def seams_of(base: ModelHandle, cut: ModelHandle) -> tuple[Seam, ...]:
     """Return the seams of a cut, in the layer numbers of `base` and of `cut` as they are."""
-    before = base.plan.kept if base.plan is not None else tuple(range(base.info.num_layers))
-    after = set(cut.plan.kept) if cut.plan is not None else set(before)
+    before, after = base.whole_plan.kept, set(cut.whole_plan.kept)
     seams: list[Seam] = []
     kept = 0
     for index, layer in enumerate(before):

@@ -19,7 +19,6 @@ from shortviz.model.handle import ModelHandle
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.formatting import counted
 from shortviz.records.heal import OwnText
-from shortviz.records.model import hub_name
 from shortviz.records.text import ALL_TOKENS, TextInfo, TextSpec, Tokens, TokenSet
 from shortviz.text.chats import Chat
 from shortviz.text.sources import TextRows, read_rows
@@ -116,14 +115,9 @@ def write_text(
     short = state["tokens"] < own.self_tokens
     left = (f"nothing new came after {state['tokens']:,} of {own.self_tokens:,} tokens",) * short
     return TextRows(
-        spec=read_as, rows=tuple(state["texts"]), source=f"text that {name_of(base)} wrote itself",
+        spec=read_as, rows=tuple(state["texts"]), source=f"text that {base.info.shown_name} wrote itself",
         told=(_settings(own, prompts), _told(state), *left),
     )  # fmt: skip
-
-
-def name_of(base: ModelHandle) -> str:
-    """Return what a model is called where its folder is nobody's business."""
-    return base.info.id if hub_name(base.info) else Path(base.info.id).name
 
 
 def _batches(rows: tuple[Tokens, ...], seed: int, turn: int, greedy: bool) -> list[torch.Tensor]:

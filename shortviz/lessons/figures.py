@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from shortviz.analysis.curve import RemovalCurve
 from shortviz.figures.theme import CHOSEN as PINK
-from shortviz.figures.theme import error_bars, lay_out, text_colour
+from shortviz.figures.theme import PAGE_FONT, error_bars, lay_out, text_colour
 from shortviz.lessons.data import KINDS, LessonData, PositionAngles, Sentence
 from shortviz.records.formatting import layer_words, layers_text, percent, with_error
 from shortviz.records.ledger import Ledger
@@ -19,11 +19,10 @@ BLUE, ORANGE, GREEN = "#3d85c6", "#d9822b", "#0f9d73"
 TERMS = {"blue": (BLUE, "#2b6aa3", "#7ab8f0"), "orange": (ORANGE, "#9c560c", "#f0ab62")}
 """By name in a lesson's words: a line's colour, and that of its term in a formula on a light and a dark page."""
 HEIGHT = 400
-FONT = '"Source Sans", "Source Sans Pro", sans-serif'
 LOOKS: dict[str, Any] = {
     "height": HEIGHT,
     "margin": {"l": 60, "r": 12, "t": 30, "b": 48},
-    "font_family": FONT,
+    "font_family": PAGE_FONT,
     "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
     "bargap": 0.35,
     "uirevision": "lesson",

@@ -12,9 +12,8 @@ from shortviz.analysis.rows_needed import count_rows_needed
 from shortviz.criteria.base import Criterion, Score
 from shortviz.errors import ShortvizError, Stopped
 from shortviz.measure.batches import batches_by_length, check_rows, places_of, sent_ahead
-from shortviz.measure.gram import NORMS, BoundaryStates, States, TokenSample, sequence_scores
+from shortviz.measure.gram import NORMS, BoundaryStates, RowScores, States, TokenSample, sequence_scores
 from shortviz.measure.processes import ALONE, Ranks, added_up
-from shortviz.measure.row_scores import RowScores
 from shortviz.model.delta import checkpoint_key, load_checkpoint, save_checkpoint
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import residual_boundaries

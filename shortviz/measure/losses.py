@@ -200,10 +200,9 @@ def where_not_finite(handle: ModelHandle, tokens: Tensor) -> str:
 
     with handle.lock, residual_boundaries(handle, keep) as decoder:
         decoder(input_ids=tokens.to(handle.model.device)[None], use_cache=False)
-    kept: Sequence[int] = range(handle.info.num_layers) if handle.plan is None else handle.plan.kept
     where = "The final norm or the head"
     if bad:
-        where = f"Layer {kept[min(bad) - 1]}" if min(bad) else "The embedding"
+        where = f"Layer {handle.whole_plan.kept[min(bad) - 1]}" if min(bad) else "The embedding"
     return (
         f"{where} of {handle.info.id} gives NaN or Inf in {handle.info.dtype}; check the weights, or load the model "
         "with dtype float32."
@@ -340,7 +339,7 @@ def evaluation_of(
     found = Evaluation(
         score=score_of_windows(handle, scores),
         text=windows.info,
-        removed=() if handle.plan is None else handle.plan.removed,
+        removed=handle.removed,
         complete=len(scores) == len(windows.tokens),
     )
     if base is None:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from shortviz.errors import ModelError, ResourceError, ShortvizError, first_line
-from shortviz.measure.gram import TokenSample
-from shortviz.measure.row_scores import RowScores
+from shortviz.measure.gram import RowScores, TokenSample
 from shortviz.progress import Watch
 from shortviz.records.model import SPREAD, ModelRef
 from shortviz.records.sums import Sums

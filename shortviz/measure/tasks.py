@@ -339,7 +339,7 @@ def _score(
         majority=max(Counter(p.label for p in found).values()) / len(found),
         source=task.source,
         fingerprint=task.fingerprint,
-        removed=() if handle.plan is None else handle.plan.removed,
+        removed=handle.removed,
         truncated=sum(questions[p.question].truncated for p in found),
         shared_prefixes=shares,
         predictions=ordered,

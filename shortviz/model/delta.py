@@ -98,7 +98,7 @@ def save_treated(path: Path, handle: ModelHandle, base: ModelHandle, facts: Mapp
     """
     metadata = {
         "model": _identity(base),
-        "removed": [] if handle.plan is None else list(handle.plan.removed),
+        "removed": list(handle.removed),
         "treatments": plain(handle.treatments),
         "facts": facts,
     }

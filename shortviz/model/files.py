@@ -1,8 +1,10 @@
 """Where the files of a model are: on the hub, in a folder, or one GGUF file; what we do not load is refused here."""
 
+import hashlib
 import importlib.util
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +28,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import _cache_commit_hash_for_specific_revision, repo_folder_name
 
-from shortviz.errors import ModelError, ResourceError
+from shortviz.errors import ModelError, ResourceError, first_line
 from shortviz.progress import Watch
+from shortviz.records.formatting import size
 from shortviz.records.model import ModelRef
 
 DEMO = "demo"
@@ -268,12 +271,6 @@ def _http_error(repo: str, error: HfHubHTTPError) -> ModelError | ResourceError:
     return ResourceError(f"The hub answered with an error (HTTP {code} for {repo}); try again later.")
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, cut short, for a sentence of ours."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line[:300].rstrip(".")
-
-
 def read_config(files: ModelFiles, *, quantised: bool = False) -> dict[str, Any]:
     """Return the parsed config.json of a hub model or folder.
 
@@ -372,3 +369,35 @@ def read_json(path: Path) -> Any:
 def special_float(fields: dict[str, Any]) -> Any:
     """Return the number that transformers writes as {"__float__": "Infinity"}, since JSON has none."""
     return float(fields["__float__"]) if list(fields) == ["__float__"] else fields
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_PIECE = 4 * 1024 * 1024
+
+
+def pieces_of(path: Path, start: int, num_bytes: int, *, at_once: int = _PIECE) -> Iterator[bytes]:
+    """Yield bytes of a file, from `start` on, so many at once; raises ModelError where it has become shorter."""
+    with path.open("rb") as file:
+        file.seek(start)
+        for low in range(0, num_bytes, at_once):
+            count = min(at_once, num_bytes - low)
+            piece = file.read(count)
+            if len(piece) < count:
+                raise ModelError(f"The file {path} ends before its last tensor does; fetch it again.")
+            yield piece
+
+
+def check_disk(folder: Path, needed: int, what: str, instead: str = "choose a smaller model") -> None:
+    """Raise ResourceError where the disk of the folder, or of its nearest parent, has less than `needed` bytes free."""
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ResourceError(
+            f"{what} needs {size(needed)} of disk, and the disk of {parent} has {size(free)} free; free some space, or "
+            f"{instead}."
+        )

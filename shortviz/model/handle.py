@@ -31,3 +31,18 @@ class ModelHandle:
     """Repairs and healings that the model went through, in order."""
     lock: Any = field(default_factory=threading.RLock)
     """A threading.RLock."""
+
+    @property
+    def whole_plan(self) -> PrunePlan:
+        """What was removed, also where that is nothing."""
+        return self.plan or PrunePlan(num_layers=self.info.num_layers, removed=())
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """The layers that the model lacks; () of the uncut one."""
+        return self.whole_plan.removed
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What tells this model from others of its cut, e.g. `("seam_refit", "lora")`."""
+        return tuple(treatment.method for treatment in self.treatments)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from shortviz.errors import ModelError
-from shortviz.model.files import INDEX, WEIGHTS, ModelFiles, read_json, weight_names
+from shortviz.model.files import INDEX, WEIGHTS, ModelFiles, pieces_of, read_json, weight_names
 
 _SAFETENSORS_BITS = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
@@ -36,6 +36,10 @@ class Entry:
     """Where its bytes begin in the file."""
     num_bytes: int
 
+    def pieces(self) -> Iterator[bytes]:
+        """Yield its bytes in order; raises ModelError where the file was cut short meanwhile."""
+        yield from pieces_of(self.file, self.start, self.num_bytes)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartEntry(Entry):
@@ -46,17 +50,11 @@ class PartEntry(Entry):
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes in order, some rows at a time; raises ModelError where the file was cut short meanwhile."""
-        left = self.num_bytes // sum(last - first for first, last in self.taken)
-        with self.file.open("rb") as file:
-            file.seek(self.start)
-            while left:
-                count = min(left, max(1, _PIECE // self.row_bytes))
-                raw = file.read(count * self.row_bytes)
-                if len(raw) < count * self.row_bytes:
-                    raise ModelError(f"The file {self.file} ends before its last tensor does; fetch it again.")
-                rows = np.frombuffer(raw, np.uint8).reshape(count, self.row_bytes)
-                yield np.concatenate([rows[:, first:last] for first, last in self.taken], axis=1).tobytes()
-                left -= count
+        count = self.num_bytes // sum(last - first for first, last in self.taken)
+        at_once = max(1, _PIECE // self.row_bytes) * self.row_bytes
+        for raw in pieces_of(self.file, self.start, count * self.row_bytes, at_once=at_once):
+            rows = np.frombuffer(raw, np.uint8).reshape(-1, self.row_bytes)
+            yield np.concatenate([rows[:, first:last] for first, last in self.taken], axis=1).tobytes()
 
 
 def safetensors_parameters(path: Path) -> int:
@@ -128,18 +126,9 @@ def same_bytes(a: Entry, b: Entry) -> bool:
     """Tell whether two tensors are the same, bit for bit; `a` may be parts of one."""
     if (a.dtype, a.shape, a.num_bytes) != (b.dtype, b.shape, b.num_bytes):
         return False
-    if isinstance(a, PartEntry):
-        with b.file.open("rb") as whole:
-            whole.seek(b.start)
-            return all(whole.read(len(piece)) == piece for piece in a.pieces())
-    with a.file.open("rb") as left, b.file.open("rb") as right:
-        left.seek(a.start)
-        right.seek(b.start)
-        for low in range(0, a.num_bytes, _PIECE):
-            count = min(_PIECE, a.num_bytes - low)
-            if left.read(count) != right.read(count):
-                return False
-    return True
+    with b.file.open("rb") as other:
+        other.seek(b.start)
+        return all(other.read(len(piece)) == piece for piece in a.pieces())
 
 
 def twice_there(

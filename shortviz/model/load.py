@@ -4,7 +4,7 @@ import copy
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from shortviz.errors import ModelError, NumericsError, ResourceError, is_out_of_memory
+from shortviz.errors import ModelError, NumericsError, ResourceError, first_line, is_out_of_memory, memory_told
 from shortviz.model.config import without_machine_fields
 from shortviz.model.files import (
     ModelFiles,
+    check_disk,
     download,
     find_files,
-    first_line,
     read_config,
     refuse_without_tokenizer,
     remote_tensors,
@@ -49,8 +49,7 @@ from shortviz.model.layers import (
     stream_width,
     text_config,
 )
-from shortviz.model.placement import Placement, choose_placement
-from shortviz.model.spread import devices_of, refuse_offloaded
+from shortviz.model.placement import Placement, choose_placement, devices_of, refuse_offloaded
 from shortviz.model.tokenizer import read_tokenizer, refuse_larger_vocabulary
 from shortviz.model.unread import OLD_BUFFERS, differing_files, head_pattern, unread_files, unread_tensors
 from shortviz.progress import NO_WATCH, Watch
@@ -218,7 +217,7 @@ def fetch(resolved: ResolvedModel, watch: Watch) -> tuple[Path, PreTrainedConfig
     config = copy.deepcopy(resolved.config)  # transformers writes the dtype into it
     if files.folder is not None:
         return files.folder, config
-    gguf.check_disk(Path(constants.HF_HUB_CACHE), files.missing(resolved.wanted), f"Downloading {files.name}")
+    check_disk(Path(constants.HF_HUB_CACHE), files.missing(resolved.wanted), f"Downloading {files.name}")
     return download(files, resolved.wanted, watch), config
 
 
@@ -327,18 +326,14 @@ def refuse_not_finite(weights: Iterable[tuple[str, torch.Tensor]], path: str) ->
         raise NumericsError(f"{where} has NaN or Inf among its weights ({name}); get a sound copy of the model.")
 
 
-@contextmanager
-def no_memory_left(expected: ModelEstimate) -> Iterator[None]:
+def no_memory_left(expected: ModelEstimate) -> AbstractContextManager[None]:
     """Turn running out of memory inside into a ResourceError."""
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
+    return memory_told(
+        lambda: (
             f"The memory of {expected.device} ran out while {expected.id} was being loaded in {expected.dtype}; close "
             "something, or choose a smaller model or dtype."
-        ) from error
+        )
+    )
 
 
 @contextmanager

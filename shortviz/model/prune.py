@@ -17,7 +17,7 @@ from shortviz.errors import PlanError
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import illegal_blocks, kept_parts, layer_stack, pruned_config, rename_state
 from shortviz.model.load import weight_size
-from shortviz.model.spread import place_like
+from shortviz.model.placement import place_like
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import PrunePlan
 

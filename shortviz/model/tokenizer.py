@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from shortviz.errors import ModelError
-from shortviz.model.files import first_line, read_json, refuse_remote_code
+from shortviz.errors import ModelError, first_line
+from shortviz.model.files import read_json, refuse_remote_code
 
 SENTENCEPIECE = "tokenizer.model"
 _READ_AS_LLAMA = (None, "TokenizersBackend", "PreTrainedTokenizerFast") + tuple(

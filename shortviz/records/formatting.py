@@ -1,7 +1,8 @@
-"""Numbers as people read them, each kind written by one function: errors, shares, sizes, times, counts, layers."""
+"""Numbers as people read them, each kind written by one function: errors, shares, sizes, counts; fields in words."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 _LARGEST_EXPONENT = 700
 """Of e, that a float holds."""
@@ -137,3 +138,21 @@ def one_line(text: str, most: int = 80) -> str:
     """Return text from outside as it may stand in a message: printable, and not endless."""
     kept = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
     return kept if len(kept) <= most else kept[: most - 3] + "..."
+
+
+# What a field means, said once: its option's help on the command line, its widget's, its line in the docs.
+
+
+@dataclass(frozen=True, slots=True)
+class Help:
+    """Metadata of a request's field: `steps: Annotated[int, Help("Updates.")]`."""
+
+    text: str
+    option: str = ""
+    """How the option is spelled where it is not `--name`."""
+    metavar: str = ""
+
+
+def spelled(name: str) -> str:
+    """Return how a field is written on the command line: `--batch-size` for `batch_size`."""
+    return "--" + name.replace("_", "-")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
 from shortviz.errors import FieldError, ShortvizError
-from shortviz.records.help import Help
+from shortviz.records.formatting import Help
 from shortviz.records.json import Known, Many
 from shortviz.records.model import ModelInfo
 

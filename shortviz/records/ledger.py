@@ -186,10 +186,13 @@ class Ledger:
     paces: Some[Pace] = ()
     """Speed of the uncut and the cut model, whose shape the treated ones have too; none where not measured."""
 
-    def step(self, name: StepName, methods: tuple[str, ...] | None = None) -> LedgerStep | None:
-        """Return the newest step of a name (of exactly these methods, where given), or None."""
-        found = [s for s in self.steps if s.name == name and methods in (None, s.methods)]
-        return found[-1] if found else None
+    def step(self, name: StepName) -> LedgerStep | None:
+        """Return the newest step of a name, or None."""
+        return next((step for step in reversed(self.steps) if step.name == name), None)
+
+    def treated(self, methods: tuple[str, ...]) -> LedgerStep | None:
+        """Return the newest step of exactly these methods, or None; of none there is no treated step."""
+        return next((step for step in reversed(self.steps) if methods and step.methods == methods), None)
 
     def task(self, step: LedgerStep) -> TaskScore | None:
         """Return a step's accuracy, of the questions that the uncut model was scored on last; None for others."""

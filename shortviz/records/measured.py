@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from shortviz.errors import FieldError
-from shortviz.records.formatting import counted
-from shortviz.records.help import Help
+from shortviz.records.formatting import Help, counted
 from shortviz.records.json import (
     FloatMatrix,
     Floats,

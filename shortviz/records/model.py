@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from shortviz.records.formatting import count, size
-from shortviz.records.help import Help
+from shortviz.records.formatting import Help, count, size
 from shortviz.records.json import Many
 from shortviz.records.plan import Block
 
@@ -103,6 +102,11 @@ class ModelInfo:
     """(start, n, reason) of the blocks that the stock config cannot express."""
     left_out: Many[str] = ()
     """What of the source was not read, in sentences."""
+
+    @property
+    def shown_name(self) -> str:
+        """The id, but of a local model its name alone: the path is nobody else's business."""
+        return self.id if hub_name(self) else Path(self.id).name
 
     def sizes(self, layers: Collection[int]) -> tuple[int, int, int]:
         """Return (parameters, weight bytes, key/value cache bytes of one more token) of these layers together."""

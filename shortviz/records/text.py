@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from shortviz.errors import FieldError, TextError
-from shortviz.records.formatting import counted, percent
-from shortviz.records.help import Help, spelled
+from shortviz.records.formatting import Help, counted, percent, spelled
 from shortviz.records.json import Integers, Many, Number
 
 

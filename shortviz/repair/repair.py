@@ -15,7 +15,7 @@ from shortviz.errors import ModelError, PlanError
 from shortviz.measure.batches import check_rows
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import layer_stack
-from shortviz.model.spread import refuse_spread
+from shortviz.model.placement import refuse_spread
 from shortviz.progress import NO_WATCH, Watch
 from shortviz.records.ledger import Setting, Treatment
 from shortviz.records.plan import Block, PrunePlan

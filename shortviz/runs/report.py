@@ -19,12 +19,11 @@ from shortviz.figures import losses as loss_charts
 from shortviz.figures import map as charts
 from shortviz.figures.cells import as_map, best_blocks, best_words, grid_of, map_alt
 from shortviz.files import write_atomically
-from shortviz.records.citations import bibtex_of
 from shortviz.records.formatting import UNKNOWN, counted, duration, layers_text, percent, size, times, with_error
 from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change, verdicts
 from shortviz.records.measured import BlockDistances, BlockLosses, Evaluation, Grid
 from shortviz.records.model import ModelInfo, hub_name
-from shortviz.records.run import Run
+from shortviz.records.run import Run, bibtex_of
 from shortviz.records.table import Table, left, right
 
 if TYPE_CHECKING:

@@ -186,3 +186,9 @@ def folder_name(run: Run) -> str:
     """Return a folder name for a run: model, text fingerprint, readable and safe on every system."""
     model = re.sub(r"[^A-Za-z0-9.-]+", "-", run.model.id).strip("-.")[-60:] or "model"
     return f"{model}-{run.text.fingerprint[:12]}"
+
+
+def file_name(run: Run) -> str:
+    """Return a name for the run as one file: its own, else of its model and text; safe on every system."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", run.name).strip("-.")[:60]
+    return f"{name or folder_name(run)}.shortviz.zip"

@@ -13,7 +13,7 @@ from shortviz.errors import RunError
 from shortviz.records.formatting import size
 from shortviz.records.json import to_json
 from shortviz.records.run import Run
-from shortviz.runs.run import FILE, folder_name, parse_run
+from shortviz.runs.run import FILE, parse_run
 
 MOST_BYTES = 50_000_000
 """Of the run itself, unpacked; a run of 126 layers with everything measured takes some 6 MB."""
@@ -33,12 +33,6 @@ def pack_run(run: Run) -> bytes:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(FILE, to_json(run))
     return packed.getvalue()
-
-
-def file_name(run: Run) -> str:
-    """Return a name for that file: of the run, else of its model and text; safe on every system."""
-    name = re.sub(r"[^A-Za-z0-9.-]+", "-", run.name).strip("-.")[:60]
-    return f"{name or folder_name(run)}.shortviz.zip"
 
 
 def unpack_run(content: bytes, where: str, *, most_bytes: int = MOST_BYTES) -> Run:

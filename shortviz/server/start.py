@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from shortviz.settings import Settings
 
@@ -59,3 +61,24 @@ def server_environment(rules: Settings) -> dict[str, str]:
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             environment.pop(name, None)
     return environment
+
+
+# Sign-in with a Hugging Face account, where a Space hands out OAuth credentials: what Streamlit must know of it.
+
+SCOPE = "openid profile contribute-repos"
+"""`contribute-repos` creates repositories and writes to those that this app created: nothing else of the account."""
+
+
+def auth_secrets(rules: Settings) -> dict[str, Any]:
+    """Return Streamlit's secrets for signing in; the cookie's secret is new with every start of the server."""
+    return {
+        "auth": {
+            "redirect_uri": f"https://{rules.public_host}/oauth2callback",
+            "cookie_secret": secrets.token_hex(32),
+            "client_id": rules.oauth_client_id,
+            "client_secret": rules.oauth_client_secret,
+            "server_metadata_url": f"{rules.openid_provider_url.rstrip('/')}/.well-known/openid-configuration",
+            "client_kwargs": {"scope": SCOPE},
+            "expose_tokens": ["access"],
+        }
+    }

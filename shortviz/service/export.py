@@ -128,8 +128,8 @@ def _gguf(request: ExportRequest, service: "Service", place: Place, watch: Watch
         length = min(QUANTISING.window, base.info.context_length or QUANTISING.window)
         windows = make_windows(DEFAULT_EVALUATION, replace(QUANTISING, window=length), base.tokenizer)
         done = export_gguf(
-            source, target, model.plan or PrunePlan(num_layers=source.num_layers, removed=()), pruned=model, base=base,
-            windows=windows if treated else None, watch=watch,
+            source, target, model.whole_plan, pruned=model, base=base, windows=windows if treated else None,
+            watch=watch,
         )  # fmt: skip
     _forget_downloads(target)
     return replace(done, gate=judged)
@@ -172,12 +172,11 @@ def _checkpoint(
     run = _run(request, service, place)
     step = _step(run, request, request.methods)
     model = _model(request, service, place, base, step)
-    removed = model.plan.removed if model.plan is not None else ()
     evaluation = step.evaluation if step is not None else None
     words = verdict(ledger_of(run, request.removal.removed), request.methods) if request.removal is not None else ""
     if not request.methods and request.adapter is None:
-        known = known_ledger(service, request.model, run, removed, DEFAULT_EVALUATION)
-        cut = run.evaluation_of(removed) if run is not None else None
+        known = known_ledger(service, request.model, run, model.removed, DEFAULT_EVALUATION)
+        cut = run.evaluation_of(model.removed) if run is not None else None
         evaluation = cut or (known.steps[1].evaluation if known is not None else None)
     judged = inspect.let_through(request, service, place, watch, base, model)
     report = export_checkpoint(
@@ -189,7 +188,7 @@ def _checkpoint(
         command=_command(step, words),
         verdict=words,
         out_dtype=request.out_dtype,
-        ledger=ledger_of(run, removed),
+        ledger=ledger_of(run, model.removed),
         watch=watch,
     )
     return replace(report, gate=judged)
@@ -232,9 +231,8 @@ def _run(request: ExportRequest, service: "Service", place: Place) -> Run | None
 
 def _step(run: Run | None, request: ExportRequest, methods: tuple[str, ...]) -> LedgerStep | None:
     """Return the ledger's step of a treated model; None for the cut itself, and where there is no ledger."""
-    ledger = ledger_of(run, request.removal.removed) if methods and request.removal is not None else None
-    found = [step for step in ledger.steps if step.methods == methods] if ledger is not None else []
-    return found[-1] if found else None
+    ledger = ledger_of(run, request.removal.removed) if request.removal is not None else None
+    return ledger.treated(methods) if ledger is not None else None
 
 
 def _model(

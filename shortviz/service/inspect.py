@@ -264,7 +264,7 @@ class _Found:
     ) -> None:  # fmt: skip
         self.request, self.service, self.place, self.watch = request, service, place, watch
         self.model, self.base, self.windows = model, base, windows
-        self.removed = model.plan.removed if model.plan is not None else ()
+        self.removed = model.removed
         self.kept = request.adapter is None
         """Whether results are known by the layers removed alone."""
         self.key = measure.measured_key(request.model, request.text, self.removed, request.windows)
@@ -339,14 +339,13 @@ class _Found:
 
         assert self.request.task is not None, "somebody asks"
         rows = measure.rows_of(self.service, self.request.task, self.watch)
-        removed = model.plan.removed if model.plan is not None else ()
-        known = measure.known_score(self.service, self.request.model, self.place.run, removed, rows)
+        known = measure.known_score(self.service, self.request.model, self.place.run, model.removed, rows)
         plain = self.kept or model is self.base
         if known is not None and plain:
             return known
         found = tasks.score_tasks(model, rows, watch=self.watch)
         if found.complete and plain:
-            self.service.tasks.put((self.request.model, removed, rows.fingerprint), found)
+            self.service.tasks.put((self.request.model, model.removed, rows.fingerprint), found)
         return found
 
     def write(self) -> None:

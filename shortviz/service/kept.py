@@ -179,7 +179,7 @@ def put_in_memory(
     """Keep a treated model in memory; return why not, in a sentence, where it is too large for that."""
     from shortviz.model.delta import delta_weights
 
-    key, own = (ref, removed, methods_of(model)), sum(weight.nbytes for weight in delta_weights(model, base).values())
+    key, own = (ref, removed, model.methods), sum(weight.nbytes for weight in delta_weights(model, base).values())
     service.treated.put(key, model, own)
     if service.treated.get(key) is not None:
         return ""
@@ -199,8 +199,7 @@ def keep(service: "Service", key: str, base: "ModelHandle", model: "ModelHandle"
     from shortviz.heal.adapter import export_adapter
     from shortviz.model.delta import save_treated
 
-    assert model.plan is not None, "a treated model is a cut one"
-    folder = place(service, key, model.plan.removed, methods_of(model))
+    folder = place(service, key, model.removed, model.methods)
     try:
         with filled_beside(folder) as room:
             made = room / "treated"
@@ -273,8 +272,3 @@ def _start(
     if found is None:
         raise RunError("Nothing of this model is kept beside the run; repair or heal again.")
     return found[0]
-
-
-def methods_of(model: "ModelHandle") -> tuple[str, ...]:
-    """Return what tells this model from others of its cut."""
-    return tuple(treatment.method for treatment in model.treatments)

@@ -8,12 +8,10 @@ run; what is known already is taken from the service. Work that was cut short go
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-from filelock import FileLock, Timeout
 
 from shortviz.errors import FieldError, Stopped, TextError
 from shortviz.progress import Watch
@@ -26,7 +24,7 @@ from shortviz.records.run import Run
 from shortviz.records.text import ALL_TOKENS, TaskScore, TextInfo, TextSpec, WindowSpec
 from shortviz.runs.run import new_run, with_evaluation, with_ledger
 from shortviz.service import kept, measure
-from shortviz.service.place import Place, unfinished
+from shortviz.service.place import Place, alone_at, unfinished
 from shortviz.service.requests import (
     EvidenceRequest,
     HealRequest,
@@ -88,8 +86,8 @@ class Treating:
 
 def verdict(ledger: Ledger | None, methods: tuple[str, ...]) -> str:
     """Return why the model that was treated so is not better on its ledger's text, in a sentence; "" where it is."""
-    found = [step for step in ledger.steps if methods and step.methods == methods] if ledger is not None else []
-    return not_better(ledger, found[-1]) if ledger is not None and found else ""
+    step = ledger.treated(methods) if ledger is not None else None
+    return not_better(ledger, step) if ledger is not None and step is not None else ""
 
 
 def refuse_not_better(ledger: Ledger | None, methods: tuple[str, ...], anyway: bool) -> None:
@@ -151,13 +149,9 @@ def cut_problem(model: ModelInfo, removed: tuple[int, ...]) -> str:
     return f"This cut cannot be made: {reasons[0]}" if reasons else ""
 
 
-def write(
-    service: "Service", ref: ModelRef, name: str, model: "ModelHandle", methods: tuple[str, ...], prompt: str,
-    watch: Watch,
-) -> str:  # fmt: skip
+def write(service: "Service", ref: ModelRef, name: str, model: "ModelHandle", prompt: str, watch: Watch) -> str:
     """Return a model's continuation, from memory where it is known; "" without a prompt or after a stop."""
-    removed = model.plan.removed if model.plan is not None else ()
-    key = text_key(ref, removed, methods, prompt)
+    key = text_key(ref, model.removed, model.methods, prompt)
     known = service.continuations.get(key)
     if known is not None or not prompt.strip() or watch.stopped:
         return known or ""
@@ -194,7 +188,7 @@ class CutLedger:
         self.request, self.service, self.place, self.watch, self.scores = request, service, place, watch, scores
         self.shown = Treating(model=request.model)
         self._unfinished: list[Path] = []
-        self._locks: list[FileLock] = []
+        self._locks = ExitStack()
         # What is wrong with a text is told before minutes are spent on loading a model.
         watch.tell("read text", done=0, total=1, unit="steps")
         self.text = read_rows(request.text)
@@ -233,7 +227,7 @@ class CutLedger:
         from shortviz.model.prune import prune
 
         self.cut = prune(self.base, PrunePlan(num_layers=self.base.info.num_layers, removed=removed))
-        self.shown = replace(self.shown, removed=removed_by(self.cut))
+        self.shown = replace(self.shown, removed=self.cut.removed)
         self.check_room(self.cut)
         return self.cut
 
@@ -256,7 +250,7 @@ class CutLedger:
         """
         if not self.scores:
             return
-        asked, removed, fingerprint = self.request, removed_by(self.cut), self.windows.info.fingerprint
+        asked, removed, fingerprint = self.request, self.cut.removed, self.windows.info.fingerprint
         key = measure.measured_key(asked.model, asked.evaluation, removed, asked.windows)
         found = self.service.measured.get(key)
         if found is None or not paired(found) or found.text.fingerprint != fingerprint:
@@ -270,8 +264,8 @@ class CutLedger:
             uncut_task=self.accuracy(self.base, "uncut"),
             cut_task=self.accuracy(self.cut, "the cut"),
             prompt=asked.write,
-            uncut_text=self._write("uncut", self.base, ()),
-            cut_text=self._write("cut", self.cut, ()),
+            uncut_text=self._write("uncut", self.base),
+            cut_text=self._write("cut", self.cut),
         )
 
         def change(old: Run | None) -> Run:
@@ -294,13 +288,8 @@ class CutLedger:
 
         info = self.base.info
         path = unfinished(kind, info, info.device, weights_digest(self.base.model), *facts, suffix=".safetensors")
-        lock = FileLock(path.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:  # somebody is at the very same work, and keeps it: this one is on its own
+        if not self._locks.enter_context(alone_at(path)):  # who keeps it is at it: this work is on its own
             path = path.with_stem(f"{path.stem}-{uuid.uuid4().hex[:8]}")
-        else:
-            self._locks.append(lock)
         self._unfinished.append(path)
         self.shown = replace(self.shown, work=path)
         self.place.work = path
@@ -310,17 +299,14 @@ class CutLedger:
         """Have what was kept while this was unfinished removed, now or when it is written."""
         for path in self._unfinished:
             self.place.finished(path)
-        for lock in self._locks:
-            lock.release()
-            with suppress(OSError):
-                Path(lock.lock_file).unlink(missing_ok=True)
+        self._locks.close()
 
     def repaired(self, rows: "TokenSet", method: str, batch_size: int = 8) -> "Repaired":
         """Return the repair of the cut: from memory or from work that was cut short where it is the very same."""
         from shortviz.model.delta import load_treated, save_treated
         from shortviz.repair.repair import Repaired, repair
 
-        removed, wanted = removed_by(self.cut), rows.info.fingerprint
+        removed, wanted = self.cut.removed, rows.info.fingerprint
         known = self.service.treated.get((self.request.model, removed, (method,)))
         if known is not None and _is_repair(known.treatments, wanted, batch_size):
             return Repaired(handle=known, treatment=known.treatments[0], applied=True)
@@ -338,28 +324,28 @@ class CutLedger:
         """Score a treated model, let it write, and keep it and its step."""
         if not self.scores:
             return
-        methods, name, ref = kept.methods_of(model), treated_name(model.treatments), self.request.model
+        name, ref = treated_name(model.treatments), self.request.model
         evaluation = self._score(model, name)
-        text, task = self._write(name, model, methods), self.accuracy(model, name)
-        problems = [kept.put_in_memory(self.service, ref, removed_by(model), self.base, model)]
+        text, task = self._write(name, model), self.accuracy(model, name)
+        problems = [kept.put_in_memory(self.service, ref, model.removed, self.base, model)]
         if self.place.keys:
             problems.append(kept.keep(self.service, self.place.keys[0], self.base, model, healed))
         elif healed is not None and healed.adapter is not None:
-            self.service.adapters.put((ref, removed_by(model), methods), healed.adapter)
+            self.service.adapters.put((ref, model.removed, model.methods), healed.adapter)
         self.say(*problems)
         assert self.shown.ledger is not None, "the ledger is opened first"
         ledger = add_step(
             self.shown.ledger, name, evaluation, model.treatments, task=task, continuation=text, command=command
         )  # fmt: skip
-        self.shown = replace(self.shown, methods=methods)
+        self.shown = replace(self.shown, methods=model.methods)
         self.keep(ledger)
 
     def say(self, *words: str) -> None:
         """Add to what a person is told."""
         self.shown = replace(self.shown, note=" ".join(part for part in (self.shown.note, *words) if part))
 
-    def _write(self, name: str, model: "ModelHandle", methods: tuple[str, ...]) -> str:
-        return write(self.service, self.request.model, name, model, methods, self.request.write, self.watch)
+    def _write(self, name: str, model: "ModelHandle") -> str:
+        return write(self.service, self.request.model, name, model, self.request.write, self.watch)
 
     def accuracy(self, model: "ModelHandle", name: str) -> TaskScore | None:
         """Return how many of the chosen questions a model gets right; None without questions, or after a stop."""
@@ -399,11 +385,6 @@ class CutLedger:
 
         run = self.place.update(added)
         self.shown = replace(self.shown, ledger=ledger_of(run, ledger.removed))
-
-
-def removed_by(model: "ModelHandle") -> tuple[int, ...]:
-    """Return the layers that a model lacks; () of the uncut one."""
-    return model.plan.removed if model.plan is not None else ()
 
 
 def row_length(spec: TextSpec) -> int:

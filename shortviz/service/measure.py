@@ -142,13 +142,12 @@ def model_score(
     from shortviz.measure.tasks import whole_score
 
     rows = rows_of(service, spec, watch=watch)
-    removed = model.plan.removed if model.plan is not None else ()
-    known = known_score(service, ref, run, removed, rows) if not model.treatments else None
+    known = known_score(service, ref, run, model.removed, rows) if not model.treatments else None
     if known is not None and (known.right or known.questions > MOST_PAIRED):
         return known
     found = whole_score(model, rows, watch=watch)
     if found is not None and not model.treatments:
-        service.tasks.put((ref, removed, rows.fingerprint), found)
+        service.tasks.put((ref, model.removed, rows.fingerprint), found)
     return found
 
 

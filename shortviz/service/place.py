@@ -116,19 +116,8 @@ class Place:
             yield None
             return
         path = unfinished(kind, info, *facts)
-        lock = FileLock(path.with_suffix(f".lock{rank}"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield None
-            return
-        try:
-            yield path
-        finally:
-            if not path.exists():  # nothing is left to go on from
-                with suppress(OSError):
-                    Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
+        with alone_at(path, rank) as alone:
+            yield path if alone else None
 
     @contextmanager
     def claimed(self, run: Run) -> Iterator[Run]:
@@ -175,6 +164,23 @@ def unfinished(kind: str, info: ModelInfo, *facts: object, suffix: str = ".npz")
         ) from error
     _make_room(folder)
     return folder / f"{kind}-{name}{suffix}"
+
+
+@contextmanager
+def alone_at(work: Path, rank: int = 0) -> Iterator[bool]:
+    """Yield whether nobody else is at this unfinished work, and keep others out; each `rank` has its own part."""
+    lock = FileLock(work.with_suffix(f".lock{rank}"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _make_room(folder: Path) -> None:

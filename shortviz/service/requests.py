@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
 
 from shortviz.errors import FieldError
-from shortviz.records.formatting import layers_text
+from shortviz.records.formatting import Help, layers_text
 from shortviz.records.heal import HealSettings, OwnText, preset
-from shortviz.records.help import Help
 from shortviz.records.measured import Gate
 from shortviz.records.model import SPREAD, STORED, ModelInfo, ModelRef, OutDtype
 from shortviz.records.plan import Block, Removal

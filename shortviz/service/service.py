@@ -20,7 +20,7 @@ from shortviz.records.run import Run
 from shortviz.records.text import TaskRows, TaskScore, TextInfo, TextSpec
 from shortviz.runs import library
 from shortviz.runs.library import title
-from shortviz.runs.run import EXAMPLES, FILE, example_run, folder_name, has_example, load_run, save_run
+from shortviz.runs.run import EXAMPLES, example_run, folder_name, has_example, load_run, save_run
 from shortviz.service import policy
 from shortviz.service.kept import Cache, ModelCache
 from shortviz.service.place import Place
@@ -119,10 +119,9 @@ class RunStore:
         most = policy.most_runs(settings())
         if most is None:
             return
-        found = sorted(self.folder.glob(f"*/{FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-        for old in found[most:]:
-            if old.parent.name != newest:
-                shutil.rmtree(old.parent, ignore_errors=True)
+        for old in library.folders(self.folder)[most:]:
+            if old.name != newest:
+                shutil.rmtree(old, ignore_errors=True)
 
     def update(self, key: str, change: Callable[[Run | None], Run | None]) -> None:
         """Put what `change` makes of the run: in one step, for two jobs may add to the same run at once."""
@@ -165,10 +164,6 @@ class Asked:
     run_key: str | None = None
 
 
-def _treated_cache() -> "Cache[ModelHandle]":
-    return Cache(*policy.most_treated(settings()))
-
-
 @dataclass(kw_only=True, eq=False)
 class Service:
     """Everything that outlives a session. Its parts are safe to use from any thread.
@@ -181,7 +176,7 @@ class Service:
     """What does the work of a request: `execute.carry_out`."""
     visitor: Callable[[], str] = lambda: ""
     """Returns the secret name of the session that asks; "" outside of one."""
-    jobs: JobRegistry = field(init=False)
+    jobs: JobRegistry = field(default_factory=lambda: JobRegistry(queue_limit=settings().max_queue))
     models: ModelCache = field(default_factory=lambda: ModelCache(policy.most_models(settings())))
     runs: RunStore
     measured: "Cache[Evaluation]" = field(default_factory=lambda: Cache(2000))
@@ -190,7 +185,7 @@ class Service:
     """By the same: the first look, token by token."""
     continuations: "Cache[str]" = field(default_factory=lambda: Cache(500))
     """By (model, removed layers, prompt)."""
-    treated: "Cache[ModelHandle]" = field(default_factory=_treated_cache)
+    treated: "Cache[ModelHandle]" = field(default_factory=lambda: Cache(*policy.most_treated(settings())))
     """Repaired and healed models, by (model, removed layers, methods), with the bytes of the tensors of their own."""
     adapters: "Cache[Adapter]" = field(default_factory=lambda: Cache(1))
     """What was learned last, by the same, where no run of the store keeps it."""
@@ -211,9 +206,6 @@ class Service:
     _own_runs: "Cache[tuple[str, ...]]" = field(default_factory=lambda: Cache(200))
     """By visitor: the runs that their jobs go into, the newest first, where the app is hosted."""
     _submitting: Any = field(default_factory=threading.RLock)
-
-    def __post_init__(self) -> None:
-        self.jobs = JobRegistry(queue_limit=settings().max_queue)
 
     def submit(self, request: "Request | AppRequest", *, key: str | None = None, start: str | None = None) -> str:
         """Return the id of a new job; the same work that is waiting or running already is not started twice.

@@ -17,8 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from shortviz.analysis.planning import parse_layers
 from shortviz.errors import FieldError, PlanError, ShortvizError, TextError
+from shortviz.records.formatting import Help, spelled
 from shortviz.records.heal import HealSettings
-from shortviz.records.help import Help, spelled
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, Removal
 from shortviz.records.text import TEXT_FIELDS, TaskSpec, TextSpec
@@ -63,8 +63,11 @@ _REMOVAL_HELP = {
     "n": (int, Help("Number of layers of the block; with --start.")),
     "remove": (str, Help("Layers to remove, e.g. 3,7,8 or 3-5,9.")),
 }
-_TASK_NAMES = {"limit": "task_limit", "subset": "task_subset", "split": "task_split", "delimiter": "task_delimiter"}
-_CHANGES = {"batch_size": "train_batch"}
+_TASK = {field.name: field.name for field in fields(TaskSpec) if field.name not in ("kind", "value")} | {
+    name: f"task_{name}" for name in ("limit", "subset", "split", "delimiter")
+}
+_CHANGES = {field.name: field.name for field in fields(HealSettings)} | {"batch_size": "train_batch"}
+"""Fields of questions and of a training, by what they are called among a request's."""
 
 
 def options_of(kind: type[Any]) -> tuple[Option, ...]:
@@ -94,7 +97,7 @@ def _bare(hint: Any) -> tuple[Any, Help | None]:
     return hint, found
 
 
-def _option(name: str, kind: Any, default: Any, said: Help | None, field: str = "") -> Option:
+def _option(name: str, kind: Any, default: Any, said: Help | None) -> Option:
     said = said or Help("")
     return Option(
         name=name, kind=kind, default=None if default is MISSING else default, help=said.text,
@@ -102,48 +105,34 @@ def _option(name: str, kind: Any, default: Any, said: Help | None, field: str = 
     )  # fmt: skip
 
 
+def _inner(kind: Any, names: Mapping[str, str], usual: Mapping[str, Any]) -> list[Option]:
+    """Return the options of a record inside a request: `names` says of which fields, and what they are called."""
+    hints = get_type_hints(kind, include_extras=True)
+    bare = {field: _bare(hints[field]) for field in names}
+    return [_option(flat, _scalar(bare[f][0]), usual.get(f), bare[f][1]) for f, flat in names.items()]
+
+
 def _part(name: str, hint: Any, default: Any) -> list[Option]:
     kind, said = _bare(hint)
     if kind is TextSpec:
         prefix = _prefix(name)
-        hints = get_type_hints(TextSpec, include_extras=True)
         named = [_option(prefix + key, str, None, one) for key, one in _TEXT_HELP.items()]
-        kinds = {field: _bare(hints[field]) for field in TEXT_FIELDS}
-        return named + [
-            _option(prefix + field, int if inner is int else str, None, told) for field, (inner, told) in kinds.items()
-        ]
+        return named + _inner(TextSpec, {field: prefix + field for field in TEXT_FIELDS}, {})
     if kind is Removal:
         return [_option(key, inner, None, told) for key, (inner, told) in _REMOVAL_HELP.items()]
     if kind is TaskSpec:
         told = Help("Multiple-choice rows: a .json, .jsonl, .csv or .parquet file, or a data set id.")
-        hints = get_type_hints(TaskSpec, include_extras=True)
-        rest = [field for field in fields(TaskSpec) if field.name not in ("kind", "value")]
-        return [_option("tasks", str, None, told)] + [
-            _option(
-                _TASK_NAMES.get(field.name, field.name), int if _bare(hints[field.name])[0] is int else str,
-                _written(field.default), _bare(hints[field.name])[1],
-            )
-            for field in rest
-        ]  # fmt: skip
+        usual = {field.name: _written(field.default) for field in fields(TaskSpec)}
+        return [_option("tasks", str, None, told), *_inner(TaskSpec, _TASK, usual)]
     if name == "changes":
-        hints = get_type_hints(HealSettings, include_extras=True)
-        return [
-            _option(_CHANGES.get(field.name, field.name), _scalar(_bare(hints[field.name])[0]), None,
-                    _bare(hints[field.name])[1])
-            for field in fields(HealSettings)
-        ]  # fmt: skip
+        return _inner(HealSettings, _CHANGES, {})
     if name == "texts":
         named = [_option(key, tuple[str, ...], (), _TEXT_HELP[key]) for key in ("text", "builtin", "dataset")]
         return named + [one for one in _part("text", TextSpec, None) if one.name in TEXT_FIELDS]
     if is_dataclass(kind):
-        hints = get_type_hints(kind, include_extras=True)
-        found = [] if default is MISSING else [getattr(default, field.name) for field in fields(kind)]
-        defaults = found or [field.default for field in fields(kind)]
-        return [
-            _option("model" if (kind, field.name) == (ModelRef, "id") else field.name,
-                    _scalar(_bare(hints[field.name])[0]), value, _bare(hints[field.name])[1])
-            for field, value in zip(fields(kind), defaults, strict=True)
-        ]  # fmt: skip
+        names = {field.name: field.name for field in fields(kind)} | ({"id": "model"} if kind is ModelRef else {})
+        usual = {f.name: f.default if default is MISSING else getattr(default, f.name) for f in fields(kind)}
+        return _inner(kind, names, usual)
     if get_origin(kind) is tuple:
         blocks = get_args(kind)[0] is Block
         return [_option(name, tuple[str, ...] if blocks else str, () if blocks else None, said)]
@@ -151,7 +140,7 @@ def _part(name: str, hint: Any, default: Any) -> list[Option]:
 
 
 def _scalar(kind: Any) -> Any:
-    return str if get_origin(kind) is Literal else kind
+    return str if get_origin(kind) in (Literal, tuple) else kind
 
 
 def _prefix(name: str) -> str:
@@ -189,11 +178,11 @@ def _flat(request: Any, name: str, kind: Any, value: Any, default: Any) -> Value
         block = value.block
         return {"remove": _written(value.layers)} if block is None else {"start": block.start, "n": block.n}
     if kind is TaskSpec:
-        rest = {f.name: getattr(value, f.name) for f in fields(TaskSpec) if f.name not in ("kind", "value")}
-        changed = {k: v for k, v in rest.items() if v != TaskSpec.__dataclass_fields__[k].default}
-        return {"tasks": value.value} | {_TASK_NAMES.get(k, k): _written(v) for k, v in changed.items()}
+        own = {field: getattr(value, field) for field in _TASK}
+        changed = {k: v for k, v in own.items() if v != TaskSpec.__dataclass_fields__[k].default}
+        return {"tasks": value.value} | {_TASK[k]: _written(v) for k, v in changed.items()}
     if name == "changes":
-        return {_CHANGES.get(key, key): inner for key, inner in value}
+        return {_CHANGES[key]: inner for key, inner in value}
     if name == "texts":
         return _flat_texts(value)
     if isinstance(value, ModelRef):
@@ -265,8 +254,7 @@ def _built(name: str, kind: Any, given: Values, default: Any, made: Values) -> A
     if kind is TaskSpec:
         return _task(given)
     if name == "changes":
-        names = {_CHANGES.get(field, field): field for field in HealSettings.__dataclass_fields__}
-        return tuple((field, given[flat]) for flat, field in names.items() if flat in given)
+        return tuple((field, given[flat]) for field, flat in _CHANGES.items() if flat in given)
     if name == "texts":
         return _texts(given)
     if kind is ModelRef:
@@ -355,8 +343,7 @@ def _task(given: Values) -> TaskSpec | None:
     if value is None:
         return None
     is_file = names_file(value)
-    names = {field: _TASK_NAMES.get(field, field) for field in TaskSpec.__dataclass_fields__}
-    own = {field: given[flat] for field, flat in names.items() if flat in given and field not in ("kind", "value")}
+    own = {field: given[flat] for field, flat in _TASK.items() if flat in given}
     if "choices" in own:
         own["choices"] = tuple(name.strip() for name in own["choices"].split(","))
     found = TaskSpec(kind="file" if is_file else "dataset", value=value, **own)
@@ -450,11 +437,11 @@ def _check_linked(name: str, value: str) -> None:
 
 def from_url(url: str) -> Request:
     """Return the request of a link; raises ShortvizError where it is not one."""
-    pairs = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
-    kind = next((one for one in REQUESTS if one.kind == pairs.get("do")), None)
-    if kind is None:
-        raise ShortvizError(f"This link asks for {pairs.get('do')!r}, which is no kind of work here.")
     every = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    asked = dict(every).get("do")
+    kind = next((one for one in REQUESTS if one.kind == asked), None)
+    if kind is None:
+        raise ShortvizError(f"This link asks for {asked!r}, which is no kind of work here.")
     values: Values = {}
     for option in options_of(kind):
         found = [value for name, value in every if name == option.name]

@@ -27,12 +27,13 @@ from transformers import (
 
 from shortviz.errors import ModelError, PlanError
 from shortviz.export.card import CardFacts
-from shortviz.export.export import SHARD_BYTES, TEXT_FILES_BYTES, write_card
-from shortviz.export.folder import check_target, filled_beside, move_into_place, sha256, write_error
+from shortviz.export.export import SHARD_BYTES, TEXT_FILES_BYTES, report_of, write_card
+from shortviz.export.folder import check_target, filled_beside, move_into_place, write_error
 from shortviz.export.proving import EXPORT_STOPPED
 from shortviz.export.texts import write_texts
 from shortviz.export.weights import FLOATS, KeptTensors, WrittenWeights, kept_tensors, write_weights
 from shortviz.model import load
+from shortviz.model.files import sha256
 from shortviz.model.handle import ModelHandle
 from shortviz.model.headers import Entry, read_shards
 from shortviz.model.layers import num_layers, pruned_config
@@ -220,20 +221,8 @@ def export_streamed(
                 raise write_error(error, target, needed) from error
             watch.check(EXPORT_STOPPED)
             move_into_place(checkpoint, target)
-    return ExportReport(
-        folder=str(target),
-        removed=plan.removed,
-        kept=plan.kept,
-        parameters=pruned.info.parameters,
-        bytes=weights.num_bytes,
-        dtypes=weights.dtypes,
-        notes=facts.notes,
-        files=files,
-        max_logit_diff=proved.max_logit_diff,
-        generation_equal=proved.generation_equal,
-        seconds=time.perf_counter() - started,
-        proof=proved.kind,
-    )
+    told = {"max_logit_diff": proved.max_logit_diff, "generation_equal": proved.generation_equal, "proof": proved.kind}
+    return report_of(target, facts, files, started, told)
 
 
 def _not_asked(model: ModelRef | ResolvedModel) -> tuple[str, ...]:

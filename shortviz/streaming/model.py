@@ -8,7 +8,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig
 
-from shortviz.errors import ModelError, ResourceError, is_out_of_memory
+from shortviz.errors import ModelError, memory_told
 from shortviz.model import load
 from shortviz.model.headers import Entry, read_shards, twice_there
 from shortviz.model.layers import (
@@ -425,19 +425,15 @@ def _state_dtype(model: PreTrainedModel, stack: LayerStack, dtype: torch.dtype) 
         return dtype
 
 
-@contextmanager
-def memory_limit(model: StreamedModel, state_bytes: int, then: str) -> Iterator[None]:
+def memory_limit(model: StreamedModel, state_bytes: int, then: str) -> AbstractContextManager[None]:
     """Turn running out of memory inside into a ResourceError that tells what was expected, and `then` what to do."""
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        states = f" and {size(state_bytes)} for states" if state_bytes else ""
-        raise ResourceError(
+    states = f" and {size(state_bytes)} for states" if state_bytes else ""
+    return memory_told(
+        lambda: (
             f"Memory ran out while {model.info.id} was streamed: {size(model.working_bytes)} for weights{states} were "
             f"expected; {then}."
-        ) from error
+        )
+    )
 
 
 @torch.inference_mode(mode=False)  # else the empty tensors could not be filled again outside of inference mode

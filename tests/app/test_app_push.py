@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from shortviz.server.start import can_sign_in
+from shortviz.server.start import auth_secrets, can_sign_in
 from shortviz.service.service import Service
 from shortviz.settings import Settings, settings
 from shortviz.ui.session import state as s
-from shortviz.ui.session.polling import auth_secrets
 from tests.support.app import App
 from tests.support.hub_upload import UploadHub, upload_server
 

@@ -63,14 +63,6 @@ def test_a_setter_clears_what_its_row_of_the_table_says_and_nothing_else(name: s
     assert state == kept | sets
 
 
-def test_the_table_in_the_docstring_is_the_table_of_the_program() -> None:
-    rows = [line.split("|") for line in (s.__doc__ or "").splitlines() if line.startswith("| ")]
-    table = {row[1].strip(): row[3].strip() for row in rows if row[1].strip() != "setter"}
-    for name, clears in s.CLEARS.items():
-        written = () if table[name].startswith("(") or not table[name] else tuple(table[name].split(", "))
-        assert sorted(written) == sorted(clears), name
-
-
 def test_foreign_values_in_the_session_read_as_nothing() -> None:
     state = {
         s.REF: "demo",

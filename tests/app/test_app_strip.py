@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shortviz.figures.strip import scale_end, shade, strip_data, visible
 from shortviz.records.measured import TokenLoss
 from shortviz.service import measure
 from shortviz.service.inspect import FIRST_LOOK_TOKENS
 from shortviz.service.service import Service
-from shortviz.ui.parts.strip import scale_end, shade, strip_data, visible
 from shortviz.ui.session import state as s
 from tests.support.app import App
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Final
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from shortviz.errors import ModelError
+from shortviz.model.files import pieces_of
 from shortviz.progress import NO_WATCH, Watch
 
 _MAGIC: Final = b"GGUF"
@@ -26,7 +27,6 @@ _MOST_BYTES = 100_000_000
 """Of a string: more is a broken length."""
 _MOST_NUMBERS = 1024
 """Of an array whose values are read: what is longer is about tokens."""
-_PIECE = 4 * 1024 * 1024
 _PART = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE)
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 """Keys of a file that is one part of several."""
@@ -85,15 +85,7 @@ class GgufTensor:
         if self.file is None:
             yield self.data
             return
-        with self.file.open("rb") as file:
-            file.seek(self.start)
-            left = self.num_bytes
-            while left:
-                piece = file.read(min(_PIECE, left))
-                if not piece:
-                    raise ModelError(f"The GGUF file {self.file} was cut short while it was read; fetch it again.")
-                left -= len(piece)
-                yield piece
+        yield from pieces_of(self.file, self.start, self.num_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from shortviz.errors import ModelError, ResourceError
 from shortviz.files import free_bytes
-from shortviz.model.files import INDEX, WEIGHTS
+from shortviz.model.files import INDEX, WEIGHTS, check_disk, sha256
 from shortviz.model.gguf.blocks import check_blocks, marked_blocks
 from shortviz.model.gguf.container import Gguf, parts_of, read_gguf, write_gguf
 from shortviz.model.headers import safetensors_parameters
@@ -95,8 +95,7 @@ def check_memory(gguf: Path, header: Gguf) -> None:
 @lru_cache(maxsize=64)
 def _digest(gguf: Path, *_facts: int) -> str:
     """Return the SHA-256 of a file, read once while it stays as it is: `_facts` change with it."""
-    with gguf.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(gguf)
 
 
 def is_whole(folder: Path) -> bool:
@@ -143,17 +142,6 @@ def make_copy(gguf: Path, folder: Path, header: Gguf, watch: Watch) -> Path:
     finally:
         lock.release()
     return folder
-
-
-def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise ResourceError where the disk of the folder, or of its nearest parent, has less than `needed` bytes free."""
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise ResourceError(
-            f"{what} needs {size(needed)} of disk, and the disk of {parent} has {size(free)} free; free some "
-            "space, or choose a smaller model."
-        )
 
 
 def _fill(header: Gguf, folder: Path, watch: Watch) -> None:

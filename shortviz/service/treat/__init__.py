@@ -4,14 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortviz.errors import FieldError, ResourceError, RunError
 from shortviz.progress import Progress, Watch
 from shortviz.records.formatting import layers_text
 from shortviz.records.ledger import Ledger, LedgerStep, with_task_score
-from shortviz.records.model import ModelInfo, ModelRef, hub_name
+from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
 from shortviz.records.run import Run
 from shortviz.records.text import TaskScore, WindowSpec
@@ -45,7 +44,6 @@ from shortviz.service.ledger import (
     Treating,
     known_ledger,
     ledger_of,
-    removed_by,
     row_length,
     treated,
     write,
@@ -57,10 +55,8 @@ def command_of(request: RepairRequest | ShrinkRequest | HealRequest, info: Model
 
     What a model is only scored on is left out, but for layers that are chosen on it; "" where that was pasted.
     """
-    shown = info.id if hub_name(info) else Path(info.id).name
-    same = replace(
-        request, model=ModelRef(id=shown, revision=info.revision, dtype=info.dtype), task=None, write="", anyway=False
-    )
+    made_of = ModelRef(id=info.shown_name, revision=info.revision, dtype=info.dtype)
+    same = replace(request, model=made_of, task=None, write="", anyway=False)
     chooses = isinstance(request, ShrinkRequest) and not request.choose_on_text
     if chooses and request.evaluation.kind == "paste":
         return ""
@@ -176,7 +172,7 @@ def heal(request: HealRequest, service: "Service", place: Place, watch: Watch) -
         healed = _trained(work, begin, tokens, heldout)
         if not is_main:
             return None
-        work.shown = replace(work.shown, history=healed.history, methods=kept.methods_of(begin))
+        work.shown = replace(work.shown, history=healed.history, methods=begin.methods)
         work.say(healed.history.note if healed.applied else healed.treatment.note)
         if healed.applied:
             work.add(healed.handle, command_of(request, work.base.info), healed)
@@ -239,7 +235,7 @@ def _trained(work: CutLedger, begin: "ModelHandle", tokens: "TokenSet", heldout:
     if work.scores:
         before = [(t.method, sorted(t.settings.items(), key=str)) for t in begin.treatments]
         texts, world = (tokens.info.fingerprint, heldout.info.fingerprint), os.environ.get("WORLD_SIZE", "1")
-        path = work.unfinished("heal", removed_by(begin), before, recipe, *texts, world)
+        path = work.unfinished("heal", begin.removed, before, recipe, *texts, world)
 
     def as_treating(progress: Progress) -> Progress:
         def snapshot() -> Treating:
@@ -325,8 +321,8 @@ def bring_back(request: BringBackRequest, service: "Service", place: Place, watc
     """Put a treated model into memory again from what is kept beside the run: nothing is repaired or trained."""
     base = service.models.load(request.model, watch)
     ledger = ledger_of(place.run, request.removal.removed)
-    steps = [step for step in ledger.steps if step.methods == request.methods] if ledger is not None else []
-    found = of_step(request, service, place, base, steps[-1]) if steps else None
+    step = ledger.treated(request.methods) if ledger is not None else None
+    found = of_step(request, service, place, base, step) if step is not None else None
     if found is None:
         raise RunError("Nothing of this model is kept beside the run; repair or heal again.")
     problem = kept.put_in_memory(service, request.model, request.removal.removed, base, found)
@@ -342,9 +338,9 @@ def write_continuations(request: ContinueRequest, service: "Service", place: Pla
     ref, removed, prompt = request.model, request.removal.removed, request.prompt
     ledger = ledger_of(place.run, removed)
     cut = prune(base, PrunePlan(num_layers=base.info.num_layers, removed=removed))
-    write(service, ref, "uncut", base, (), prompt, watch)
-    write(service, ref, "cut", cut, (), prompt, watch)
+    write(service, ref, "uncut", base, prompt, watch)
+    write(service, ref, "cut", cut, prompt, watch)
     for step in ledger.steps if ledger is not None else ():
         found = treated(service, ref, removed, step) if step.methods else None
         if found is not None:
-            write(service, ref, step.name, found, step.methods, prompt, watch)
+            write(service, ref, step.name, found, prompt, watch)

@@ -6,6 +6,7 @@ for two whole models has room for this.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,9 @@ from shortviz.records.ledger import Ledger, LedgerStep, Treatment, with_evidence
 from shortviz.records.measured import Evaluation
 from shortviz.records.plan import Removal
 from shortviz.records.text import TextSpec
-from shortviz.service import kept, measure
+from shortviz.service import measure
 from shortviz.service.inspect import cut_model
-from shortviz.service.ledger import CutLedger, Treating, removed_by
+from shortviz.service.ledger import CutLedger, Treating
 from shortviz.service.place import Place
 from shortviz.service.requests import EvidenceRequest, RepairRequest
 from shortviz.service.treat import command_of, of_step
@@ -82,6 +83,10 @@ def _ledger(work: CutLedger) -> Ledger:
     return work.shown.ledger
 
 
+def _step(work: CutLedger, key: tuple[object, ...]) -> LedgerStep:
+    return next(each for each in _ledger(work).steps if each.key == key)
+
+
 def _make_probes(work: CutLedger, request: EvidenceRequest) -> None:
     """Put the items of the probes into the ledger, unless they are there."""
     from shortviz.measure.evidence.probes import MAKERS, make_probe
@@ -109,9 +114,9 @@ def _models(work: CutLedger, request: EvidenceRequest) -> Iterator["ModelHandle"
         else:
             work.say(f"The repair was not applied: {repaired.treatment.note or 'it did not help.'}")
     if request.adapter is not None:
-        healed = cut_model(work.base, Removal.of_layers(removed_by(work.cut)), request.adapter)
+        healed = cut_model(work.base, Removal.of_layers(work.cut.removed), request.adapter)
         yield _added(work, healed, "")
-        made.add(kept.methods_of(healed))
+        made.add(healed.methods)
     for step in _ledger(work).steps:
         known = of_step(request, work.service, work.place, work.base, step) if step.treatments else None
         if known is not None and step.methods not in made:
@@ -134,7 +139,7 @@ def _step_of(ledger: Ledger, model: "ModelHandle") -> LedgerStep:
     """Return the ledger's step of a model."""
     if not model.treatments:
         return ledger.steps[0 if model.plan is None else 1]
-    return next(step for step in ledger.steps if step.methods == kept.methods_of(model))
+    return next(step for step in ledger.steps if step.methods == model.methods)
 
 
 def _measure(
@@ -144,8 +149,7 @@ def _measure(
     from shortviz.export.weights import stored_bytes
     from shortviz.measure.evidence.probes import score_probe
 
-    def step() -> LedgerStep:
-        return next(each for each in _ledger(work).steps if each.key == key)
+    step = partial(_step, work, key)
 
     def keep(**parts: object) -> None:
         found = replace(step().evidence, **parts)  # type: ignore[arg-type]
@@ -174,7 +178,7 @@ def _ask_harness(
 ) -> None:
     """Have lm_eval score one model in the tasks that its step lacks."""
     for task in harness.tasks:
-        step = next(each for each in _ledger(work).steps if each.key == key)
+        step = _step(work, key)
         about = (task, harness.version, limit)
         known = [one for one in step.evidence.harness if (one.task, one.version, one.limit) == about]
         if not known:

@@ -15,10 +15,11 @@ from shortviz.service.service import EXAMPLE
 from shortviz.settings import settings
 from shortviz.ui.pages.lessons import CONTROLS, FIGURES, limits_values
 from shortviz.ui.parts import notes
-from shortviz.ui.parts.lesson import bundled, bundled_losses, choose_on_map, dark, light_up
+from shortviz.ui.parts.lesson import bundled, bundled_losses, choose_on_map, light_up
+from shortviz.ui.parts.notes import dark
 from shortviz.ui.parts.stack import stack, stack_data
 from shortviz.ui.session import state as s
-from shortviz.ui.session.address import VIEW_PARAMETERS, go_to, went_back
+from shortviz.ui.session.address import VIEW_PARAMETERS, went_back
 from shortviz.ui.session.polling import main_button
 from shortviz.ui.session.service import bench
 
@@ -31,9 +32,6 @@ def draw() -> None:
         st.info("This installation does not carry the bundled run that the lessons show; make it with `make example`.")
         return
     state = s.session()
-    target = s.take_target(state)
-    if target:
-        go_to(bench(), state, target)
     if went_back() and st.query_params.get(s.STEP) not in STEPS:
         # Streamlit 1.67 gives the widget of an address without it its default, which this one may not have (see below).
         # An address with a view of the map is that of a lesson that was left for the map.
@@ -104,10 +102,6 @@ INSTALL = "make setup\nmake run"
 
 def draw_first() -> None:
     """Draw the first screen: what this is, the picture that shows it, and the two ways on; no model, and no wait."""
-    state = s.session()
-    target = s.take_target(state)
-    if target:
-        go_to(bench(), state, target)
     st.title("Which layers of a language model can go?")
     st.markdown("Cut them out, see what it costs, keep a smaller model for transformers or llama.cpp.")
     if bench().runs.get(EXAMPLE) is not None:
@@ -119,13 +113,8 @@ def draw_first() -> None:
             "time."
         )
     with st.container(horizontal=True, gap="small"):
-        st.button(
-            "Learn how it works, 5 minutes",
-            icon=":material/school:",
-            type=main_button(),
-            key="start_learn",
-            on_click=_learn,
-        )
+        words = "Learn how it works, 5 minutes"
+        st.button(words, icon=":material/school:", type=main_button(), key="start_learn", on_click=_learn)
         st.button("See the whole map", icon=":material/grid_on:", key="start_map", on_click=choose_on_map)
     welcome = policy.welcome(settings())
     if welcome:

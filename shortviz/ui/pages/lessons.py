@@ -11,6 +11,7 @@ from shortviz.analysis.planning import best_start
 from shortviz.figures import losses as loss_charts
 from shortviz.figures import map as charts
 from shortviz.figures.cells import map_alt
+from shortviz.figures.theme import PAGE_FONT
 from shortviz.lessons import figures
 from shortviz.lessons.data import KINDS, PositionAngles, lesson_data
 from shortviz.lessons.facts import recovery
@@ -19,9 +20,10 @@ from shortviz.records.formatting import counted, layer_words, layers_text, with_
 from shortviz.records.measured import Grid
 from shortviz.records.plan import Block
 from shortviz.records.table import Table, right
-from shortviz.ui.parts.lesson import block_inputs, bundled, bundled_distances, bundled_losses, chart, dark, for_real
+from shortviz.ui.parts.lesson import block_inputs, bundled, bundled_distances, bundled_losses, for_real
+from shortviz.ui.parts.notes import chart, dark
 from shortviz.ui.session import state as s
-from shortviz.ui.session.shown import checked_block, parse_selection
+from shortviz.ui.session.shown import checked_block, first_chosen, parse_selection
 
 Values = Mapping[str, Any]
 """What a lesson's text may name, and what its figure is drawn from."""
@@ -158,16 +160,9 @@ def question_map(values: Values) -> None:
     run, distances = bundled(), bundled_distances()
     view = charts.MapView(selected=values["block"], dark=dark())
     figure = charts.distance_map(distances, CRITERION, run.model, view)
-    figure.update_layout(height=440, font={"family": figures.FONT})
-    st.plotly_chart(
-        figure,
-        theme=None,
-        key=MAP_KEY,
-        on_select=_clicked,
-        selection_mode="points",
-        config={"displaylogo": False},
-        alt=map_alt(distances, CRITERION, run.model),
-    )
+    figure.update_layout(height=440, font={"family": PAGE_FONT})
+    alt = map_alt(distances, CRITERION, run.model)
+    chart(figure, MAP_KEY, alt, words="", on_select=_clicked, selection_mode="points")
 
 
 def _clicked() -> None:
@@ -245,18 +240,10 @@ def agreement(values: Values) -> None:
     distances, losses, name = bundled_distances(), bundled_losses(), values["criterion"]
     layer = Block(start=values["layer"], n=1)
     figure = loss_charts.agreement_figure(distances, losses, name, layer, dark())
-    figure.update_layout(height=figures.HEIGHT, font={"family": figures.FONT, "size": 12})
+    figure.update_layout(height=figures.HEIGHT, font={"family": PAGE_FONT, "size": 12})
     alt = _loss_alt(distances.criteria[name], losses.increase, values["sink"])
-    st.plotly_chart(
-        figure,
-        theme=None,
-        key=POINTS,
-        config={"displaylogo": False},
-        on_select=_ring,
-        selection_mode="points",
-        alt=alt,
-    )
-    st.caption(f"{alt} Measured on {counted(losses.text.tokens, 'token')} of {losses.text.source}.")
+    words = f"{alt} Measured on {counted(losses.text.tokens, 'token')} of {losses.text.source}."
+    chart(figure, POINTS, alt, words=words, on_select=_ring, selection_mode="points")
 
 
 def _loss_alt(grid: Grid, increase: Grid, sink: int) -> str:
@@ -348,23 +335,13 @@ def answers(values: Values) -> None:
     """Draw which questions each of the models answers."""
     data, kind = lesson_data(), values["kind"]
     alt = figures.answers_alt(data, kind)
-    st.plotly_chart(
-        figures.answers_figure(data, kind, dark=dark()),
-        theme=None,
-        key=GRID,
-        on_select=_asked,
-        selection_mode="points",
-        config={"displaylogo": False},
-        alt=alt,
-    )
-    st.caption(f"A disc is a right answer, a cross a wrong one. {alt}")
+    figure, words = figures.answers_figure(data, kind, dark=dark()), "A disc is a right answer, a cross a wrong one."
+    chart(figure, GRID, alt, words=f"{words} {alt}", on_select=_asked, selection_mode="points")
 
 
 def _asked() -> None:
     state = s.session()
-    event = state.get(GRID)
-    points = event["selection"]["points"] if event else []
-    row = points[0].get("y") if points else None
+    row = (first_chosen(state.get(GRID), "points") or {}).get("y")
     if isinstance(row, int) and not isinstance(row, bool):
         state[ASKED] = row
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from shortviz.criteria.base import MEASURED, label
-from shortviz.errors import PlanError, ShortvizError
+from shortviz.errors import ShortvizError
 from shortviz.figures import map as charts
 from shortviz.figures.cells import InRun, block_in, in_common, map_alt, maps, shared_limits
 from shortviz.records.formatting import counted, with_error
@@ -19,19 +19,19 @@ from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.records.table import Table, left, right
 from shortviz.runs.library import MOST_CHARACTERS, MOST_OF_A_NOTE, described, title
-from shortviz.runs.run import EXAMPLES
-from shortviz.runs.zip import file_name, pack_run, unpack_run
+from shortviz.runs.run import EXAMPLES, file_name
+from shortviz.runs.zip import pack_run, unpack_run
 from shortviz.service import policy
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.ui.pages import inspector
-from shortviz.ui.parts.notes import plain
+from shortviz.ui.parts.notes import dark, plain
 from shortviz.ui.parts.pointer import map_chart
 from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
-from shortviz.ui.session.address import go_to
 from shortviz.ui.session.polling import main_button
 from shortviz.ui.session.service import bench
+from shortviz.ui.session.shown import checked_block
 
 # Several runs side by side on the Runs page: one scale, one chosen block, and the difference of two.
 
@@ -75,7 +75,7 @@ def _maps(
     limits = shared_limits(list(found.values()), criterion) if raw else None
     for place, (name, one) in zip(st.columns(len(found), gap="small"), found.items(), strict=True):
         model = runs[name].model
-        look = charts.MapView(scale="value" if raw else "rank", dark=st.context.theme.type == "dark", limits=limits)
+        look = charts.MapView(scale="value" if raw else "rank", dark=dark(), limits=limits)
         figure = charts.distance_map(one, criterion, model, look)
         with place:
             text = runs[name].text
@@ -100,10 +100,7 @@ def _pointed(block: Block | None) -> None:
 
 
 def _fitting(block: Block | None, model: ModelInfo) -> Block | None:
-    try:
-        return block.check(model.num_layers) if block is not None else None
-    except PlanError:
-        return None
+    return checked_block(block.start, block.n, model.num_layers) if block is not None else None
 
 
 def _numbers(rows: list[InRun], criterion: str, block: Block) -> None:
@@ -141,7 +138,7 @@ def _difference(
         criterion=criterion,
         names=short,
         per_n=not raw,
-        dark=st.context.theme.type == "dark",
+        dark=dark(),
     )
     st.markdown(f"**{plain(second)} minus {plain(first)}**")
     alt = charts.difference_alt(*grids, model, criterion=criterion, names=short)
@@ -163,9 +160,6 @@ _COLUMNS = {
 def draw() -> None:
     """Draw the page."""
     tools, state = bench(), s.session()
-    target = s.take_target(state)
-    if target:
-        go_to(tools, state, target)
     own = tools.own_runs()
     runs = tools.runs.listed(own)
     s.pick_runs(state, [key for key in s.picked_runs(state) if key in runs])

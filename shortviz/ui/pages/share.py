@@ -14,17 +14,16 @@ from shortviz.figures import losses as loss_charts
 from shortviz.figures import map as charts
 from shortviz.figures.cells import map_alt
 from shortviz.figures.theme import image_options, paper_figure
-from shortviz.records.citations import bibtex
 from shortviz.records.formatting import layers_text
 from shortviz.records.json import to_json
 from shortviz.records.model import ModelRef
 from shortviz.records.plan import Block, Removal
-from shortviz.records.run import Run
+from shortviz.records.run import Run, bibtex
 from shortviz.records.text import TextSpec, WindowSpec, text_of
 from shortviz.runs.library import MOST_OF_A_NOTE, with_cell_note
 from shortviz.runs.report import block_csv, report_html
-from shortviz.runs.run import EXAMPLES, folder_name
-from shortviz.runs.zip import file_name, pack_run
+from shortviz.runs.run import EXAMPLES, file_name, folder_name
+from shortviz.runs.zip import pack_run
 from shortviz.service import measure, policy
 from shortviz.service.requests import CurveRequest, EvaluateRequest, MapRequest, MeasureRequest
 from shortviz.service.service import Service

@@ -27,6 +27,7 @@ from shortviz.ui.session.address import (
     VIEW_PARAMETERS,
     attach_own,
     follow_address,
+    go_to,
     linked,
     read_address,
     went_back,
@@ -110,6 +111,8 @@ def _open_page(page: StreamlitPage) -> None:
         if late:
             s.tell(state, late)
     s.keep_prompt(state)
+    if target := s.take_target(state):  # a button asked for another page
+        go_to(bench(), state, target)
     told = s.notice(state)
     if told:
         notes.problem(told)

@@ -1,12 +1,14 @@
 """The removal curve on the Map page: loss, perplexity or accuracy; questions are scored from here."""
 
+from dataclasses import replace
+
 import streamlit as st
 
 from shortviz.analysis.curve import (
     AccuracyLine,
     RemovalCurve,
     accuracy_lines,
-    curve_from_map,
+    curve_of_run,
     default_sizes,
     plans_to_score,
     strategies_of,
@@ -15,34 +17,25 @@ from shortviz.analysis.planning import parse_layers
 from shortviz.errors import PlanError
 from shortviz.figures import losses as loss_charts
 from shortviz.records.formatting import duration
-from shortviz.records.measured import BlockDistances, BlockLosses
-from shortviz.records.model import ModelInfo
 from shortviz.service import measure
 from shortviz.service.queue import JobState
 from shortviz.service.service import Service
 from shortviz.ui.parts import notes, search
 from shortviz.ui.parts import questions as task_picker
-from shortviz.ui.parts import questions as task_view
-from shortviz.ui.parts.notes import missing, plain
+from shortviz.ui.parts.notes import chart, dark, missing
 from shortviz.ui.session.shown import FONT, Shown
 
 AXES = ("NLL", "perplexity", "accuracy")
 
 
-def draw(
-    bench: Service,
-    shown: Shown,
-    distances: BlockDistances | None,
-    losses: BlockLosses | None,
-    model: ModelInfo,
-    jobs: search.Jobs,
-) -> None:
+def draw(bench: Service, shown: Shown, jobs: search.Jobs) -> None:
     """Draw the curve of every strategy, with greedy removal as far as it is, and questions scored on it."""
-    if losses is None:
-        missing("The removal curve is read off the measured map.")
+    greedy = search.greedy_so_far(shown, jobs)
+    curve = curve_of_run(replace(shown.run, greedy=greedy)) if shown.run is not None else None
+    if curve is None:
+        missing(f"The removal curve is read off the measured map. {notes.MEASURE_LOSS}")
         return
     task_job = jobs["tasks"]
-    curve = _curve(shown, distances, losses, model, jobs["curve"])
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         axis = st.segmented_control(
             "y axis", AXES, default=AXES[0], required=True, key="curve_axis", label_visibility="collapsed"
@@ -56,30 +49,10 @@ def draw(
         _loss(curve, perplexity=axis == "perplexity")
 
 
-def _curve(
-    shown: Shown,
-    distances: BlockDistances | None,
-    losses: BlockLosses,
-    model: ModelInfo,
-    job: JobState | None,
-) -> RemovalCurve:
-    """Return the curve with the newest greedy removal, where it is of the windows of the map."""
-    from shortviz.records.measured import GreedyRemoval
-
-    greedy = shown.run.greedy if shown.run is not None else None
-    if job is not None and job.live and isinstance(job.partial, GreedyRemoval):
-        greedy = job.partial
-    same = greedy is not None and greedy.text.fingerprint == losses.text.fingerprint
-    return curve_from_map(losses, distances, model, greedy.line if greedy is not None and same else None)
-
-
 def _loss(curve: RemovalCurve, *, perplexity: bool) -> None:
-    dark = st.context.theme.type == "dark"
-    figure = loss_charts.curve_figure(curve, perplexity=perplexity, top=curve.base_nll + 6.0, dark=dark)
-    alt = loss_charts.curve_alt(curve)
+    figure = loss_charts.curve_figure(curve, perplexity=perplexity, top=curve.base_nll + 6.0, dark=dark())
     figure.update_layout(font={"family": FONT, "size": 11})
-    st.plotly_chart(figure, theme=None, key="curve", config={"displaylogo": False}, alt=alt)
-    st.caption(plain(alt))
+    chart(figure, "curve", loss_charts.curve_alt(curve))
 
 
 def _accuracy(bench: Service, shown: Shown, curve: RemovalCurve) -> None:
@@ -93,14 +66,11 @@ def _accuracy(bench: Service, shown: Shown, curve: RemovalCurve) -> None:
         scores = [score for score in found if score is not None]
     lines: tuple[AccuracyLine, ...] = accuracy_lines(curve, scores, fingerprint)
     if not lines:
-        with st.container(height=400, border=True, vertical_alignment="center"):
-            st.caption("No cut on this curve was scored yet: choose questions and score some.", text_alignment="center")
+        missing("No cut on this curve was scored yet: choose questions and score some.", height=400)
         return
-    figure = loss_charts.accuracy_figure(lines, dark=st.context.theme.type == "dark")
-    alt = loss_charts.accuracy_alt(lines)
+    figure = loss_charts.accuracy_figure(lines, dark=dark())
     figure.update_layout(font={"family": FONT, "size": 11})
-    st.plotly_chart(figure, theme=None, key="curve_accuracy", config={"displaylogo": False}, alt=alt)
-    st.caption(plain(alt))
+    chart(figure, "curve_accuracy", loss_charts.accuracy_alt(lines))
 
 
 def _task_button(bench: Service, shown: Shown, curve: RemovalCurve, job: JobState | None) -> None:
@@ -129,7 +99,7 @@ def _task_button(bench: Service, shown: Shown, curve: RemovalCurve, job: JobStat
         why = why or ("" if left else "These are scored already: choose other strategies or sizes.")
         st.button(
             "Score", icon=":material/play_arrow:", disabled=bool(why), help=why or None,
-            on_click=task_view.start, args=(shown, tuple(left)), key="score_curve",
+            on_click=task_picker.start, args=(shown, tuple(left)), key="score_curve",
         )  # fmt: skip
 
 

@@ -30,8 +30,7 @@ from shortviz.service.requests import (
 from shortviz.service.service import Service
 from shortviz.ui.parts import notes
 from shortviz.ui.parts import questions as task_picker
-from shortviz.ui.parts import questions as task_view
-from shortviz.ui.parts.notes import plain
+from shortviz.ui.parts.notes import dark, plain
 from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
 from shortviz.ui.session.address import go_to
@@ -76,7 +75,7 @@ def draw_ledger(ledger: Ledger, *, key: str) -> None:
         if asked:
             st.caption(accuracies(ledger))
     with right:
-        figure = ledger_charts.recovery_figure(ledger, st.context.theme.type == "dark")
+        figure = ledger_charts.recovery_figure(ledger, dark())
         figure.update_layout(font={"family": FONT})
         st.plotly_chart(figure, theme=None, key=f"{key}_chart", config={"displayModeBar": False}, alt=alt)
 
@@ -110,7 +109,7 @@ def step_words(step: LedgerStep) -> str:
     perplexity = with_error(found.score.perplexity, found.score.perplexity_stderr)
     return (
         f"{plain(step.label[:1].upper() + step.label[1:])}: perplexity **"
-        f"{times(found.nll_increase, found.nll_increase_stderr)}**, paired · {perplexity} · won back "
+        f"{_factor(step)}**, paired · {perplexity} · won back "
         f"**{won_back(step)}** · {counted(found.score.tokens, 'token')}"
     )
 
@@ -138,8 +137,7 @@ def _factor(step: LedgerStep) -> str:
 
 def price(step: LedgerStep) -> str:
     """Return what a step costs in a few words, and what it won back in what time where it is a treatment."""
-    found = step.evaluation
-    cost = f"perplexity {times(found.nll_increase, found.nll_increase_stderr)}"
+    cost = f"perplexity {_factor(step)}"
     if not step.treatments:
         return f"**{cost}**"
     return f"**won back {won_back(step)}** in {duration(sum(t.seconds for t in step.treatments))} · {cost}"
@@ -178,7 +176,7 @@ def _bring_back(tools: Service, shown: Shown, removed: tuple[int, ...], step: Le
 
 def questions(tools: Service, shown: Shown, ledger: Ledger | None, *, live: bool) -> None:
     """Draw the choice of questions, and the button that asks them of every step that is there."""
-    task_view.questions_button(tools, key="heal")
+    task_picker.questions_button(tools, key="heal")
     rows = task_picker.chosen_rows(tools)
     if rows is None:
         return

@@ -1,9 +1,7 @@
-"""What the lessons share: the bundled run, a chart with its finding, and the way to where one does it for real."""
+"""What the lessons share: the bundled run, a block to choose, and the way to where one does it for real."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import plotly.graph_objects as go
 import streamlit as st
 
 from shortviz.errors import ShortvizError
@@ -12,7 +10,8 @@ from shortviz.records.measured import BlockDistances, BlockLosses
 from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.service.service import EXAMPLE
-from shortviz.ui.parts.stack import component
+from shortviz.ui.parts.notes import dark
+from shortviz.ui.parts.strip import component
 from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
 from shortviz.ui.session.service import bench
@@ -39,17 +38,6 @@ def bundled_losses() -> BlockLosses:
     found = bundled().losses
     assert found is not None
     return found
-
-
-def dark() -> bool:
-    """Return whether the page is dark."""
-    return st.context.theme.type == "dark"
-
-
-def chart(figure: go.Figure, key: str, alt: str, **options: Any) -> None:
-    """Draw a figure and, under it, its finding in words."""
-    st.plotly_chart(figure, theme=None, key=key, config={"displaylogo": False}, alt=alt, **options)
-    st.caption(alt)
 
 
 def light_up() -> None:

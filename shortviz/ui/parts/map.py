@@ -18,7 +18,7 @@ from shortviz.records.run import Run
 from shortviz.service.queue import JobState
 from shortviz.service.service import Service
 from shortviz.ui.parts import curve, search, sensitivity
-from shortviz.ui.parts.notes import missing, plain, progress_words
+from shortviz.ui.parts.notes import MEASURE_LOSS, chart, dark, missing, plain, progress_words
 from shortviz.ui.parts.pointer import map_chart
 from shortviz.ui.session import state as s
 from shortviz.ui.session.shown import (
@@ -85,20 +85,19 @@ def agreement_view(
 ) -> None:
     """Draw how well the criteria predict the measured loss: points, regret, a table."""
     if distances is None or losses is None:
-        missing("Agreement needs both maps: the predicted one and the measured one.")
+        missing(f"Agreement needs both maps: the predicted one and the measured one. {MEASURE_LOSS}")
         return
     found = agreement(distances, losses, model)
-    dark = st.context.theme.type == "dark"
     alt = loss_charts.agreement_alt(found)
     points, regret = st.columns(2, gap="small")
     with points:
-        figure = loss_charts.agreement_figure(distances, losses, criterion, chosen, dark)
+        figure = loss_charts.agreement_figure(distances, losses, criterion, chosen, dark())
         figure.update_layout(height=260, font={"family": FONT, "size": 11})
-        st.plotly_chart(figure, theme=None, key="agreement_points", config={"displaylogo": False}, alt=alt)
+        chart(figure, "agreement_points", alt, words="")
     with regret:
-        figure = loss_charts.regret_figure(found, dark)
+        figure = loss_charts.regret_figure(found, dark())
         figure.update_layout(height=260, showlegend=False, font={"family": FONT, "size": 11})
-        st.plotly_chart(figure, theme=None, key="agreement_regret", config={"displaylogo": False}, alt=alt)
+        chart(figure, "agreement_regret", alt, words="")
     st.caption(plain(alt))
     words = agreement_table(found).assign(criterion=[label(one.criterion) for one in found])
     marks = [loss_charts.mark(index) for index in range(len(found))]
@@ -161,7 +160,7 @@ def views(
         agreement_view(distances, losses, model, criterion, chosen)
         return True
     if view == "Curve":
-        curve.draw(bench, shown, distances, losses, model, jobs)
+        curve.draw(bench, shown, jobs)
         return True
     if view == "Texts":
         sensitivity.draw(bench, shown, distances, criterion, chosen, jobs["texts"])
@@ -176,7 +175,7 @@ def views(
     elif view == "Best per n":
         _best(*found, model)
     else:
-        look = charts.MapView(scale=scale_of(state, run), dark=st.context.theme.type == "dark")
+        look = charts.MapView(scale=scale_of(state, run), dark=dark())
         figure = charts.distance_map(*found, model, look)
         map_chart(figure, model.num_layers, chosen, choose, key="map", alt=map_alt(*found, model))
     return True

@@ -1,7 +1,9 @@
-"""Words that every page needs: a job's progress and its error, problems as sentences, text shown as it stands."""
+"""What every page needs: a job's progress and its error, problems as sentences, text as it stands, a chart."""
 
 import re
+from typing import Any
 
+import plotly.graph_objects as go
 import streamlit as st
 
 from shortviz.records.formatting import duration, size
@@ -90,7 +92,22 @@ def _amount(value: float, unit: str) -> str:
     return f"{value:,.{0 if value >= 10 or value == int(value) else 1}f}"
 
 
-def missing(words: str) -> None:
+MEASURE_LOSS = "Colour by a measured loss and press Measure."
+
+
+def missing(words: str, height: int = 440) -> None:
     """Say in place of a chart what has to be measured first."""
-    with st.container(height=440, border=True, vertical_alignment="center"):
-        st.caption(f"{words} Colour by a measured loss and press Measure.", text_alignment="center")
+    with st.container(height=height, border=True, vertical_alignment="center"):
+        st.caption(words, text_alignment="center")
+
+
+def dark() -> bool:
+    """Return whether the page is dark."""
+    return st.context.theme.type == "dark"
+
+
+def chart(figure: go.Figure, key: str, alt: str, *, words: str | None = None, **options: Any) -> None:
+    """Draw a figure and, under it, its finding: `alt`, or other `words` in its place."""
+    st.plotly_chart(figure, theme=None, key=key, config={"displaylogo": False}, alt=alt, **options)
+    if words != "":
+        st.caption(plain(alt if words is None else words))

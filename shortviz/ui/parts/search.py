@@ -117,12 +117,17 @@ def _start(
     st.button(name, icon=":material/play_arrow:", disabled=bool(why), help=why or None, on_click=start, key=key)
 
 
+def greedy_so_far(shown: Shown, jobs: Jobs) -> GreedyRemoval | None:
+    """Return what is known of greedy removal: as far as it is while it runs, else what the run holds."""
+    job = jobs["curve"]
+    growing = job.partial if job is not None and job.live else None
+    kept = shown.run.greedy if shown.run is not None else None
+    return growing if isinstance(growing, GreedyRemoval) else kept
+
+
 def choice(shown: Shown, jobs: Jobs, criterion: str) -> "SearchResult | GreedyRemoval | None":
     """Draw the choice between the list by the criterion and what searches found; returns what they did, if chosen."""
-    job, growing = jobs["search"], jobs["curve"]
-    greedy = shown.run.greedy if shown.run is not None else None
-    if growing is not None and growing.live and isinstance(growing.partial, GreedyRemoval):
-        greedy = growing.partial
+    job, greedy = jobs["search"], greedy_so_far(shown, jobs)
     searched = job.record if job is not None else None
     found = {name: record for name, record in ((_SEARCHED, searched), (_GREEDY, greedy)) if record is not None}
     if not found:

@@ -14,6 +14,7 @@ from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.records.text import TextSpec
+from shortviz.runs.library import folders
 from shortviz.runs.run import EXAMPLES
 from shortviz.service import measure, policy
 from shortviz.service.queue import JobState
@@ -22,7 +23,7 @@ from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.text.sources import builtin_names
 from shortviz.ui.parts import notes
-from shortviz.ui.parts.notes import plain
+from shortviz.ui.parts.notes import dark, missing, plain
 from shortviz.ui.parts.pointer import map_chart
 from shortviz.ui.session import state as s
 from shortviz.ui.session.service import start_job
@@ -43,8 +44,7 @@ def draw(
 ) -> None:
     """Draw the difference between the shown distances and those of another text."""
     if distances is None or shown.model is None:
-        with st.container(height=CHART_HEIGHT, border=True, vertical_alignment="center"):
-            st.caption("Comparing texts needs distances: colour by one and press Measure.", text_alignment="center")
+        missing("Comparing texts needs distances: colour by one and press Measure.", CHART_HEIGHT)
         return
     others = _others(bench, shown, criterion)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
@@ -54,8 +54,7 @@ def draw(
         notes.job_progress(job)
     notes.job_error(job)
     if key is None:
-        with st.container(height=CHART_HEIGHT, border=True, vertical_alignment="center"):
-            st.caption("No distances of this model on another text: measure on more texts.", text_alignment="center")
+        missing("No distances of this model on another text: measure on more texts.", CHART_HEIGHT)
         return
     other = others[key].distances
     assert other is not None, "only runs with distances are offered"
@@ -66,9 +65,8 @@ def draw(
 
 def _others(bench: Service, shown: Shown, criterion: str) -> dict[str, Run]:
     """Return the newest runs of the same model on other texts that have the criterion."""
-    files = sorted(bench.runs.folder.glob("*/run.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     found: dict[str, Run] = {}
-    for key in [file.parent.name for file in files[:RUNS_LOOKED_AT]] + [*EXAMPLES]:
+    for key in [folder.name for folder in folders(bench.runs.folder)[:RUNS_LOOKED_AT]] + [*EXAMPLES]:
         try:
             run = bench.runs.get(key)
         except RunError:
@@ -125,17 +123,8 @@ def _start(shown: Shown, names: tuple[str, ...]) -> None:
     if shown.ref is None or shown.handle is None:
         return
     own = s.calibration(state)
-    texts = tuple(
-        TextSpec(
-            kind="builtin",
-            value=name,
-            limit=own.limit or 64,
-            max_length=own.max_length,
-            bos=own.bos,
-            special_tokens=own.special_tokens,
-        )  # fmt: skip
-        for name in names
-    )
+    same = {field: getattr(own, field) for field in ("max_length", "bos", "special_tokens")}
+    texts = tuple(TextSpec(kind="builtin", value=name, limit=own.limit or 64, **same) for name in names)
     batch = measure.app_batch(shown.handle.info.device)
     start_job(TextsRequest(model=shown.ref, texts=texts, batch_size=batch))
     st.rerun()  # the whole page, so that it follows the job
@@ -154,7 +143,7 @@ def _chart(
     grids = one.criteria[criterion], other.criteria[criterion]
     figure = charts.difference_figure(
         *grids, model, criterion=criterion, names=names, per_n=state.get(s.SCALE) != "value",
-        dark=st.context.theme.type == "dark",
+        dark=dark(),
     )  # fmt: skip
     alt = charts.difference_alt(*grids, model, criterion=criterion, names=names)
     map_chart(figure, model.num_layers, chosen, choose, key="texts_map", alt=alt, height=CHART_HEIGHT)

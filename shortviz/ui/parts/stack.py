@@ -3,7 +3,6 @@
 import difflib
 import re
 from collections.abc import Callable
-from importlib import resources
 from typing import Any
 
 import streamlit as st
@@ -14,6 +13,7 @@ from shortviz.records.formatting import percent, times
 from shortviz.records.measured import BlockLosses
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import Block
+from shortviz.ui.parts.strip import component
 
 FIRST_N = 4
 Parts = list[tuple[str, bool]]
@@ -28,14 +28,6 @@ def stack(data: dict[str, Any], on_open: Callable[[Block], None]) -> None:
         on_open(Block(start=int(start), n=int(n)))
 
     component("stack")(data=data, key="stack", on_opened_change=opened)
-
-
-@st.cache_resource
-def component(name: str) -> Any:
-    """Return what mounts the component whose three files have this name in `ui/assets`."""
-    assets = resources.files("shortviz") / "ui" / "assets"
-    html, css, js = ((assets / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    return st.components.v2.component(f"shortviz.{name}", html=html, css=css, js=js)
 
 
 def stack_data(model: ModelInfo, losses: BlockLosses, texts: CutTexts) -> dict[str, Any]:

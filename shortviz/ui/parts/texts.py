@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import DeletedFile
@@ -86,7 +86,7 @@ def _key(role: str, name: str) -> str:
 
 
 def _inputs(role: str, spec: TextSpec) -> TextSpec | None:
-    kinds = _kinds()
+    kinds = [kind for kind in KINDS if kind != "dataset" or offers_datasets()]
     kind = st.segmented_control(
         "Source",
         kinds,
@@ -117,11 +117,6 @@ def _inputs(role: str, spec: TextSpec) -> TextSpec | None:
         )
         found = TextSpec(kind="builtin", value=name)
     return _sizes(role, spec, found) if found is not None else None
-
-
-def _kinds() -> list[str]:
-    """Return the sources that there are: where the app is hosted, data sets only where some are offered."""
-    return [kind for kind in KINDS if kind != "dataset" or offers_datasets()]
 
 
 def offers_datasets() -> bool:
@@ -224,34 +219,32 @@ def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
                 "Tokens a row", 2, longest, value=min(length, longest), key=_key(role, "length"),
                 persist_state="session",
             )  # fmt: skip
-        bos = st.selectbox(
-            "BOS", get_args(Bos), index=get_args(Bos).index(spec.bos), key=_key(role, "bos"), persist_state="session",
-            help="auto: what the tokenizer itself does. Some models are far worse without it.",
+        bos: Bos = _choice(
+            "BOS", Bos, spec.bos, _key(role, "bos"),
+            "auto: what the tokenizer itself does. Some models are far worse without it.",
         )  # fmt: skip
-        special = st.selectbox(
-            "Special tokens",
-            get_args(SpecialTokens),
-            index=get_args(SpecialTokens).index(spec.special_tokens),
-            key=_key(role, "special"),
-            persist_state="session",
-            help="What `</s>` in a text is: text like any other (literal) or the token (parsed). auto: literal in "
-            "text, parsed in what a chat template writes.",
-        )
+        special: SpecialTokens = _choice(
+            "Special tokens", SpecialTokens, spec.special_tokens, _key(role, "special"),
+            "What `</s>` in a text is: text like any other (literal) or the token (parsed). auto: literal in text, "
+            "parsed in what a chat template writes.",
+        )  # fmt: skip
         template = _template(role, spec) if found.kind in ("file", "dataset") else ""
-        long_rows = _long_rows(role, spec) if role != "evaluation" and found.kind != "builtin" else "auto"
+        long_rows: LongRows = "auto"
+        if role != "evaluation" and found.kind != "builtin":
+            long_rows = _choice(
+                "Longer text", LongRows, spec.long_rows, _key(role, "long_rows"),
+                "Text longer than a row is cut into rows (auto does so here), or truncated: what follows is left out.",
+            )  # fmt: skip
     return replace(
-        found, limit=limit, max_length=int(length), bos=cast(Bos, bos), special_tokens=special, chat_template=template,
+        found, limit=limit, max_length=int(length), bos=bos, special_tokens=special, chat_template=template,
         long_rows=long_rows,
     )  # fmt: skip
 
 
-def _long_rows(role: str, spec: TextSpec) -> LongRows:
-    found: LongRows = st.selectbox(
-        "Longer text", get_args(LongRows), index=get_args(LongRows).index(spec.long_rows), key=f"{role}_long_rows",
-        persist_state="session",
-        help="Text longer than a row is cut into rows (auto does so here), or truncated: what follows is left out.",
-    )  # fmt: skip
-    return found
+def _choice(label: str, kind: Any, now: str, key: str, said: str) -> Any:
+    """Draw the choice of one of a literal type's values."""
+    names = get_args(kind)
+    return st.selectbox(label, names, index=names.index(now), key=key, persist_state="session", help=said)
 
 
 def _template(role: str, spec: TextSpec) -> str:

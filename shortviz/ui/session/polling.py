@@ -4,11 +4,10 @@ Torch and transformers, imported once per process, take most of the time of the 
 nothing starts before the browser has had time to draw, and a person who clicks puts it off.
 """
 
-import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import streamlit as st
 from streamlit import runtime
@@ -16,7 +15,7 @@ from streamlit import runtime
 from shortviz.service.kept import import_engine
 from shortviz.service.queue import JobState
 from shortviz.service.service import Service
-from shortviz.settings import Settings, settings
+from shortviz.settings import settings
 
 QUIET_SECONDS: Final = 2.5
 """Since a page's script ran last: by then its chart is drawn."""
@@ -89,24 +88,3 @@ def main_button() -> Literal["primary", "secondary"]:
     page no one colour has a contrast of 4.5 in both, so there the main button is told by its place and icon alone.
     """
     return "secondary" if st.context.theme.type == "dark" else "primary"
-
-
-# Sign-in with a Hugging Face account, where a Space hands out OAuth credentials: what Streamlit must know of it.
-
-SCOPE = "openid profile contribute-repos"
-"""`contribute-repos` creates repositories and writes to those that this app created: nothing else of the account."""
-
-
-def auth_secrets(rules: Settings) -> dict[str, Any]:
-    """Return Streamlit's secrets for signing in; the cookie's secret is new with every start of the server."""
-    return {
-        "auth": {
-            "redirect_uri": f"https://{rules.public_host}/oauth2callback",
-            "cookie_secret": secrets.token_hex(32),
-            "client_id": rules.oauth_client_id,
-            "client_secret": rules.oauth_client_secret,
-            "server_metadata_url": f"{rules.openid_provider_url.rstrip('/')}/.well-known/openid-configuration",
-            "client_kwargs": {"scope": SCOPE},
-            "expose_tokens": ["access"],
-        }
-    }

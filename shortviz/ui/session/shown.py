@@ -15,6 +15,7 @@ from shortviz.errors import PlanError, ShortvizError
 from shortviz.figures import map as charts
 from shortviz.figures.cells import as_map
 from shortviz.figures.losses import difference_grid
+from shortviz.figures.theme import PAGE_FONT
 from shortviz.records.advice import Budget
 from shortviz.records.measured import BlockDistances, BlockLosses
 from shortviz.records.model import ModelInfo, ModelRef
@@ -248,10 +249,7 @@ def choose(block: Block | None) -> None:
         st.rerun()
 
 
-FONT = '"Source Sans", "Source Sans Pro", sans-serif'
-"""Of charts, that of the page around them."""
-
-
+FONT = PAGE_FONT
 _Cut = TypeVar("_Cut")
 
 
@@ -263,10 +261,7 @@ def parse_selection(event: Any, num_layers: int) -> Block | None:
 
     An empty event is not "choose nothing": a second click on a cell, a double click and a redraw all send one.
     """
-    points = _field(_field(event, "selection"), "points")
-    if not _is_list(points) or not points:
-        return None
-    custom = _field(points[0], "customdata")
+    custom = _field(first_chosen(event, "points"), "customdata")
     if not _is_list(custom) or len(custom) < 2:
         return None
     return checked_block(custom[0], custom[1], num_layers)
@@ -274,10 +269,10 @@ def parse_selection(event: Any, num_layers: int) -> Block | None:
 
 def parse_cell(event: Any, num_layers: int, row_n: Sequence[int]) -> Block | None:
     """Return the block of a cell chosen in the table: row position `row_n[i]` is n, the column's name is the start."""
-    cells = _field(_field(event, "selection"), "cells")
-    if not _is_list(cells) or not cells or not _is_list(cells[0]) or len(cells[0]) != 2:
+    cell = first_chosen(event, "cells")
+    if not _is_list(cell) or len(cell) != 2:
         return None
-    row, column = cells[0]
+    row, column = cell
     if not isinstance(row, int) or not 0 <= row < len(row_n):
         return None
     return checked_block(str(column), row_n[row], num_layers)
@@ -285,10 +280,8 @@ def parse_cell(event: Any, num_layers: int, row_n: Sequence[int]) -> Block | Non
 
 def parse_row(event: Any, blocks: Sequence[_Cut]) -> _Cut | None:
     """Return the block, or the cut, of a row chosen in a table of them."""
-    rows = _field(_field(event, "selection"), "rows")
-    if not _is_list(rows) or not rows or not isinstance(rows[0], int) or not 0 <= rows[0] < len(blocks):
-        return None
-    return blocks[rows[0]]
+    row = first_chosen(event, "rows")
+    return blocks[row] if isinstance(row, int) and 0 <= row < len(blocks) else None
 
 
 def checked_block(start: Any, n: Any, num_layers: int) -> Block | None:
@@ -297,6 +290,12 @@ def checked_block(start: Any, n: Any, num_layers: int) -> Block | None:
         return Block(start=int(start), n=int(n)).check(num_layers)
     except (TypeError, ValueError, PlanError):
         return None
+
+
+def first_chosen(event: Any, name: str) -> Any:
+    """Return the first of an event's points, cells or rows; None where none was chosen, or something else was sent."""
+    found = _field(_field(event, "selection"), name)
+    return found[0] if _is_list(found) and found else None
 
 
 def _field(value: Any, name: str) -> Any:

@@ -1,23 +1,12 @@
 """What a session works on, and the names of all its keys: no other file has names of its own.
 
-| setter          | sets           | clears what depends on it                |
-|-----------------|----------------|------------------------------------------|
-| set_model       | ref            | run, chosen, cut, wanted, linked_block   |
-| set_calibration | calibration    | run                                      |
-| set_evaluation  | evaluation     | (measured numbers are kept per text)     |
-| set_training    | training       |                                          |
-| set_block       | chosen, inputs | cut, linked_block                        |
-| set_cut         | cut            |                                          |
-| open_run        | run, its texts | chosen, cut, wanted, linked_block, preset |
-| leave_run       |                | run                                      |
-
-`CLEARS` is that table for the program; a test walks it. What pages remember besides is in `visit`. Nothing here is
-shared between sessions; what is worth more than a session lives in `resources.Bench` or on disk.
+What a setter clears, because it depends on what is set, stands in `CLEARS`. Nothing here is shared between sessions;
+what is worth more than a session lives in `service.Service` or on disk.
 """
 
 import secrets
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
@@ -30,6 +19,7 @@ from shortviz.text.tokens import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 
 State = MutableMapping[Any, Any]
 Wanted = Literal["", "numbers", "text"]
+_T = TypeVar("_T")
 
 BEGUN: Final = "begun"
 OWNER: Final = "owner"
@@ -152,8 +142,7 @@ def task_problem(state: State) -> str:
 
 def task(state: State) -> TaskSpec | None:
     """Return the chosen multiple-choice questions, if any."""
-    found = state.get(TASK)
-    return found if isinstance(found, TaskSpec) else None
+    return _of(state, TASK, TaskSpec)
 
 
 def set_block(state: State, block: Block) -> None:
@@ -179,8 +168,7 @@ def input_key(state: State, name: str) -> str:
 
 
 def _inputs(state: State) -> int:
-    found = state.get(INPUTS)
-    return found if isinstance(found, int) else 0
+    return _of(state, INPUTS, int) or 0
 
 
 def open_run(state: State, key: str, calibration: TextSpec | None = None, evaluation: TextSpec | None = None) -> None:
@@ -207,8 +195,7 @@ def text_key(state: State, role: str, name: str) -> str:
 
 
 def _text_inputs(state: State) -> int:
-    found = state.get(TEXT_INPUTS)
-    return found if isinstance(found, int) else 0
+    return _of(state, TEXT_INPUTS, int) or 0
 
 
 def leave_run(state: State, calibration: TextSpec | None = None) -> None:
@@ -235,32 +222,27 @@ def wanted(state: State) -> Wanted:
 
 def ref(state: State) -> ModelRef | None:
     """Return the model of this session, loaded or not; None before one was chosen."""
-    found = state.get(REF)
-    return found if isinstance(found, ModelRef) else None
+    return _of(state, REF, ModelRef)
 
 
 def run_key(state: State) -> str | None:
     """Return the key of a run opened by name; None where the run follows from model and text."""
-    found = state.get(RUN)
-    return found if isinstance(found, str) else None
+    return _of(state, RUN, str)
 
 
 def calibration(state: State) -> TextSpec:
     """Return the text that distances are averaged over."""
-    found = state.get(CALIBRATION)
-    return found if isinstance(found, TextSpec) else DEFAULT_CALIBRATION
+    return _of(state, CALIBRATION, TextSpec) or DEFAULT_CALIBRATION
 
 
 def evaluation(state: State) -> TextSpec:
     """Return the text that losses are scored on."""
-    found = state.get(EVALUATION)
-    return found if isinstance(found, TextSpec) else DEFAULT_EVALUATION
+    return _of(state, EVALUATION, TextSpec) or DEFAULT_EVALUATION
 
 
 def training(state: State) -> TextSpec:
     """Return the text that repairs are fitted to and healing trains on."""
-    found = state.get(TRAINING)
-    return found if isinstance(found, TextSpec) else DEFAULT_TRAINING
+    return _of(state, TRAINING, TextSpec) or DEFAULT_TRAINING
 
 
 def cut(state: State) -> tuple[int, ...]:
@@ -274,8 +256,7 @@ def cut(state: State) -> tuple[int, ...]:
 
 def block(state: State) -> Block | None:
     """Return the chosen block, not checked against any model."""
-    found = state.get(CHOSEN)
-    return found if isinstance(found, Block) else None
+    return _of(state, CHOSEN, Block)
 
 
 def set_job(state: State, kind: str, job_id: str) -> None:
@@ -303,6 +284,12 @@ def session() -> State:
     return st.session_state
 
 
+def _of(state: State, key: str, kind: type[_T]) -> _T | None:
+    """Return what stands under a key, where it is of this kind: a browser may have sent something else."""
+    found = state.get(key)
+    return found if isinstance(found, kind) else None
+
+
 def _set(setter: str, state: State, values: Mapping[str, Any]) -> None:
     for key in CLEARS[setter]:
         state.pop(key, None)
@@ -326,8 +313,7 @@ def begun(state: State) -> bool:
 
 def owner(state: State) -> str:
     """Return this session's secret name, which its jobs belong to; "" before the session has begun."""
-    found = state.get(OWNER, "")
-    return found if isinstance(found, str) else ""
+    return _of(state, OWNER, str) or ""
 
 
 def keep_prompt(state: State) -> None:
@@ -368,18 +354,16 @@ def pick_runs(state: State, keys: Sequence[str]) -> None:
 
 def picked_runs(state: State) -> list[str]:
     """Return the runs that are chosen on the Runs page, in the order they were chosen."""
-    found = state.get(PICKED)
-    return [key for key in found if isinstance(key, str)] if isinstance(found, list) else []
+    return [key for key in _of(state, PICKED, list) or [] if isinstance(key, str)]
 
 
 def removed_runs(state: State) -> dict[str, str]:
     """Return the names of the runs that this session removed last, by what brings them back."""
-    found = state.get(REMOVED)
-    return found if isinstance(found, dict) else {}
+    return _of(state, REMOVED, dict) or {}
 
 
 def leave_for(state: State, title: str) -> None:
-    """Remember which page a button asked for; the page that is open goes there when it runs."""
+    """Remember which page a button asked for; the app goes there when its script runs."""
     state[TARGET_PAGE] = title
 
 

@@ -4,9 +4,8 @@ import streamlit as st
 from starlette.middleware import Middleware
 
 from shortviz.server.guard import HostGuard
-from shortviz.server.start import can_sign_in, host_names
+from shortviz.server.start import auth_secrets, can_sign_in, host_names
 from shortviz.settings import settings
-from shortviz.ui.session.polling import auth_secrets
 
 rules = settings()
 app = st.App(

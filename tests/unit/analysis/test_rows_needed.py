@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from shortviz.analysis.rows_needed import count_rows_needed, row_counts, rows_needed_words
-from shortviz.measure import row_scores
+from shortviz.measure import gram
 from shortviz.measure.distances import measure_distances
-from shortviz.measure.row_scores import RowScores
+from shortviz.measure.gram import RowScores
 from shortviz.progress import Watch
 from shortviz.records.formatting import layers_text
 from shortviz.records.json import plain
@@ -108,7 +108,7 @@ def test_rows_lost_with_their_file_are_not_made_up(tmp_path) -> None:
 
 
 def test_memory_for_rows_is_bounded(monkeypatch) -> None:
-    monkeypatch.setattr(row_scores, "ROW_BYTES", 8 * PAIRS * 5)
+    monkeypatch.setattr(gram, "ROW_BYTES", 8 * PAIRS * 5)
     kept = RowScores.beside(None, ["angular_last"], PAIRS)
     for _ in range(3):
         kept.add({"angular_last": scores(3, 1.0)})

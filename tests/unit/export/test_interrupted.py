@@ -62,7 +62,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(
     handle: ModelHandle, small_disk: Callable[..., Path]
 ) -> None:
     disk = small_disk(MEGABYTE)
-    with pytest.raises(ResourceError, match=r"needs 3\d\.\d MB and the disk of .* has 1\.0 MB free; free some space"):
+    with pytest.raises(ResourceError, match=r"needs 3\d\.\d MB of disk, and .* has 1\.0 MB free; free some"):
         export_checkpoint(handle, disk / "out", base_info=handle.info)
     assert list(disk.iterdir()) == []
 

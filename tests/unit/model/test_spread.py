@@ -17,8 +17,7 @@ from shortviz.measure.tasks import score_tasks
 from shortviz.model import load
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import layer_stack
-from shortviz.model.placement import Placement, choose_placement
-from shortviz.model.spread import devices_of, refuse_offloaded
+from shortviz.model.placement import Placement, choose_placement, devices_of, refuse_offloaded
 from shortviz.records.model import SPREAD, ModelRef
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import TaskRow, TaskRows, TextInfo, TokenSet, WindowSet

@@ -19,8 +19,8 @@ from shortviz.analysis import curve
 from shortviz.measure import search
 from shortviz.records import ledger
 from shortviz.records.advice import Budget
+from shortviz.records.formatting import Help
 from shortviz.records.heal import HealSettings, OwnText
-from shortviz.records.help import Help
 from shortviz.records.json import (
     FloatMatrix,
     Floats,

@@ -118,7 +118,7 @@ def test_steps_stand_in_order_and_one_of_the_same_methods_takes_the_others_place
     assert again.best == ledger.steps[-1]
     assert ledger.lost[0] == pytest.approx(0.65, abs=0.02)
     thrice = add_step(ledger, "repaired", repaired.evaluation, [REPAIR, REPAIR, REPAIR])
-    assert thrice.step("repaired", ("seam_refit",) * 3).label == "repaired (seam refit × 3)"
+    assert thrice.treated(("seam_refit",) * 3).label == "repaired (seam refit × 3)"
 
 
 def test_steps_of_other_windows_or_of_another_cut_are_refused() -> None:

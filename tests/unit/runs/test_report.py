@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from shortviz.errors import RunError
-from shortviz.records.citations import bibtex, bibtex_of
 from shortviz.records.plan import Block
-from shortviz.records.run import Run
+from shortviz.records.run import Run, bibtex, bibtex_of
 from shortviz.runs.report import block_table, report_html, write_report
 from shortviz.runs.run import example_run, save_run
 from tests.support.ledgers import fixture_ledger

@@ -15,8 +15,8 @@ from shortviz.errors import RunError
 from shortviz.figures.cells import CLIPPED, block_in, in_common, maps, shared_limits
 from shortviz.records.json import plain, to_json
 from shortviz.runs.library import bring_back, described, folders, free_key, set_aside, title
-from shortviz.runs.run import example_run, load_run, save_run
-from shortviz.runs.zip import MOST_BYTES, file_name, pack_run, unpack_run
+from shortviz.runs.run import example_run, file_name, load_run, save_run
+from shortviz.runs.zip import MOST_BYTES, pack_run, unpack_run
 from tests.support.records import fixture_run
 
 MEAN = "distances.criteria.angular_last.mean"

@@ -163,7 +163,7 @@ def test_a_stop_and_a_full_disk_leave_nothing_behind(saved, tmp_path, monkeypatc
         export(saved, tmp_path / "a" / "out", watch=Watch(lambda _: stop.set(), stop))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shortviz.export.folder.shutil.disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ResourceError, match=r"needs .* MB and the disk of .* has 1\.0 KB free"):
+    with pytest.raises(ResourceError, match=r"needs .* MB of disk, and the disk of .* has 1\.0 KB free"):
         export(saved, tmp_path / "a" / "out")
     assert list(tmp_path.iterdir()) == []
 
