@@ -162,8 +162,6 @@ _DIFFER_HELP = (
     "Perplexities differ from text to text, what the cut does to them less: the factor and the increase above are "
     "paired, window by window. Over these windows the perplexity of the cut model has an error of"
 )
-_TIMES_HELP = "On the same windows; in brackets the NLL increase a token, with its paired error."
-_PERPLEXITY_HELP = "As hard as the text is: what the cut does to it stays more alike from text to text."
 _KL_HELP = "KL(uncut ‖ cut) per token: how far the cut model's predictions have moved from the uncut model's."
 _TOP1_HELP = "Share of tokens where both models think the same next token most likely."
 
