@@ -157,6 +157,7 @@ def _missing(tools: Service, shown: Shown, removed: tuple[int, ...], step: Ledge
 TICK_SECONDS = 1.0
 _METHODS_SAID: Mapping[str, str] = {
     "seam_refit": "The layer before the cut is solved anew, and may take over removed neurons.",
+    "seam_refit_both": "Then the layer behind the cut too: takes twice as long.",
     "linear_fold": "A linear map is folded into it.",
     "scale": "One number for the layers after it.",
 }
