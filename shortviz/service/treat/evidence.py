@@ -99,10 +99,18 @@ def _make_probes(work: CutLedger, request: EvidenceRequest) -> None:
 
 def _models(work: CutLedger, request: EvidenceRequest) -> Iterator["ModelHandle"]:
     """Yield the model of every step, one after another; those that are made anew are added to the ledger first."""
+    from shortviz.heal.adapter import read_adapter
+
     yield work.base
     yield work.cut
     made: set[tuple[str, ...]] = set()
-    if request.repair is not None:
+    learned_on = read_adapter(work.cut, Path(request.adapter)).cut if request.adapter is not None else None
+    if learned_on is not None and learned_on.methods == (request.repair,):
+        # What was won back by the training is told from what the repair below it won, and no minute goes into another.
+        work.say("The repaired model is the one that the adapter was trained on.")
+        yield _added(work, learned_on, "")
+        made.add(learned_on.methods)
+    elif request.repair is not None:
         repaired = work.repaired(work.fit_rows(request.fit_tokens), request.repair, request.batch_size)
         if repaired.applied:
             same = RepairRequest(

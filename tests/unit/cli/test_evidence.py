@@ -73,6 +73,33 @@ def test_every_step_has_texts_questions_probes_speed_and_size(
     assert "probe addition" in shown[1]
 
 
+def test_the_repaired_step_is_the_one_that_the_adapter_was_trained_on(
+    checkpoint: str, shortviz: Run, tmp_path: Path
+) -> None:
+    adapter, place = tmp_path / "adapter", Place(tmp_path / "run")
+    quick = ("--steps", "2", "--length", "32", "--train-batch", "1", "--eval-every", "1", "--max-length", "64")
+    trained = shortviz(
+        "heal", checkpoint, *CUT, *quick, "--window", "64", "--windows", "2", "--repair", "seam_refit",
+        "--adapter", str(adapter), "--anyway",
+    )  # fmt: skip
+    assert trained[0] == 0, trained
+    request = EvidenceRequest(
+        model=ModelRef(id=checkpoint), removal=Removal(block=Block(start=2, n=2)), probe_items=3, fit_tokens=2048,
+        windows=WindowSpec(window=64, windows=2), other_texts=("passages/code",), repair="seam_refit",
+        adapter=str(adapter),
+    )  # fmt: skip
+    told: list[Progress] = []
+
+    found = execute(request, Watch(told.append), place=place)
+
+    repaired, healed = found.ledger.steps[2:]
+    assert (repaired.methods, healed.methods) == (("seam_refit",), ("seam_refit", "lora"))
+    assert healed.treatments[0] == repaired.treatments[0], "fitted once: the healing went on from it"
+    assert repaired.evaluation.score.nll < found.ledger.steps[1].evaluation.score.nll
+    assert not any(step.stage == "repair" for step in told)
+    assert found.note == "The repaired model is the one that the adapter was trained on."
+
+
 def test_what_a_stop_left_out_alone_is_measured_by_the_same_request(checkpoint: str, tmp_path: Path) -> None:
     stop, place = threading.Event(), Place(tmp_path / "run")
     request = EvidenceRequest(
