@@ -156,7 +156,7 @@ class FitTarget:
 
     @property
     def passes(self) -> int:
-        """How often all rows go through the layer: for the fits, and with neurons for their choice and the fits again."""
+        """How often all rows go through the layer: for the fits; with neurons, for their choice and the fits again."""
         return self.fits if self.neurons is None else 2 * self.fits + 1 + len(self.donors)
 
     @property

@@ -200,7 +200,7 @@ def _unknowns(work: Work, target: FitTarget) -> int:
 
 
 def _fit_targets(work: Work, block: Block) -> list[FitTarget]:
-    """Return what is fitted at a seam: the layer before it and, for both sides, the one behind it where there is one."""
+    """Return what is fitted at a seam: the layer before it and, for both sides, the one behind it if there is one."""
     before, behind = work.plan.kept.index(block.start - 1), block.start + block.n
     found = [_fit_target(work, before, behind, block)]
     if work.method == "seam_refit_both" and behind < work.plan.num_layers:
