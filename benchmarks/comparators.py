@@ -240,5 +240,4 @@ COMPARATORS: dict[str, Callable[[Case], AbstractContextManager[ModelHandle]]] = 
     "free_map": _free_map,
     "weighted_map": _weighted_map,
     "seam_refit": partial(_stock, "seam_refit"),
-    "seam_refit_both": partial(_stock, "seam_refit_both"),
 }

@@ -70,7 +70,7 @@ def _writable(folder: Path) -> Path:
     disk = os.statvfs(there)
     if disk.f_flag & os.ST_RDONLY:
         raise _nothing_written(there, os.strerror(errno.EROFS))
-    if not disk.f_blocks:  # /proc and the like, where root may write and the system takes nothing
+    if not disk.f_blocks and there.parts[1:2] in (("proc",), ("sys",)):  # root may write there, and nothing is taken
         raise _nothing_written(there, "it is not on a disk")
     if not os.access(there, os.W_OK | os.X_OK):
         raise _nothing_written(there, "it may not be written to")

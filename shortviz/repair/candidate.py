@@ -232,7 +232,7 @@ class Candidate:
         """Return the layer's weights with neurons of the removed layers and how many those are; None where none are."""
         number, layer = self.numbers[target.layer], self.layers[target.layer]
         uncut = layer_stack(self.work.base.model).layers
-        removed = [uncut[index] for index in target.donors]
+        removed = [uncut[index] for index in range(number + 1, target.boundary)]
         everything = sum(len(batch.ids) for batch in (*self.fit_on, *self.held_out))
         left, detail = (1 + len(removed)) * everything, f"neurons for layer {number}"
 

@@ -141,8 +141,6 @@ class FitTarget:
     """Linear layers that add to the stream before the writer, mostly the attention's projection: refitted with it."""
     neurons: Neurons | None = None
     """Of the layer, where neurons of the removed layers may take their places."""
-    donors: tuple[int, ...] = ()
-    """Those removed layers, in the uncut model's numbers."""
 
     @property
     def alone(self) -> "FitTarget":
@@ -153,11 +151,6 @@ class FitTarget:
     def fits(self) -> int:
         """How many fits are tried with one set of neurons: the writer alone, and with the others."""
         return 2 if self.others else 1
-
-    @property
-    def passes(self) -> int:
-        """How often all rows go through the layer: for the fits; with neurons, for their choice and the fits again."""
-        return self.fits if self.neurons is None else 2 * self.fits + 1 + len(self.donors)
 
     @property
     def modules(self) -> tuple[str, ...]:

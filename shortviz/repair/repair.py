@@ -32,7 +32,7 @@ from shortviz.repair.probe import (
     short_recording,
 )
 
-METHODS = ("seam_refit", "seam_refit_both", "linear_fold", "scale")
+METHODS = ("seam_refit", "linear_fold", "scale")
 _TOLERANCE = 1e-3
 
 
@@ -66,8 +66,7 @@ def repair(
 
     `seam_refit` solves the last linear layer before the seam anew, from what it reads; then together with the
     attention's projection of the same layer; then both again with neurons of the removed layers' MLPs in the places of
-    those that write less (ours, see `pool`); and keeps what is best on the held-out rows. `seam_refit_both` then does
-    the same to the layer behind the seam, as the repaired stream reaches it. `linear_fold` puts the best
+    those that write less (ours, see `pool`); and keeps what is best on the held-out rows. `linear_fold` puts the best
     linear map of what that layer gives behind it (after ReplaceMe, arXiv 2505.02819, but shrinking towards the identity
     and not to 0). Where a norm follows the MLP only its scale is linear, and both refit that. `scale` is one number
     (see `_rescale`).
@@ -178,13 +177,16 @@ def _refit(work: Work) -> tuple[Candidate, list[Trial]]:
             "The cut begins at layer 0, so no layer stands before the seam and there is nothing to refit; choose a "
             "block that starts at 1 or later, or heal the cut by training."
         )
-    targets = [target for block in blocks for target in _fit_targets(work, block)]
-    for number in (work.plan.kept[target.layer] for target in targets if target.writer.scale):
-        work.watch.say(f"{SCALE_ONLY.format(number)} Healing by training reaches more.")
+    targets = [_fit_target(work, block) for block in blocks]
+    for target, block in zip(targets, blocks, strict=True):
+        if target.writer.scale:
+            work.watch.say(f"{SCALE_ONLY.format(block.start - 1)} Healing by training reaches more.")
     work.check_enough(max(_unknowns(work, target.alone) for target in targets))
     tokens = sum(map(len, work.fitted))
     targets = [target if tokens >= _unknowns(work, target) else target.alone for target in targets]
-    wanted, passes = {target.boundary for target in targets}, sum(target.passes for target in targets)
+    # How often all rows go through a target's layer: for its fits, and for the choice of neurons.
+    passes = sum(t.fits if t.neurons is None else 2 * t.fits + 1 + b.n for t, b in zip(targets, blocks, strict=True))
+    wanted = {target.boundary for target in targets}
     candidate = open_candidate(work, wanted=wanted, first=targets[0].layer, passes=passes)
     return candidate, [candidate.try_target(target) for target in targets]
 
@@ -199,27 +201,17 @@ def _unknowns(work: Work, target: FitTarget) -> int:
     return sum(linear_weight(layer.get_submodule(name)).shape[1] for name in target.modules)
 
 
-def _fit_targets(work: Work, block: Block) -> list[FitTarget]:
-    """Return what is fitted at a seam: the layer before it and, for both sides, the one behind it if there is one."""
-    before, behind = work.plan.kept.index(block.start - 1), block.start + block.n
-    found = [_fit_target(work, before, behind, block)]
-    if work.method == "seam_refit_both" and behind < work.plan.num_layers:
-        found.append(_fit_target(work, before + 1, behind + 1, block))
-    return found
-
-
-def _fit_target(work: Work, layer: int, boundary: int, block: Block) -> FitTarget:
+def _fit_target(work: Work, block: Block) -> FitTarget:
+    layer = work.plan.kept.index(block.start - 1)
     with work.cut.lock:
         probe = open_probe(work.cut, layer)
         writers = find_writers(probe)
         if not writers:
-            number = work.plan.kept[layer]
-            instead = "choose seam_refit" if number > block.start else "heal the cut by training"
             raise ModelError(
-                f"Layer {number} of {work.cut.info.architecture} ends in a mixture of experts, or in something else "
-                f"that is not linear, so it cannot be refitted; {instead} instead."
+                f"Layer {block.start - 1} of {work.cut.info.architecture} ends in a mixture of experts, or in "
+                "something else that is not linear, so it cannot be refitted; heal the cut by training instead."
             )
-        writer = writers[0]
+        writer, boundary = writers[0], block.start + block.n
         if work.method == "linear_fold":
             return FitTarget(layer=layer, boundary=boundary, writer=writer, reads="outputs")
         others = tuple(name for name in adding_layers(probe) if name != writer.name)
@@ -230,7 +222,6 @@ def _fit_target(work: Work, layer: int, boundary: int, block: Block) -> FitTarge
             reads="inputs",
             others=() if writer.scale else others,
             neurons=find_neurons(probe, writer),
-            donors=tuple(block.layers),
         )
 
 

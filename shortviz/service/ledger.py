@@ -46,12 +46,7 @@ if TYPE_CHECKING:
 
 Treat = RepairRequest | ShrinkRequest | HealRequest | EvidenceRequest
 
-METHODS = {
-    "seam_refit": "Seam refit",
-    "seam_refit_both": "Seam refit, both sides",
-    "linear_fold": "Linear fold",
-    "scale": "Scale",
-}
+METHODS = {"seam_refit": "Seam refit", "linear_fold": "Linear fold", "scale": "Scale"}
 """The repairs that the app offers, by the names of `shortviz.repair`."""
 SHRINK_WINDOWS: Final = WindowSpec(window=256, windows=8)
 """What shrink chooses layers on of the text it fits to: few, for every layer is measured at every step."""

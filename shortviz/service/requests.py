@@ -38,7 +38,7 @@ Adapter = Annotated[
     str | None,
     Help("An adapter of shortviz heal, merged in; its own cut is made where none is given.", metavar="FOLDER"),
 ]
-Method = Annotated[str, Help("seam_refit, seam_refit_both, linear_fold or scale.")]
+Method = Annotated[str, Help("seam_refit, linear_fold or scale.")]
 FitTokens = Annotated[int, Help("Tokens of the text to fit on, in rows of --max-length (256).")]
 Write = Annotated[str, Help("A prompt that the models continue.")]
 Anyway = Annotated[

@@ -25,7 +25,7 @@ def test_the_first_chosen_cell_is_the_one_that_the_sentence_names(app: Start) ->
     assert f"layers {plan.removed[0]}-{plan.removed[-1]}" in page.words
     assert times(plan.increase, plan.stderr) in page.words
     assert f"Measured on {plan.tokens:,} tokens" in page.words
-    assert re.search(r"Repairing layers 12-15 won back [\d.]+( to [\d.]+)? % of what was lost\.", page.words)
+    assert re.search(r"Repairing the cut of layers 12-15 won back [\d.]+( to [\d.]+)? % of what was lost\.", page.words)
     losses = example_run().losses
     assert losses is not None
     alone = losses.increase.row(1)

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from shortviz.runs.run import EXAMPLES, save_run
+from shortviz.records.formatting import times
+from shortviz.records.plan import Block
+from shortviz.runs.run import EXAMPLES, example_run, save_run
 from shortviz.service.service import Service
 from shortviz.ui.pages.learn import STEPS
 from shortviz.ui.session import state as s
@@ -135,7 +137,12 @@ def test_a_measured_block_of_a_saved_run_shows_its_numbers_without_the_model(too
     assert "8,176 tokens scored" in page.words
     assert "steady" in page.words
     export = app(first_page="export", run="measured", start="12", n="3")
-    assert "The cut as it is, nothing repaired: perplexity × 1.92 (+0.650 ± 0.030 nats) on " in export.words
+    assert "The cut as it is, nothing repaired: **perplexity × 1.92 (+0.650 ± 0.030 nats)**." in export.words
+    mapped = app(first_page="export", start="17", n="9")
+    losses = example_run().losses
+    assert losses is not None
+    price = times(*losses.increase.at(Block(start=17, n=9)))
+    assert f"The cut as it is, nothing repaired: **perplexity {price}**, by the map." in mapped.words
 
 
 def test_a_run_that_cannot_be_read_is_named(tools: Service, app: Start) -> None:

@@ -104,7 +104,8 @@ def _models(work: CutLedger, request: EvidenceRequest) -> Iterator["ModelHandle"
     yield work.base
     yield work.cut
     made: set[tuple[str, ...]] = set()
-    learned_on = read_adapter(work.cut, Path(request.adapter)).cut if request.adapter is not None else None
+    both = request.repair is not None and request.adapter is not None
+    learned_on = read_adapter(work.cut, Path(str(request.adapter))).cut if both else None
     if learned_on is not None and learned_on.methods == (request.repair,):
         # What was won back by the training is told from what the repair below it won, and no minute goes into another.
         work.say("The repaired model is the one that the adapter was trained on.")

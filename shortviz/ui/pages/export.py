@@ -10,7 +10,7 @@ import streamlit as st
 from shortviz.errors import PlanError, ShortvizError
 from shortviz.export import recipes
 from shortviz.export.folder import GGUF, check_target, is_gguf
-from shortviz.records.formatting import count, counted, duration, layers_text, percent, size, times
+from shortviz.records.formatting import count, counted, duration, layers_text, percent, size
 from shortviz.records.ledger import LedgerStep
 from shortviz.records.measured import ExportReport
 from shortviz.records.model import STORED, ModelInfo, ModelRef, OutDtype
@@ -59,6 +59,8 @@ def choose(tools: Service, shown: Shown, removed: tuple[int, ...]) -> tuple[str,
                 st.warning(plain(words), icon=":material/warning:")
                 st.checkbox("Export it all the same", key=s.ANYWAY)
             st.caption(ledger_view.step_words(by_methods[chosen]))
+    if not chosen and (price := ledger_view.cut_price(tools, shown, removed)):
+        st.caption(f"The cut as it is, nothing repaired: {price}.")
     job = tools.treating((AskRequest.kind, BringBackRequest.kind), shown.ref, removed)
     live = job is not None and job.live
     ledger_view.gone(tools, shown, removed, ledger, live=live)
@@ -149,7 +151,6 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
         notes.problem(f"This block cannot be exported: {reason}")
         return False
     methods = choose(tools, shown, removed)
-    _price(shown, removed, methods)
     alone = adapter_alone(tools, shown, removed, methods)
     targets = [name for name in TARGETS if name != "folder" or policy.offers_folders(settings())]
     impossible = {"hub", "gguf"} if alone else set() if came_as_gguf(ref) else {"gguf"}
@@ -197,14 +198,6 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
     else:
         _recipes(ref, model, plan, folder, recipe, precision, treated=bool(treatments))
     return alone
-
-
-def _price(shown: Shown, removed: tuple[int, ...], methods: tuple[str, ...]) -> None:
-    """Say what the cut costs as it is, where that is what is exported and it was measured."""
-    found = shown.run.evaluation_of(removed) if shown.run is not None and not methods else None
-    if found is not None:
-        cost = times(found.nll_increase, found.nll_increase_stderr)
-        st.caption(f"The cut as it is, nothing repaired: perplexity {cost} on {plain(found.text.words)}.")
 
 
 def with_suffix(path: str) -> str:

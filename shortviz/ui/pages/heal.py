@@ -6,10 +6,9 @@ import streamlit as st
 
 from shortviz.errors import PlanError
 from shortviz.figures import ledger as ledger_charts
-from shortviz.records.formatting import counted, layers_text, times
+from shortviz.records.formatting import counted, layers_text
 from shortviz.records.heal import HealHistory, OwnText, preset
 from shortviz.records.ledger import Ledger, LedgerStep
-from shortviz.records.measured import from_map
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import PrunePlan, Removal
 from shortviz.service import kept
@@ -32,7 +31,6 @@ from shortviz.ui.parts import notes, texts
 from shortviz.ui.parts import recipe as recipe_view
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
-from shortviz.ui.session.address import go_to
 from shortviz.ui.session.polling import follow, main_button
 from shortviz.ui.session.service import bench
 from shortviz.ui.session.shown import FONT, Shown, look, settle_block
@@ -157,8 +155,7 @@ def _missing(tools: Service, shown: Shown, removed: tuple[int, ...], step: Ledge
 TICK_SECONDS = 1.0
 _METHODS_SAID: Mapping[str, str] = {
     "seam_refit": "The layer before the cut is solved anew, and may take over removed neurons.",
-    "seam_refit_both": "Then the layer behind the cut too: takes twice as long.",
-    "linear_fold": "A linear map is folded into it.",
+    "linear_fold": "A linear map is folded into the layer before the cut.",
     "scale": "One number for the layers after it.",
 }
 
@@ -166,9 +163,6 @@ _METHODS_SAID: Mapping[str, str] = {
 def draw() -> None:
     """Draw the page."""
     tools, state = bench(), s.session()
-    target = s.take_target(state)
-    if target:
-        go_to(tools, state, target)
     shown = look(tools, state)
     if shown.error:
         notes.problem(shown.error)
@@ -263,13 +257,10 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
     live = job is not None and job.live
     why = notes.why_off(shown.handle is None, live)
     found = _known(tools, shown, removed)
-    block, cell = Removal.of_layers(removed).block, None
-    if block is not None and shown.run is not None:
-        cell = from_map(shown.run.losses, model, block)  # the Map page has said it: so must this one
-    mapped = f"**perplexity {times(cell.nll_increase, cell.nll_increase_stderr)}**, by the map" if cell else ""
     cut, repair, train = st.columns(3, gap="small", border=True)
     with cut:
-        _step_words("1 Cut", found, "cut", "Removes the layers; what that costs is measured first.", mapped)
+        known = ledger_view.cut_price(tools, shown, removed)
+        _step_words("1 Cut", found, "cut", "Removes the layers; what that costs is measured first.", known)
         st.button(
             "See it on the map", icon=":material/grid_on:", key="heal_to_map", on_click=s.leave_for, args=(state, "Map")
         )

@@ -100,7 +100,7 @@ def _behind(found: Advice, run: Run) -> str:
         low, high = (percent(share) for share in found.expected)
         share = high if low == high else f"{low.removesuffix(' %')} to {high}"
         cuts = [ledger.removed for ledger in run.ledgers if any(step.name == "repaired" for step in ledger.steps)]
-        other = f"layers {layers_text(cuts[0])}" if len(cuts) == 1 else "other cuts"
+        other = f"the cut of layers {layers_text(cuts[0])}" if len(cuts) == 1 else "other cuts"
         words.append(f"Repairing {other} won back {share} of what was lost.")
     return plain(" ".join(words))
 

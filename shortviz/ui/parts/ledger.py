@@ -10,11 +10,11 @@ from shortviz.figures import ledger as ledger_charts
 from shortviz.records.formatting import counted, duration, layers_text, percent, times, with_error
 from shortviz.records.heal import OwnText
 from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change, not_better, verdicts
-from shortviz.records.measured import windows_words
+from shortviz.records.measured import from_map, windows_words
 from shortviz.records.plan import Block, Removal
 from shortviz.runs.report import ledger_table
 from shortviz.service import kept
-from shortviz.service.ledger import METHODS, Treating, ledger_of, treated
+from shortviz.service.ledger import METHODS, Treating, known_ledger, ledger_of, treated
 from shortviz.service.measure import APP_WINDOWS
 from shortviz.service.queue import JobState
 from shortviz.service.requests import (
@@ -141,6 +141,16 @@ def price(step: LedgerStep) -> str:
     if not step.treatments:
         return f"**{cost}**"
     return f"**won back {won_back(step)}** in {duration(sum(t.seconds for t in step.treatments))} · {cost}"
+
+
+def cut_price(tools: Service, shown: Shown, removed: tuple[int, ...]) -> str:
+    """Return what a cut costs as it is, by its ledger or else by the map; "" where neither is measured."""
+    ledger = known_ledger(tools, shown.ref, shown.run, removed, s.evaluation(s.session()))
+    cut, block = ledger.step("cut") if ledger is not None else None, Removal.of_layers(removed).block
+    if cut is not None or block is None or shown.run is None or shown.model is None:
+        return price(cut) if cut is not None else ""
+    cell = from_map(shown.run.losses, shown.model, block)
+    return f"**perplexity {times(cell.nll_increase, cell.nll_increase_stderr)}**, by the map" if cell else ""
 
 
 def won_back(step: LedgerStep) -> str:

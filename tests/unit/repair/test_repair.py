@@ -93,32 +93,6 @@ def test_both_models_are_untouched(spoiled: tuple[ModelHandle, ModelHandle, Toke
         assert all(torch.equal(t, kept[name]) for name, t in handle.model.state_dict().items())
 
 
-def test_both_sides_of_several_seams_are_refitted_and_the_layer_behind_takes_over_neurons() -> None:
-    base, _, _ = spoiled_cut("llama")
-    cut = cut_of(base, 2, 4)  # layer 3 is behind one seam and before the next
-    text = written_by(base)
-    told: list[Progress] = []
-
-    found = repair(cut, base, text, method="seam_refit_both", watch=Watch(told.append))
-
-    repairing = [progress for progress in told if progress.stage == "repair"]
-    assert list(dict.fromkeys(progress.detail for progress in repairing))[1:] == [
-        "neurons for layer 1", "layer 1", "neurons for layer 3", "layer 3", "neurons for layer 5", "layer 5",
-    ]  # fmt: skip
-    assert repairing[-1].done == repairing[-1].total
-    assert str(found.treatment.settings["ridge"]).count(", ") == 3, "layer 3 is fitted twice"
-
-
-def test_a_cut_of_the_last_layers_has_one_side() -> None:
-    base, _, _ = spoiled_cut("llama")
-    cut, text = cut_of(base, NUM_LAYERS - 1), written_by(base)
-
-    one, both = (repair(cut, base, text, method=method) for method in ("seam_refit", "seam_refit_both"))
-
-    assert one.treatment.settings == both.treatment.settings
-    assert one.treatment.note == both.treatment.note
-
-
 def test_several_seams_are_refitted_from_the_front_and_a_repaired_model_can_be_repaired_again() -> None:
     base, cut, _ = spoiled_cut("llama")
     cut = prune(cut, PrunePlan(num_layers=NUM_LAYERS - 1, removed=(3,)))  # layer 4 of the uncut model
@@ -148,7 +122,7 @@ def test_the_front_is_shared_up_to_the_first_layer_that_was_changed(
 
 REFUSED = [
     ("nothing is missing", PlanError, "No layer is missing from this model"),
-    ("unknown method", PlanError, "There is no repair called 'glue'; choose seam_refit, seam_refit_both, linear_fold"),
+    ("unknown method", PlanError, "There is no repair called 'glue'; choose seam_refit, linear_fold"),
     ("start 0", PlanError, "The cut begins at layer 0, so no layer stands before the seam"),
     ("base of another name", ModelError, "The cut model was cut from tiny-llama, not from tiny-gpt2; give that one."),
     ("base already cut", PlanError, "The cut is one of 6 layers, and the uncut model has 5"),
