@@ -191,6 +191,17 @@ def read_adapter(cut: ModelHandle, folder: Path) -> Adapter:
     return adapter_of(student, treatment)
 
 
+def trained_cut(cut: ModelHandle, folder: Path) -> ModelHandle:
+    """Return a cut model as an adapter was trained on it: with the repairs that the folder brings along, if any.
+
+    The cut model is not touched. Raises ModelError as `load_adapter` does for an adapter of something else.
+    """
+    facts = _read_config(folder)[1]
+    cut = with_repairs(cut, folder, facts)
+    refuse_other(folder, facts, cut)
+    return cut
+
+
 def cut_of(folder: Path) -> tuple[int, tuple[int, ...]]:
     """Return (layers of the uncut model, layers removed) of the cut that an adapter belongs to.
 
@@ -203,9 +214,7 @@ def cut_of(folder: Path) -> tuple[int, tuple[int, ...]]:
 def _student(cut: ModelHandle, folder: Path) -> tuple[Student, Treatment]:
     """Return the cut model's student with the weights of an adapter, and what made them."""
     config, facts = _read_config(folder)
-    cut = with_repairs(cut, folder, facts)
-    refuse_other(folder, facts, cut)
-    student = inject(cut, config)
+    student = inject(trained_cut(cut, folder), config)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:

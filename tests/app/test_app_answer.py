@@ -8,7 +8,8 @@ import pytest
 
 from shortviz.analysis.advice import advise
 from shortviz.records.advice import Budget
-from shortviz.records.formatting import factor, layers_text, times
+from shortviz.records.formatting import factor, times
+from shortviz.records.plan import Block
 from shortviz.runs.run import example_run
 from shortviz.service.service import EXAMPLE, Service
 from shortviz.ui.parts.notes import plain as escaped
@@ -29,10 +30,11 @@ def test_the_first_chosen_cell_is_the_one_that_the_sentence_names(app: Start) ->
     losses = example_run().losses
     assert losses is not None
     alone = losses.increase.row(1)
-    most = sorted(int(layer) for layer in alone.argsort()[-3:])
-    assert most == [0, 1, 29]
-    least = factor(float(min(alone[most])))
-    assert f"Needed most: layers {layers_text(most)}, each alone {least} or more." in page.words
+    most = [int(layer) for layer in alone.argsort()[-3:]]
+    assert sorted(most) == [0, 1, 29]
+    assert most[0] == 29
+    least = factor(*losses.increase.at(Block(start=29, n=1)))
+    assert f"Needed most, by the map: layers 0-1, 29, each alone perplexity {least} or more." in page.words
     assert not any(button.key == "take_advice" for button in page.at.button)
 
 

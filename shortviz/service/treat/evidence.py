@@ -99,13 +99,12 @@ def _make_probes(work: CutLedger, request: EvidenceRequest) -> None:
 
 def _models(work: CutLedger, request: EvidenceRequest) -> Iterator["ModelHandle"]:
     """Yield the model of every step, one after another; those that are made anew are added to the ledger first."""
-    from shortviz.heal.adapter import read_adapter
+    from shortviz.heal.adapter import trained_cut
 
     yield work.base
     yield work.cut
     made: set[tuple[str, ...]] = set()
-    both = request.repair is not None and request.adapter is not None
-    learned_on = read_adapter(work.cut, Path(str(request.adapter))).cut if both else None
+    learned_on = trained_cut(work.cut, Path(request.adapter)) if request.adapter is not None else None
     if learned_on is not None and learned_on.methods == (request.repair,):
         # What was won back by the training is told from what the repair below it won, and no minute goes into another.
         work.say("The repaired model is the one that the adapter was trained on.")

@@ -17,7 +17,7 @@ from shortviz.records.model import STORED, ModelInfo, ModelRef, OutDtype
 from shortviz.records.plan import PrunePlan, Removal
 from shortviz.service import kept, policy
 from shortviz.service.export import came_as_gguf, out_sizes
-from shortviz.service.ledger import ledger_of, treated, verdict
+from shortviz.service.ledger import known_ledger, ledger_of, treated, verdict
 from shortviz.service.queue import JobState
 from shortviz.service.requests import AskRequest, BringBackRequest, ExportRequest
 from shortviz.service.service import Service
@@ -39,7 +39,7 @@ def choose(tools: Service, shown: Shown, removed: tuple[int, ...]) -> tuple[str,
 
     Those that are not in memory any more are named, with the button that brings them back.
     """
-    ledger = ledger_of(shown.run, removed)
+    ledger = known_ledger(tools, shown.ref, shown.run, removed, s.evaluation(s.session()))
     steps = [step for step in ledger.steps if step.treatments] if ledger is not None else []
     here = [step for step in steps if treated(tools, shown.ref, removed, step) is not None]
     chosen: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ def choose(tools: Service, shown: Shown, removed: tuple[int, ...]) -> tuple[str,
                 st.warning(plain(words), icon=":material/warning:")
                 st.checkbox("Export it all the same", key=s.ANYWAY)
             st.caption(ledger_view.step_words(by_methods[chosen]))
-    if not chosen and (price := ledger_view.cut_price(tools, shown, removed)):
+    if not chosen and (price := ledger_view.cut_price(shown, removed, ledger)):
         st.caption(f"The cut as it is, nothing repaired: {price}.")
     job = tools.treating((AskRequest.kind, BringBackRequest.kind), shown.ref, removed)
     live = job is not None and job.live
@@ -178,11 +178,7 @@ def _choose(tools: Service, shown: Shown, model: ModelInfo, ref: ModelRef) -> bo
             "Export", type=main_button(), icon=":material/download:", disabled=bool(why), help=why or None,
             on_click=_export, args=(tools, shown, ref, removed, methods, name, alone), key="export_button",
         )  # fmt: skip
-        st.button(
-            "Cancel", icon=":material/close:", disabled=not live, on_click=tools.stop,
-            help=None if live else "No export is at work: there is nothing to cancel.",
-            args=(job.id if job is not None else "",), key="cancel_export",
-        )  # fmt: skip
+        notes.cancel_button(tools, job, "No export is at work: there is nothing to cancel.", key="cancel_export")
     step = step_of(shown, removed, methods)
     treatments, command = (step.treatments, step.command) if step is not None else ((), "")
     command += " --anyway" if command and state.get(s.ANYWAY, False) else ""

@@ -110,9 +110,7 @@ def continuations(tools: Service, shown: Shown, removed: tuple[int, ...], ledger
     def written(now: JobState | None) -> None:
         notes.job_error(now)
         if now is not None and now.live:
-            st.button(
-                "Stop", icon=":material/stop:", on_click=notes.cancel, args=(tools, now.id), key="stop_continuations"
-            )
+            st.button("Stop", icon=":material/stop:", on_click=tools.stop, args=(now.id,), key="stop_continuations")
         steps = ledger.steps if ledger is not None else ()
         for column, step in zip(st.columns(max(len(steps), 1), gap="small"), steps, strict=False):
             with column, st.container(height=132, border=True, gap=None):
@@ -259,7 +257,7 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
     found = _known(tools, shown, removed)
     cut, repair, train = st.columns(3, gap="small", border=True)
     with cut:
-        known = ledger_view.cut_price(tools, shown, removed)
+        known = ledger_view.cut_price(shown, removed, found)
         _step_words("1 Cut", found, "cut", "Removes the layers; what that costs is measured first.", known)
         st.button(
             "See it on the map", icon=":material/grid_on:", key="heal_to_map", on_click=s.leave_for, args=(state, "Map")

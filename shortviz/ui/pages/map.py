@@ -101,7 +101,7 @@ def _measure_button(tools: Service, shown: Shown, now: Shown) -> None:
         st.caption(notes.plain(words), help=notes.plain(more) if more else None)
         if job is not None and job.live:
             st.button(
-                "Stop", icon=":material/stop:", disabled=job.stopping, on_click=notes.cancel, args=(tools, job.id),
+                "Stop", icon=":material/stop:", disabled=job.stopping, on_click=tools.stop, args=(job.id,),
                 key="stop_button", width="stretch",
                 help=f"{'It stops' if job.stopping else 'Stops'} after this batch; what is measured so far is kept.",
             )  # fmt: skip

@@ -45,11 +45,7 @@ def draw(tools: Service, folder: Path) -> None:
             "Push", icon=":material/cloud_upload:", type=main_button(), disabled=live, on_click=_push,
             args=(tools, folder), key="push_button", help=notes.why_off(False, live) or None,
         )  # fmt: skip
-        st.button(
-            "Cancel", icon=":material/close:", disabled=not live, on_click=tools.stop,
-            help=None if live else "Nothing is being pushed: there is nothing to cancel.",
-            args=(first.id if first is not None else "",), key="cancel_push",
-        )  # fmt: skip
+        notes.cancel_button(tools, first, "Nothing is being pushed: there is nothing to cancel.", key="cancel_push")
     follow(tools, first, _told, seconds=TICK_SECONDS)
 
 

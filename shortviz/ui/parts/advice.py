@@ -1,8 +1,8 @@
 """The answer on top of the map: a slider for how much to remove, and the sentence that says at what price."""
 
+import math
 from typing import Final
 
-import numpy as np
 import streamlit as st
 
 from shortviz.analysis.advice import advise
@@ -10,6 +10,7 @@ from shortviz.errors import ShortvizError
 from shortviz.records.advice import Advice
 from shortviz.records.formatting import counted, factor, layer_words, layers_text, percent, runs, times
 from shortviz.records.model import ModelInfo
+from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
@@ -107,12 +108,16 @@ def _behind(found: Advice, run: Run) -> str:
 
 def _needed(run: Run) -> str:
     """Return which single layers cost most where they were measured: what the sentence above is to be held against."""
-    row = run.losses.increase.row(1) if run.losses is not None else np.array([])
-    if len(row) <= 2 * _SHOWN_NEEDED or not np.isfinite(row).all():
+    layers = run.model.num_layers
+    if run.losses is None or layers <= 2 * _SHOWN_NEEDED:
         return ""
-    most = sorted(int(layer) for layer in row.argsort()[-_SHOWN_NEEDED:])
-    least = factor(float(min(row[layer] for layer in most)))
-    return f"Needed most: layers {layers_text(most)}, each alone {least} or more."
+    alone = [(*run.losses.increase.at(Block(start=layer, n=1)), layer) for layer in range(layers)]
+    if not all(math.isfinite(increase) for increase, _, _ in alone):
+        return ""
+    most = sorted(alone)[-_SHOWN_NEEDED:]
+    least, error, _ = most[0]
+    needed = layers_text([layer for *_, layer in most])
+    return f"Needed most, by the map: layers {needed}, each alone perplexity {factor(least, error)} or more."
 
 
 def _why(found: Advice) -> str:

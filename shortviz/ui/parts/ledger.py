@@ -14,7 +14,7 @@ from shortviz.records.measured import from_map, windows_words
 from shortviz.records.plan import Block, Removal
 from shortviz.runs.report import ledger_table
 from shortviz.service import kept
-from shortviz.service.ledger import METHODS, Treating, known_ledger, ledger_of, treated
+from shortviz.service.ledger import METHODS, Treating, ledger_of, treated
 from shortviz.service.measure import APP_WINDOWS
 from shortviz.service.queue import JobState
 from shortviz.service.requests import (
@@ -143,9 +143,8 @@ def price(step: LedgerStep) -> str:
     return f"**won back {won_back(step)}** in {duration(sum(t.seconds for t in step.treatments))} · {cost}"
 
 
-def cut_price(tools: Service, shown: Shown, removed: tuple[int, ...]) -> str:
+def cut_price(shown: Shown, removed: tuple[int, ...], ledger: Ledger | None) -> str:
     """Return what a cut costs as it is, by its ledger or else by the map; "" where neither is measured."""
-    ledger = known_ledger(tools, shown.ref, shown.run, removed, s.evaluation(s.session()))
     cut, block = ledger.step("cut") if ledger is not None else None, Removal.of_layers(removed).block
     if cut is not None or block is None or shown.run is None or shown.model is None:
         return price(cut) if cut is not None else ""

@@ -81,9 +81,13 @@ def why_off(unloaded: bool, live: bool) -> str:
     return "Another job is at work: wait for its end, or stop it." if live else ""
 
 
-def cancel(bench: Service, job_id: str) -> None:
-    """Stop a job; what it has so far is kept."""
-    bench.stop(job_id)
+def cancel_button(tools: Service, job: JobState | None, nothing: str, *, key: str) -> None:
+    """Draw the button that ends a job; `nothing` is why it is disabled where none is at work."""
+    live = job is not None and job.live
+    st.button(
+        "Cancel", icon=":material/close:", disabled=not live, help=None if live else nothing, on_click=tools.stop,
+        args=(job.id if job is not None else "",), key=key,
+    )  # fmt: skip
 
 
 def _amount(value: float, unit: str) -> str:

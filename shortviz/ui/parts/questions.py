@@ -156,7 +156,7 @@ def _chosen(bench: Service, key: str) -> None:
     if job is not None and about is not None and getattr(about.request, "task", None) == spec:
         if job.live:
             st.caption(f":material/autorenew: {plain(notes.progress_words(job))}")
-            st.button("Stop", icon=":material/stop:", on_click=notes.cancel, args=(bench, job.id), key=f"{key}_stop")
+            st.button("Stop", icon=":material/stop:", on_click=bench.stop, args=(job.id,), key=f"{key}_stop")
         elif job.state == "failed" and not job.error_is_ours:
             notes.problem(_in_the_form(job.error))
         else:
@@ -188,7 +188,7 @@ def block_score(bench: Service, shown: Shown, block: Block, job: JobState | None
         live = job is not None and job.live
         if live and job is not None:
             st.caption(f":material/autorenew: {plain(notes.progress_words(job))}")
-            st.button("Stop", icon=":material/stop:", on_click=notes.cancel, args=(bench, job.id), key="stop_tasks")
+            st.button("Stop", icon=":material/stop:", on_click=bench.stop, args=(job.id,), key="stop_tasks")
         elif None in scores:
             illegal = shown.model is not None and shown.model.illegal_reason(block) is not None
             why = notes.why_off(shown.handle is None, False)

@@ -50,7 +50,7 @@ def progress(bench: Service, jobs: Jobs, kinds: Sequence[str] = ("search", "curv
         if job is not None and job.live:
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 notes.job_progress(job)
-                st.button("Stop", on_click=notes.cancel, args=(bench, job.id), key=f"stop_{job.kind}_search")
+                st.button("Stop", on_click=bench.stop, args=(job.id,), key=f"stop_{job.kind}_search")
         notes.job_error(job)
 
 

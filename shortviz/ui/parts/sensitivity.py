@@ -115,7 +115,7 @@ def _measure_more(bench: Service, shown: Shown, job: JobState | None) -> None:
             on_click=_start, args=(shown, tuple(names)), key="measure_texts",
         )  # fmt: skip
     if live and job is not None:
-        st.button("Stop", icon=":material/stop:", on_click=notes.cancel, args=(bench, job.id), key="stop_texts")
+        st.button("Stop", icon=":material/stop:", on_click=bench.stop, args=(job.id,), key="stop_texts")
 
 
 def _start(shown: Shown, names: tuple[str, ...]) -> None:
