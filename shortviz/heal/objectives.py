@@ -1,9 +1,4 @@
-"""What a training minimises: next tokens, the uncut model's distribution, its residual stream behind the cut.
-
-The logits of a long window are the largest tensor of a training. They are made for a few tokens at a time: each chunk's
-gradient goes back to the head's input at once and the chunk is dropped, so that memory stays bounded and nothing is
-computed twice.
-"""
+"""What a training minimises: next tokens, the uncut model's distribution, its residual stream behind the cut."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shortviz.measure.logits import batch_head_input, logit_cap, logit_factor, open_head
+from shortviz.measure.gradients import HeadLoss, head_logits
+from shortviz.measure.logits import batch_head_input, open_head
 from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import residual_boundaries
 from shortviz.records.heal import HealSettings
-
-CHUNK_BYTES = 64 * 2**20
-"""A float32 array of logits is never larger than this; at most six of them exist at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,13 +85,8 @@ class Reader:
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits of a chunk of states, (tokens, vocabulary), float32 or wider."""
-        model: Any = self.handle.model
         if self.split:
-            head = model.get_output_embeddings()
-            with self.handle.lock:
-                made: Tensor = head(states.to(head.weight.dtype)[None])[0] * logit_factor(model)
-            cap = logit_cap(model)
-            states = made if cap is None else cap * torch.tanh(made / cap)
+            return head_logits(self.handle, states)
         return states if states.dtype == torch.float64 else states.float()
 
 
@@ -145,45 +133,19 @@ class Objective:
     def _head_gradient(
         self, states: Tensor, tokens: Tensor, teacher: Reading | None, share: float
     ) -> tuple[float, Tensor]:
-        """Return the loss of all next tokens and its gradient at the head's input, chunk by chunk."""
+        """Return the loss of all next tokens and its gradient at the head's input."""
         before = None
         distils = self.settings.objective in ("distill", "mixed") and self.settings.mix > 0
         if distils and teacher is not None and teacher.states is not None:
             before = teacher.states[:, :-1].reshape(len(states), -1)
-        targets = tokens[:, 1:].reshape(-1).to(states.device)
-        chunk = max(1, CHUNK_BYTES // (4 * self.student.handle.info.vocab_size))
-        gradient = torch.zeros_like(states)
-        total = 0.0
-        for low in range(0, len(states), chunk):
-            part = slice(low, low + chunk)
-            leaf = states[part].clone().requires_grad_()
-            loss = self._chunk_loss(leaf, targets[part], None if before is None else before[part])
-            loss = loss * (share / len(states))
-            loss.backward()
-            total += float(loss.detach())
-            assert leaf.grad is not None
-            gradient[part] = leaf.grad
-        return total, gradient
-
-    def _chunk_loss(self, states: Tensor, targets: Tensor, before: Tensor | None) -> Tensor:
-        """Return the sum over some tokens of (1 - mix) cross-entropy + mix T^2 KL(uncut || student at temperature T).
-
-        T^2 keeps the gradient's size as T grows (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
-        """
-        logits = self.student.logits(states)
-        if before is None:
-            return nn.functional.cross_entropy(logits, targets, reduction="sum")
-        assert self.teacher is not None
-        temperature, mix = self.settings.temperature, self.settings.mix
-        with torch.no_grad():
-            log_p = (self.teacher.logits(before).to(logits.device, logits.dtype) / temperature).log_softmax(-1)
-        log_q = (logits / temperature).log_softmax(-1)
-        kl = (log_p.exp() * (log_p - log_q)).sum()
-        if mix == 1:
-            return kl * temperature**2
-        own = log_q if temperature == 1 else logits.log_softmax(-1)
-        cross_entropy = -own.gather(-1, targets[:, None]).sum()
-        return (1 - mix) * cross_entropy + mix * temperature**2 * kl
+        loss = HeadLoss(
+            logits=self.student.logits,
+            uncut_logits=None if self.teacher is None else self.teacher.logits,
+            vocab_size=self.student.handle.info.vocab_size,
+            mix=self.settings.mix,
+            temperature=self.settings.temperature,
+        )
+        return loss.gradient(states, tokens[:, 1:].reshape(-1).to(states.device), before, share)
 
     def _seam_loss(self, student: Reading, teacher: Reading) -> Tensor:
         """Return |x' - x|^2 / |x|^2, a mean over tokens and seams (Gromov et al., eq. 8, made relative).

@@ -1,1 +1,1 @@
-"""Repair after a cut, in closed form: the layer before the seam refitted by least squares, nothing trained."""
+"""Repair after a cut: the layer before the seam refitted by least squares, and trained for a minute if asked."""

@@ -85,8 +85,8 @@ class Trial:
     """E.g. `refitted`."""
     weights: tuple[str, ...]
     """Names of the new weights, layers in the uncut model's numbers, e.g. `11.mlp.down_proj.weight`."""
-    found: float
-    """The ridge that was chosen, or the factor."""
+    found: float | None
+    """The ridge that was chosen, or the factor; None of what was trained."""
     tokens: int
     """Fitted on."""
     before: Floats
@@ -132,6 +132,16 @@ class Candidate:
         for batch in (*self.fit_on, *self.held_out):
             batch.state = self._entering(batch, layer)
         self.place = layer
+
+    def standing(self) -> tuple[int, list[Tensor]]:
+        """Return the place and the batches' states, for `go_back`."""
+        return self.place, [batch.state for batch in (*self.fit_on, *self.held_out)]
+
+    def go_back(self, standing: tuple[int, list[Tensor]]) -> None:
+        """Take the batches to where they stood before."""
+        self.place, states = standing
+        for batch, state in zip((*self.fit_on, *self.held_out), states, strict=True):
+            batch.state = state
 
     @torch.inference_mode()
     def _entering(self, batch: PairedBatch, layer: int) -> Tensor:
@@ -309,7 +319,7 @@ def open_candidate(work: Work, *, wanted: Set[int], first: int, passes: int) -> 
     fit_on = list(opened(work.fitted, max(wanted)))
     held_out = list(opened(work.held_out, work.base.info.num_layers))
     ordered = [row for batch in batches_by_length(work.held_out, work.batch_size) for row in batch]
-    head, tail = _head_and_tail(work.cut, ordered[0])
+    head, tail = open_tail(work.cut, ordered[0])
     candidate = Candidate(
         work=work,
         handle=handle,
@@ -327,7 +337,11 @@ def open_candidate(work: Work, *, wanted: Set[int], first: int, passes: int) -> 
     return candidate
 
 
-def _head_and_tail(cut: ModelHandle, row: Tokens) -> tuple[LogitHead, tuple[nn.Module, ...]]:
+def open_tail(cut: ModelHandle, row: Tokens) -> tuple[LogitHead, tuple[nn.Module, ...]]:
+    """Return a model's head, and what stands between it and the last layer; `row` is some row of tokens, to check on.
+
+    Raises ModelError where they cannot be told apart.
+    """
     tail, head = find_tail(cut, torch.tensor(row[:_PROBE_TOKENS])), open_head(cut, torch.tensor(row))
     if tail is None or not head.split:
         raise ModelError(

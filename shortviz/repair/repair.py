@@ -1,4 +1,4 @@
-"""Repair: make the layers around a cut fit each other again, in closed form, without training.
+"""Repair: make the layers around a cut fit each other again, in closed form, with a short training if asked.
 
 The layer before a seam is refitted so that what leaves it is what the uncut model had after the removed layers: least
 squares on text, in float64, held back by a ridge that is chosen on rows left out of the fit. A repair that does not
@@ -31,8 +31,10 @@ from shortviz.repair.probe import (
     open_probe,
     short_recording,
 )
+from shortviz.repair.training import STEP_ROWS, train
 
-METHODS = ("seam_refit", "linear_fold", "scale")
+TRAINED = "seam_trained"
+METHODS = ("seam_refit", TRAINED, "linear_fold", "scale")
 _TOLERANCE = 1e-3
 
 
@@ -66,10 +68,11 @@ def repair(
 
     `seam_refit` solves the last linear layer before the seam anew, from what it reads; then together with the
     attention's projection of the same layer; then both again with neurons of the removed layers' MLPs in the places of
-    those that write less (ours, see `pool`); and keeps what is best on the held-out rows. `linear_fold` puts the best
-    linear map of what that layer gives behind it (after ReplaceMe, arXiv 2505.02819, but shrinking towards the identity
-    and not to 0). Where a norm follows the MLP only its scale is linear, and both refit that. `scale` is one number
-    (see `_rescale`).
+    those that write less (ours, see `pool`); and keeps what is best on the held-out rows. `seam_trained` does the same,
+    and then trains what was refitted at all seams for one pass over the rows (ours, see `training`): no closed form,
+    and twice the time. `linear_fold` puts the best linear map of what that layer gives behind it (after ReplaceMe,
+    arXiv 2505.02819, but shrinking towards the identity and not to 0). Where a norm follows the MLP only its scale is
+    linear, and all three refit that. `scale` is one number (see `_rescale`).
 
     `blocks` are those of the plan whose seams are to be repaired; all if None.
 
@@ -95,7 +98,7 @@ def repair(
         method=method,
         blocks=plan.blocks if blocks is None else tuple(blocks),
         tokens=tokens,
-        batch_size=batch_size,
+        batch_size=min(batch_size, STEP_ROWS) if method == TRAINED else batch_size,
         watch=watch,
     )
     candidate, trials = _rescale(work) if method == "scale" else _refit(work)
@@ -125,9 +128,10 @@ def _checked_plan(cut: ModelHandle, base: ModelHandle, method: str) -> PrunePlan
 
 def _report(work: Work, candidate: Candidate, trials: Sequence[Trial], seconds: float) -> Repaired:
     kept = [trial for trial in trials if trial.applied]
+    found = [f"{trial.found:.4g}" for trial in trials if trial.found is not None]
     settings: dict[str, Setting] = {
-        "weights": ", ".join(name for trial in kept for name in trial.weights),
-        "factor" if work.method == "scale" else "ridge": ", ".join(f"{trial.found:.4g}" for trial in trials),
+        "weights": ", ".join(dict.fromkeys(name for trial in kept for name in trial.weights)),
+        "factor" if work.method == "scale" else "ridge": ", ".join(found),
         "fit_tokens": trials[0].tokens,
         "held_out_tokens": int(candidate.weights.sum()),
         "held_out_nll_cut": candidate.mean(trials[0].before),
@@ -186,9 +190,18 @@ def _refit(work: Work) -> tuple[Candidate, list[Trial]]:
     targets = [target if tokens >= _unknowns(work, target) else target.alone for target in targets]
     # How often all rows go through a target's layer: for its fits, and for the choice of neurons.
     passes = sum(t.fits if t.neurons is None else 2 * t.fits + 1 + b.n for t, b in zip(targets, blocks, strict=True))
-    wanted = {target.boundary for target in targets}
-    candidate = open_candidate(work, wanted=wanted, first=targets[0].layer, passes=passes)
-    return candidate, [candidate.try_target(target) for target in targets]
+    wanted, first = {target.boundary for target in targets}, targets[0].layer
+    if work.method == TRAINED:
+        wanted.add(work.base.info.num_layers)
+        passes += len(work.plan.kept) - first
+    candidate = open_candidate(work, wanted=wanted, first=first, passes=passes)
+    candidate.go_to(first)
+    entering = candidate.standing()
+    trials = [candidate.try_target(target) for target in targets]
+    if work.method == TRAINED:
+        candidate.go_back(entering)
+        trials.append(train(candidate, [name for trial in trials for name in trial.weights]))
+    return candidate, trials
 
 
 def _unknowns(work: Work, target: FitTarget) -> int:

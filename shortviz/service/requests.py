@@ -38,7 +38,7 @@ Adapter = Annotated[
     str | None,
     Help("An adapter of shortviz heal, merged in; its own cut is made where none is given.", metavar="FOLDER"),
 ]
-Method = Annotated[str, Help("seam_refit, linear_fold or scale.")]
+Method = Annotated[str, Help("seam_refit, seam_trained (the same, then trained), linear_fold or scale.")]
 FitTokens = Annotated[int, Help("Tokens of the text to fit on, in rows of --max-length (256).")]
 Write = Annotated[str, Help("A prompt that the models continue.")]
 Anyway = Annotated[
@@ -173,7 +173,7 @@ class _CutRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairRequest(_CutRequest):
-    """A cut, repaired in closed form, beside the uncut and the cut model on the same windows."""
+    """A cut, repaired, beside the uncut and the cut model on the same windows."""
 
     kind: ClassVar = "repair"
     method: Method = "seam_refit"
@@ -218,7 +218,7 @@ class HealRequest(_CutRequest):
 
     kind: ClassVar = "heal"
     text: TextSpec = TRAINING_TEXT
-    repair: Annotated[str | None, Help("Repair first, in closed form: e.g. seam_refit.")] = None
+    repair: Annotated[str | None, Help("Repair first: e.g. seam_refit.")] = None
     preset: Annotated[str, Help("quick, good, or paper (for a GPU); the options below change it.")] = "good"
     changes: tuple[Change, ...] = ()
     """Settings that differ from the preset's, by field: a setting that is not changed is fitted to the model."""
@@ -263,7 +263,7 @@ class EvidenceRequest(_CutRequest):
     other_texts: Annotated[
         tuple[str, ...], Help("Built-in texts or files that show other kinds of text, by commas.", option="--texts")
     ] = ("passages/prose", "passages/code", "passages/dialogue")
-    repair: Annotated[str | None, Help("Also the cut repaired in closed form: e.g. seam_refit.")] = None
+    repair: Annotated[str | None, Help("Also the repaired cut: e.g. seam_refit.")] = None
     adapter: Adapter = None
     fit_tokens: FitTokens = FIT_TOKENS
     batch_size: Batch = 8

@@ -7,7 +7,10 @@ import torch
 
 from shortviz.errors import ModelError
 from shortviz.model.handle import ModelHandle
-from shortviz.repair.repair import Repaired, repair
+from shortviz.repair.candidate import Work, open_candidate
+from shortviz.repair.repair import TRAINED, Repaired, repair
+from shortviz.repair.training import head_states
+from shortviz.progress import NO_WATCH
 from tests.support.families import FAMILIES, tiny_tokens
 from tests.support.repairs import spoiled_cut, written_by
 
@@ -56,6 +59,46 @@ def test_only_the_refitted_weights_are_new_tensors_and_no_hook_stays(family: str
     assert repaired.handle.info == cut.info
     for handle in (base, cut, repaired.handle):
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in handle.model.modules())
+        assert not any(p.requires_grad for p in handle.model.parameters())
+
+
+@pytest.mark.parametrize("family", FITTED)
+def test_the_gradient_through_the_layers_behind_a_seam_is_that_of_the_whole_model(family: str) -> None:
+    base, cut, weight = spoiled_cut(family)
+    assert cut.plan is not None
+    work = Work(
+        cut=cut, base=base, plan=cut.plan, method=TRAINED, blocks=cut.plan.blocks,
+        tokens=written_by(base, rows=8, length=12), batch_size=2, watch=NO_WATCH,
+    )  # fmt: skip
+    candidate = open_candidate(work, wanted={base.info.num_layers}, first=1, passes=0)
+    candidate.go_to(1)
+    trained = candidate.handle.model.get_parameter(weight)
+    batch = candidate.fit_on[0]
+    own = torch.nn.Parameter(trained.detach().clone())
+    candidate.handle.model.get_submodule(weight.rpartition(".")[0])._parameters["weight"] = own
+
+    head = candidate.handle.model.get_output_embeddings()
+    seen: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    candidate.handle.model(input_ids=batch.ids.clone(), use_cache=False)
+    hook.remove()
+    (expected,) = torch.autograd.grad(seen[0].square().mean(), own)
+    (found,) = torch.autograd.grad(head_states(candidate, batch).square().mean(), own)
+
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("family", FITTED)
+def test_training_what_was_refitted_is_kept_where_it_lowers_the_loss_and_leaves_nothing_behind(family: str) -> None:
+    base, cut, _, refitted = repaired_family(family)
+
+    trained = repair(cut, base, written_by(base), method=TRAINED)
+
+    names = str(trained.treatment.settings["weights"]).split(", ")
+    theirs, ours = cut.model.state_dict(), trained.handle.model.state_dict()
+    assert trained.treatment.settings["held_out_nll_repaired"] <= refitted.treatment.settings["held_out_nll_repaired"] + 1e-4
+    assert len({name for name in ours if ours[name].data_ptr() != theirs[name].data_ptr()}) == len(names)
+    for handle in (base, cut, trained.handle):
         assert not any(p.requires_grad for p in handle.model.parameters())
 
 

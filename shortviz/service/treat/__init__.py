@@ -73,7 +73,7 @@ def command_of(request: RepairRequest | ShrinkRequest | HealRequest, info: Model
 
 
 def repair(request: RepairRequest, service: "Service", place: Place, watch: Watch) -> Treating:
-    """Repair a cut in closed form and score it; where the repair does not help, the cut stays as it is."""
+    """Repair a cut and score it; where the repair does not help, the cut stays as it is."""
     from shortviz.repair.repair import check_method
 
     check_method(request.method)

@@ -340,7 +340,7 @@ def test_what_could_not_be_written_is_told_before_the_training(shortviz, checkpo
     for options, said in (
         (("--export", str(tmp_path / "x"), "--adapter", str(tmp_path / "x")), "was given twice"),
         (("--out", str(tmp_path / "x"), "--export", str(tmp_path / "x")), "was given twice"),
-        (("--repair", "linear_replacement"), "choose seam_refit, linear_fold, scale"),
+        (("--repair", "linear_replacement"), "choose seam_refit, seam_trained, linear_fold, scale"),
         (("--export", f"{Path(checkpoint) / 'config.json'}/made"), "config.json (it is a file); choose a folder"),
         (("--out", f"{Path(checkpoint) / 'config.json'}"), "config.json (it is a file); choose a folder"),
     ):

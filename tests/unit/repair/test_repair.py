@@ -122,7 +122,7 @@ def test_the_front_is_shared_up_to_the_first_layer_that_was_changed(
 
 REFUSED = [
     ("nothing is missing", PlanError, "No layer is missing from this model"),
-    ("unknown method", PlanError, "There is no repair called 'glue'; choose seam_refit, linear_fold"),
+    ("unknown method", PlanError, "There is no repair called 'glue'; choose seam_refit, seam_trained, linear_fold"),
     ("start 0", PlanError, "The cut begins at layer 0, so no layer stands before the seam"),
     ("base of another name", ModelError, "The cut model was cut from tiny-llama, not from tiny-gpt2; give that one."),
     ("base already cut", PlanError, "The cut is one of 6 layers, and the uncut model has 5"),
