@@ -240,4 +240,5 @@ COMPARATORS: dict[str, Callable[[Case], AbstractContextManager[ModelHandle]]] = 
     "free_map": _free_map,
     "weighted_map": _weighted_map,
     "seam_refit": partial(_stock, "seam_refit"),
+    "seam_trained": partial(_stock, "seam_trained"),
 }

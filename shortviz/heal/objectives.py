@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shortviz.measure.gradients import HeadLoss, head_logits
 from shortviz.measure.logits import batch_head_input, open_head

@@ -9,9 +9,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from shortviz.errors import NumericsError
 from shortviz.measure.gradients import HeadLoss, head_logits
 from shortviz.model.layers import LayerCall
 from shortviz.repair.batches import STOPPED, PairedBatch
@@ -35,11 +37,13 @@ def train(candidate: Candidate, names: Sequence[str]) -> Trial:
     before, tokens = candidate.nll, sum(int(batch.real.sum()) for batch in candidate.fit_on)
     parts = [name.partition(".") for name in names]
     weights = _trained(candidate, [f"{candidate.numbers.index(int(number))}.{rest}" for number, _, rest in parts])
-    after = candidate.nll_with(weights)
-    layers = " and ".join(dict.fromkeys(number for number, _, _ in parts))
+    try:
+        after = candidate.nll_with(weights)
+    except NumericsError:  # it ran away: what the refit gave is no worse for it
+        after = np.full_like(before, np.inf)
     how = f"trained by {len(candidate.fit_on)} steps on {tokens:,} tokens"
     return Trial(
-        subject=f"Layer {layers}",
+        subject="What was refitted",
         how=how,
         weights=tuple(names),
         found=None,
@@ -48,14 +52,17 @@ def train(candidate: Candidate, names: Sequence[str]) -> Trial:
         after=after,
         applied=candidate.keep_if_better(weights, after),
         remark=(
-            f"Layer {layers} was then {how}: loss on held-out rows {candidate.mean(before):.4f} before that, "
+            f"What was refitted was then {how}: loss on held-out rows {candidate.mean(before):.4f} before that, "
             f"{candidate.mean(after):.4f} after it."
         ),
     )
 
 
 def _trained(candidate: Candidate, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return, by names that begin with the candidate's number of the layer, what the weights became; where the loss is no number any more, what they were before that step."""
+    """Return what the weights became; where the loss is no number any more, what they were before that step.
+
+    Names begin with the candidate's number of the layer.
+    """
     layers, work = candidate.layers, candidate.work
     behind, steps = len(layers) - candidate.place, len(candidate.fit_on)
     head, tail = open_tail(work.base, work.tokens.rows[0])

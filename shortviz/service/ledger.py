@@ -46,7 +46,12 @@ if TYPE_CHECKING:
 
 Treat = RepairRequest | ShrinkRequest | HealRequest | EvidenceRequest
 
-METHODS = {"seam_refit": "Seam refit", "seam_trained": "Seam refit, then trained", "linear_fold": "Linear fold", "scale": "Scale"}
+METHODS = {
+    "seam_refit": "Seam refit",
+    "seam_trained": "Seam refit, then trained",
+    "linear_fold": "Linear fold",
+    "scale": "Scale",
+}
 """The repairs that the app offers, by the names of `shortviz.repair`."""
 SHRINK_WINDOWS: Final = WindowSpec(window=256, windows=8)
 """What shrink chooses layers on of the text it fits to: few, for every layer is measured at every step."""

@@ -7,10 +7,10 @@ import torch
 
 from shortviz.errors import ModelError
 from shortviz.model.handle import ModelHandle
+from shortviz.progress import NO_WATCH
 from shortviz.repair.candidate import Work, open_candidate
 from shortviz.repair.repair import TRAINED, Repaired, repair
 from shortviz.repair.training import head_states
-from shortviz.progress import NO_WATCH
 from tests.support.families import FAMILIES, tiny_tokens
 from tests.support.repairs import spoiled_cut, written_by
 
@@ -96,7 +96,10 @@ def test_training_what_was_refitted_is_kept_where_it_lowers_the_loss_and_leaves_
 
     names = str(trained.treatment.settings["weights"]).split(", ")
     theirs, ours = cut.model.state_dict(), trained.handle.model.state_dict()
-    assert trained.treatment.settings["held_out_nll_repaired"] <= refitted.treatment.settings["held_out_nll_repaired"] + 1e-4
+    assert (
+        trained.treatment.settings["held_out_nll_repaired"]
+        <= refitted.treatment.settings["held_out_nll_repaired"] + 1e-4
+    )
     assert len({name for name in ours if ours[name].data_ptr() != theirs[name].data_ptr()}) == len(names)
     for handle in (base, cut, trained.handle):
         assert not any(p.requires_grad for p in handle.model.parameters())

@@ -109,6 +109,54 @@ def test_several_seams_are_refitted_from_the_front_and_a_repaired_model_can_be_r
     )
 
 
+def test_all_seams_are_trained_together_after_their_refit() -> None:
+    base, cut, _ = spoiled_cut("llama")
+    cut = prune(cut, PrunePlan(num_layers=NUM_LAYERS - 1, removed=(3,)))  # layer 4 of the uncut model
+    text = written_by(base, rows=32)
+
+    refitted = repair(cut, base, text, batch_size=2)
+    trained = repair(cut, base, text, method="seam_trained")
+
+    settings, note = trained.treatment.settings, trained.treatment.note
+    assert settings["batch_size"] == 2
+    assert f"trained by 14 steps on {settings['fit_tokens']} tokens" in note
+    assert settings["held_out_nll_repaired"] <= refitted.treatment.settings["held_out_nll_repaired"]
+    assert {name[0] for name in settings["weights"].split(", ")} <= {"1", "3"}
+
+
+def test_a_training_that_runs_away_is_not_applied_and_the_refit_stays(
+    spoiled: tuple[ModelHandle, ModelHandle, TokenSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, cut, text = spoiled
+    refitted = repair(cut, base, text, batch_size=2)
+
+    for step in (1e3, 1e30):
+        monkeypatch.setattr("shortviz.repair.training.STEP", step)
+        found = repair(cut, base, text, method="seam_trained")
+
+        assert found.applied
+        assert "What was refitted was left as it was: trained by 5 steps" in found.treatment.note
+        theirs, ours = (done.handle.model.state_dict() for done in (refitted, found))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_stop_during_the_training_leaves_the_cut_as_it_was(
+    spoiled: tuple[ModelHandle, ModelHandle, TokenSet],
+) -> None:
+    base, cut, text = spoiled
+    stop, details = threading.Event(), []
+
+    def heard(progress: Progress) -> None:
+        details.append(progress.detail)
+        if "of the training" in progress.detail:
+            stop.set()
+
+    with pytest.raises(Stopped, match="the cut model is as it was"):
+        repair(cut, base, text, method="seam_trained", watch=Watch(heard, stop))
+
+    assert details[-1] == "step 1 of 5 of the training"
+
+
 def test_the_front_is_shared_up_to_the_first_layer_that_was_changed(
     spoiled: tuple[ModelHandle, ModelHandle, TokenSet],
 ) -> None:
