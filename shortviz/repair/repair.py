@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from shortviz.errors import ModelError, PlanError
 from shortviz.measure.batches import check_rows
@@ -68,11 +70,14 @@ def repair(
 
     `seam_refit` solves the last linear layer before the seam anew, from what it reads; then together with the
     attention's projection of the same layer; then both again with neurons of the removed layers' MLPs in the places of
-    those that write less (ours, see `pool`); and keeps what is best on the held-out rows. `seam_trained` does the same,
-    and then trains what was refitted at all seams for one pass over the rows (ours, see `training`): no closed form,
-    and twice the time. `linear_fold` puts the best linear map of what that layer gives behind it (after ReplaceMe,
-    arXiv 2505.02819, but shrinking towards the identity and not to 0). Where a norm follows the MLP only its scale is
-    linear, and all three refit that. `scale` is one number (see `_rescale`).
+    those that write less (ours, see `pool`); and keeps what is best on the held-out rows. `linear_fold` puts the best
+    linear map of what that layer gives behind it (after ReplaceMe, arXiv 2505.02819, but shrinking towards the identity
+    and not to 0). Where a norm follows the MLP only its scale is linear, and both refit that. `scale` is one number
+    (see `_rescale`).
+
+    `seam_trained` is `seam_refit`, after which all that was refitted is trained for one pass over the rows (ours, see
+    `training`): no closed form, and twice the time. Where only a norm's scale was, the linear layers before it learn
+    with it. It runs two rows at a time.
 
     `blocks` are those of the plan whose seams are to be repaired; all if None.
 
@@ -183,7 +188,7 @@ def _refit(work: Work) -> tuple[Candidate, list[Trial]]:
         )
     targets = [_fit_target(work, block) for block in blocks]
     for target, block in zip(targets, blocks, strict=True):
-        if target.writer.scale:
+        if target.writer.scale and work.method != TRAINED:
             work.watch.say(f"{SCALE_ONLY.format(block.start - 1)} Healing by training reaches more.")
     work.check_enough(max(_unknowns(work, target.alone) for target in targets))
     tokens = sum(map(len, work.fitted))
@@ -200,8 +205,19 @@ def _refit(work: Work) -> tuple[Candidate, list[Trial]]:
     trials = [candidate.try_target(target) for target in targets]
     if work.method == TRAINED:
         candidate.go_back(entering)
-        trials.append(train(candidate, [name for trial in trials for name in trial.weights]))
+        trials.append(train(candidate, _to_train(candidate, targets, trials)))
     return candidate, trials
+
+
+def _to_train(candidate: Candidate, targets: Sequence[FitTarget], trials: Sequence[Trial]) -> list[str]:
+    """Return what was refitted; where that is a norm's scale only, with all linear layers before it in its layer."""
+    names: list[str] = []
+    for target, trial in zip(targets, trials, strict=True):
+        names += trial.weights
+        if target.writer.scale:
+            number, modules = candidate.numbers[target.layer], candidate.layers[target.layer].named_modules()
+            names += [f"{number}.{name}.weight" for name, module in modules if isinstance(module, nn.Linear | Conv1D)]
+    return names
 
 
 def _unknowns(work: Work, target: FitTarget) -> int:

@@ -94,8 +94,9 @@ def _trained(candidate: Candidate, names: Sequence[str]) -> dict[str, Tensor]:
             torch.autograd.backward(scored, gradient)
             rate = STEP * min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group, master, weight, size in zip(optimizer.param_groups, masters, live, sizes, strict=True):
-                assert weight.grad is not None
-                group["lr"], master.grad, weight.grad = rate * size, weight.grad.to(master.dtype), None
+                group["lr"] = rate * size
+                master.grad = None if weight.grad is None else weight.grad.to(master.dtype)
+                weight.grad = None
             optimizer.step()
             with torch.no_grad():
                 for master, weight in zip(masters, live, strict=True):

@@ -124,6 +124,21 @@ def test_all_seams_are_trained_together_after_their_refit() -> None:
     assert {name[0] for name in settings["weights"].split(", ")} <= {"1", "3"}
 
 
+def test_where_a_norm_follows_the_mlp_the_linear_layers_before_it_are_trained() -> None:
+    base, cut, weight = spoiled_cut("gemma2")
+    layer = layer_stack(cut.model).layers[1]
+    put_weights(layer, {"mlp.down_proj.weight": 3 * layer.mlp.down_proj.weight.flip(0)})  # no scale undoes that
+    text = written_by(base, rows=64)
+
+    refitted, trained = (repair(cut, base, text, method=method) for method in ("seam_refit", "seam_trained"))
+
+    names = trained.treatment.settings["weights"].split(", ")
+    assert names[0] == f"1.{weight.rpartition('.1.')[2]}"
+    assert {"1.mlp.down_proj.weight", "1.self_attn.o_proj.weight"} < set(names)
+    losses = [done.treatment.settings["held_out_nll_repaired"] for done in (refitted, trained)]
+    assert losses[1] < losses[0]
+
+
 def test_a_training_that_runs_away_is_not_applied_and_the_refit_stays(
     spoiled: tuple[ModelHandle, ModelHandle, TokenSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
