@@ -81,7 +81,8 @@ def repair(
 
     `blocks` are those of the plan whose seams are to be repaired; all if None.
 
-    Memory besides the models: the residual stream of all rows, once for the candidate and once a seam, and `Moments`.
+    Memory besides the models: the residual stream of all rows, once for the candidate and once a seam, and `Moments`;
+    for a training the stream twice more, and the activations of a step.
 
     Raises PlanError where nothing is missing or no layer stands before the only seam, ModelError for a base of another
     model and for families without anything to refit, TextError for too little text (with the number needed),
