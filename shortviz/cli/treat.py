@@ -28,7 +28,7 @@ Done = tuple["Treating | None", "ExportReport | None"]
 def repair(
     request: RepairRequest, out: OutOption = None, export: ExportOption = None, as_json: JsonOption = False
 ) -> None:
-    """Remove layers, repair the seam without training, compare on the same windows; with --export, write and prove it.
+    """Remove layers, repair the seam, compare on the same windows; with --export, write and prove it.
 
     The text options say what is fitted on, --eval-... what is scored on, --tasks which questions the uncut, the cut and
     the repaired model are asked.

@@ -22,6 +22,8 @@ from shortviz.records.text import TaskScore, TextInfo
 
 StepName = Literal["uncut", "cut", "repaired", "healed"]
 Setting = bool | int | float | str | None
+TRAINED = "seam_trained"
+"""The repair that is no closed form: what it refitted is trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ from shortviz.model.layers import layer_stack
 from shortviz.model.prune import put_weights, shared_copy
 from shortviz.progress import Watch
 from shortviz.records.json import Floats
+from shortviz.records.ledger import TRAINED
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import Tokens, TokenSet
 from shortviz.repair.batches import STOPPED, PairedBatch, open_paired_batch
@@ -79,10 +80,8 @@ class Work:
 class Trial:
     """One change to the candidate, judged."""
 
-    subject: str
-    """What was changed, for a sentence, e.g. `Layer 11`."""
-    how: str
-    """E.g. `refitted`."""
+    rejected: str
+    """How the sentence begins where it is not applied, e.g. `Layer 11 was left as it was: refitted`."""
     weights: tuple[str, ...]
     """Names of the new weights, layers in the uncut model's numbers, e.g. `11.mlp.down_proj.weight`."""
     found: float | None
@@ -216,11 +215,10 @@ class Candidate:
             tried += self._pooled(target, *chosen)
         after, best, remark = min(tried, key=lambda found: self.mean(found[0]))
         applied = self.keep_if_better(_in_layer(target, best), after)
-        if target.writer.scale:
+        if target.writer.scale and self.work.method != TRAINED:
             remark = SCALE_ONLY.format(number)
         return Trial(
-            subject=f"Layer {number}",
-            how="refitted",
+            rejected=f"Layer {number} was left as it was: refitted",
             weights=tuple(f"{number}.{name}" for name in best.weights),
             found=best.ridge,
             tokens=best.tokens,

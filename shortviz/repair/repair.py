@@ -19,7 +19,7 @@ from shortviz.model.handle import ModelHandle
 from shortviz.model.layers import layer_stack
 from shortviz.model.placement import refuse_spread
 from shortviz.progress import NO_WATCH, Watch
-from shortviz.records.ledger import Setting, Treatment
+from shortviz.records.ledger import TRAINED, Setting, Treatment
 from shortviz.records.plan import Block, PrunePlan
 from shortviz.records.text import TokenSet
 from shortviz.repair.candidate import SCALE_ONLY, Candidate, Trial, Work, open_candidate
@@ -35,7 +35,6 @@ from shortviz.repair.probe import (
 )
 from shortviz.repair.training import STEP_ROWS, train
 
-TRAINED = "seam_trained"
 METHODS = ("seam_refit", TRAINED, "linear_fold", "scale")
 _TOLERANCE = 1e-3
 
@@ -104,11 +103,16 @@ def repair(
         method=method,
         blocks=plan.blocks if blocks is None else tuple(blocks),
         tokens=tokens,
-        batch_size=min(batch_size, STEP_ROWS) if method == TRAINED else batch_size,
+        batch_size=rows_at_once(method, batch_size),
         watch=watch,
     )
     candidate, trials = _rescale(work) if method == "scale" else _refit(work)
     return _report(work, candidate, trials, time.perf_counter() - began)
+
+
+def rows_at_once(method: str, batch_size: int) -> int:
+    """Return how many rows a repair runs at once: what was asked for, or the rows behind an update of a training."""
+    return STEP_ROWS if method == TRAINED else batch_size
 
 
 def check_method(method: str) -> None:
@@ -144,6 +148,8 @@ def _report(work: Work, candidate: Candidate, trials: Sequence[Trial], seconds: 
         "held_out_nll_repaired": candidate.mean(candidate.nll),
         "batch_size": work.batch_size,
     }
+    if work.method == TRAINED:
+        settings["training_steps"] = len(candidate.fit_on) if trials[-1].applied else 0
     treatment = Treatment(
         kind="repair",
         method=work.method,
@@ -162,7 +168,7 @@ def _note(candidate: Candidate, trials: Sequence[Trial]) -> str:
     for trial in trials:
         if not trial.applied:
             parts.append(
-                f"{trial.subject} was left as it was: {trial.how}, the loss on held-out rows would have gone from "
+                f"{trial.rejected}, the loss on held-out rows would have gone from "
                 f"{candidate.mean(trial.before):.4f} to {candidate.mean(trial.after):.4f}."
             )
         elif trial.remark:
@@ -201,23 +207,25 @@ def _refit(work: Work) -> tuple[Candidate, list[Trial]]:
         wanted.add(work.base.info.num_layers)
         passes += len(work.plan.kept) - first
     candidate = open_candidate(work, wanted=wanted, first=first, passes=passes)
+    if work.method != TRAINED:
+        return candidate, [candidate.try_target(target) for target in targets]
     candidate.go_to(first)
     entering = candidate.standing()
     trials = [candidate.try_target(target) for target in targets]
-    if work.method == TRAINED:
-        candidate.go_back(entering)
-        trials.append(train(candidate, _to_train(candidate, targets, trials)))
+    candidate.go_back(entering)
+    trials.append(train(candidate, _to_train(candidate, targets, trials)))
     return candidate, trials
 
 
 def _to_train(candidate: Candidate, targets: Sequence[FitTarget], trials: Sequence[Trial]) -> list[str]:
-    """Return what was refitted; where that is a norm's scale only, with all linear layers before it in its layer."""
+    """Return what the refits tried to change; where that is a norm's scale, with all linear layers before the norm."""
     names: list[str] = []
     for target, trial in zip(targets, trials, strict=True):
-        names += trial.weights
+        inside = [name.partition(".")[2] for name in trial.weights]
         if target.writer.scale:
-            number, modules = candidate.numbers[target.layer], candidate.layers[target.layer].named_modules()
-            names += [f"{number}.{name}.weight" for name, module in modules if isinstance(module, nn.Linear | Conv1D)]
+            modules = candidate.layers[target.layer].named_modules()
+            inside += [f"{name}.weight" for name, module in modules if isinstance(module, nn.Linear | Conv1D)]
+        names += [f"{target.layer}.{name}" for name in inside]
     return names
 
 
@@ -323,8 +331,7 @@ def _try_scale(work: Work, candidate: Candidate, block: Block, names: dict[int, 
     before, after = candidate.nll, candidate.nll_with(weights)
     applied = candidate.keep_if_better(weights, after)
     return Trial(
-        subject=f"All from layer {after_block} on",
-        how=f"its additions divided by {found:.4f}",
+        rejected=f"All from layer {after_block} on was left as it was: its additions divided by {found:.4f}",
         weights=tuple(f"{kept[int(i)]}.{rest}" for i, _, rest in (name.partition(".") for name in weights)),
         found=found,
         tokens=sum(int(s.real.sum()) for s in candidate.fit_on),

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Final
 from shortviz.errors import FieldError, Stopped, TextError
 from shortviz.progress import Watch
 from shortviz.records.heal import HealHistory
-from shortviz.records.ledger import Ledger, LedgerStep, Treatment, add_step, not_better, start_ledger, treated_name
+from shortviz.records.ledger import (
+    TRAINED,
+    Ledger,
+    LedgerStep,
+    Treatment,
+    add_step,
+    not_better,
+    start_ledger,
+    treated_name,
+)  # fmt: skip
 from shortviz.records.measured import Evaluation
 from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
@@ -48,7 +57,7 @@ Treat = RepairRequest | ShrinkRequest | HealRequest | EvidenceRequest
 
 METHODS = {
     "seam_refit": "Seam refit",
-    "seam_trained": "Seam refit, then trained",
+    TRAINED: "Seam refit, then trained",
     "linear_fold": "Linear fold",
     "scale": "Scale",
 }
@@ -309,11 +318,11 @@ class CutLedger:
     def repaired(self, rows: "TokenSet", method: str, batch_size: int = 8) -> "Repaired":
         """Return the repair of the cut: from memory or from work that was cut short where it is the very same."""
         from shortviz.model.delta import load_treated, save_treated
-        from shortviz.repair.repair import Repaired, repair
+        from shortviz.repair.repair import Repaired, repair, rows_at_once
 
         removed, wanted = self.cut.removed, rows.info.fingerprint
         known = self.service.treated.get((self.request.model, removed, (method,)))
-        if known is not None and _is_repair(known.treatments, wanted, batch_size):
+        if known is not None and _is_repair(known.treatments, wanted, rows_at_once(method, batch_size)):
             return Repaired(handle=known, treatment=known.treatments[0], applied=True)
         path = self.unfinished("repair", removed, wanted, method, batch_size)
         saved = load_treated(path, self.base) if self.scores else None

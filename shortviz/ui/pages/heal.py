@@ -153,7 +153,7 @@ def _missing(tools: Service, shown: Shown, removed: tuple[int, ...], step: Ledge
 TICK_SECONDS = 1.0
 _METHODS_SAID: Mapping[str, str] = {
     "seam_refit": "The layer before the cut is solved anew, and may take over removed neurons.",
-    "seam_trained": "The same, then one pass of training of the same matrices: twice the time.",
+    "seam_trained": "The same, then one pass of training of that layer by the loss at the end: twice the time.",
     "linear_fold": "A linear map is folded into the layer before the cut.",
     "scale": "One number for the layers after it.",
 }
@@ -264,7 +264,7 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
             "See it on the map", icon=":material/grid_on:", key="heal_to_map", on_click=s.leave_for, args=(state, "Map")
         )
     with repair:
-        _step_words("2 Repair", found, "repaired", "Solves the matrices before the seam anew: about a minute.")
+        _step_words("2 Repair", found, "repaired", "Changes the layer before the seam: a minute, or two or three.")
         button = st.container(horizontal=True, gap="small")
         with button.popover("Method", icon=":material/tune:"):
             method = st.radio(

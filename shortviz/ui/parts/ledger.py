@@ -9,7 +9,7 @@ from shortviz.analysis.evidence import notes as evidence_notes
 from shortviz.figures import ledger as ledger_charts
 from shortviz.records.formatting import counted, duration, layers_text, percent, times, with_error
 from shortviz.records.heal import OwnText
-from shortviz.records.ledger import Ledger, LedgerStep, accuracy_change, not_better, verdicts
+from shortviz.records.ledger import TRAINED, Ledger, LedgerStep, accuracy_change, not_better, verdicts
 from shortviz.records.measured import from_map, windows_words
 from shortviz.records.plan import Block, Removal
 from shortviz.runs.report import ledger_table
@@ -322,9 +322,10 @@ def buttons(tools: Service, shown: Shown, block: Block) -> None:
     why = notes.why_off(shown.handle is None, live)
     found = s.session().get(s.METHOD)
     method = found if found in METHODS else next(iter(METHODS))
+    how = "and a short training: two or three minutes" if method == TRAINED else "without training: seconds to a minute"
     st.button(
         "Repair", icon=":material/build:", disabled=bool(why), key="repair_cell",
-        help=f"{why} Repair computes new weights beside the cut, without training: seconds to a minute.".strip(),
+        help=f"{why} Repair computes new weights beside the cut, {how}.".strip(),
         on_click=repair, args=(tools, shown, block.layers, method),
     )  # fmt: skip
     what = "Heal trains a small adapter on text, which takes minutes; opens its page."

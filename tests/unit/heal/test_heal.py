@@ -98,7 +98,7 @@ def test_gradient_checkpointing_changes_no_loss(base, cut, text):
 
 def test_chunks_of_logits_change_no_loss(base, cut, text, monkeypatch):
     whole = heal(cut, text[0], small_recipe(steps=3), base=base, heldout=text[1])
-    monkeypatch.setattr("shortviz.heal.objectives.CHUNK_BYTES", 4 * 260 * 7)
+    monkeypatch.setattr("shortviz.measure.gradients.CHUNK_BYTES", 4 * 260 * 7)
     chunks = heal(cut, text[0], small_recipe(steps=3), base=base, heldout=text[1])
     assert losses_of(whole.history) == pytest.approx(losses_of(chunks.history), abs=1e-5)
 

@@ -12,12 +12,13 @@ import pytest
 from shortviz.measure import distances, loss_map
 from shortviz.progress import Progress, Watch
 from shortviz.records.model import ModelRef
+from shortviz.records.plan import Block
 from shortviz.records.run import Run
 from shortviz.records.text import TextSpec, WindowSpec
 from shortviz.runs.run import load_run
 from shortviz.service.execute import execute, new_service
 from shortviz.service.place import Place
-from shortviz.service.requests import CurveRequest, MapRequest, MeasureRequest
+from shortviz.service.requests import CurveRequest, MapRequest, MeasureRequest, Removal, RepairRequest
 from shortviz.service.service import RunStore, Service, run_key
 from shortviz.settings import settings
 
@@ -237,3 +238,22 @@ def test_another_chat_template_under_the_same_name_is_another_run(tmp_path: Path
     before = run_key(ModelRef(id="demo"), text)
     template.write_text("{{ messages[0].content }}")
     assert run_key(ModelRef(id="demo"), text) != before
+
+
+@pytest.mark.parametrize("method", ["seam_refit", "seam_trained"])
+def test_what_was_repaired_on_the_same_rows_is_not_repaired_again(
+    service: Service, checkpoint: str, method: str
+) -> None:
+    asked = RepairRequest(
+        model=ModelRef(id=checkpoint), removal=Removal(block=Block(start=2, n=2)), text=replace(ROWS, limit=40),
+        evaluation=ROWS, windows=WINDOWS, method=method, fit_tokens=1024,
+    )  # fmt: skip
+    stages: list[list[str]] = []
+    for _ in range(2):
+        told: list[str] = []
+        found = execute(asked, Watch(lambda progress, told=told: told.append(progress.stage)), service=service)
+        assert found.applied, found.note
+        stages.append(told)
+
+    assert "repair" in stages[0]
+    assert "repair" not in stages[1]
