@@ -264,7 +264,9 @@ class EvidenceRequest(_CutRequest):
         tuple[str, ...], Help("Built-in texts or files that show other kinds of text, by commas.", option="--texts")
     ] = ("passages/prose", "passages/code", "passages/dialogue")
     repair: Annotated[str | None, Help("Also the repaired cut: e.g. seam_refit.")] = None
-    adapter: Adapter = None
+    adapter: Annotated[
+        str | None, Help("An adapter of shortviz heal for this very cut: also the healed model.", metavar="FOLDER")
+    ] = None
     fit_tokens: FitTokens = FIT_TOKENS
     batch_size: Batch = 8
     lm_eval: Annotated[
