@@ -40,7 +40,7 @@ class HeadLoss:
     logits: Callable[[Tensor], Tensor]
     """Of the model that is trained, from its states."""
     uncut_logits: Callable[[Tensor], Tensor] | None
-    """Of the uncut model, from its own; None: next tokens alone."""
+    """Of the uncut model, from its own; None where its states are never given."""
     vocab_size: int
     mix: float = 0.5
     """Share of the uncut model's distribution, 0 to 1."""
@@ -66,8 +66,9 @@ class HeadLoss:
 
     def _sum(self, states: Tensor, targets: Tensor, uncut: Tensor | None) -> Tensor:
         logits = self.logits(states)
-        if uncut is None or self.uncut_logits is None:
+        if uncut is None:
             return nn.functional.cross_entropy(logits, targets, reduction="sum")
+        assert self.uncut_logits is not None
         with torch.no_grad():
             log_p = (self.uncut_logits(uncut).to(logits.device, logits.dtype) / self.temperature).log_softmax(-1)
         log_q = (logits / self.temperature).log_softmax(-1)

@@ -84,8 +84,8 @@ class Trial:
     """How the sentence begins where it is not applied, e.g. `Layer 11 was left as it was: refitted`."""
     weights: tuple[str, ...]
     """Names of the new weights, layers in the uncut model's numbers, e.g. `11.mlp.down_proj.weight`."""
-    found: float | None
-    """The ridge that was chosen, or the factor; None of what was trained."""
+    found: float
+    """The ridge that was chosen, or the factor; of a training, the steps that it made."""
     tokens: int
     """Fitted on."""
     before: Floats

@@ -138,10 +138,10 @@ def _checked_plan(cut: ModelHandle, base: ModelHandle, method: str) -> PrunePlan
 
 def _report(work: Work, candidate: Candidate, trials: Sequence[Trial], seconds: float) -> Repaired:
     kept = [trial for trial in trials if trial.applied]
-    found = [f"{trial.found:.4g}" for trial in trials if trial.found is not None]
+    fits = trials[:-1] if work.method == TRAINED else trials
     settings: dict[str, Setting] = {
         "weights": ", ".join(dict.fromkeys(name for trial in kept for name in trial.weights)),
-        "factor" if work.method == "scale" else "ridge": ", ".join(found),
+        "factor" if work.method == "scale" else "ridge": ", ".join(f"{trial.found:.4g}" for trial in fits),
         "fit_tokens": trials[0].tokens,
         "held_out_tokens": int(candidate.weights.sum()),
         "held_out_nll_cut": candidate.mean(trials[0].before),
@@ -149,7 +149,7 @@ def _report(work: Work, candidate: Candidate, trials: Sequence[Trial], seconds: 
         "batch_size": work.batch_size,
     }
     if work.method == TRAINED:
-        settings["training_steps"] = len(candidate.fit_on) if trials[-1].applied else 0
+        settings["training_steps"] = int(trials[-1].found) if trials[-1].applied else 0
     treatment = Treatment(
         kind="repair",
         method=work.method,

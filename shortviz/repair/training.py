@@ -47,7 +47,7 @@ def train(candidate: Candidate, names: Sequence[str]) -> Trial:
     return Trial(
         rejected=f"The training was not kept: with its {steps} steps",
         weights=tuple(f"{number}.{rest}" for number, rest in parts),
-        found=None,
+        found=steps,
         tokens=tokens,
         before=before,
         after=after,

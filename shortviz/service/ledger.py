@@ -25,7 +25,7 @@ from shortviz.records.ledger import (
     not_better,
     start_ledger,
     treated_name,
-)  # fmt: skip
+)
 from shortviz.records.measured import Evaluation
 from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan

@@ -191,7 +191,10 @@ REFUSED = [
     (("repair",), "Nothing says what to remove"),
     (("repair", "--remove", "0"), "The cut begins at layer 0"),
     (("repair", "--remove", "2", "--method", "glue"), "There is no repair called 'glue'"),
-    (("shrink", "--to-layers", "4", "--method", "linear_replacement"), "choose seam_refit, seam_trained, linear"),
+    (
+        ("shrink", "--to-layers", "4", "--method", "linear_replacement"),
+        "choose seam_refit, seam_trained, linear_fold, scale.",
+    ),
     (("repair", "--remove", "2", "--fit-tokens", "64"), "--fit-tokens is 64; a repair is fitted on some rows"),
     (("repair", "--remove", "2", "--eval-key", "text"), "--eval-key text names a column of a file"),
     (("repair", "--remove", "2", "--eval-text", "a.txt", "--eval-builtin", "passages"), "both name a text"),

@@ -157,6 +157,8 @@ def test_a_training_that_runs_away_is_not_applied_and_the_refit_stays(
 
         assert found.applied
         assert "The training was not kept: with its" in found.treatment.note
+        assert found.treatment.settings["training_steps"] == 0
+        assert found.treatment.settings["ridge"] == refitted.treatment.settings["ridge"]
         theirs, ours = (done.handle.model.state_dict() for done in (refitted, found))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -128,5 +128,6 @@ def test_a_fault_after_the_first_step_keeps_it_and_is_told(
 def test_a_repair_that_there_is_not_is_refused_before_any_work(
     llama: ModelHandle, windows: WindowSet, text: TokenSet
 ) -> None:
-    with pytest.raises(PlanError, match="no repair called 'linear_replacement'; choose seam_refit, seam_trained,"):
+    refused = "no repair called 'linear_replacement'; choose seam_refit, seam_trained, linear_fold, scale"
+    with pytest.raises(PlanError, match=refused):
         shrink(llama, windows, text, 3, method="linear_replacement")
