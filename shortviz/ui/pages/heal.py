@@ -153,7 +153,7 @@ def _missing(tools: Service, shown: Shown, removed: tuple[int, ...], step: Ledge
 TICK_SECONDS = 1.0
 _METHODS_SAID: Mapping[str, str] = {
     "seam_refit": "The layer before the cut is solved anew, and may take over removed neurons.",
-    "seam_trained": "The same, then one pass of training of that layer by the loss at the end: twice the time.",
+    "seam_trained": "The same, then that layer is trained by the loss at the end: it leans more on the text.",
     "linear_fold": "A linear map is folded into the layer before the cut.",
     "scale": "One number for the layers after it.",
 }

@@ -81,12 +81,16 @@ def draw_ledger(ledger: Ledger, *, key: str) -> None:
 
 
 def behind(ledger: Ledger) -> str:
-    """Return what text stands behind the numbers, and what was trained on."""
+    """Return what text stands behind the numbers, and which each treated model was fitted to or trained on."""
     score = ledger.steps[0].evaluation.score
     windows = windows_words(score.windows, ledger.text)
     found = f"{counted(score.tokens, 'token')} scored of {plain(ledger.text.words)}, {windows}, the same for every step"
-    trained = [(step, step.treatments[-1].text) for step in ledger.steps if step.name == "healed"]
-    told = [f"{plain(step.label)} was trained on {plain(text.source)}" for step, text in trained if text is not None]
+    treated = [(step, step.treatments[-1].text) for step in ledger.steps if step.treatments]
+    told = [
+        f"{plain(step.label)} was {'trained on' if step.name == 'healed' else 'fitted to'} {plain(text.source)}"
+        for step, text in treated
+        if text is not None
+    ]
     return "; ".join([found, *told])
 
 
