@@ -17,7 +17,7 @@ import typer
 
 from shortviz.errors import FieldError, GateError, ShortvizError, Stopped, first_line, is_out_of_memory
 from shortviz.progress import NOTE, OnProgress, Progress, Watch
-from shortviz.records.formatting import spelled
+from shortviz.records.formatting import fields_spelled, spelled
 
 if TYPE_CHECKING:
     from shortviz.records.text import TextSpec
@@ -60,7 +60,7 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
 def _refuse(message: str, debug: bool, code: int) -> int:
     if debug:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    print(fields_spelled(message), file=sys.stderr)
     return code
 
 

@@ -1,7 +1,8 @@
 """Numbers as people read them, each kind written by one function: errors, shares, sizes, counts; fields in words."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _LARGEST_EXPONENT = 700
@@ -156,3 +157,11 @@ class Help:
 def spelled(name: str) -> str:
     """Return how a field is written on the command line: `--batch-size` for `batch_size`."""
     return "--" + name.replace("_", "-")
+
+
+_FIELDS = re.compile(r"`((?:eval_|task_)?(?:key|subset|split)|question|choices|label)`")
+
+
+def fields_spelled(sentence: str, spell: Callable[[str], str] = spelled) -> str:
+    """Return a sentence with the fields of a text or of questions, which it names in backticks, spelled."""
+    return _FIELDS.sub(lambda found: spell(found[1]), sentence)

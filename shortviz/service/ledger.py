@@ -185,7 +185,7 @@ def _of_evaluation() -> Iterator[None]:
     except FieldError as error:
         raise FieldError(f"eval_{error.field}", error.why, error.before) from error
     except TextError as error:
-        raise TextError(re.sub(r"--(key|subset|split)\b", r"--eval-\1", str(error))) from error
+        raise TextError(re.sub(r"`(key|subset|split)`", r"`eval_\1`", str(error))) from error
 
 
 class CutLedger:

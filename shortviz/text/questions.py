@@ -20,7 +20,7 @@ from shortviz.records.text import TaskRow, TaskRows, TaskSpec
 from shortviz.text.sources import DEFAULT_ROWS, from_json, table, told_replaced, whole_characters
 from shortviz.text.tables import TABLES, Wanted, kind_of, opened
 
-OPTIONS = "--question, --choices and --label"
+FIELDS = "`question`, `choices` and `label`"
 """What a person chooses columns with; named in errors."""
 
 
@@ -39,7 +39,7 @@ def read_task(spec: TaskSpec, *, watch: Watch = NO_WATCH) -> TaskRows:
     columns = _columns(spec)
     source, rows, replaced = _source(spec, columns), [], 0
     # A row without a label is told by `_Label`, with its own sentence.
-    with table(spec, Wanted(columns=columns, option=OPTIONS, may_lack=spec.label)) as found:
+    with table(spec, Wanted(columns=columns, field=FIELDS, may_lack=spec.label)) as found:
         for place, values in islice(found.rows, spec.limit or (DEFAULT_ROWS if spec.kind == "dataset" else None)):
             watch.check("Reading the questions was stopped; nothing was chosen.")
             where = place if place.startswith("line") else f"{place} (from 0)"
@@ -59,7 +59,7 @@ def _columns(spec: TaskSpec) -> tuple[str, ...]:
     columns = (spec.question, *spec.choices, spec.label)
     for key in columns:
         if columns.count(key) > 1:
-            raise TextError(f"Column {key!r} was named twice; question, choices and label need one each ({OPTIONS}).")
+            raise TextError(f"Column {key!r} was named twice; question, choices and label need one each ({FIELDS}).")
     return columns
 
 
@@ -99,7 +99,7 @@ def _choices(spec: TaskSpec, where: str, values: Sequence[Any]) -> tuple[tuple[s
             kind = "nothing" if found is None else _shown(found)
             raise TextError(
                 f"The choices in {where} are {kind} (column {spec.choices[0]!r}), not a list; name a column that holds "
-                "a list, or several columns with one choice each, with --choices."
+                "a list, or several columns with one choice each, with `choices`."
             )
     if len(texts) < 2:
         count = "one choice" if len(texts) else "no choices"
@@ -133,7 +133,7 @@ class _Label:
         if value is None or (isinstance(value, str) and not value.strip()):
             raise TextError(
                 f"There is no label in {self.where} (column {self.spec.label!r}); name the column of the right choice "
-                "with --label, or remove the row."
+                "with `label`, or remove the row."
             )
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise TextError(

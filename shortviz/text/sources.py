@@ -330,7 +330,7 @@ def _problem(spec: TextSpec | TaskSpec, error: Exception) -> ShortvizError:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     name = spec.value
-    subset, split = ("--task-subset", "--task-split") if isinstance(spec, TaskSpec) else ("--subset", "--split")
+    subset, split = ("`task_subset`", "`task_split`") if isinstance(spec, TaskSpec) else ("`subset`", "`split`")
     text = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, GatedRepoError) or "is a gated dataset" in text:
         return TextError(f"Data set {name} is gated; accept its terms on the hub and log in with `hf auth login`.")

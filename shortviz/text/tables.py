@@ -44,7 +44,7 @@ class Wanted:
     """What is to be taken of a table."""
 
     columns: tuple[str, ...]
-    option: str = "--key"
+    field: str = "`key`"
     """What chooses a column, for errors."""
     may_lack: str | None = None
     """A column that a row of JSON may lack: None is read there."""
@@ -70,7 +70,7 @@ class Wanted:
         for key in self.columns:
             if key not in counts and key != lacks:
                 listed = ", ".join(dict.fromkeys(names)) or "none"
-                choose = f"Choose one of them with {self.option}{self._proposal(sample)}."
+                choose = f"Choose one of them with {self.field}{self._proposal(sample)}."
                 raise TextError(f"There is no column {key!r} in {where}; it has: {listed}. {choose}")
             if counts[key] > 1:
                 raise TextError(f"{counts[key]} columns of {where} are called {key!r}; give each a name of its own.")
@@ -84,7 +84,7 @@ class Wanted:
             return ""
         what = "only" if len(texts) == 1 else "the longest text is in"
         verb = " holds text" if len(texts) == 1 else ""
-        return f"; {what} {texts[0]!r}{verb} ({self.option} {quote(texts[0])})"
+        return f"; {what} {texts[0]!r}{verb} ({self.field} {quote(texts[0])})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

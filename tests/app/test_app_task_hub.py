@@ -100,7 +100,7 @@ def test_a_subset_is_asked_for_by_the_name_of_its_field(
 ) -> None:
     found = in_the_app(repositories, tiny_folder, tmp_path, dataset="org/subsets")
     assert found["state"] == "failed"
-    sentence = "Data set org/subsets has several subsets; choose one in the subset above (there are: en, de)."
+    sentence = "Data set org/subsets has several subsets; choose one with Subset (there are: en, de)."
     assert sentence in found["errors"]
     found = in_the_app(repositories, tiny_folder, tmp_path, dataset="org/subsets", subset="de")
     assert found["state"] == "done", found

@@ -28,7 +28,7 @@ def choose(page: App, file: Path, columns: tuple[str, str], form: str = "inspect
 def test_questions_with_the_wrong_columns_are_refused_in_a_sentence(loaded: App, questions: Path) -> None:
     page = choose(loaded.page("map"), questions, ("question", "choices"))
     assert "There is no column 'question' in line 1" in page.errors[0]
-    assert "Choose one of them in the columns above." in page.errors[0]
+    assert "Choose one of them with Column: question, Choices and Right choice." in page.errors[0]
     assert s.TASK not in page.state
 
 
@@ -124,10 +124,12 @@ def test_a_data_set_that_cannot_be_read_is_told_with_the_names_of_the_form(measu
     questions.rename(folder / "train.jsonl")
     page = name_dataset(measured, str(folder), split="test")
     assert page.finish("questions").state == "failed"
-    assert any("has no split 'test'; choose one in the split above" in error for error in page.errors), page.errors
+    assert any("has no split 'test'; choose one with Split" in error for error in page.errors), page.errors
     page = name_dataset(page, str(folder), choices="options")
     assert page.finish("questions").state == "failed"
-    assert any("no column 'options'" in error and "in the columns above" in error for error in page.errors), page.errors
+    assert any("no column 'options'" in error and "with Column: question" in error for error in page.errors), (
+        page.errors
+    )
     assert not [button for button in page.at.button if button.key == "score_block"]
 
 

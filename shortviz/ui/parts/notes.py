@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from shortviz.records.formatting import duration, size
+from shortviz.records.formatting import duration, fields_spelled, size
 from shortviz.records.model import ModelInfo
 from shortviz.service import policy
 from shortviz.service.queue import JobState
@@ -18,9 +18,8 @@ from shortviz.settings import settings
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~:$&])")
 
 
-_LABELS = {"key": "Column", "subset": "Subset", "split": "Split"}
-_FIELDS = re.compile(r"--(?:task-)?(key|subset|split)\b")
-"""Options that sentences about a text or questions name."""
+_LABELS = {"key": "Column", "question": "Column: question", "choices": "Choices", "label": "Right choice"}
+"""Of fields that sentences about a text or questions name; what is not here is called as its field is."""
 
 
 def plain(text: str) -> str:
@@ -70,8 +69,13 @@ def job_error(job: JobState | None) -> None:
 
 
 def problem(text: str) -> None:
-    """Show what went wrong and what to do, as written; what the command line calls an option is a field of the page."""
-    st.error(plain(_FIELDS.sub(lambda found: _LABELS[found[1]], text)), icon=":material/error:")
+    """Show what went wrong and what to do, as written; a field is called by its label on the page."""
+    st.error(plain(fields_spelled(text, _label)), icon=":material/error:")
+
+
+def _label(field: str) -> str:
+    name = field.rpartition("_")[2]
+    return _LABELS.get(name, name.capitalize())
 
 
 def why_off(unloaded: bool, live: bool) -> str:

@@ -16,7 +16,6 @@ from shortviz.service.queue import JobState
 from shortviz.service.requests import FetchRequest, TasksRequest
 from shortviz.service.service import Service
 from shortviz.settings import settings
-from shortviz.text.questions import OPTIONS
 from shortviz.text.tables import TABLES
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
@@ -27,14 +26,6 @@ from shortviz.ui.session.shown import Shown
 
 PROMPTS = {"Question alone": "{question}", "Question: ... Answer:": "Question: {question}\nAnswer:"}
 DEFAULT_LIMIT = 100
-_FORM = {
-    OPTIONS: "the columns above",
-    "--choices": "the choices above",
-    "--label": "the right choice above",
-    "--task-subset": "the subset above",
-    "--task-split": "the split above",
-}
-"""Options of the command line that a sentence may name, and the fields of this form."""
 
 
 def picker(bench: Service, *, key: str) -> None:
@@ -137,7 +128,7 @@ def _use(bench: Service, spec: Callable[..., TaskSpec], upload: Any) -> None:
         if chosen.kind == "file":
             measure.rows_of(bench, chosen)
     except ShortvizError as error:
-        s.refuse_task(state, _in_the_form(str(error)))
+        s.refuse_task(state, str(error))
     else:
         s.set_task(state, chosen)
         ref = s.ref(state)
@@ -157,21 +148,12 @@ def _chosen(bench: Service, key: str) -> None:
         if job.live:
             st.caption(f":material/autorenew: {plain(notes.progress_words(job))}")
             st.button("Stop", icon=":material/stop:", on_click=bench.stop, args=(job.id,), key=f"{key}_stop")
-        elif job.state == "failed" and not job.error_is_ours:
-            notes.problem(_in_the_form(job.error))
         else:
             notes.job_error(job)
     rows = chosen_rows(bench)
     if rows is not None:
         chance = sum(1 / len(row.choices) for row in rows.rows) / len(rows.rows)
         st.caption(f"Chosen: {counted(len(rows.rows), 'question')} of {plain(rows.source)}; chance {percent(chance)}.")
-
-
-def _in_the_form(problem: str) -> str:
-    """Return the sentence with the names of this form's fields, not those of the command line."""
-    for option, name in _FORM.items():
-        problem = problem.replace(f"with {option}", f"in {name}").replace(option, name)
-    return problem
 
 
 # Multiple-choice questions in the inspector: the accuracy of the chosen block beside that of the uncut model.

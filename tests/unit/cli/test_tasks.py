@@ -44,6 +44,8 @@ def test_accuracy_of_both_models_is_printed_with_errors_and_chance(shortviz, che
     ("row", "message"),
     [
         ({"question": "Q", "choices": ["a", "b"]}, "line 4"),
+        ({"question": "Q", "choices": ["a", "b"], "label": None}, "the right choice with --label, or remove the row."),
+        ({"question": "Q", "choices": "a", "label": 0}, "several columns with one choice each, with --choices."),
         ({"question": "Q", "choices": ["a"], "label": 0}, "line 4"),
         ({"question": "Q", "choices": ["a", ""], "label": 0}, "line 4"),
         ({"question": "Q", "choices": ["a", "b"], "label": 2}, "line 4"),

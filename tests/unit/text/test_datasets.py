@@ -98,10 +98,10 @@ PROBLEMS = [
     (
         {"value": "org/rows", "split": "test"},
         "TextError",
-        "no split 'test'; choose one with --split (there are: train)",
+        "no split 'test'; choose one with `split` (there are: train)",
     ),
-    ({"value": "org/subsets"}, "TextError", "has several subsets; choose one with --subset (there are: en, de)"),
-    ({"value": "org/subsets", "subset": "fr"}, "TextError", "has no subset 'fr'; choose one with --subset (there are"),
+    ({"value": "org/subsets"}, "TextError", "has several subsets; choose one with `subset` (there are: en, de)"),
+    ({"value": "org/subsets", "subset": "fr"}, "TextError", "has no subset 'fr'; choose one with `subset` (there are"),
     ({"value": "org/absent"}, "TextError", "There is no data set org/absent on the hub, or it is private; check its"),
     ({"value": "org/secret"}, "TextError", "There is no data set org/secret on the hub, or it is private"),
     ({"value": "org/locked"}, "TextError", "Data set org/locked is gated; accept its terms on the hub and log in"),
@@ -180,4 +180,4 @@ def test_the_column_of_a_data_set_is_proposed_and_chats_are_found(tmp_path: Path
     assert "split train, column messages" in chats[1]
     for found in (proposed, lines):
         assert found[0] == "TextError"
-        assert found[1].endswith("Choose one of them with --key; the longest text is in 'body' (--key body).")
+        assert found[1].endswith("Choose one of them with `key`; the longest text is in 'body' (`key` body).")

@@ -144,7 +144,7 @@ def test_other_questions_have_another_fingerprint(tmp_path: Path) -> None:
 
 
 NO_LABEL = (
-    "There is no label in line 2 of rows.jsonl (column 'label'); name the column of the right choice with --label, or "
+    "There is no label in line 2 of rows.jsonl (column 'label'); name the column of the right choice with `label`, or "
     "remove the row."
 )
 
@@ -168,7 +168,7 @@ NO_LABEL = (
         (
             {"choices": "down"},
             "The choices in line 2 of rows.jsonl are 'down' (str) (column 'choices'), not a list; name a column that "
-            "holds a list, or several columns with one choice each, with --choices.",
+            "holds a list, or several columns with one choice each, with `choices`.",
         ),
         (
             {"choices": {"text": ["a", "b"], "label": ["A"]}},
@@ -226,8 +226,8 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path,
         read_task(TaskSpec(kind="file", value=str(path), choices=("a", "b")))
     where = f"line 1 of {path}" if suffix == "jsonl" else str(path)
     assert str(caught.value) == (
-        f"There is no column 'question' in {where}; it has: goal, a, b, label. Choose one of them with --question, "
-        "--choices and --label."
+        f"There is no column 'question' in {where}; it has: goal, a, b, label. Choose one of them with `question`, "
+        "`choices` and `label`."
     )
 
 
@@ -261,8 +261,8 @@ def test_a_spec_that_makes_no_sense_is_refused(fields: dict[str, Any], sentence:
 
 def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, LIST, label="choices") == (
-        "Column 'choices' was named twice; question, choices and label need one each (--question, --choices and "
-        "--label)."
+        "Column 'choices' was named twice; question, choices and label need one each (`question`, `choices` and "
+        "`label`)."
     )
 
 
@@ -275,5 +275,5 @@ def test_a_folder_of_data_files_is_read_like_a_data_set(tmp_path: Path) -> None:
     assert [row.where for row in task.rows] == ["row 0 (from 0)", "row 1 (from 0)", "row 2 (from 0)"]
     assert task.rows[0].choices == ("down", "sky", "left")
     assert task.source == f"data set {folder}, split validation, columns question, choices, label, first 3 rows"
-    with pytest.raises(TextError, match=r"it has: question, choices, label, extra\. Choose one of them with --quest"):
+    with pytest.raises(TextError, match=r"it has: question, choices, label, extra\. Choose one of them with `quest"):
         read_task(TaskSpec(kind="dataset", value=str(folder), label="gold"))

@@ -74,7 +74,7 @@ def test_another_packing_is_refused_with_the_way_out(tmp_path: Path, name: str) 
 def test_a_column_without_a_name_is_proposed_by_the_name_that_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(",label\nthe longest text,1\nand more,2\n")
-    assert refused(path).endswith("; the longest text is in 'Unnamed: 0' (--key 'Unnamed: 0').")
+    assert refused(path).endswith("; the longest text is in 'Unnamed: 0' (`key` 'Unnamed: 0').")
     assert read(path, key="Unnamed: 0").rows == ("the longest text", "and more")
 
 
@@ -215,10 +215,10 @@ def test_a_column_that_is_not_there_is_answered_with_the_one_that_is_meant(tmp_p
 
     write(title=["a", "b"], body=["some more words", "and more"])
     told = refused(path)
-    assert "it has: title, body. Choose one of them with --key; the longest text is in 'body' (--key body)." in told
-    assert refused(path, key="Body").endswith("the longest text is in 'body' (--key body).")
+    assert "it has: title, body. Choose one of them with `key`; the longest text is in 'body' (`key` body)." in told
+    assert refused(path, key="Body").endswith("the longest text is in 'body' (`key` body).")
     write(body=["some more words", "and more"], other=[None, None] if kind == ".csv" else [1, 2])
-    assert refused(path).endswith("Choose one of them with --key; only 'body' holds text (--key body).")
+    assert refused(path).endswith("Choose one of them with `key`; only 'body' holds text (`key` body).")
     assert tables.text_columns(tables.first_rows(path)) == ("body",)
     assert read(path, key="body").rows == ("some more words", "and more")
 
