@@ -196,6 +196,11 @@ class TextSpec:
         """Whether text longer than a row becomes several rows."""
         return self.long_rows == "cut" or (self.long_rows == "auto" and self.kind != "builtin")
 
+    @property
+    def fit_length(self) -> int:
+        """Tokens of a row that a repair is fitted to: 256 where the rows of the text are not cut."""
+        return self.max_length if self.max_length < ALL_TOKENS else 256
+
     def __post_init__(self) -> None:
         for name, value, known in (
             ("bos", self.bos, Bos),

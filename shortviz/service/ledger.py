@@ -30,7 +30,7 @@ from shortviz.records.measured import Evaluation
 from shortviz.records.model import ModelInfo, ModelRef
 from shortviz.records.plan import PrunePlan
 from shortviz.records.run import Run
-from shortviz.records.text import ALL_TOKENS, TaskScore, TextInfo, TextSpec, WindowSpec
+from shortviz.records.text import TaskScore, TextInfo, TextSpec, WindowSpec
 from shortviz.runs.run import new_run, with_evaluation, with_ledger
 from shortviz.service import kept, measure
 from shortviz.service.place import Place, alone_at, unfinished
@@ -43,7 +43,6 @@ from shortviz.service.requests import (
 )
 from shortviz.settings import settings
 from shortviz.text.sources import read_rows
-from shortviz.text.tokens import FIT_LENGTH, FIT_TOKENS
 
 if TYPE_CHECKING:
     from shortviz.heal.heal import Healed
@@ -229,12 +228,11 @@ class CutLedger:
         info = self.windows.info
         self._windows = replace(self.windows, info=replace(info, source=f"{info.source}, {words}"))
 
-    def fit_rows(self, tokens: int = FIT_TOKENS, before: "TokenSet | None" = None) -> "TokenSet":
+    def fit_rows(self, tokens: int, before: "TokenSet | None" = None) -> "TokenSet":
         """Return the beginning of the text in rows to fit on; with `before`, none that a training holds out."""
         from shortviz.text.tokens import fit_rows
 
-        length = row_length(self.request.text)
-        return fit_rows(self.text, self.base.tokenizer, tokens=tokens, length=length, before=before)
+        return fit_rows(self.text, self.base.tokenizer, tokens=tokens, before=before)
 
     def cut_out(self, removed: tuple[int, ...]) -> "ModelHandle":
         """Return the cut model; raises ResourceError where the disk has no room for its export."""
@@ -399,11 +397,6 @@ class CutLedger:
 
         run = self.place.update(added)
         self.shown = replace(self.shown, ledger=ledger_of(run, ledger.removed))
-
-
-def row_length(spec: TextSpec) -> int:
-    """Return the tokens of a row to fit on, where the rows of the text are not cut."""
-    return spec.max_length if spec.max_length < ALL_TOKENS else FIT_LENGTH
 
 
 def _is_repair(treatments: tuple[Treatment, ...], text: str, batch_size: int) -> bool:

@@ -16,7 +16,7 @@ from shortviz.records.model import SPREAD, STORED, ModelInfo, ModelRef, OutDtype
 from shortviz.records.plan import Block, Removal
 from shortviz.records.text import ALL_TOKENS, TaskSpec, TextSpec, WindowSpec
 from shortviz.text.sources import PASTED, file_words
-from shortviz.text.tokens import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, FIT_LENGTH, FIT_TOKENS
+from shortviz.text.tokens import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, FIT_TOKENS
 
 FIT_TEXT = replace(DEFAULT_CALIBRATION, limit=None)
 """What repairs are fitted to unless other text is chosen: as many rows as are needed."""
@@ -183,6 +183,7 @@ class RepairRequest(_CutRequest):
     anyway: Anyway = False
 
     def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size")
         check_fit(self)
 
 
@@ -208,7 +209,7 @@ class ShrinkRequest:
     anyway: Anyway = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "to_layers")
+        at_least(self, 1, "to_layers", "batch_size")
         check_fit(self)
 
 
@@ -219,6 +220,7 @@ class HealRequest(_CutRequest):
     kind: ClassVar = "heal"
     text: TextSpec = TRAINING_TEXT
     repair: Annotated[str | None, Help("Repair first: e.g. seam_refit.")] = None
+    fit_tokens: FitTokens = FIT_TOKENS
     preset: Annotated[str, Help("quick, good, or paper (for a GPU); the options below change it.")] = "good"
     changes: tuple[Change, ...] = ()
     """Settings that differ from the preset's, by field: a setting that is not changed is fitted to the model."""
@@ -239,6 +241,10 @@ class HealRequest(_CutRequest):
         ordered = sorted(self.changes, key=lambda change: places.get(change[0], -1))
         object.__setattr__(self, "changes", tuple(ordered))
         self.settings()
+        if self.repair is not None:
+            check_fit(self)
+        elif self.fit_tokens != FIT_TOKENS:
+            raise FieldError("fit_tokens", "is of a repair; give repair too, or leave it out")
 
     def _read_self(self) -> None:
         """Take the text `self` for a share of 1 where none is given, and the usual text for the rest and a repair."""
@@ -279,7 +285,7 @@ class EvidenceRequest(_CutRequest):
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
-        at_least(self, 1, "probe_items", "lm_eval_limit")
+        at_least(self, 1, "probe_items", "lm_eval_limit", "batch_size")
         check_fit(self)
 
 
@@ -362,16 +368,14 @@ def at_least(request: object, least: int, *names: str) -> None:
             raise FieldError(name, f"is {value}; it must be at least {least}")
 
 
-def check_fit(request: RepairRequest | ShrinkRequest | EvidenceRequest) -> None:
+def check_fit(request: RepairRequest | ShrinkRequest | HealRequest | EvidenceRequest) -> None:
     """Raise FieldError where a repair would have too little text to be fitted and judged."""
-    at_least(request, 1, "batch_size")
-    length = request.text.max_length or FIT_LENGTH
+    length = request.text.fit_length
     if request.fit_tokens < 2 * length:
-        raise FieldError(
-            "fit_tokens",
-            f"is {request.fit_tokens}; a repair is fitted on some rows and judged on others, so give at least "
-            f"{2 * length}, two rows of {length}",
+        why = (
+            f"a repair is fitted on some rows and judged on others, so give at least {2 * length}, two rows of {length}"
         )
+        raise FieldError("fit_tokens", f"is {request.fit_tokens}; {why}")
 
 
 def check_device(request: Request, what: str) -> None:

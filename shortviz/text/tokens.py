@@ -366,8 +366,6 @@ _BETWEEN: Final = "\n\n"
 
 FIT_TOKENS: Final = 16_384
 """Tokens to fit on where the text has as many: enough for the ridge, and done within a minute."""
-FIT_LENGTH: Final = 256
-"""Tokens in a row of them, where nobody says otherwise."""
 
 
 def fit_rows(
@@ -375,7 +373,6 @@ def fit_rows(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     tokens: int = FIT_TOKENS,
-    length: int = FIT_LENGTH,
     before: TokenSet | None = None,
 ) -> TokenSet:
     """Return the first tokens of a text as rows, the text joined so that none of it is lost.
@@ -384,6 +381,7 @@ def fit_rows(
     training holds out. The rows are those of `shortviz repair` with as many --fit-tokens.
     """
     text = read_rows(spec)
+    length = text.spec.fit_length
     count = max(tokens // length, 1)
     opening = _bos_prefix(text.spec.bos, tokenizer)[0]
     if before is not None:

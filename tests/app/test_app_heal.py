@@ -122,9 +122,12 @@ def test_evidence_is_asked_for_of_the_cut_that_is_shown(healing: App, tools: Ser
 def test_repair_and_heal_add_to_one_ledger_that_is_kept_and_exported(
     healing: App, tools: Service, tmp_path: Path
 ) -> None:
-    page = healing.click("repair_button")
+    healing.at.number_input(key=s.FIT_TOKENS).set_value(512)
+    page = healing.run().click("repair_button")
     job = page.finish("repair")
     assert job.state == "done", job.error
+    settings = job.result.treatment.settings
+    assert settings["fit_tokens"] + settings["held_out_tokens"] + 1 == 512, "two rows; a row's first is not scored"
     small(page, steps=3, warmup_steps=0, batch_size=1, length=32, eval_every=1, rank=2)
     page.click("heal_button")
     job = page.finish("heal")

@@ -44,7 +44,6 @@ from shortviz.service.ledger import (
     Treating,
     known_ledger,
     ledger_of,
-    row_length,
     treated,
     write,
 )
@@ -210,7 +209,7 @@ def _begin(work: CutLedger, request: HealRequest, method: str, tokens: "TokenSet
 
     `tokens` is what the training sees of the text that was read; a text that the model wrote itself is not fitted to.
     """
-    rows = work.fit_rows(before=tokens)
+    rows = work.fit_rows(request.fit_tokens, before=tokens)
     done = work.repaired(rows, method)
     if not done.applied:
         told = f"The repair was not applied. {done.treatment.note}"
@@ -218,7 +217,7 @@ def _begin(work: CutLedger, request: HealRequest, method: str, tokens: "TokenSet
         work.watch.say(told)
         return work.cut
     same = RepairRequest(
-        model=request.model, removal=request.removal, text=replace(request.text, max_length=row_length(request.text)),
+        model=request.model, removal=request.removal, text=replace(request.text, max_length=request.text.fit_length),
         method=method, fit_tokens=rows.info.tokens,
     )  # fmt: skip
     work.add(done.handle, command_of(same, work.base.info))

@@ -11,7 +11,7 @@ from shortviz.records.heal import HealHistory, OwnText, preset
 from shortviz.records.ledger import Ledger, LedgerStep
 from shortviz.records.model import ModelInfo
 from shortviz.records.plan import PrunePlan, Removal
-from shortviz.service import kept
+from shortviz.service import kept, policy
 from shortviz.service.ledger import METHODS, Treating, cut_problem, known_ledger, text_key, treated
 from shortviz.service.queue import JobState
 from shortviz.service.requests import (
@@ -25,6 +25,8 @@ from shortviz.service.requests import (
     ShrinkRequest,
 )
 from shortviz.service.service import Service
+from shortviz.settings import settings
+from shortviz.text.tokens import FIT_TOKENS
 from shortviz.ui.pages import inspector
 from shortviz.ui.parts import ledger as ledger_view
 from shortviz.ui.parts import notes, texts
@@ -264,7 +266,7 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
             "See it on the map", icon=":material/grid_on:", key="heal_to_map", on_click=s.leave_for, args=(state, "Map")
         )
     with repair:
-        _step_words("2 Repair", found, "repaired", "Changes the layer before the seam: a minute, or two or three.")
+        _step_words("2 Repair", found, "repaired", "Changes the layer before the seam: a minute or more.")
         button = st.container(horizontal=True, gap="small")
         with button.popover("Method", icon=":material/tune:"):
             method = st.radio(
@@ -275,6 +277,12 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
                 key=s.METHOD,
                 persist_state="session",
             )
+            st.number_input(
+                "Tokens to fit on, at most", 2 * s.training(state).fit_length, policy.most_written(settings())[0],
+                value=FIT_TOKENS, step=FIT_TOKENS, key=s.FIT_TOKENS, persist_state="session",
+                help="Of the text to fit and train on. Four times as many take four times as long, and win back more "
+                "where the text is of many kinds.",
+            )  # fmt: skip
         method = method if method in METHODS else next(iter(METHODS))
         button.button(
             "Repair", icon=":material/build:", disabled=bool(why), help=why or None, key="repair_button",

@@ -28,6 +28,7 @@ from shortviz.service.requests import (
     ShrinkRequest,
 )
 from shortviz.service.service import Service
+from shortviz.text.tokens import FIT_TOKENS
 from shortviz.ui.parts import notes
 from shortviz.ui.parts import questions as task_picker
 from shortviz.ui.parts.notes import dark, plain
@@ -221,7 +222,8 @@ def _ask(tools: Service, shown: Shown, ledger: Ledger) -> None:
 def _submit(tools: Service, shown: Shown, asked: Request | AskRequest) -> None:
     """Start work whose results go into the opened run, or that of model and text, which begins as what is shown."""
     state = s.session()
-    assert shown.ref is not None, "it is asked of"
+    if shown.ref is None:
+        return
     key = opened.goes_into(state, shown.ref)
     if key != s.run_key(state):
         s.leave_run(state)
@@ -239,13 +241,13 @@ def _common(shown: Shown) -> dict[str, Any]:
     return {
         "model": shown.ref, "text": s.training(state), "evaluation": s.evaluation(state), "windows": APP_WINDOWS,
         "task": s.task(state), "write": str(state.get(s.PROMPT, "")),
+        "fit_tokens": int(state.get(s.FIT_TOKENS, FIT_TOKENS)),
     }  # fmt: skip
 
 
 def repair(tools: Service, shown: Shown, removed: tuple[int, ...], method: str) -> None:
     """Start the repair of a cut of the model that is shown."""
-    if shown.ref is not None:
-        _submit(tools, shown, RepairRequest(removal=Removal.of_layers(removed), method=method, **_common(shown)))
+    _submit(tools, shown, RepairRequest(removal=Removal.of_layers(removed), method=method, **_common(shown)))
 
 
 def heal(
@@ -253,17 +255,14 @@ def heal(
     first: str | None,
 ) -> None:  # fmt: skip
     """Start the healing of a cut of the model that is shown, repaired `first` by a method."""
-    if shown.ref is not None:
-        recipe: dict[str, Any] = {"preset": preset, "changes": changes, "own": own, "repair": first}
-        _submit(tools, shown, HealRequest(removal=Removal.of_layers(removed), **recipe, **_common(shown)))
+    recipe: dict[str, Any] = {"preset": preset, "changes": changes, "own": own, "repair": first}
+    common = _common(shown) | ({"fit_tokens": FIT_TOKENS} if first is None else {})
+    _submit(tools, shown, HealRequest(removal=Removal.of_layers(removed), **recipe, **common))
 
 
 def shrink(tools: Service, shown: Shown, to_layers: int, method: str) -> None:
     """Start cutting the model that is shown layer by layer, with a repair after each."""
-    if shown.ref is not None:
-        _submit(
-            tools, shown, ShrinkRequest(to_layers=to_layers, method=method, choose_on_text=True, **_common(shown))
-        )  # fmt: skip
+    _submit(tools, shown, ShrinkRequest(to_layers=to_layers, method=method, choose_on_text=True, **_common(shown)))
 
 
 # What the models can still do, on the Heal page.
@@ -296,8 +295,7 @@ def evidence(tools: Service, shown: Shown, removed: tuple[int, ...], ledger: Led
 
 
 def _ask_evidence(tools: Service, shown: Shown, removed: tuple[int, ...]) -> None:
-    if shown.ref is not None:
-        _submit(tools, shown, EvidenceRequest(removal=Removal.of_layers(removed), **_common(shown)))
+    _submit(tools, shown, EvidenceRequest(removal=Removal.of_layers(removed), **_common(shown)))
 
 
 def _written(ledger: Ledger) -> None:

@@ -18,8 +18,11 @@ from shortviz.settings import settings
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~:$&])")
 
 
-_LABELS = {"key": "Column", "question": "Column: question", "choices": "Choices", "label": "Right choice"}
-"""Of fields that sentences about a text or questions name; what is not here is called as its field is."""
+_LABELS = {
+    "key": "Column", "subset": "Subset", "split": "Split", "question": "Column: question", "choices": "Choices",
+    "label": "Right choice",
+}  # fmt: skip
+"""Of fields that sentences about a text or questions name."""
 
 
 def plain(text: str) -> str:
@@ -70,12 +73,7 @@ def job_error(job: JobState | None) -> None:
 
 def problem(text: str) -> None:
     """Show what went wrong and what to do, as written; a field is called by its label on the page."""
-    st.error(plain(fields_spelled(text, _label)), icon=":material/error:")
-
-
-def _label(field: str) -> str:
-    name = field.rpartition("_")[2]
-    return _LABELS.get(name, name.capitalize())
+    st.error(plain(fields_spelled(text, lambda field: _LABELS[field.rpartition("_")[2]])), icon=":material/error:")
 
 
 def why_off(unloaded: bool, live: bool) -> str:

@@ -267,8 +267,8 @@ def _template(role: str, spec: TextSpec) -> str:
 def _cost(role: str, counts: tuple[str, str]) -> None:
     found, more = counts
     words = {
-        "training": f"A repair takes the first {FIT_TOKENS:,} tokens, healing all but the end, which is held out to "
-        "find the best step.",
+        "training": f"A repair takes the first {FIT_TOKENS:,} tokens (its Method has the number), healing all but the "
+        "end, which is held out to find the best step.",
         "calibration": "Time grows with rows × tokens; four times the rows halve the error bars.",
         "evaluation": f"A first number comes after {inspect.FIRST_LOOK_TOKENS} tokens.",
     }

@@ -60,6 +60,15 @@ def test_heal_prints_cut_repaired_and_healed_on_the_same_windows(shortviz, check
     assert "its end held out" in out
 
 
+def test_the_repair_before_a_training_is_fitted_to_as_many_tokens_as_asked_for(shortviz, checkpoint):
+    text = ("--builtin", "python-reference", "--limit", "40", *TEXT[2:])
+    fitted = ("--repair", "seam_refit", "--fit-tokens", "1024", "--max-length", "64")
+    code, out, err = shortviz("heal", checkpoint, *CUT, *text, *RECIPE, *fitted, "--json")
+    assert code == 0, err
+    (repair, _) = json.loads(out)["ledger"]["steps"][-1]["treatments"]
+    assert repair["text"]["tokens"] == 1024
+
+
 def test_heal_trains_on_what_the_uncut_model_writes_and_says_how(shortviz, checkpoint, tmp_path):
     prompts, own = tmp_path / "prompts.txt", ("--self-tokens", "2000", "--self-length", "24")
     prompts.write_text("One day a\nTwo days or\n")

@@ -211,7 +211,7 @@ def test_a_model_that_leans_on_its_bos_is_trained_and_judged_as_it_is_used():
     text = tokenize(TextSpec(kind="builtin", value="passages/prose", max_length=ALL_TOKENS), base.tokenizer)
     train, heldout = split_heldout(text, windows=4, window=64)
     assert set(heldout.tokens[:, 0].tolist()) == set(pack(train, 64)[:, 0].tolist()) == {BOS}
-    assert set(row[0] for row in fit_rows(spec, base.tokenizer, tokens=512, length=64).rows) == {BOS}
+    assert set(row[0] for row in fit_rows(replace(spec, max_length=64), base.tokenizer, tokens=512).rows) == {BOS}
 
     recipe = small_recipe(
         objective="next_token", dropout=0.0, steps=20, length=64, batch_size=4, eval_every=5, learning_rate=1e-2

@@ -66,7 +66,7 @@ ASKED = [
     ShrinkRequest(model=DEMO, to_layers=24, text=PASSAGES, choose_on_text=True, write="The capital is"),
     HealRequest(model=DEMO, removal=CUT),
     HealRequest(
-        model=HUB, removal=CUT, text=ROWS, evaluation=PASSAGES, repair="seam_refit", preset="quick",
+        model=HUB, removal=CUT, text=ROWS, evaluation=PASSAGES, repair="seam_refit", fit_tokens=65_536, preset="quick",
         changes=(("seed", 3), ("batch_size", 2), ("gradient_checkpointing", True), ("mix", 0.25), ("method", "lora")),
     ),
     EvidenceRequest(model=DEMO, removal=CUT),

@@ -19,8 +19,9 @@ def test_no_row_reaches_into_what_is_held_out(limit: int | None, max_length: int
     bos = bos if tokenizer.bos_token_id is not None else "auto"
     spec = TextSpec(kind="builtin", value="passages/prose", limit=limit, max_length=max_length, bos=bos)
     train, heldout = split_heldout(tokenize(spec, tokenizer), windows=2, window=16)
-    rows = fit_rows(spec, tokenizer, tokens=10**6, length=32, before=train)
-    everything = fit_rows(spec, tokenizer, tokens=10**6, length=32)
+    in_rows = replace(spec, max_length=32)
+    rows = fit_rows(in_rows, tokenizer, tokens=10**6, before=train)
+    everything = fit_rows(in_rows, tokenizer, tokens=10**6)
     assert len(rows.rows) < len(everything.rows), "the end of the text is left out"
     assert all(np.array_equal(a, b) for a, b in zip(rows.rows, everything.rows, strict=False))
     fitted = tokenizer.decode(np.concatenate(rows.rows), skip_special_tokens=True)
