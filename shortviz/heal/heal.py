@@ -109,6 +109,8 @@ def heal(
             facts=_facts(cut, base, tokens, heldout, settings, together.size),
         )
         training.resume()
+        if again := _read_again(training):
+            watch.say(again)
         training.run(watch)
     return _healed(training, tokens)
 
@@ -187,7 +189,7 @@ def _healed(training: Training, tokens: TokenSet) -> Healed:
         settings=asdict(training.settings) | {"alpha": training.settings.scale_alpha} | found,
         text=tokens.info,
         seconds=history.points[-1].seconds,
-        note=" ".join(part for part in (_no_gain(history), history.note, student.note) if part),
+        note=" ".join(part for part in (_no_gain(history), history.note, student.note, _read_again(training)) if part),
     )
     if not history.best_step:
         return Healed(handle=cut, treatment=treatment, history=history, applied=False)
@@ -195,6 +197,13 @@ def _healed(training: Training, tokens: TokenSet) -> Healed:
     handle = replace(merged, treatments=(*cut.treatments, treatment))
     adapter = adapter_of(student, treatment) if student.adapter_config is not None else None
     return Healed(handle=handle, treatment=treatment, history=history, applied=True, adapter=adapter)
+
+
+def _read_again(training: Training) -> str:
+    """Return how often all steps read the text where that is more than once: what is read again is learned by heart."""
+    steps, text = training.settings.steps, training.windows.size
+    times = steps * training.settings.tokens_per_step * training.team.size / text
+    return f"The text's {text:,} tokens are read {times:.1f} times in {steps:,} steps." if times > 1 else ""
 
 
 def _no_gain(history: HealHistory) -> str:

@@ -12,7 +12,7 @@ from shortviz.service.execute import execute
 from shortviz.service.inspect import Inspection
 from shortviz.service.requests import EvaluateRequest
 from shortviz.service.service import Service
-from shortviz.ui.session import polling
+from shortviz.ui.session import service
 from shortviz.ui.session import state as s
 from tests.support.app import App
 
@@ -81,7 +81,7 @@ def test_the_engine_is_imported_once_and_not_before_the_page_is_quiet() -> None:
         begun.append(time.monotonic() - started)
         done.set()
 
-    warmth = polling.Warmth(work, quiet_seconds=0.2)
+    warmth = service.Warmth(work, quiet_seconds=0.2)
     for _ in range(3):
         warmth.page_was_drawn()
     assert done.wait(30)
@@ -92,6 +92,6 @@ def test_the_engine_is_imported_once_and_not_before_the_page_is_quiet() -> None:
 
 def test_a_script_without_a_server_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
-    monkeypatch.setattr(polling.Warmth, "page_was_drawn", lambda _self: begun.append(1))
-    polling.page_was_drawn()
+    monkeypatch.setattr(service.Warmth, "page_was_drawn", lambda _self: begun.append(1))
+    service.page_was_drawn()
     assert begun == []

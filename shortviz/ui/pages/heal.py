@@ -33,8 +33,7 @@ from shortviz.ui.parts import notes, texts
 from shortviz.ui.parts import recipe as recipe_view
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
-from shortviz.ui.session.polling import follow, main_button
-from shortviz.ui.session.service import bench
+from shortviz.ui.session.service import bench, follow, main_button
 from shortviz.ui.session.shown import FONT, Shown, look, settle_block
 
 # What moves on the Heal page: the job at work with its loss curve, and the continuations as they are written.

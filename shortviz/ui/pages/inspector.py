@@ -21,8 +21,7 @@ from shortviz.ui.parts.map import is_from_map
 from shortviz.ui.parts.notes import job_error, plain, why_off
 from shortviz.ui.parts.stack import differences
 from shortviz.ui.session import state as s
-from shortviz.ui.session.polling import main_button
-from shortviz.ui.session.service import start_job
+from shortviz.ui.session.service import main_button, start_job
 from shortviz.ui.session.shown import Shown, criterion_of, measure_job
 
 _INPUT_WIDTH = 113

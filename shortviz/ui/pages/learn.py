@@ -20,8 +20,7 @@ from shortviz.ui.parts.notes import dark
 from shortviz.ui.parts.stack import stack, stack_data
 from shortviz.ui.session import state as s
 from shortviz.ui.session.address import VIEW_PARAMETERS, went_back
-from shortviz.ui.session.polling import main_button
-from shortviz.ui.session.service import bench
+from shortviz.ui.session.service import bench, main_button
 
 STEPS = tuple(course())
 

@@ -17,8 +17,7 @@ from shortviz.ui.parts import map as map_view
 from shortviz.ui.parts.pointer import tall_box
 from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
-from shortviz.ui.session.polling import main_button
-from shortviz.ui.session.service import bench, start_job
+from shortviz.ui.session.service import bench, main_button, start_job
 from shortviz.ui.session.shown import (
     SCALES,
     VIEWS,

@@ -13,8 +13,7 @@ from shortviz.ui.parts import notes, texts
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
 from shortviz.ui.session.address import DTYPES
-from shortviz.ui.session.polling import follow, main_button
-from shortviz.ui.session.service import bench, start_job
+from shortviz.ui.session.service import bench, follow, main_button, start_job
 from shortviz.ui.session.shown import look, ref_of
 
 PRESETS = {

@@ -16,7 +16,7 @@ from shortviz.settings import settings
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import state as s
-from shortviz.ui.session.polling import follow, main_button
+from shortviz.ui.session.service import follow, main_button
 
 TICK_SECONDS = 0.5
 _HELP = (

@@ -21,7 +21,7 @@ from shortviz.ui.pages import map as map_page
 from shortviz.ui.pages.links import late_problem, link_problems
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
-from shortviz.ui.session import opened, polling
+from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
 from shortviz.ui.session.address import (
     VIEW_PARAMETERS,
@@ -33,8 +33,7 @@ from shortviz.ui.session.address import (
     went_back,
     write_address,
 )
-from shortviz.ui.session.polling import follow
-from shortviz.ui.session.service import bench, start_job
+from shortviz.ui.session.service import bench, follow, page_was_drawn, start_job
 from shortviz.ui.session.shown import Shown, look, ref_of
 
 TICK_SECONDS = 0.5
@@ -69,7 +68,7 @@ def show() -> None:
     _open_page(page)
     page.run()
     write_address(bench(), s.session())
-    polling.page_was_drawn()  # then there is time for what the next page will need
+    page_was_drawn()  # then there is time for what the next page will need
 
 
 def _navigation() -> StreamlitPage:

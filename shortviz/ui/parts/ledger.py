@@ -35,8 +35,7 @@ from shortviz.ui.parts.notes import dark, plain
 from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
 from shortviz.ui.session.address import go_to
-from shortviz.ui.session.polling import follow
-from shortviz.ui.session.service import start_job
+from shortviz.ui.session.service import follow, start_job
 from shortviz.ui.session.shown import FONT, Shown, start_of
 
 

@@ -72,6 +72,18 @@ def test_a_training_that_helps_nothing_gives_the_cut_model_back(base, cut, text)
         assert torch.equal(healed.handle.model(tokens).logits, cut.model(tokens).logits)
 
 
+def test_a_text_that_is_read_more_than_once_is_said_before_the_training_and_after_it(base, cut, text):
+    recipe, told = small_recipe(objective="next_token", steps=4), []
+    short = TokenSet(rows=(np.tile(text[0].rows[0], 99)[: 2 * recipe.tokens_per_step],), info=text[0].info)
+    many = TokenSet(rows=(np.tile(text[0].rows[0], 99)[: 9 * recipe.tokens_per_step],), info=text[0].info)
+    again = f"The text's {2 * recipe.tokens_per_step:,} tokens are read 2.0 times in 4 steps."
+    said = [
+        (heal(cut, tokens, recipe, heldout=text[1], watch=Watch(told.append)).treatment.note, [p.detail for p in told])
+        for tokens in (many, short)
+    ]
+    assert [(again in note, again in details) for note, details in said] == [(False, False), (True, True)]
+
+
 def test_untouched_weights_are_shared_and_changed_ones_are_new(base, cut, text):
     healed = heal(cut, text[0], small_recipe(), base=base, heldout=text[1]).handle
     before = {name: weight.data_ptr() for name, weight in cut.model.named_parameters()}
