@@ -129,7 +129,7 @@ class Candidate:
     def go_to(self, layer: int) -> None:
         """Take the batches to the entrance of a layer, at or after the candidate's place."""
         for batch in (*self.fit_on, *self.held_out):
-            batch.state = self._entering(batch, layer)
+            batch.state = self.entering(batch, layer)
         self.place = layer
 
     def standing(self) -> tuple[int, list[Tensor]]:
@@ -143,7 +143,7 @@ class Candidate:
             batch.state = state
 
     @torch.inference_mode()
-    def _entering(self, batch: PairedBatch, layer: int) -> Tensor:
+    def entering(self, batch: PairedBatch, layer: int) -> Tensor:
         """Return what enters a layer, (rows, tokens, hidden); the batch stays where it is."""
         state = batch.state.clone()
         for index in range(self.place, layer):
@@ -163,7 +163,7 @@ class Candidate:
         self.work.watch.check(STOPPED)
         found: list[float] = []
         for batch in self.held_out:
-            states = self.through_tail(self._entering(batch, len(self.layers)))
+            states = self.through_tail(self.entering(batch, len(self.layers)))
             lengths = batch.real.sum(1).tolist()
             found += [self._row(s[:r], i[:r]) for s, i, r in zip(states, batch.ids, lengths, strict=True)]
             if told:

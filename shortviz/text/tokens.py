@@ -369,11 +369,7 @@ FIT_TOKENS: Final = 16_384
 
 
 def fit_rows(
-    spec: Text,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    tokens: int = FIT_TOKENS,
-    before: TokenSet | None = None,
+    spec: Text, tokenizer: "PreTrainedTokenizerBase", *, tokens: int = FIT_TOKENS, before: TokenSet | None = None
 ) -> TokenSet:
     """Return the first tokens of a text as rows, the text joined so that none of it is lost.
 

@@ -386,6 +386,14 @@ def test_families_that_a_scale_does_not_fit_are_refused_by_name(
         repair(cut_of(base, 5), base, text, method=method)
 
 
+def test_a_scale_fits_a_model_whose_embeddings_are_as_small_as_the_epsilon_of_its_norms(text: TokenSet) -> None:
+    """Qwen2.5: the final norm reads what leaves the last layer, never the embeddings."""
+    base = tiny_handle("qwen2")
+    base.model.get_input_embeddings().weight.mul_(0.01)
+
+    assert repair(cut_of(base, 2), base, text, method="scale").treatment.settings["factor"]
+
+
 @pytest.mark.parametrize("length", [64, 128, 512])
 @pytest.mark.parametrize("unknowns", [576, 1536, 3800])
 def test_the_number_of_tokens_asked_for_is_enough(length: int, unknowns: int) -> None:
