@@ -258,7 +258,9 @@ def test_the_inspector_repairs_the_cell_it_shows_on_the_same_windows(healing: Ap
     assert job.state == "done", job.error
     repaired = job.result.ledger.step("repaired")
     assert repaired is not None, job.result.note
-    assert f"{repaired.label} was fitted to built-in python-reference" in page.page("heal").words
+    (fitted,) = [treatment.text for treatment in repaired.treatments]
+    words = f"{repaired.label} was fitted to built-in python-reference ({fitted.tokens:,} tokens)"
+    assert words in page.page("heal").words
     page = healing.page("map")
     assert repaired.evaluation.score.windows == job.result.ledger.step("cut").evaluation.score.windows
     assert "Repaired **" in page.words

@@ -85,11 +85,11 @@ def behind(ledger: Ledger) -> str:
     score = ledger.steps[0].evaluation.score
     windows = windows_words(score.windows, ledger.text)
     found = f"{counted(score.tokens, 'token')} scored of {plain(ledger.text.words)}, {windows}, the same for every step"
-    treated = [(step, step.treatments[-1].text) for step in ledger.steps if step.treatments]
     told = [
-        f"{plain(step.label)} was {'trained on' if step.name == 'healed' else 'fitted to'} {plain(text.source)}"
-        for step, text in treated
-        if text is not None
+        f"{plain(step.label)} was {'trained on' if step.name == 'healed' else 'fitted to'} {plain(text.source)} "
+        f"({counted(text.tokens, 'token')})"
+        for step in ledger.steps
+        if step.treatments and (text := step.treatments[-1].text) is not None
     ]
     return "; ".join([found, *told])
 
