@@ -78,7 +78,7 @@ def heal(
     `history.note`. With `checkpoint` a training that was cut short, even by a kill, goes on from there to the same
     losses.
 
-    Progress has the stage `heal`, in steps; its snapshot is a HealHistory.
+    Progress has the stage `heal`, in steps; its snapshot is a HealHistory. A text that is read again is told first.
 
     Raises:
         ShortvizError: the settings do not fit the model, or `base` is missing for an objective that needs it.
@@ -109,7 +109,7 @@ def heal(
             facts=_facts(cut, base, tokens, heldout, settings, together.size),
         )
         training.resume()
-        if again := _read_again(training):
+        if together.rank == 0 and (again := _read_again(training, settings.steps)):
             watch.say(again)
         training.run(watch)
     return _healed(training, tokens)
@@ -183,13 +183,14 @@ def _healed(training: Training, tokens: TokenSet) -> Healed:
         "trained_parameters": student.parameters,
         "processes": training.team.size,
     }
+    again = _read_again(training, training.step)
     treatment = Treatment(
         kind="heal",
         method=training.settings.method,
         settings=asdict(training.settings) | {"alpha": training.settings.scale_alpha} | found,
         text=tokens.info,
         seconds=history.points[-1].seconds,
-        note=" ".join(part for part in (_no_gain(history), history.note, student.note, _read_again(training)) if part),
+        note=" ".join(filter(None, (_no_gain(history), history.note, student.note, again))),
     )
     if not history.best_step:
         return Healed(handle=cut, treatment=treatment, history=history, applied=False)
@@ -199,11 +200,11 @@ def _healed(training: Training, tokens: TokenSet) -> Healed:
     return Healed(handle=handle, treatment=treatment, history=history, applied=True, adapter=adapter)
 
 
-def _read_again(training: Training) -> str:
-    """Return how often all steps read the text where that is more than once: what is read again is learned by heart."""
-    steps, text = training.settings.steps, training.windows.size
+def _read_again(training: Training, steps: int) -> str:
+    """Return how often the steps read the text where that is more than once: what is read again is learned by heart."""
+    text = training.windows.size
     times = steps * training.settings.tokens_per_step * training.team.size / text
-    return f"The text's {text:,} tokens are read {times:.1f} times in {steps:,} steps." if times > 1 else ""
+    return f"The text's {text:,} tokens are read {times:.1f} times in {steps:,} steps." if times >= 1.05 else ""
 
 
 def _no_gain(history: HealHistory) -> str:

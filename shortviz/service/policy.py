@@ -201,8 +201,8 @@ def longest_row(rules: Settings) -> int:
     return rules.max_row_tokens if rules.is_hosted else 8192
 
 
-def most_written(rules: Settings) -> tuple[int, int]:
-    """Return how many tokens of training text a form lets a model write at most, and how many after each prompt."""
+def most_tokens(rules: Settings) -> tuple[int, int]:
+    """Return how many tokens a form lets a repair read or a model write at most, and how many after each prompt."""
     usual = OwnText().self_length
     return (rules.max_tokens, min(usual, rules.max_new_tokens)) if rules.is_hosted else (10_000_000, usual)
 

@@ -39,7 +39,7 @@ Adapter = Annotated[
     Help("An adapter of shortviz heal, merged in; its own cut is made where none is given.", metavar="FOLDER"),
 ]
 Method = Annotated[str, Help("seam_refit, seam_trained (the same, then trained), linear_fold or scale.")]
-FitTokens = Annotated[int, Help("Tokens of the text to fit on, in rows of --max-length (256).")]
+FitTokens = Annotated[int, Help("Tokens of the text that a repair is fitted to, in rows of --max-length (256).")]
 Write = Annotated[str, Help("A prompt that the models continue.")]
 Anyway = Annotated[
     bool, Help("Write a repaired or healed model that is not better on the evaluation text.", option="--anyway")

@@ -374,7 +374,7 @@ def fit_rows(
     """Return the first tokens of a text as rows, the text joined so that none of it is lost.
 
     `before` is the part of the same text that a training sees: no row then reaches into what follows it, which that
-    training holds out. The rows are those of `shortviz repair` with as many --fit-tokens.
+    training holds out. The rows are those of a repair with as many `fit_tokens` of rows as long.
     """
     text = read_rows(spec)
     length = text.spec.fit_length

@@ -187,3 +187,13 @@ def test_a_fault_of_ours_shows_its_traceback_only_in_an_expander(app: Start, too
     assert any("a fault in shortviz" in error for error in page.errors)
     assert r"\<b\>screw" in page.at.error[0].value
     assert any("Traceback" in code.value for code in page.at.expander[0].code)
+
+
+def test_a_column_that_is_not_there_is_told_by_the_label_of_its_input(loaded: App, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"body": "some words"}\n')
+    loaded.state[s.CALIBRATION] = TextSpec(kind="file", value=str(rows))
+    page = loaded.page("map")
+    (helped,) = [each.help for each in page.at.caption if each.value == "Reads your file"]
+    assert "Choose one of them with Column" in helped.replace("\\", "")
+    assert "`" not in helped

@@ -61,7 +61,7 @@ def test_the_map_says_how_repair_and_heal_differ(app: Start) -> None:
     page = app()
     repair, heal = (page.at.button(key=key).help for key in ("repair_cell", "to_heal"))
     assert repair.startswith("Load the model first")
-    assert "new weights beside the cut, without training: seconds to a minute" in repair
+    assert "new weights beside the cut, without training: a minute or more" in repair
     assert "trains a small adapter" in heal
     assert "minutes" in heal
 
@@ -127,7 +127,7 @@ def test_repair_and_heal_add_to_one_ledger_that_is_kept_and_exported(
     job = page.finish("repair")
     assert job.state == "done", job.error
     settings = job.result.treatment.settings
-    assert settings["fit_tokens"] + settings["held_out_tokens"] + 1 == 512, "two rows; a row's first is not scored"
+    assert settings["fit_tokens"] + settings["held_out_tokens"] + 1 == 512, "one row of 64 is held out"
     small(page, steps=3, warmup_steps=0, batch_size=1, length=32, eval_every=1, rank=2)
     page.click("heal_button")
     job = page.finish("heal")
@@ -139,6 +139,7 @@ def test_repair_and_heal_add_to_one_ledger_that_is_kept_and_exported(
     healed = ledger.steps[-1]
     assert healed.evaluation.base == ledger.steps[0].evaluation.score
     assert healed.treatments[-1].settings["steps"] == 3
+    assert [treatment.text.tokens for treatment in healed.treatments][0] == 512
     assert healed.continuation
     charts = page.at.get("plotly_chart")
     assert any("After 3 of 3 steps the held-out NLL" in chart.proto.alt for chart in charts)
@@ -278,6 +279,29 @@ def test_settings_that_contradict_each_other_are_told_and_cannot_be_started(heal
     page = small(healing, warmup_steps=60)
     assert any("The warm-up takes 60 steps of 50" in error for error in page.errors)
     assert page.at.button(key="heal_button").disabled
+
+
+def test_a_repair_takes_two_rows_at_least_however_long_those_are(healing: App) -> None:
+    healing.at.number_input(key=s.FIT_TOKENS).set_value(100)
+    page = healing.run().click("repair_button")
+    job = page.finish("repair")
+    assert job.state == "done", job.error
+    assert job.result.treatment.text.tokens == 2 * TRAINING.max_length
+
+
+def test_a_training_without_a_repair_leaves_the_tokens_of_a_repair_alone_and_says_what_it_reads_again(
+    healing: App, tools: Service
+) -> None:
+    healing.state[s.TRAINING] = replace(TRAINING, limit=4)
+    healing.at.number_input(key=s.FIT_TOKENS).set_value(512)
+    healing.at.checkbox(key=s.REPAIR_FIRST).set_value(False)
+    page = small(healing, steps=24, warmup_steps=0, batch_size=4, length=32, eval_every=12, rank=2, learning_rate=0.01)
+    page.click("heal_button")
+    job = page.finish("heal")
+    assert job.state == "done", job.error
+    assert job.result.applied
+    assert job.result.note.endswith("times in 24 steps.")
+    assert [each.value for each in page.at.info] == [plain(job.result.note)]
 
 
 def test_a_cut_that_begins_at_layer_0_is_refused_by_the_repair_in_a_sentence(healing: App) -> None:

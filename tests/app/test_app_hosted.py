@@ -178,6 +178,16 @@ def test_a_model_writes_its_training_text_within_the_limits_that_the_page_keeps(
     tools.jobs.cancel(job.id)
 
 
+def test_the_tokens_of_a_repair_keep_to_a_limit_below_the_usual_number(
+    loaded: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHORTVIZ_MAX_TOKENS", "8192")
+    settings.cache_clear()
+    loaded.state[s.CHOSEN] = Block(start=2, n=2)
+    tokens = loaded.page("heal").at.number_input(key=s.FIT_TOKENS)
+    assert (tokens.value, tokens.max) == (8192, 8192)
+
+
 def test_a_job_that_may_not_start_has_failed_with_the_reason(tools: Service, tiny_folder: Path) -> None:
     ref = ModelRef(id=str(tiny_folder))
     spec, first = TextSpec(kind="paste", value="Some words."), Removal(block=Block(start=0, n=1))

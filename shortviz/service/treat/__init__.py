@@ -172,7 +172,7 @@ def heal(request: HealRequest, service: "Service", place: Place, watch: Watch) -
         if not is_main:
             return None
         work.shown = replace(work.shown, history=healed.history, methods=begin.methods)
-        work.say(healed.history.note if healed.applied else healed.treatment.note)
+        work.say(healed.treatment.note)
         if healed.applied:
             work.add(healed.handle, command_of(request, work.base.info), healed)
         complete = healed.history.complete or not watch.stopped

@@ -25,9 +25,9 @@ from shortviz.settings import settings
 from shortviz.ui.pages import inspector, push
 from shortviz.ui.parts import ledger as ledger_view
 from shortviz.ui.parts import notes
-from shortviz.ui.parts.notes import plain, progress_words
+from shortviz.ui.parts.notes import main_button, plain, progress_words
 from shortviz.ui.session import state as s
-from shortviz.ui.session.service import bench, follow, main_button
+from shortviz.ui.session.service import bench, follow
 from shortviz.ui.session.shown import Shown, look, ref_of, settle_block
 
 PARTS = {"model": "The whole model", "adapter": "The adapter alone"}

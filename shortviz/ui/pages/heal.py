@@ -31,9 +31,9 @@ from shortviz.ui.pages import inspector
 from shortviz.ui.parts import ledger as ledger_view
 from shortviz.ui.parts import notes, texts
 from shortviz.ui.parts import recipe as recipe_view
-from shortviz.ui.parts.notes import plain
+from shortviz.ui.parts.notes import main_button, plain
 from shortviz.ui.session import state as s
-from shortviz.ui.session.service import bench, follow, main_button
+from shortviz.ui.session.service import bench, follow
 from shortviz.ui.session.shown import FONT, Shown, look, settle_block
 
 # What moves on the Heal page: the job at work with its loss curve, and the continuations as they are written.
@@ -276,11 +276,12 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
                 key=s.METHOD,
                 persist_state="session",
             )
+            most, _ = policy.most_tokens(settings())
             st.number_input(
-                "Tokens to fit on, at most", 2 * s.training(state).fit_length, policy.most_written(settings())[0],
-                value=FIT_TOKENS, step=FIT_TOKENS, key=s.FIT_TOKENS, persist_state="session",
-                help="Of the text to fit and train on. Four times as many take four times as long, and win back more "
-                "where the text is of many kinds.",
+                "Tokens to fit on, at most", 1, most, value=min(FIT_TOKENS, most), step=FIT_TOKENS,
+                key=s.FIT_TOKENS, persist_state="session",
+                help="Of the text to fit and train on, two rows at least. Time and memory grow with them; of text of "
+                "many kinds more win back more.",
             )  # fmt: skip
         method = method if method in METHODS else next(iter(METHODS))
         button.button(

@@ -18,10 +18,10 @@ from shortviz.service.requests import EvaluateRequest
 from shortviz.service.service import Service
 from shortviz.ui.parts import questions
 from shortviz.ui.parts.map import is_from_map
-from shortviz.ui.parts.notes import job_error, plain, why_off
+from shortviz.ui.parts.notes import job_error, main_button, plain, why_off
 from shortviz.ui.parts.stack import differences
 from shortviz.ui.session import state as s
-from shortviz.ui.session.service import main_button, start_job
+from shortviz.ui.session.service import start_job
 from shortviz.ui.session.shown import Shown, criterion_of, measure_job
 
 _INPUT_WIDTH = 113

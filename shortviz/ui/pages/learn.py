@@ -16,11 +16,11 @@ from shortviz.settings import settings
 from shortviz.ui.pages.lessons import CONTROLS, FIGURES, limits_values
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.lesson import bundled, bundled_losses, choose_on_map, light_up
-from shortviz.ui.parts.notes import dark
+from shortviz.ui.parts.notes import dark, main_button
 from shortviz.ui.parts.stack import stack, stack_data
 from shortviz.ui.session import state as s
 from shortviz.ui.session.address import VIEW_PARAMETERS, went_back
-from shortviz.ui.session.service import bench, main_button
+from shortviz.ui.session.service import bench
 
 STEPS = tuple(course())
 

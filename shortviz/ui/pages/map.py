@@ -14,10 +14,11 @@ from shortviz.service.service import Service
 from shortviz.ui.pages import inspector, share
 from shortviz.ui.parts import advice, ledger, notes, strip
 from shortviz.ui.parts import map as map_view
+from shortviz.ui.parts.notes import main_button
 from shortviz.ui.parts.pointer import tall_box
 from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
-from shortviz.ui.session.service import bench, main_button, start_job
+from shortviz.ui.session.service import bench, start_job
 from shortviz.ui.session.shown import (
     SCALES,
     VIEWS,
@@ -125,7 +126,7 @@ def _takes(tools: Service, shown: Shown, kind: str) -> tuple[str, str]:
     try:
         words, more = measure.counts_of(tools, shown.ref, spec, shown.handle, windows=windows)
     except ShortvizError as error:  # told in full where the text is chosen, and by the job
-        return f"Reads {_name(spec)}", str(error)
+        return f"Reads {_name(spec)}", notes.in_labels(str(error))
     return f"Reads {_name(spec)}, {words}", more
 
 

@@ -10,10 +10,10 @@ from shortviz.service.requests import LoadRequest, SizeRequest
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.ui.parts import notes, texts
-from shortviz.ui.parts.notes import plain
+from shortviz.ui.parts.notes import main_button, plain
 from shortviz.ui.session import state as s
 from shortviz.ui.session.address import DTYPES
-from shortviz.ui.session.service import bench, follow, main_button, start_job
+from shortviz.ui.session.service import bench, follow, start_job
 from shortviz.ui.session.shown import look, ref_of
 
 PRESETS = {
@@ -126,7 +126,7 @@ def _estimate(tools: Service, state: s.State, ref: ModelRef) -> None:
 
     Why a load failed is said by the status line, above every page.
     """
-    if s.estimate_wanted(state):
+    if state.get(s.ESTIMATE_WANTED):
         s.want_estimate(state, False)
         start_job(SizeRequest(model=ref))
     job_id = s.job(state, SizeRequest.kind)

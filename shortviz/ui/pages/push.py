@@ -14,9 +14,9 @@ from shortviz.service.requests import PushRequest
 from shortviz.service.service import Asked, Service
 from shortviz.settings import settings
 from shortviz.ui.parts import notes
-from shortviz.ui.parts.notes import plain
+from shortviz.ui.parts.notes import main_button, plain
 from shortviz.ui.session import state as s
-from shortviz.ui.session.service import follow, main_button
+from shortviz.ui.session.service import follow
 
 TICK_SECONDS = 0.5
 _HELP = (

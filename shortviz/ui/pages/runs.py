@@ -25,11 +25,11 @@ from shortviz.service import policy
 from shortviz.service.service import Service
 from shortviz.settings import settings
 from shortviz.ui.pages import inspector
-from shortviz.ui.parts.notes import dark, plain
+from shortviz.ui.parts.notes import dark, main_button, plain
 from shortviz.ui.parts.pointer import map_chart
 from shortviz.ui.session import opened
 from shortviz.ui.session import state as s
-from shortviz.ui.session.service import bench, main_button
+from shortviz.ui.session.service import bench
 from shortviz.ui.session.shown import checked_block
 
 # Several runs side by side on the Runs page: one scale, one chosen block, and the difference of two.

@@ -240,13 +240,19 @@ def _common(shown: Shown) -> dict[str, Any]:
     return {
         "model": shown.ref, "text": s.training(state), "evaluation": s.evaluation(state), "windows": APP_WINDOWS,
         "task": s.task(state), "write": str(state.get(s.PROMPT, "")),
-        "fit_tokens": int(state.get(s.FIT_TOKENS, FIT_TOKENS)),
     }  # fmt: skip
+
+
+def _fitted(shown: Shown) -> dict[str, Any]:
+    """Return what every work with a repair is asked with; it takes two rows at least, however long those are."""
+    state = s.session()
+    tokens = max(int(state.get(s.FIT_TOKENS, FIT_TOKENS)), 2 * s.training(state).fit_length)
+    return _common(shown) | {"fit_tokens": tokens}
 
 
 def repair(tools: Service, shown: Shown, removed: tuple[int, ...], method: str) -> None:
     """Start the repair of a cut of the model that is shown."""
-    _submit(tools, shown, RepairRequest(removal=Removal.of_layers(removed), method=method, **_common(shown)))
+    _submit(tools, shown, RepairRequest(removal=Removal.of_layers(removed), method=method, **_fitted(shown)))
 
 
 def heal(
@@ -255,13 +261,13 @@ def heal(
 ) -> None:  # fmt: skip
     """Start the healing of a cut of the model that is shown, repaired `first` by a method."""
     recipe: dict[str, Any] = {"preset": preset, "changes": changes, "own": own, "repair": first}
-    common = _common(shown) | ({"fit_tokens": FIT_TOKENS} if first is None else {})
-    _submit(tools, shown, HealRequest(removal=Removal.of_layers(removed), **recipe, **common))
+    recipe |= _common(shown) if first is None else _fitted(shown)
+    _submit(tools, shown, HealRequest(removal=Removal.of_layers(removed), **recipe))
 
 
 def shrink(tools: Service, shown: Shown, to_layers: int, method: str) -> None:
     """Start cutting the model that is shown layer by layer, with a repair after each."""
-    _submit(tools, shown, ShrinkRequest(to_layers=to_layers, method=method, choose_on_text=True, **_common(shown)))
+    _submit(tools, shown, ShrinkRequest(to_layers=to_layers, method=method, choose_on_text=True, **_fitted(shown)))
 
 
 # What the models can still do, on the Heal page.
@@ -323,7 +329,7 @@ def buttons(tools: Service, shown: Shown, block: Block) -> None:
     why = notes.why_off(shown.handle is None, live)
     found = s.session().get(s.METHOD)
     method = found if found in METHODS else next(iter(METHODS))
-    how = "and a short training: two or three minutes" if method == TRAINED else "without training: seconds to a minute"
+    how = f"{'and a short training' if method == TRAINED else 'without training'}: a minute or more"
     st.button(
         "Repair", icon=":material/build:", disabled=bool(why), key="repair_cell",
         help=f"{why} Repair computes new weights beside the cut, {how}.".strip(),

@@ -1,7 +1,7 @@
 """What every page needs: a job's progress and its error, problems as sentences, text as it stands, a chart."""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -73,7 +73,12 @@ def job_error(job: JobState | None) -> None:
 
 def problem(text: str) -> None:
     """Show what went wrong and what to do, as written; a field is called by its label on the page."""
-    st.error(plain(fields_spelled(text, lambda field: _LABELS[field.rpartition("_")[2]])), icon=":material/error:")
+    st.error(plain(in_labels(text)), icon=":material/error:")
+
+
+def in_labels(text: str) -> str:
+    """Return a sentence with the fields that it names as the page calls them."""
+    return fields_spelled(text, lambda field: _LABELS[field.rpartition("_")[2]])
 
 
 def why_off(unloaded: bool, live: bool) -> str:
@@ -110,6 +115,15 @@ def missing(words: str, height: int = 440) -> None:
 def dark() -> bool:
     """Return whether the page is dark."""
     return st.context.theme.type == "dark"
+
+
+def main_button() -> Literal["primary", "secondary"]:
+    """Return the type of a page's main button.
+
+    Streamlit 1.67 writes it in white on the primary colour, and a chosen segment in that colour on the page: on a dark
+    page no one colour has a contrast of 4.5 in both, so there the main button is told by its place and icon alone.
+    """
+    return "secondary" if dark() else "primary"
 
 
 def chart(figure: go.Figure, key: str, alt: str, *, words: str | None = None, **options: Any) -> None:

@@ -128,7 +128,7 @@ def _use(bench: Service, spec: Callable[..., TaskSpec], upload: Any) -> None:
         if chosen.kind == "file":
             measure.rows_of(bench, chosen)
     except ShortvizError as error:
-        s.refuse_task(state, str(error))
+        state[s.TASK_PROBLEM] = str(error)
     else:
         s.set_task(state, chosen)
         ref = s.ref(state)

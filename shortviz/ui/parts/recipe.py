@@ -60,7 +60,7 @@ def own_text(share: float | None) -> OwnText:
     """Draw how much the uncut model writes itself, where it does."""
     if share is None:
         return OwnText()
-    most, after_each = policy.most_written(settings())
+    most, after_each = policy.most_tokens(settings())
     tokens = st.number_input(
         "Tokens that the uncut model writes", 1, most, value=min(OwnText().self_tokens, most), step=1024,
         key="recipe_self_tokens", persist_state="session",

@@ -17,7 +17,7 @@ from shortviz.settings import settings
 from shortviz.text.chats import Chat
 from shortviz.text.sources import builtin_names, read_rows
 from shortviz.text.tables import CHATS, SUFFIXES, TABLES, first_rows, kind_of, text_columns
-from shortviz.text.tokens import FIT_TOKENS, encode, pieces
+from shortviz.text.tokens import encode, pieces
 from shortviz.ui.parts import notes
 from shortviz.ui.parts.notes import plain
 from shortviz.ui.session import opened
@@ -267,8 +267,7 @@ def _template(role: str, spec: TextSpec) -> str:
 def _cost(role: str, counts: tuple[str, str]) -> None:
     found, more = counts
     words = {
-        "training": f"A repair takes the first {FIT_TOKENS:,} tokens (its Method has the number), healing all but the "
-        "end, which is held out to find the best step.",
+        "training": "A repair takes as many tokens as its Method says, healing all but the end, which is held out.",
         "calibration": "Time grows with rows × tokens; four times the rows halve the error bars.",
         "evaluation": f"A first number comes after {inspect.FIRST_LOOK_TOKENS} tokens.",
     }

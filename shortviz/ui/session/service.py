@@ -7,7 +7,7 @@ must not notice: nothing starts before the browser has had time to draw, and a p
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 import streamlit as st
 from streamlit import runtime
@@ -63,18 +63,6 @@ def follow(tools: Service, first: JobState | None, draw: Callable[[JobState | No
         draw(job)
 
     following()
-
-
-# How the app looks where Streamlit's theme alone cannot say it.
-
-
-def main_button() -> Literal["primary", "secondary"]:
-    """Return the type of a page's main button.
-
-    Streamlit 1.67 writes it in white on the primary colour, and a chosen segment in that colour on the page: on a dark
-    page no one colour has a contrast of 4.5 in both, so there the main button is told by its place and icon alone.
-    """
-    return "secondary" if st.context.theme.type == "dark" else "primary"
 
 
 # Torch, imported before anybody needs it.

@@ -131,11 +131,6 @@ def set_task(state: State, spec: TaskSpec) -> None:
     state.pop(TASK_PROBLEM, None)
 
 
-def refuse_task(state: State, problem: str) -> None:
-    """Remember why the questions that were named last cannot be used."""
-    state[TASK_PROBLEM] = problem
-
-
 def task_problem(state: State) -> str:
     """Return why the questions that were named last cannot be used; "" where they can."""
     return str(state.get(TASK_PROBLEM, ""))
@@ -376,11 +371,6 @@ def take_target(state: State) -> str:
 def want_estimate(state: State, wanted: bool = True) -> None:
     """Remember that the person chose a model whose size should be worked out."""
     state[ESTIMATE_WANTED] = wanted
-
-
-def estimate_wanted(state: State) -> bool:
-    """Return whether the size of the chosen model should be worked out."""
-    return bool(state.get(ESTIMATE_WANTED, False))
 
 
 def follow_jobs(state: State, live: Sequence[str]) -> list[str]:
