@@ -146,7 +146,9 @@ def main() -> None:
     if options.other not in builtin_names():
         parser.error(f"there is no built-in text {options.other!r}; choose {', '.join(builtin_names())}")
     torch.set_num_threads(options.threads)
-    methods = options.only or (list(COMPARATORS) if options.baselines else ["cut", "linear_fold", "seam_refit"])
+    methods = options.only or (
+        list(COMPARATORS) if options.baselines else ["cut", "linear_fold", "seam_refit", "seam_trained"]
+    )
     sizes = options.sizes or ([1, 2, 4, 6, 8] if options.baselines else list(range(1, 9)))
     base = load(ModelRef(id=options.model, dtype="float32", device="cpu"))
 
