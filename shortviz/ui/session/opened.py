@@ -113,7 +113,7 @@ def own_copy(bench: Service, state: s.State, key: str) -> str:
         run = bench.runs.get(key)
         if run is not None and bench.runs.get(own) is None:
             bench.runs.put(own, run)
-        s.keep_run(state, own)
+        state[s.RUN] = own  # it holds what is shown
     return own
 
 

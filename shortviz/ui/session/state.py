@@ -174,11 +174,6 @@ def open_run(state: State, key: str, calibration: TextSpec | None = None, evalua
     _set("open_run", state, {RUN: key, TEXT_INPUTS: _text_inputs(state) + 1} | changed)
 
 
-def keep_run(state: State, key: str) -> None:
-    """Go on with a run that holds what is shown: a copy of it, or the one that a job of this session adds to."""
-    state[RUN] = key
-
-
 def give_text(state: State, role: str, spec: TextSpec) -> None:
     """Take the text of the opened run, which was not here; the run stays open."""
     state[role] = spec

@@ -48,6 +48,7 @@ def test_flips_count_both_ways_and_the_share_retained_has_a_paired_error() -> No
         ((1.0, 1.0, 1.01, 1.0, 1.0, 1.02), (0.8, 0.81, 0.8, 0.8, 0.82, 0.8), False),
         ((1.0, 1.5, 1.4, 1.3, 1.6, 1.4), (0.8, 0.9, 0.9, 1.0, 1.2, 1.2), True),  # the spread exceeds the gain
         ((1.0, 1.0, 1.0, 1.0, 1.0, 1.0), (1.1, 1.1, 1.1, 1.1, 1.1, 1.1), True),  # the cut came out slower
+        ((1.1, 1.11, 1.1, 1.12, 1.1, 1.3), (1.0, 1.01, 1.02, 1.0, 1.0, 1.4), True),  # in one turn it did
     ],
 )
 def test_a_speed_is_refused_where_the_machine_is_busy(
