@@ -22,9 +22,9 @@ SMALL_LINES = 80
 LONG_LINES = 500
 
 LINES: Mapping[str, int] = {
-    "": 38_285,  # 38,060 before repairs were trained; 31,274 before GGUF, strips, searches and evidence
+    "": 38_281,  # 38,060 before repairs were trained; 31,274 before GGUF, strips, searches and evidence
     "cli": 1_750,
-    "ui": 6_731,  # 6,200 before strips, searches, evidence, own text, opened runs and lit formulas; 5,866 before
+    "ui": 6_725,  # 6,200 before strips, searches, evidence, own text, opened runs and lit formulas; 5,866 before
 }
 """By folder: the most lines it may have."""
 
