@@ -55,7 +55,7 @@ def test_a_visitor_who_reloads_sees_their_job_and_another_visitor_does_not(
     stop.click()
     expect(stop).to_have_count(0, timeout=SLOW_MS)
     no_failure(second)
-    assert not server.faults
+    assert "Traceback" not in server.printed
 
 
 def test_of_two_visitors_with_the_same_measurement_one_stops_and_the_other_reloads_and_gets_it(
@@ -77,4 +77,4 @@ def test_of_two_visitors_with_the_same_measurement_one_stops_and_the_other_reloa
     expect(bob.get_by_text(re.compile(rf"Averaged over {rows} rows"))).to_be_visible(timeout=SLOW_MS)
     for page in (ann, bob):
         no_failure(page)
-    assert not server.faults
+    assert "Traceback" not in server.printed

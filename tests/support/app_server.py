@@ -53,12 +53,6 @@ class AppServer:
     def printed(self) -> str:
         return "".join(self.lines)
 
-    @property
-    def faults(self) -> list[str]:
-        """Tracebacks that were printed, but for Streamlit's own where a busy server answers a tab just closed."""
-        tracebacks = self.printed.split("Traceback")[1:]
-        return [each for each in tracebacks if "once a close message has been sent" not in each]
-
     def stop(self) -> None:
         self.process.terminate()
         try:
