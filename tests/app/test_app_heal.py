@@ -61,7 +61,7 @@ def test_the_map_says_how_repair_and_heal_differ(app: Start) -> None:
     page = app()
     repair, heal = (page.at.button(key=key).help for key in ("repair_cell", "to_heal"))
     assert repair.startswith("Load the model first")
-    assert "new weights beside the cut, without training: a minute or more" in repair
+    assert "new weights beside the cut, without training: seconds to a minute" in repair
     assert "trains a small adapter" in heal
     assert "minutes" in heal
 

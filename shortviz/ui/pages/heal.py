@@ -265,7 +265,7 @@ def _actions(tools: Service, shown: Shown, model: ModelInfo, removed: tuple[int,
             "See it on the map", icon=":material/grid_on:", key="heal_to_map", on_click=s.leave_for, args=(state, "Map")
         )
     with repair:
-        _step_words("2 Repair", found, "repaired", "Changes the layer before the seam: a minute or more.")
+        _step_words("2 Repair", found, "repaired", "Changes the layer before the seam: a minute, or two or three.")
         button = st.container(horizontal=True, gap="small")
         with button.popover("Method", icon=":material/tune:"):
             method = st.radio(

@@ -329,10 +329,10 @@ def buttons(tools: Service, shown: Shown, block: Block) -> None:
     why = notes.why_off(shown.handle is None, live)
     found = s.session().get(s.METHOD)
     method = found if found in METHODS else next(iter(METHODS))
-    how = f"{'and a short training' if method == TRAINED else 'without training'}: a minute or more"
+    how = "and a short training: two or three minutes" if method == TRAINED else "without training: seconds to a minute"
     st.button(
         "Repair", icon=":material/build:", disabled=bool(why), key="repair_cell",
-        help=f"{why} Repair computes new weights beside the cut, {how}.".strip(),
+        help=f"{why} Repair computes new weights beside the cut, {how}; more with more tokens.".strip(),
         on_click=repair, args=(tools, shown, block.layers, method),
     )  # fmt: skip
     what = "Heal trains a small adapter on text, which takes minutes; opens its page."
