@@ -241,10 +241,7 @@ class HealRequest(_CutRequest):
         ordered = sorted(self.changes, key=lambda change: places.get(change[0], -1))
         object.__setattr__(self, "changes", tuple(ordered))
         self.settings()
-        if self.repair is not None:
-            check_fit(self)
-        elif self.fit_tokens != FIT_TOKENS:
-            raise FieldError("fit_tokens", "is of a repair; give repair too, or leave it out")
+        check_fit(self)
 
     def _read_self(self) -> None:
         """Take the text `self` for a share of 1 where none is given, and the usual text for the rest and a repair."""
@@ -369,12 +366,14 @@ def at_least(request: object, least: int, *names: str) -> None:
 
 
 def check_fit(request: RepairRequest | ShrinkRequest | HealRequest | EvidenceRequest) -> None:
-    """Raise FieldError where a repair would have too little text to be fitted and judged."""
+    """Raise FieldError where a repair would have too little text to be fitted and judged, or there is no repair."""
+    if isinstance(request, HealRequest | EvidenceRequest) and request.repair is None:
+        if request.fit_tokens != FIT_TOKENS:
+            raise FieldError("fit_tokens", "is of a repair; give repair too, or leave it out")
+        return
     length = request.text.fit_length
     if request.fit_tokens < 2 * length:
-        why = (
-            f"a repair is fitted on some rows and judged on others, so give at least {2 * length}, two rows of {length}"
-        )
+        why = f"a repair is fitted on some rows and judged on others; give at least {2 * length}, two rows of {length}"
         raise FieldError("fit_tokens", f"is {request.fit_tokens}; {why}")
 
 

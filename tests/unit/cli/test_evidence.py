@@ -103,7 +103,7 @@ def test_the_repaired_step_is_the_one_that_the_adapter_was_trained_on(
 def test_what_a_stop_left_out_alone_is_measured_by_the_same_request(checkpoint: str, tmp_path: Path) -> None:
     stop, place = threading.Event(), Place(tmp_path / "run")
     request = EvidenceRequest(
-        model=ModelRef(id=checkpoint), removal=Removal(block=Block(start=2, n=2)), probe_items=3, fit_tokens=2048,
+        model=ModelRef(id=checkpoint), removal=Removal(block=Block(start=2, n=2)), probe_items=3,
         windows=WindowSpec(window=64, windows=2), other_texts=("passages/code",),
     )  # fmt: skip
 

@@ -37,6 +37,7 @@ REFUSED = [
     (("heal", "MODEL", *BLOCK, "--rank", HUGE, "--out", "OUT"), f"--rank {HUGE_WORDS}"),
     (("heal", "MODEL", *BLOCK, "--steps", "-1", "--out", "OUT"), "The setting steps is -1; it must be at least 1."),
     (("heal", "MODEL", *BLOCK, "--fit-tokens", "4096", "--out", "OUT"), "--fit-tokens is of a repair; give repair too"),
+    (("evidence", "MODEL", *BLOCK, "--fit-tokens", "4096"), "--fit-tokens is of a repair; give repair too"),
     (("heal", "MODEL", *BLOCK, "--repair", "scale", "--fit-tokens", "9"), "--fit-tokens is 9; a repair is fitted on"),
     (("evidence", "MODEL", *BLOCK, "--batch-size", "0"), "--batch-size is 0; it must be at least 1."),
     (("estimate", "MODEL", "--rows", "0"), "--rows is 0; it must be at least 1."),
