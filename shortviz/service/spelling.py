@@ -53,7 +53,7 @@ _TEXTS: Mapping[Literal["file", "dataset", "builtin", "paste"], str] = {
 _TEXT_HELP = {
     "text": Help("A .txt (one row), .json, .jsonl, .csv, .tsv or .parquet file; .bz2, .gz or .zst of one."),
     "dataset": Help("A data set of the hub, streamed."),
-    "builtin": Help("A built-in text: passages, passages/prose, python-reference."),
+    "builtin": Help("A built-in text: passages, passages/prose, assorted, python-reference."),
     "paste": Help("The text itself."),
 }
 _FILES = ("text", "eval_text", "chat_template", "eval_chat_template", "prompts")

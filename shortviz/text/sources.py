@@ -53,7 +53,7 @@ Text = TextSpec | TextRows
 
 def builtin_names() -> tuple[str, ...]:
     """Return the names of the built-in texts; `passages/<domain>` is the part of `passages` with one domain tag."""
-    return ("passages", *(f"passages/{domain}" for domain in DOMAINS), "python-reference")
+    return ("passages", *(f"passages/{domain}" for domain in DOMAINS), "assorted", "python-reference")
 
 
 def read_rows(spec: Text) -> TextRows:
@@ -81,16 +81,16 @@ def _builtin_rows(name: str) -> tuple[str, ...]:
     if name == "passages":
         turns = zip(*(_passages(domain) for domain in DOMAINS), strict=True)
         return tuple(passage for turn in turns for passage in turn)
-    if name in builtin_names():
+    if name in builtin_names():  # a domain, or the assorted texts
         return _passages(name.removeprefix("passages/"))
     near = difflib.get_close_matches(name, builtin_names(), n=1)
     hint = f"did you mean {near[0]!r}? There are" if near else "there are"
     raise TextError(f"There is no built-in text {name!r}; {hint}: {', '.join(builtin_names())}.")
 
 
-def _passages(domain: str) -> tuple[str, ...]:
-    """Return the passages of a domain: after the front matter each begins with a line `=== title`."""
-    content = (files("shortviz") / "builtin_texts" / f"{domain}.txt").read_text(encoding="utf-8")
+def _passages(name: str) -> tuple[str, ...]:
+    """Return the texts of a file: after the front matter each begins with a line `=== title`."""
+    content = (files("shortviz") / "builtin_texts" / f"{name}.txt").read_text(encoding="utf-8")
     parts = ("\n" + content).split("\n=== ")[1:]
     return tuple(part.split("\n", 1)[1].strip("\n") for part in parts)
 

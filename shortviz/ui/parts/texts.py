@@ -230,10 +230,10 @@ def _sizes(role: str, spec: TextSpec, found: TextSpec) -> TextSpec:
         )  # fmt: skip
         template = _template(role, spec) if found.kind in ("file", "dataset") else ""
         long_rows: LongRows = "auto"
-        if role != "evaluation" and found.kind != "builtin":
+        if role == "training" or (role != "evaluation" and found.kind != "builtin"):
             long_rows = _choice(
                 "Longer text", LongRows, spec.long_rows, _key(role, "long_rows"),
-                "Text longer than a row is cut into rows (auto does so here), or truncated: what follows is left out.",
+                "Text longer than a row is cut into rows, or truncated; auto truncates built-in texts and cuts others.",
             )  # fmt: skip
     return replace(
         found, limit=limit, max_length=int(length), bos=bos, special_tokens=special, chat_template=template,

@@ -74,8 +74,8 @@ TARGET_PAGE: Final = "target_page"
 LINKED_BLOCK: Final = "linked_block"
 FOLLOWED: Final = "followed_jobs"
 
-DEFAULT_TRAINING: Final = TextSpec(kind="builtin", value="python-reference", limit=256, max_length=256)
-"""Not the evaluation text: what is learned by heart must not count as healed."""
+DEFAULT_TRAINING: Final = TextSpec(kind="builtin", value="assorted", limit=256, max_length=256, long_rows="cut")
+"""Of many kinds, and not the evaluation text: what is learned by heart must not count as healed."""
 
 FIRST_PROMPT: Final = "The capital of France is"
 

@@ -1,5 +1,6 @@
 """The texts that come with the product, and the rows every source gives."""
 
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -17,14 +18,29 @@ def rows_of(name: str, limit: int | None = None) -> tuple[str, ...]:
     return read_rows(TextSpec(kind="builtin", value=name, limit=limit)).rows
 
 
+def sevens(rows: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """Every seven words that follow each other."""
+    words = [re.findall(r"\w+", row.lower()) for row in rows]
+    return {tuple(row[at : at + 7]) for row in words for at in range(len(row) - 6)}
+
+
 def test_every_domain_has_four_passages_and_a_licence() -> None:
     folder = files("shortviz") / "builtin_texts"
-    assert sorted(file.name for file in folder.iterdir()) == sorted(f"{domain}.txt" for domain in DOMAINS)
+    assert {file.name for file in folder.iterdir()} == {f"{name}.txt" for name in (*DOMAINS, "assorted")}
     for domain in DOMAINS:
         assert len(rows_of(f"passages/{domain}")) == 4
         front = (folder / f"{domain}.txt").read_text(encoding="utf-8").split("\n===")[0]
         assert f"domain: {domain}\n" in front
         assert "licence: CC0-1.0" in front
+
+
+def test_the_assorted_texts_share_nothing_with_the_passages_they_are_judged_on() -> None:
+    rows = rows_of("assorted")
+    assert len(rows) == len(set(rows)) == 107
+    assert all(row == row.strip() and "\n===" not in row for row in rows)
+    front = (files("shortviz") / "builtin_texts" / "assorted.txt").read_text(encoding="utf-8").split("\n===")[0]
+    assert "licence: CC0-1.0" in front
+    assert not sevens(rows) & sevens(rows_of("passages"))
 
 
 def test_passages_take_turns_by_domain_so_that_a_limit_samples_all() -> None:

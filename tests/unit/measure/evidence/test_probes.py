@@ -1,5 +1,6 @@
 """Probes: the same items for a seed, the same score twice and in any batch, refused where they cannot be written."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,8 @@ from shortviz.measure.generation import continue_text
 from shortviz.model.handle import ModelHandle
 from shortviz.model.prune import prune
 from shortviz.records.plan import Block, PrunePlan
+from shortviz.records.text import TextSpec
+from shortviz.text.sources import read_rows
 from tests.support.families import build_tiny, handle_of
 
 
@@ -28,6 +31,14 @@ def test_the_items_of_a_seed_are_always_the_same_a_hundred_and_all_different(nam
     assert len({item.question for item in probe.items}) == len(probe.items) == 100
     assert not any(f"{item.question} {item.answer}\n" in probe.examples for item in probe.items)
     assert (make_probe(name, tiny, seed=4).items == probe.items) is (name == "facts")  # a fixed list
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_no_question_stands_in_the_text_that_treatments_learn_from(name: str, tiny: ModelHandle) -> None:
+    text = "\n".join(read_rows(TextSpec(kind="builtin", value="assorted")).rows)
+    questions = [item.question for item in make_probe(name, tiny).items]
+
+    assert [one for one in questions if re.search(rf"\b{re.escape(one)}", text)] == []
 
 
 def test_the_answers_are_right(tiny: ModelHandle) -> None:
