@@ -43,8 +43,6 @@ TEXTS = {
 }
 """Calibration text, evaluation text and name of each bundled run; the texts of one run have no row in common."""
 WINDOWS = WindowSpec(window=256, windows=32)
-RANKS = {"example-passages": 4}
-"""Rank of the healing adapters where it is not the preset's: the passages are few, and rank 16 learns them by heart."""
 SIZES = (3,)
 """Sizes whose best block by the angle at the last token is evaluated."""
 PROMPT = "The capital of France is"
@@ -69,7 +67,7 @@ def main() -> None:
         else:
             few = make_windows(evaluation, WindowSpec(window=options.window, windows=options.windows), handle.tokenizer)
             run = evaluated(measure(handle, calibration, few, scratch, name), handle, windows)
-        healed = ledger(handle, windows, calibration, preset=options.heal, rank=RANKS.get(key))
+        healed = ledger(handle, windows, preset=options.heal)
         run = with_ledger(run, healed)
         save_run(run, scratch)
         (scratch / FILE).replace(scratch.parent / EXAMPLES[key])
@@ -98,10 +96,10 @@ def evaluated(run: Run, handle: ModelHandle, windows: WindowSet) -> Run:
     return run
 
 
-def ledger(handle: ModelHandle, windows: WindowSet, spec: TextSpec, *, preset: str, rank: int | None) -> Ledger:
-    """Return the ledger of the bundled cut: repaired and healed on the calibration text, scored on the other."""
+def ledger(handle: ModelHandle, windows: WindowSet, *, preset: str) -> Ledger:
+    """Return the ledger of the bundled cut: repaired and healed on the text for that, scored on the run's own."""
     cache = BaseScores(handle)
-    (_, cut), *rest = treated(handle, spec, preset=preset, rank=rank)
+    (_, cut), *rest = treated(handle, preset=preset)
     scored = evaluate(cut, windows, base=handle, base_scores=cache, watch=Watch(tell))
     texts = {"uncut_text": continue_text(handle, PROMPT), "cut_text": continue_text(cut, PROMPT)}
     found = start_ledger(scored, prompt=PROMPT, **texts)

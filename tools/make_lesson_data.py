@@ -139,7 +139,7 @@ def answers(handle: ModelHandle) -> dict[str, Any]:
         assert start is not None
         block = Block(start=start, n=n)
         models.append(("cut", block.layers, prune(handle, PrunePlan.of_blocks(layers, block))))
-    models += [(step, BLOCK.layers, model) for step, model in treated(handle, DEFAULT_CALIBRATION)]
+    models += [(step, BLOCK.layers, model) for step, model in treated(handle)]
     found = []
     for step, removed, model in models:
         written = [continue_text(model, prompt, max_new_tokens=NEW_TOKENS) for _, prompt, _ in QUESTIONS]

@@ -114,7 +114,7 @@ def _prompt_tokens(handle: ModelHandle, prompt: str) -> torch.Tensor:
         raise TextError("The prompt is empty; write a few words for the model to continue.")
     if whole_characters(prompt)[1]:
         raise TextError("The prompt holds half a character, or a byte that is no UTF-8 text; write it anew.")
-    ids = handle.tokenizer(prompt)["input_ids"]
+    ids = handle.tokenizer(prompt, verbose=False)["input_ids"]  # of a long prompt we say it in a sentence
     if not ids:
         raise TextError(f"The prompt {prompt!r} gives no tokens with this tokenizer; write something else.")
     context = handle.info.context_length

@@ -128,19 +128,19 @@ def make_probe(name: str, handle: ModelHandle, *, seed: int = 0, items: int = 10
 
 def _rows(handle: ModelHandle, probe: Probe) -> list[list[int]]:
     """Return the tokens of every prompt."""
-    rows: list[list[int]] = handle.tokenizer([probe.examples + item.question for item in probe.items])["input_ids"]
-    return rows
+    prompts = [probe.examples + item.question for item in probe.items]
+    return list(handle.tokenizer(prompts, verbose=False)["input_ids"])
 
 
 def _longest(handle: ModelHandle, probe: Probe) -> int:
     """Return how many tokens an answer may take: the longest right one, its line's end, and one more."""
     answers = [f" {item.answer}\n" for item in probe.items]
-    return max(map(len, handle.tokenizer(answers, add_special_tokens=False)["input_ids"])) + 1
+    return max(map(len, handle.tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"])) + 1
 
 
 def _lost(tokenizer: Any, characters: set[str]) -> str:
     """Return the characters that do not come back from their tokens, in order."""
-    ids = tokenizer("a " + " ".join(sorted(characters)), add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a " + " ".join(sorted(characters)), add_special_tokens=False, verbose=False)["input_ids"]
     written = tokenizer.decode(ids, skip_special_tokens=True)
     return "".join(sorted(one for one in characters if one not in written))
 

@@ -1,5 +1,6 @@
 """Probes: the same items for a seed, the same score twice and in any batch, refused where they cannot be written."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -89,3 +90,15 @@ def test_a_context_that_is_too_short_refuses_the_probe(tiny: ModelHandle) -> Non
     short = replace(tiny, info=replace(tiny.info, context_length=64))
 
     assert "and the model's context is 64." in make_probe("recall", short).refused
+
+
+def test_what_is_longer_than_the_tokenizer_likes_is_not_warned_of(
+    tiny: ModelHandle, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.model_max_length = 16
+
+    make_probe("copy", replace(tiny, tokenizer=tokenizer), items=1)
+    continue_text(replace(tiny, tokenizer=tokenizer), "a long prompt " * 4, max_new_tokens=1)
+
+    assert caplog.text == ""
