@@ -19,7 +19,7 @@ from shortviz.text.sources import PASTED, file_words
 from shortviz.text.tokens import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, FIT_TOKENS
 
 FIT_TEXT = replace(DEFAULT_CALIBRATION, value="assorted", limit=None)
-"""What repairs are fitted to unless other text is chosen: of many kinds, for one kind helps with that kind alone."""
+"""What repairs are fitted to unless other text is chosen: of many kinds, for one kind helps less with others."""
 TRAINING_TEXT = replace(FIT_TEXT, max_length=ALL_TOKENS)
 """What healing trains on unless other text is chosen; windows are cut from the joined rows."""
 
