@@ -23,6 +23,8 @@ from tests.support.command import Outcome
 from tests.support.paths import ROOT
 
 SMALL = ("--fit-tokens", "2048", "--max-length", "64", "--window", "64", "--windows", "2")
+ONE_KIND = (*SMALL, "--builtin", "python-reference")
+"""Text that teaches this random model nothing of the passages."""
 Run = Callable[..., Outcome]
 
 
@@ -62,7 +64,7 @@ def test_a_repair_that_is_not_told_from_the_cut_is_written_only_when_asked_for(
     checkpoint: str, shortviz: Run, tmp_path: Path
 ) -> None:
     out = tmp_path / "repaired"
-    command = ("repair", checkpoint, "--start", "2", "--n", "2", *SMALL, "--export", str(out))
+    command = ("repair", checkpoint, "--start", "2", "--n", "2", *ONE_KIND, "--export", str(out))
 
     code, printed, err = shortviz(*command)
 
@@ -84,7 +86,7 @@ def test_repair_asks_every_step_the_same_questions_and_advise_reads_the_run(
     file.write_text("\n".join(json.dumps(row) for row in rows))
 
     code, printed, err = shortviz(
-        "repair", checkpoint, "--start", "2", "--n", "2", *SMALL, "--tasks", str(file), "--out", run
+        "repair", checkpoint, "--start", "2", "--n", "2", *ONE_KIND, "--tasks", str(file), "--out", run
     )
 
     assert code == 0, err
@@ -117,7 +119,7 @@ def test_repair_asks_every_step_the_same_questions_and_advise_reads_the_run(
 
 
 def test_repair_without_a_folder_only_measures(checkpoint: str, shortviz: Run) -> None:
-    code, printed, _ = shortviz("repair", checkpoint, "--remove", "2", "--method", "linear_fold", *SMALL)
+    code, printed, _ = shortviz("repair", checkpoint, "--remove", "2", "--method", "linear_fold", *ONE_KIND)
 
     assert code == 0
     assert "Ledger of the cut of layer" in printed
